@@ -1,0 +1,1 @@
+"""Backbones outside ComfyUI."""

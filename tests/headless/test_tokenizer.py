@@ -1,0 +1,77 @@
+"""Token ids without ComfyUI are those of ComfyUI."""
+
+import json
+import random
+import subprocess
+import textwrap
+
+from cidm_ops.engines.tokenizer import BOS, EOS, clip_bpe, tokenize
+
+TEXTS = [
+    "",
+    " ",
+    "a photo of a dog",
+    "A Photo of TWO Dogs, playing!",
+    "don't, we've, it's, I'd, they'LL, rock'n'roll, ''quoted'', o'clock's",
+    "12345 3.14159 50% 1st 2nd 4k 8K (masterpiece) [x] {y} #tag @me a&b c/d e\\f g_h-i",
+    "tabs\tand\nnew lines \r\n and   many    spaces\u00a0hard\u3000wide",
+    "café cafe\u0301 naïve Ångström ǅ İstanbul ẞtraße ΣΑΣ œuvre",
+    "красная собака и 赤い犬 빨간 개 कुत्ता كلب أحمر 犬🐕🏽\u200d🦺 ½ ² Ⅷ ٣",
+    "zero\u200bwidth soft\u00adhyphen bell\x07 replacement\ufffd line\u2028separator",
+    "&amp; &lt;b&gt; <dog-1> <dog_1> <|endoftext|> x<|startoftext|>y <|EndOfText|>",
+    "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis xyzzyqwrtplk",
+    *("word " * n for n in (74, 75, 76, 150, 151, 400)),
+    "a red dog " * 24 + "pneumonoultramicroscopicsilicovolcanoconiosis",
+]
+
+
+def noise(count: int) -> list[str]:
+    """Seeded strings over scripts, marks, controls, emoji and everyday pieces."""
+    draw = random.Random(0)
+    ranges = [(1, 0x500), (0x300, 0x340), (0x2000, 0x2100), (0x4E00, 0x4E80), (0xAC00, 0xAC40), (0x1F300, 0x1F400)]
+    letters = [chr(code) for low, high in ranges for code in range(low, high) if chr(code) not in "()\\"]
+    pieces = [" ", "the", "dog's", "DON'T", "\n", "  ", "12", ", ", "<|endoftext|>"]
+    return ["".join(draw.choice(letters if draw.random() < 0.5 else pieces) for _ in range(draw.randint(0, 60))) for _ in range(count)]
+
+
+COMFY = """
+    import json, sys
+    texts = json.load(sys.stdin)
+    sys.argv[1:] = ["--cpu"]
+    import comfy.options
+    comfy.options.enable_args_parsing()
+    from comfy.sd1_clip import SDTokenizer
+    tokenizer = SDTokenizer()
+    rows = [[[token for token, _ in row] for row in tokenizer.tokenize_with_weights(text, disable_weights=True)] for text in texts]
+    print(json.dumps([tokenizer.tokenizer.get_vocab(), rows]))
+"""
+
+
+def test_ids_and_chunks_are_those_of_comfyui(comfy_host):
+    texts = TEXTS + noise(2000)
+    result = subprocess.run(
+        [comfy_host.python, "-c", textwrap.dedent(COMFY)], cwd=comfy_host.path, input=json.dumps(texts), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    vocabulary, rows = json.loads(result.stdout.splitlines()[-1])
+    assert clip_bpe().get_vocab() == vocabulary
+    for text, expected in zip(texts, rows, strict=True):
+        assert tokenize(text).tolist() == expected, text
+
+
+def test_ids_are_those_of_clip():
+    # "a photo of a cat" as in the documentation of CLIP's tokenizer
+    assert tokenize("A photo of a\ncat").tolist() == [[BOS, 320, 1125, 539, 320, 2368] + [EOS] * 71]
+
+
+def test_long_text_goes_on_in_the_next_row():
+    rows = tokenize("dog " * 76)
+    assert rows.shape == (2, 77)
+    assert rows[:, 0].tolist() == [BOS, BOS]
+    assert rows[0, 76] == EOS
+    assert rows[1, 1] == rows[0, 1] and (rows[1, 2:] == EOS).all()
+    assert tokenize("dog " * 75).shape == (1, 77)
+
+
+def test_no_text_is_one_empty_row():
+    assert tokenize("").tolist() == [[BOS] + [EOS] * 76]
