@@ -1,0 +1,153 @@
+"""A Backbone through diffusers: Doodle, a diffusers folder or a single-file checkpoint of Stable Diffusion 1. Never downloads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from ..backbone import Backbone
+from ..fingerprint import architecture, fingerprint
+from ..hub import layerwise
+from .checkpoint import filled, read_checkpoint, text_model
+from .tokenizer import tokenize
+
+BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order; as attributes diffusers lists mid_block last
+PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+Modules = tuple[Any, Any, Any]  # U-Net, text encoder, autoencoder
+
+
+class DiffusersBackbone(Backbone):
+    """See ``Backbone``. The weights are frozen and computed with in ``dtype``; what goes in and out is fp32."""
+
+    def __init__(self, modules: Modules, schedule: Mapping[str, Any], device: torch.device, dtype: torch.dtype):
+        for module in modules:  # nn.Module.to: diffusers' own warns about modules to keep in fp32 even where there are none
+            nn.Module.to(module, device, dtype).requires_grad_(False).eval()
+        self.unet, self.text, self.vae = modules
+        self.device, self.dtype = device, dtype
+        named = [(name, module) for name, module in self.unet.named_modules() if name.endswith(".attn2")]
+        self.cross_attention = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
+        self.architecture = architecture(self.cross_attention)
+        layers: list[Any] = list(self.cross_attention.values())
+        self.fingerprint = fingerprint([layers[0].to_k.weight, layers[-1].to_k.weight])
+        noise = DDPMScheduler.from_config(schedule)
+        self.alphas_cumprod = noise.alphas_cumprod.to(device)
+        self.prediction = PREDICTION[noise.config.prediction_type]
+
+    def tokenize(self, text: str) -> Tensor:
+        return tokenize(text).to(self.device)
+
+    def token_rows(self, ids: Tensor) -> Tensor:
+        return self.text.get_input_embeddings().weight[ids.to(self.device)].float()
+
+    def encode_text(self, ids: Tensor, rows: Tensor) -> Tensor:
+        def instead(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return rows.to(output)
+
+        handle = self.text.get_input_embeddings().register_forward_hook(instead)
+        try:
+            return self.text(ids.to(self.device)).last_hidden_state.float()
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def encode_image(self, pictures: Tensor) -> Tensor:
+        """The mean of the autoencoder's posterior, scaled."""
+        encoded = self.vae.encode(pictures.to(self.device, self.dtype))
+        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        return latents.float() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latent(self, latents: Tensor) -> Tensor:
+        scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        with layerwise(self.cross_attention.values()):
+            return self.unet(x.to(self.dtype), t, context.to(self.dtype)).sample.float()
+
+
+def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersBackbone:
+    """The backbone of ``base``: "doodle", a diffusers folder, or a .safetensors/.ckpt file, all of the Stable Diffusion 1 kind.
+
+    Raises FileNotFoundError if there is nothing of that name, ValueError if it is not a complete model of that kind.
+    """
+    path = Path(base).expanduser()
+    schedule = SCHEDULE
+    if str(base) == "doodle":
+        modules = doodle()
+    elif path.is_dir():
+        modules, schedule = read_folder(path)
+    elif path.is_file() and path.suffix in (".safetensors", ".ckpt"):
+        modules = read_checkpoint(path)
+    elif path.exists():
+        raise ValueError(f"{path} is no model file: expected a diffusers folder or a .safetensors or .ckpt file")
+    else:
+        raise FileNotFoundError(f"there is no base model at {path}: expected 'doodle', a diffusers folder, or a .safetensors or .ckpt file")
+    return DiffusersBackbone(modules, schedule, torch.device(device), dtype)
+
+
+def doodle() -> Modules:
+    """U-Net, text encoder and autoencoder of the model that ships with the pack."""
+    from ..doodle import files  # only who paints with Doodle needs its files
+
+    place = Path(files.__file__).parent / "weights"
+    return (
+        filled(lambda: UNet2DConditionModel(**files.UNET_CONFIG), files.unet_state(), place),
+        text_model(files.TEXT_CONFIG, files.text_state(), place),
+        filled(AutoencoderTiny, files.vae_state(), place),
+    )
+
+
+def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
+    """The modules of a folder in diffusers' layout, and its noise schedule.
+
+    Raises ValueError if a part is missing or unreadable, or the model is of another kind.
+    """
+    unet, text, vae = (read_config(folder / part / "config.json") for part in ("unet", "text_encoder", "vae"))
+    schedule = read_config(folder / "scheduler" / "scheduler_config.json")
+    width, read, channels = text.get("hidden_size"), unet.get("cross_attention_dim"), unet.get("in_channels")
+    kind = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}.get(vae.get("_class_name", ""))
+    if (folder / "text_encoder_2").exists() or unet.get("addition_embed_type"):
+        raise ValueError(f"{folder} is an SDXL model: expected Stable Diffusion 1")
+    if text.get("hidden_act") != "quick_gelu" or unet.get("use_linear_projection"):
+        raise ValueError(f"{folder} is a Stable Diffusion 2 model: expected Stable Diffusion 1")
+    if width != read or channels != 4:
+        raise ValueError(
+            f"{folder} has a U-Net of {channels} input channels that reads a text of width {read}, and a text encoder of width {width}: "
+            f"expected 4 channels and equal widths, as in Stable Diffusion 1"
+        )
+    if kind is None or schedule.get("prediction_type", "epsilon") not in PREDICTION:
+        raise ValueError(
+            f"{folder} has the autoencoder {vae.get('_class_name')} and predicts {schedule.get('prediction_type')}: "
+            f"expected AutoencoderKL or AutoencoderTiny, and {' or '.join(PREDICTION)}"
+        )
+    try:
+        parts = [
+            module.from_pretrained(folder / part, local_files_only=True, variant=variant(folder / part))
+            for module, part in ((UNet2DConditionModel, "unet"), (CLIPTextModel, "text_encoder"), (kind, "vae"))
+        ]
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be read as a model: {str(error).splitlines()[0]}") from error
+    return (parts[0], parts[1], parts[2]), schedule
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file of a diffusers folder."""
+    if not path.is_file():
+        raise ValueError(f"{path.parents[1]} is no diffusers model folder: {path.parent.name}/{path.name} is missing")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def variant(folder: Path) -> str | None:
+    """diffusers' name for half-precision files, if those are all the folder has."""
+    weights = [file.name for ending in ("*.safetensors", "*.bin") for file in folder.glob(ending)]
+    return "fp16" if weights and all(".fp16." in name for name in weights) else None

@@ -1,0 +1,25 @@
+"""Which base model is this: the name of its architecture and a short hash of its weights, the same for every engine."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+
+def architecture(cross_attention: Mapping[str, nn.Module]) -> str:
+    """Family, number of cross-attention layers and width of their text, such as ``sd1-16x768``."""
+    first: Any = next(iter(cross_attention.values()))
+    return f"sd1-{len(cross_attention)}x{first.to_k.in_features}"
+
+
+def fingerprint(weights: Sequence[Tensor]) -> str:
+    """Twelve hex digits from the signs of ``weights``, which no cast between floating-point types changes.
+
+    Engines pass the unpatched ``to_k`` weights of the first and the last cross-attention layer.
+    """
+    signs = hashlib.sha256()
+    for weight in weights:
+        signs.update(np.packbits((weight.detach() > 0).cpu().numpy()).tobytes())
+    return signs.hexdigest()[:12]

@@ -1,0 +1,256 @@
+"""A base model is loaded from a diffusers folder or one original file, offline, or refused in one clear sentence."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from sd1_file import empty_sd1, original_names, write_sd1
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEY, from_original
+from cidm_ops.engines.diffusers import load
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"loading a model reached for the network: {args}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny SD1 in diffusers' layout, weights random."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-sd1")
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+    ).save_pretrained(folder / "unet")
+    text = CLIPTextConfig(vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
+    ).save_pretrained(folder / "vae")
+    DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    return load(folder)
+
+
+@pytest.fixture
+def broken(folder, tmp_path) -> Path:
+    """A copy of the folder to break."""
+    return Path(shutil.copytree(folder, tmp_path / "model"))
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_layers_are_in_the_order_down_mid_up(backbone):
+    assert backbone.architecture == "sd1-4x32"
+    assert [name.split(".")[0] for name in backbone.cross_attention] == ["down_blocks", "mid_block", "up_blocks", "up_blocks"]
+
+
+def test_the_schedule_is_that_of_sd1(backbone):
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    torch.testing.assert_close(backbone.alphas_cumprod.double(), (1 - betas).cumprod(0), rtol=1e-5, atol=0)
+    assert backbone.prediction == "eps"
+
+
+def test_text_of_the_tables_own_rows_is_the_plain_encoding(backbone):
+    ids = backbone.tokenize("a photo of a dog")
+    with torch.no_grad():
+        plain = backbone.text(ids).last_hidden_state
+        assert torch.equal(backbone.encode_text(ids, backbone.token_rows(ids)), plain)
+
+
+def test_a_new_row_changes_what_follows_it_and_learns(backbone):
+    ids = backbone.tokenize("a photo of a dog")
+    plain = backbone.token_rows(ids)
+    rows = plain.clone()
+    rows[:, 5] += 1
+    rows.requires_grad_()
+    before, after = backbone.encode_text(ids, plain), backbone.encode_text(ids, rows)
+    assert torch.equal(after[:, :5], before[:, :5])  # CLIP is causal
+    assert not torch.allclose(after[:, 5:], before[:, 5:])
+    after[:, 6:].square().sum().backward()
+    assert rows.grad[:, 5].abs().sum() > 0 and rows.grad.isfinite().all()
+
+
+def test_each_layer_reads_its_own_text(backbone):
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 900])
+    context = torch.randn(2, 77, 32, generator=torch.Generator().manual_seed(1))
+    layers = context[:, None].repeat(1, 4, 1, 1)
+    with torch.no_grad():
+        plain = backbone.predict(x, t, context)
+        assert torch.equal(backbone.predict(x, t, layers), plain)
+        for layer in range(4):
+            other = layers.clone()
+            other[:, layer] = other[:, layer].flip(-1)
+            assert not torch.allclose(backbone.predict(x, t, other), plain, atol=1e-5), layer
+        assert torch.equal(backbone.predict(x, t, context), plain)
+
+
+def test_pictures_become_scaled_latents_and_pictures_again(backbone):
+    pictures = torch.rand(1, 3, 64, 48) * 2 - 1
+    latents = backbone.encode_image(pictures)
+    assert latents.shape == (1, 4, 8, 6)
+    assert torch.equal(latents, backbone.vae.encode(pictures).latent_dist.mean * 0.18215)
+    decoded = backbone.decode_latent(latents)
+    assert decoded.shape == pictures.shape and decoded.abs().max() <= 1
+
+
+def test_nothing_of_a_base_learns(backbone):
+    assert not [name for part in (backbone.unet, backbone.text, backbone.vae) for name, p in part.named_parameters() if p.requires_grad]
+
+
+def test_half_precision_computes_in_half_and_gives_fp32(folder):
+    half, full = load(folder, dtype=torch.bfloat16), load(folder)
+    assert half.fingerprint == full.fingerprint
+    ids = half.tokenize("dog")
+    context = half.encode_text(ids, half.token_rows(ids))
+    output = half.predict(torch.zeros(1, 4, 8, 8), torch.tensor([1]), context)
+    assert half.unet.dtype == torch.bfloat16 and context.dtype == output.dtype == torch.float32
+
+
+def test_another_checkpoint_has_another_fingerprint(folder, broken):
+    unet = UNet2DConditionModel.from_pretrained(broken / "unet")
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    unet.save_pretrained(broken / "unet")
+    assert load(broken).fingerprint != load(folder).fingerprint
+
+
+def test_a_folder_of_half_precision_files_only_loads(broken, backbone):
+    for file in [*broken.rglob("*.safetensors")]:
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert load(broken).fingerprint == backbone.fingerprint
+
+
+def test_one_original_file_becomes_the_same_weights():
+    """Every weight of a full-size SD1.5 arrives where it belongs; each is one number, seen through its shape."""
+    parts, count = [], 0
+    for state in empty_sd1():
+        parts.append({key: torch.tensor(float(count + i)).expand(weight.shape) for i, (key, weight) in enumerate(state.items())})
+        count += len(state)
+    for module, part in zip(from_original(dict(original_names(*parts)), Path("x.safetensors")), parts, strict=True):
+        state = module.state_dict()
+        assert state.keys() == part.keys()
+        for key, weight in part.items():
+            assert state[key].shape == weight.shape and state[key].flatten()[0] == weight.flatten()[0], key
+
+
+@pytest.mark.slow
+def test_a_full_size_original_file_loads_and_runs(tmp_path):
+    backbone = load(write_sd1(tmp_path / "sd15.safetensors"))
+    assert backbone.architecture == "sd1-16x768"
+    ids = backbone.tokenize("a photo of a dog")
+    with torch.no_grad():
+        context = backbone.encode_text(ids, backbone.token_rows(ids))[:, None].expand(-1, 16, -1, -1)
+        assert backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([500]), context).isfinite().all()
+        assert backbone.decode_latent(backbone.encode_image(torch.zeros(1, 3, 64, 64))).shape == (1, 3, 64, 64)
+
+
+def refused(base: Path | str) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load(base)
+    assert str(base) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_missing_base_is_named(tmp_path):
+    assert "there is no base model" in refused(tmp_path / "nothing.safetensors")
+
+
+def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path):
+    assert "unet/config.json is missing" in refused(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(broken):
+    for file in (broken / "vae").glob("*.safetensors"):
+        file.unlink()
+    assert "cannot be read" in refused(broken)
+
+
+def test_a_folder_with_damaged_weights_is_refused(broken):
+    file = next((broken / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "cannot be read" in refused(broken)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "named"),
+    [
+        ("unet", {"addition_embed_type": "text_time"}, "SDXL"),
+        ("unet", {"use_linear_projection": True}, "Stable Diffusion 2"),
+        ("text_encoder", {"hidden_act": "gelu"}, "Stable Diffusion 2"),
+        ("unet", {"in_channels": 9}, "9 input channels"),
+        ("unet", {"cross_attention_dim": 1024}, "width 1024"),
+        ("vae", {"_class_name": "AutoencoderDC"}, "AutoencoderDC"),
+    ],
+)
+def test_a_folder_of_another_architecture_is_named(broken, part, values, named):
+    change(broken / part / "config.json", **values)
+    assert named in refused(broken)
+
+
+KEYS = {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3), TEXT_WIDTH_KEY: (320, 768)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "named"),
+    [
+        ({"conditioner.embedders.0.x": (1,), **KEYS}, "SDXL"),
+        ({**KEYS, TEXT_WIDTH_KEY: (320, 1024)}, "Stable Diffusion 2"),
+        ({**KEYS, "model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "9 input channels"),
+        ({"lora_unet_x.lora_up.weight": (4, 4)}, "no U-Net of Stable Diffusion 1"),
+        (KEYS, "lacks 684 of 686 weights of the UNet2DConditionModel"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, shapes, named):
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
+    assert named in refused(tmp_path / "model.safetensors")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    save_file({key: torch.zeros(shape) for key, shape in KEYS.items()}, tmp_path / "model.safetensors")
+    for size in (0, 4, 100, 1000):
+        (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:size])
+        assert "damaged" in refused(tmp_path / "cut.safetensors")
+    torch.save({"state_dict": {}}, tmp_path / "model.ckpt")
+    for size in (0, 4, 100, 300):
+        (tmp_path / "cut.ckpt").write_bytes((tmp_path / "model.ckpt").read_bytes()[:size])
+        assert "damaged" in refused(tmp_path / "cut.ckpt")
+
+
+def test_a_pickle_with_more_than_tensors_is_not_loaded(tmp_path):
+    torch.save({"state_dict": {}, "callbacks": Path("x")}, tmp_path / "model.ckpt")
+    assert "convert it to .safetensors" in refused(tmp_path / "model.ckpt")
+
+
+def test_a_pickle_of_tensors_is_read_like_a_safetensors_file(tmp_path):
+    torch.save({"state_dict": {key: torch.zeros(shape) for key, shape in KEYS.items()}}, tmp_path / "model.ckpt")
+    assert "lacks 684 of 686 weights" in refused(tmp_path / "model.ckpt")
+
+
+def test_another_kind_of_file_is_refused(tmp_path):
+    (tmp_path / "model.txt").write_text("x")
+    assert "is no model file" in refused(tmp_path / "model.txt")

@@ -1,0 +1,110 @@
+"""The house rules: a file imports from lower floors only, never from the host, and shipped code stays clear of risky calls."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+FLOORS = {
+    "__main__": 6,
+    "demo": 6,
+    "measure": 5,
+    "run": 4,
+    "method": 3,
+    "bank": 3,
+    "hub": 2,
+    "adapters": 2,
+    "lowrank": 1,
+    "tokens": 1,
+    "backbone": 1,
+    "fingerprint": 1,
+}
+BESIDE = {"engines": {"backbone", "hub", "fingerprint", "doodle"}, "doodle": {"lowrank", "tokens", "backbone", "fingerprint"}}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
+HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}
+RISKY = {"eval", "exec", "compile", "__import__"}
+RISKY_MODULES = {"subprocess", "socket", "urllib", "requests", "http", "ctypes"}
+
+OPS = sorted((PACK / "cidm_ops").rglob("*.py"))
+FACE = sorted((PACK / "nodes").rglob("*.py")) + [file for file in [PACK / "__init__.py"] if file.exists()]
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(PACK))
+
+
+def imports(file: Path) -> list[str]:
+    """Every module that a file imports: absolute names, and relative ones written out from the pack ("cidm_ops.hub")."""
+    package = file.relative_to(PACK).parts[:-1]
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append(node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) + (node.module.split(".") if node.module else [])
+            found += [".".join(base)] if node.module else [".".join([*base, alias.name]) for alias in node.names]
+    return found
+
+
+def room(module: str) -> str | None:
+    """The room of a module of cidm_ops: "cidm_ops.run.data" is in "run"."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "cidm_ops" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("file", OPS, ids=name_of)
+def test_a_file_imports_from_lower_floors_only(file):
+    own = room(".".join(file.relative_to(PACK).with_suffix("").parts))
+    assert own == "__init__" or own in FLOORS or own in BESIDE, f"{own} has no floor: add it to FLOORS here and to AGENTS.md"
+    for target in filter(None, map(room, imports(file))):
+        if target == own:
+            continue
+        if own in BESIDE:
+            assert target in BESIDE[own], f"{own} imports {target}"
+        elif target in BESIDE:
+            assert FLOORS[own] >= 5, f"{own} imports {target}: only the command line and the measurements choose an engine or a world"
+        else:
+            assert FLOORS[target] <= FLOORS[own], f"{own} (floor {FLOORS[own]}) imports {target} (floor {FLOORS[target]})"
+
+
+def test_imports_make_no_circles():
+    modules = {".".join(file.relative_to(PACK).with_suffix("").parts): file for file in OPS}
+    graph = {name: {target for target in imports(file) if target in modules} for name, file in modules.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("file", OPS, ids=name_of)
+def test_the_method_knows_no_host(file):
+    own = room(".".join(file.relative_to(PACK).with_suffix("").parts))
+    headless = own in BESIDE or FLOORS.get(own, 0) >= 5
+    for module in imports(file):
+        top = module.split(".")[0]
+        assert top not in HOST, f"imports {module}"
+        assert headless or top not in HEADLESS, f"imports {module}: diffusers and its kind belong to engines/"
+
+
+@pytest.mark.parametrize("file", OPS + FACE, ids=name_of)
+def test_shipped_code_runs_no_other_code_and_reaches_no_network(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert not {module.split(".")[0] for module in imports(file)} & RISKY_MODULES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in RISKY, f"line {node.lineno} calls {node.func.id}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "torch.load":
+            safe = any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in node.keywords)
+            assert safe, f"line {node.lineno}: torch.load without weights_only=True"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path":
+            pytest.fail(f"line {node.lineno} touches sys.path")
+
+
+@pytest.mark.parametrize("file", OPS + FACE, ids=name_of)
+def test_imports_inside_the_pack_are_relative(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        assert not [name for name in names if name.split(".")[0] == "cidm_ops"], f"line {node.lineno}: write the import relative"
