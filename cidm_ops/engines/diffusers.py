@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from ..backbone import Backbone
+from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import layerwise
 from .checkpoint import filled, read_checkpoint, text_model
@@ -35,6 +36,7 @@ class DiffusersBackbone(Backbone):
         self.device, self.dtype = device, dtype
         named = [(name, module) for name, module in self.unet.named_modules() if name.endswith(".attn2")]
         self.cross_attention = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
+        self.size: int = 8 * self.unet.config.sample_size  # pixels of a side that the base was made for
         self.architecture = architecture(self.cross_attention)
         layers: list[Any] = list(self.cross_attention.values())
         self.fingerprint = fingerprint([layers[0].to_k.weight, layers[-1].to_k.weight])
@@ -97,13 +99,10 @@ def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
 
 def doodle() -> Modules:
     """U-Net, text encoder and autoencoder of the model that ships with the pack."""
-    from ..doodle import files  # only who paints with Doodle needs its files
-
-    place = Path(files.__file__).parent / "weights"
     return (
-        filled(lambda: UNet2DConditionModel(**files.UNET_CONFIG), files.unet_state(), place),
-        text_model(files.TEXT_CONFIG, files.text_state(), place),
-        filled(AutoencoderTiny, files.vae_state(), place),
+        filled(lambda: UNet2DConditionModel(**files.UNET_CONFIG), files.unet_state(), files.WEIGHTS),
+        text_model(files.TEXT_CONFIG, files.text_state(), files.WEIGHTS),
+        filled(AutoencoderTiny, files.vae_state(), files.WEIGHTS),
     )
 
 

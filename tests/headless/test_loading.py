@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from sd1_file import empty_sd1, original_names, write_sd1
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEY, from_original
 from cidm_ops.engines.diffusers import load
@@ -26,37 +25,14 @@ def offline(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A tiny SD1 in diffusers' layout, weights random."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny-sd1")
-    UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-    ).save_pretrained(folder / "unet")
-    text = CLIPTextConfig(vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
-    ).save_pretrained(folder / "vae")
-    DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(folder / "scheduler")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def backbone(folder):
-    return load(folder)
+def backbone(tiny_sd1):
+    return load(tiny_sd1)
 
 
 @pytest.fixture
-def broken(folder, tmp_path) -> Path:
+def broken(tiny_sd1, tmp_path) -> Path:
     """A copy of the folder to break."""
-    return Path(shutil.copytree(folder, tmp_path / "model"))
+    return Path(shutil.copytree(tiny_sd1, tmp_path / "model"))
 
 
 def change(path: Path, **values) -> None:
@@ -121,8 +97,8 @@ def test_nothing_of_a_base_learns(backbone):
     assert not [name for part in (backbone.unet, backbone.text, backbone.vae) for name, p in part.named_parameters() if p.requires_grad]
 
 
-def test_half_precision_computes_in_half_and_gives_fp32(folder):
-    half, full = load(folder, dtype=torch.bfloat16), load(folder)
+def test_half_precision_computes_in_half_and_gives_fp32(tiny_sd1):
+    half, full = load(tiny_sd1, dtype=torch.bfloat16), load(tiny_sd1)
     assert half.fingerprint == full.fingerprint
     ids = half.tokenize("dog")
     context = half.encode_text(ids, half.token_rows(ids))
@@ -130,13 +106,13 @@ def test_half_precision_computes_in_half_and_gives_fp32(folder):
     assert half.unet.dtype == torch.bfloat16 and context.dtype == output.dtype == torch.float32
 
 
-def test_another_checkpoint_has_another_fingerprint(folder, broken):
+def test_another_checkpoint_has_another_fingerprint(tiny_sd1, broken):
     unet = UNet2DConditionModel.from_pretrained(broken / "unet")
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
     unet.save_pretrained(broken / "unet")
-    assert load(broken).fingerprint != load(folder).fingerprint
+    assert load(broken).fingerprint != load(tiny_sd1).fingerprint
 
 
 def test_a_folder_of_half_precision_files_only_loads(broken, backbone):

@@ -1,0 +1,212 @@
+"""The command line: `cidm` or `python -m cidm_ops`. Arguments and calls; what can go wrong is one line on stderr and exit code 2."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 for an input that cannot work."""
+    parser = arguments()
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command is not doodle_train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        options.command(options, rest)
+    except ModuleNotFoundError as error:
+        return refuse(f"{error}: install it with pip install 'cidm[headless]'")
+    except KeyError as error:
+        return refuse(error.args[0])
+    except (ValueError, OSError, FloatingPointError) as error:
+        return refuse(error)
+    except KeyboardInterrupt:
+        return refuse("stopped; what was finished before is on disk")
+    return 0
+
+
+def refuse(reason: object) -> int:
+    print(f"cidm: {' '.join(str(reason).split())}", file=sys.stderr)
+    return 2
+
+
+def warn(warnings: Iterable[str | None]) -> None:
+    for warning in filter(None, warnings):
+        print(f"cidm: warning: {warning}", file=sys.stderr)
+
+
+def demo(options: argparse.Namespace, rest: list[str]) -> None:
+    from .demo import run
+
+    run(options.folder)
+
+
+def train(options: argparse.Namespace, rest: list[str]) -> None:
+    from .bank.bank import Bank, check_base
+    from .bank.concept import check_name
+    from .run.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, from_folder
+    from .run.training import Recipe, learn
+    from .tokens import concept_words
+
+    name = check_name(options.name or options.images.resolve().name)
+    bank = Bank(options.bank)
+    earlier = [concept for concept in bank.concepts() if concept.name != name]
+    backbone = load_base(options, on_cuda="bfloat16")
+    warn(check_base(bank.headers[concept.name], backbone.architecture, backbone.fingerprint) for concept in earlier)
+    images = from_folder(options.images, options.size or backbone.size)
+    templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
+    concept, _ = learn(
+        backbone,
+        images,
+        name=name,
+        class_word=options.class_word,
+        words=concept_words(name, options.class_word),
+        earlier=earlier,
+        recipe=Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates),
+        on_step=report,
+    )
+    warn(images.warnings)
+    print(bank.add(concept).file(name))
+
+
+def report(step: int, steps: int, loss: float) -> None:
+    if step == steps or step % max(1, steps // 20) == 0:
+        print(f"step {step}/{steps}  loss {loss:.4f}", file=sys.stderr, flush=True)
+
+
+def generate(options: argparse.Namespace, rest: list[str]) -> None:
+    from PIL import Image
+
+    from .bank.bank import Bank
+    from .run.painting import paint, unit_noise
+
+    bank = Bank(options.bank)
+    for prompt in options.prompt:
+        bank.expand(prompt)
+    backbone = load_base(options, on_cuda="float16")
+    size = options.size or backbone.size
+    options.out.mkdir(parents=True, exist_ok=True)
+    for number, prompt in enumerate(options.prompt, 1):
+        for seed in range(options.seed, options.seed + options.count):
+            pictures, warnings = paint(
+                backbone,
+                bank,
+                prompt,
+                unit_noise(seed, 1, size, size),
+                negative=options.negative,
+                mode=options.mode,
+                strength=options.strength,
+                steps=options.steps,
+                guidance=options.guidance,
+            )
+            warn(warnings)
+            pixels = ((pictures[0].permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
+            words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+            file = options.out / f"{number:02d}-{words}-{seed}.png"
+            Image.fromarray(pixels).save(file)
+            print(file)
+
+
+def bank_list(options: argparse.Namespace, rest: list[str]) -> None:
+    from .bank.bank import Bank
+
+    if not options.bank.is_dir():
+        raise FileNotFoundError(f"there is no bank at {options.bank}: `cidm train` makes one")
+    bank = Bank(options.bank)
+    for name, header in bank.headers.items():
+        print(f"{header['task']:3d}  <{name}>  {header['class_word']}  {' '.join(header['words'])}  {header['architecture']}")
+    warn(bank.damaged.values())
+
+
+def doodle_train(options: argparse.Namespace, rest: list[str]) -> None:
+    from .doodle.train import main as train_doodle
+
+    train_doodle(rest)
+
+
+def load_base(options: argparse.Namespace, on_cuda: str) -> Any:
+    """The backbone, on the fastest device there is unless told; half precision is the default on CUDA only."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from .engines.diffusers import load
+
+    disable_progress_bar()
+    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(options.device or fastest)
+    return load(options.base, device, getattr(torch, options.dtype or (on_cuda if device.type == "cuda" else "float32")))
+
+
+def whole(least: int, multiple: int = 1) -> Any:
+    """An argument type: a whole number of at least ``least``, a multiple of ``multiple``."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or int(text) % multiple:
+            of = f", a multiple of {multiple}" if multiple > 1 else ""
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}{of}")
+        return int(text)
+
+    return number
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cidm", description="Learn one concept after another into a bank, and paint them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, call: Any, text: str, into: Any = commands, **options: Any) -> argparse.ArgumentParser:
+        added = into.add_parser(name, help=text, description=text, **options)
+        added.set_defaults(command=call)
+        return added
+
+    base = argparse.ArgumentParser(add_help=False)
+    base.add_argument(
+        "--base",
+        default="doodle",
+        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 (default: %(default)s)",
+    )
+    base.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
+    base.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
+    base.add_argument("--seed", type=whole(0), default=0, help="seed of all that is random (default: %(default)s)")
+    base.add_argument("--device", help="torch device (default: the fastest there is)")
+    base.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the frozen base (default: half on CUDA, else float32)"
+    )
+
+    show = command("demo", demo, "learn three Doodle concepts, paint and score them, write a report")
+    show.add_argument(
+        "folder", type=Path, nargs="?", default=Path("demo"), help="where the report, the sheet and the bank go (default: %(default)s)"
+    )
+
+    learn = command("train", train, "learn a concept from a folder of pictures into a bank", parents=[base])
+    learn.add_argument("--images", type=Path, required=True, help="folder of 4 to 7 pictures, captions in .txt files of the same name")
+    learn.add_argument("--class-word", required=True, help="what it is in plain words, such as 'dog' or 'teddy bear'")
+    learn.add_argument("--name", help="the concept's name, in prompts <name> (default: the name of the folder)")
+    learn.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
+    learn.add_argument("--steps", type=whole(1), default=800, help="training steps (default: %(default)s)")
+    learn.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")
+
+    make = command("generate", generate, "paint prompts with the concepts of a bank", parents=[base])
+    make.add_argument("--prompt", action="append", required=True, help="may be repeated; <name> stands for a concept")
+    make.add_argument("--negative", default="", help="what the pictures should not be")
+    make.add_argument(
+        "--mode", choices=("exact", "released", "paper"), default="exact", help="how the concepts' weights are found (default: %(default)s)"
+    )
+    make.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
+    make.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
+    make.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
+    make.add_argument("--count", type=whole(1), default=1, help="pictures per prompt, seeds counting up (default: %(default)s)")
+    make.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
+
+    bank = commands.add_parser("bank", help="look into a concept bank").add_subparsers(required=True, metavar="COMMAND")
+    look = command("list", bank_list, "the concepts of a bank in the order learned", bank)
+    look.add_argument("bank", type=Path, help="folder of the concept bank")
+
+    doodle = commands.add_parser("doodle", help="the model that ships with the pack").add_subparsers(required=True, metavar="COMMAND")
+    command("train", doodle_train, "train Doodle from scratch; see its own --help", doodle, add_help=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""From a prompt and a bank to pictures, on any backbone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..adapters import attached, linears
+from ..backbone import Backbone
+from ..bank.bank import Bank
+from ..lowrank import LowRank
+from .prompt import concepts_for, encode_prompts, factors_for
+from .sampling import sample
+
+
+@torch.no_grad()
+def paint(
+    backbone: Backbone,
+    bank: Bank,
+    prompt: str,
+    noise: Tensor,
+    *,
+    negative: str = "",
+    mode: str = "exact",
+    strength: float = 1.0,
+    steps: int = 25,
+    guidance: float = 5.0,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> tuple[Tensor, list[str]]:
+    """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about the concepts' base.
+
+    ``mode`` and ``strength`` are those of the aggregation (CIDM 3.2). Raises ``ValueError`` for a word that no concept of the
+    bank has and for a concept of another architecture.
+    """
+    text, concepts, warnings = concepts_for(bank, prompt, mode, backbone)
+    factors, _ = factors_for(backbone, text, concepts, mode, strength)
+    here = {name: LowRank(f.up.to(backbone.device), f.down.to(backbone.device)) for name, f in factors.items()}
+    context, plain = (
+        encode_prompts(backbone, [words], used).expand(len(noise), -1, -1, -1) for words, used in ((text, concepts), (negative, []))
+    )
+    with attached(linears(backbone.cross_attention), here):
+        latents = sample(backbone, context, plain, noise.to(backbone.device), steps=steps, guidance=guidance, on_step=on_step)
+    return backbone.decode_latent(latents), warnings
+
+
+def unit_noise(seed: int, count: int, height: int, width: int) -> Tensor:
+    """Noise ``[count, 4, height/8, width/8]`` on the CPU, picture i from ``seed + i``, as ComfyUI draws it for one picture."""
+    return torch.cat([torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])

@@ -1,0 +1,178 @@
+"""`cidm`: learn, list and paint on the user's own base and pictures; an input that cannot work is one line and exit code 2."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cidm_ops.__main__ import main
+
+
+def photos(folder: Path, captions: list[str]) -> Path:
+    """Random pictures with captions."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for i, caption in enumerate(captions):
+        Image.fromarray(draw.integers(0, 255, (96, 80, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture
+def cidm(capsys):
+    """Run a command; returns its exit code, the lines of stdout and those of stderr."""
+
+    def run(*argv: object) -> tuple[int, list[str], list[str]]:
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_sd1, tmp_path_factory) -> Path:
+    """A bank in which a dog and a teddy bear were learned from the command line, three steps each."""
+    place = tmp_path_factory.mktemp("learned")
+    for name, class_word in (("rex", "dog"), ("ted", "teddy bear")):
+        images = photos(place / name, [f"a {class_word} on grass", f"a {class_word}"])
+        argv = ["train", "--base", tiny_sd1, "--images", images, "--class-word", class_word, "--bank", place / "bank", "--steps", 3]
+        assert main([*map(str, argv), "--size", "64"]) == 0
+    return place / "bank"
+
+
+@pytest.fixture
+def bank(learned, tmp_path) -> Path:
+    return Path(shutil.copytree(learned, tmp_path / "bank"))
+
+
+def test_the_list_is_in_the_order_learned(cidm, bank):
+    code, out, _ = cidm("bank", "list", bank)
+    assert code == 0
+    assert [line.split()[:2] for line in out] == [["1", "<rex>"], ["2", "<ted>"]]
+    assert "<ted-1> <ted-2> <ted-3>" in out[1]
+
+
+def test_prompts_become_pictures_that_depend_on_concept_and_seed(cidm, bank, tiny_sd1, tmp_path):
+    argv = ["generate", "--base", tiny_sd1, "--bank", bank, "--size", 64, "--steps", 2, "--out", tmp_path / "out"]
+    code, out, _ = cidm(*argv, "--prompt", "a photo of <rex>", "--prompt", "a photo of <rex> and <ted>", "--count", 2)
+    assert code == 0
+    pictures = [np.asarray(Image.open(file)) for file in out]
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
+    assert len({picture.tobytes() for picture in pictures}) == 4
+    _, again, _ = cidm(*argv, "--prompt", "a photo of <rex>", "--seed", 1, "--out", tmp_path / "again")
+    assert (np.asarray(Image.open(again[0])) == pictures[1]).all()
+
+
+@pytest.mark.parametrize("mode", ["released", "paper"])
+def test_the_soft_modes_paint_too(cidm, bank, tiny_sd1, tmp_path, mode):
+    argv = ["generate", "--base", tiny_sd1, "--bank", bank, "--size", 64, "--steps", 1, "--mode", mode, "--out", tmp_path]
+    assert cidm(*argv, "--prompt", "a <rex>")[0] == 0
+
+
+def test_learning_again_replaces_the_concept_in_its_place(cidm, bank, tiny_sd1, tmp_path):
+    images = photos(tmp_path / "rex", ["a dog"])
+    code, out, _ = cidm("train", "--base", tiny_sd1, "--images", images, "--class-word", "dog", "--bank", bank, "--steps", 1, "--size", 64)
+    assert code == 0 and Path(out[-1]).name == "rex.safetensors"
+    assert [line.split()[1] for line in cidm("bank", "list", bank)[1]] == ["<rex>", "<ted>"]
+
+
+def test_a_caption_without_the_class_word_is_warned_about_by_name(cidm, tiny_sd1, tmp_path):
+    images = photos(tmp_path / "rex", ["a dog", "something furry"])
+    argv = ["train", "--base", tiny_sd1, "--images", images, "--class-word", "dog", "--bank", tmp_path / "bank", "--steps", 1, "--size", 64]
+    code, _, err = cidm(*argv)
+    assert code == 0
+    assert [line for line in err if "warning" in line and "something furry" in line]
+
+
+def test_the_module_runs_as_a_program(bank):
+    run = subprocess.run(
+        [sys.executable, "-m", "cidm_ops", "bank", "list", bank], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert run.returncode == 0 and "<rex>" in run.stdout
+
+
+def refused(result: tuple[int, list[str], list[str]]) -> str:
+    code, out, err = result
+    assert code == 2 and not out
+    lines = [line for line in err if not line.startswith(("usage:", " ", "step"))]
+    assert len(lines) == 1 and lines[0].startswith("cidm"), err
+    return lines[0]
+
+
+class TestRefusals:
+    @pytest.fixture
+    def train(self, cidm, tiny_sd1, tmp_path):
+        def run(images: Path, *more: object):
+            return cidm(
+                *("train", "--base", tiny_sd1, "--images", images, "--class-word", "dog", "--bank", tmp_path / "own", "--name", "rex"),
+                *("--steps", 1, "--size", 64, *more),
+            )
+
+        return run
+
+    @pytest.fixture
+    def generate(self, cidm, tiny_sd1, tmp_path):
+        def run(bank: Path, prompt: str, *more: object):
+            return cidm("generate", "--base", tiny_sd1, "--bank", bank, "--prompt", prompt, "--steps", 1, "--out", tmp_path / "out", *more)
+
+        return run
+
+    def test_an_empty_folder(self, train, tmp_path):
+        (tmp_path / "none").mkdir()
+        assert "no pictures" in refused(train(tmp_path / "none"))
+        assert not (tmp_path / "own").exists()
+
+    def test_a_missing_folder(self, train, tmp_path):
+        assert "no such folder" in refused(train(tmp_path / "none"))
+
+    def test_a_truncated_picture(self, train, tmp_path):
+        images = photos(tmp_path / "rex", ["a dog", "a dog"])
+        (images / "1.png").write_bytes((images / "1.png").read_bytes()[:200])
+        assert "1.png" in refused(train(images))
+        assert not (tmp_path / "own").exists()
+
+    def test_a_name_that_is_no_name(self, train, tmp_path):
+        assert "'my dog!'" in refused(train(photos(tmp_path / "rex", ["a dog"]), "--name", "my dog!"))
+
+    @pytest.mark.parametrize("option", [("--steps", 0), ("--steps", "many"), ("--rank", -1), ("--size", 100), ("--dtype", "int8")])
+    def test_a_number_that_cannot_be(self, train, tmp_path, option):
+        assert str(option[1]) in refused(train(tmp_path, *option))
+
+    def test_a_base_that_is_not_there(self, train, tmp_path):
+        assert str(tmp_path / "no.safetensors") in refused(train(tmp_path, "--base", tmp_path / "no.safetensors"))
+
+    def test_a_word_that_no_concept_has(self, generate, bank):
+        reason = refused(generate(bank, "a photo of <max>"))
+        assert "<max>" in reason and "<rex>" in reason
+
+    def test_a_damaged_concept(self, cidm, train, generate, bank, tmp_path):
+        file = bank / "rex.safetensors"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        assert "rex.safetensors" in refused(generate(bank, "a photo of <rex>"))
+        assert generate(bank, "a photo of <ted>", "--size", 64)[0] == 0
+        code, out, err = cidm("bank", "list", bank)
+        assert code == 0 and len(out) == 1 and "rex.safetensors" in err[0]
+        assert "rex.safetensors" in refused(train(photos(tmp_path / "max", ["a dog"]), "--bank", bank, "--name", "max"))
+
+    def test_a_concept_of_another_architecture(self, generate, train, bank, tiny_sd1, tmp_path):
+        from diffusers import UNet2DConditionModel
+
+        other = Path(shutil.copytree(tiny_sd1, tmp_path / "other"))
+        config = dict(UNet2DConditionModel.load_config(other / "unet")) | {"layers_per_block": 2}
+        UNet2DConditionModel.from_config(config).save_pretrained(other / "unet")
+        assert "sd1-4x32" in refused(generate(bank, "a photo of <rex>", "--base", other))
+        assert "sd1-4x32" in refused(train(photos(tmp_path / "max", ["a dog"]), "--base", other, "--bank", bank, "--name", "max"))
+
+    def test_a_bank_that_is_not_there(self, cidm, tmp_path):
+        assert str(tmp_path / "no") in refused(cidm("bank", "list", tmp_path / "no"))
+
+    def test_an_argument_that_does_not_exist(self, cidm, bank):
+        assert "--colour" in refused(cidm("bank", "list", bank, "--colour", "red"))
