@@ -1,0 +1,43 @@
+"""What the method sees of a model: one protocol, implemented by ``engines/diffusers.py`` and ``nodes/host.py``."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Backbone(Protocol):
+    """A latent diffusion model of the Stable Diffusion 1 kind.
+
+    Shapes: pictures ``[B, 3, H, W]`` in [-1, 1], latents ``[B, 4, H/8, W/8]`` as the U-Net sees them, token rows
+    ``[..., D]``, contexts ``[B, N, C]`` (one text for all layers) or ``[B, L, N, C]`` (layer-wise), timesteps ``[B]``
+    int64 in 0..999.
+    """
+
+    architecture: str  # family, layers and token width, such as "sd1-16x768"; a concept fits its own only
+    fingerprint: str  # a short hash of base weights: tells checkpoints of one architecture apart
+    cross_attention: Mapping[str, nn.Module]  # canonical name -> attn2 module; order is the layer order
+    device: torch.device
+    alphas_cumprod: Tensor  # [1000]
+    prediction: str  # "eps" or "v"
+
+    def tokenize(self, text: str) -> Tensor:
+        """Token ids ``[chunks, 77]`` int64 with start, end and padding, split as the host splits long prompts."""
+        ...
+
+    def token_rows(self, ids: Tensor) -> Tensor:
+        """Rows of the token table for ``ids [...]``: ``[..., D]`` fp32, no gradient."""
+        ...
+
+    def encode_text(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Last hidden states ``[B, 77, C]`` of ``ids [B, 77]`` with token rows ``[B, 77, D]``; differentiable in the rows."""
+        ...
+
+    def encode_image(self, pictures: Tensor) -> Tensor: ...
+
+    def decode_latent(self, latents: Tensor) -> Tensor: ...
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The model's output (epsilon or v) at ``x [B, 4, h, w]``; differentiable."""
+        ...

@@ -1,0 +1,81 @@
+"""The weights that ship: four small fp16 files, and the sizes of the models they fill."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+UNET_CONFIG: dict[str, Any] = dict(
+    sample_size=16,
+    block_out_channels=(64, 128, 192),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    attention_head_dim=8,
+    cross_attention_dim=128,
+)
+TEXT_CONFIG: dict[str, Any] = dict(
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=77,
+    projection_dim=128,
+    hidden_act="quick_gelu",
+)
+VISION_CONFIG: dict[str, Any] = dict(
+    hidden_size=192,
+    intermediate_size=768,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    image_size=128,
+    patch_size=16,
+    projection_dim=128,
+    hidden_act="quick_gelu",
+)
+VOCABULARY, RARE_STD = 49408, 0.02
+
+
+def _load(name: str) -> dict[str, Tensor]:
+    file = WEIGHTS / f"{name}.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(f"{file.name}: a part of the Doodle model is missing from {WEIGHTS}: install the pack again")
+    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
+
+
+def full_token_table(ids: Tensor, rows: Tensor) -> Tensor:
+    """Token table ``[49408, D]``: trained ``rows [n, D]`` at ``ids [n]``, seeded noise elsewhere.
+
+    Words the world does not use are noise of the size the model met in training as words without meaning.
+    """
+    noise = np.random.default_rng(0).standard_normal((VOCABULARY, rows.shape[1]), dtype=np.float32) * RARE_STD
+    table = torch.from_numpy(noise).half().float()
+    table[ids] = rows
+    return table
+
+
+def unet_state() -> dict[str, Tensor]:
+    """Names of diffusers' ``UNet2DConditionModel``."""
+    return _load("unet")
+
+
+def text_state() -> dict[str, Tensor]:
+    """Names ``text_model.*`` of a CLIP text model, with the whole token table."""
+    state = _load("text")
+    table = full_token_table(state.pop("token_ids").long(), state.pop("token_rows"))
+    return state | {"text_model.embeddings.token_embedding.weight": table}
+
+
+def vae_state() -> dict[str, Tensor]:
+    """Names of diffusers' ``AutoencoderTiny``."""
+    return _load("vae")
+
+
+def vision_state() -> dict[str, Tensor]:
+    """Names of transformers' ``CLIPVisionModelWithProjection`` (the image tower) without its caption side."""
+    return {k: v for k, v in _load("vision").items() if not k.startswith("text.")}

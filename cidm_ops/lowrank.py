@@ -1,0 +1,78 @@
+"""Low-rank factors and stacks of them: the algebra that merging, routing and consolidation share.
+
+A concept changes a linear layer ``W [out, in]`` by ``up @ down``. A stack of G concepts is the same thing with rank
+``G * r``: downs and ups concatenated, and one weight per concept on the blocks in between.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``delta W = up @ down`` with ``up [out, r]`` and ``down [r, in]`` (the paper's A and B)."""
+
+    up: Tensor
+    down: Tensor
+
+    def __post_init__(self) -> None:
+        if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
+            raise ValueError(f"up {tuple(self.up.shape)} and down {tuple(self.down.shape)} do not fit: expected [out, r] and [r, in]")
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[1]
+
+    def delta(self) -> Tensor:
+        """The full change of the weight, ``[out, in]``."""
+        return self.up @ self.down
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``up (down x)`` for ``x [..., in]``, in the factors' own precision; ``[..., out]`` in that of ``x``."""
+        return ((x.to(self.down.dtype) @ self.down.T) @ self.up.T).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """G low-rank factors of one layer side by side: ``up [out, R]``, ``down [R, in]``, ``R = sum(ranks)``."""
+
+    up: Tensor
+    down: Tensor
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, factors: Sequence[LowRank]) -> "Stack":
+        """Stack the factors of one layer. Raises ``ValueError`` when there are none or their layers differ."""
+        if not factors:
+            raise ValueError("a stack needs at least one pair of factors")
+        shapes = {(f.up.shape[0], f.down.shape[1]) for f in factors}
+        if len(shapes) > 1:
+            raise ValueError(f"factors of different layers cannot be stacked: (out, in) are {sorted(shapes)}")
+        return cls(torch.cat([f.up for f in factors], 1), torch.cat([f.down for f in factors], 0), tuple(f.rank for f in factors))
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """Weights per concept ``[..., G]`` to weights per rank ``[..., R]``."""
+        if weights.shape[-1] != len(self.ranks):
+            raise ValueError(f"{weights.shape[-1]} weights for a stack of {len(self.ranks)} concepts")
+        repeats = torch.tensor(self.ranks, device=weights.device)
+        return weights.repeat_interleave(repeats, -1).to(self.up)
+
+    def merged(self, weights: Tensor) -> LowRank:
+        """One pair of factors of rank R whose delta is ``sum_g weights[g] * delta_g``; ``weights [G]``."""
+        return LowRank(self.up * self.spread(weights), self.down)
+
+    def routed(self, x: Tensor, weights: Tensor) -> Tensor:
+        """``sum_g weights[..., g] * up_g (down_g x)`` for ``x [..., in]``, ``weights`` broadcasting to ``[..., G]``.
+
+        Every token may have its own mixture; with constant weights it equals ``merged``.
+        """
+        return ((x.to(self.down.dtype) @ self.down.T * self.spread(weights)) @ self.up.T).to(x.dtype)
+
+
+def orthonormal_basis(columns: Tensor, tolerance: float = 1e-6) -> Tensor:
+    """An orthonormal basis ``[n, k]`` of the column space of ``columns [n, m]``; directions below ``tolerance`` drop out."""
+    u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    return u[:, s > tolerance * s.max().clamp(min=1e-30)].to(columns.dtype)

@@ -1,0 +1,60 @@
+"""Simple sampling: Euler on the "normal" schedule, step for step what ComfyUI's KSampler does with these names."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+
+
+def schedule(alphas_cumprod: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Noise levels ``sigmas [steps + 1]`` ending in 0, and the nearest trained timestep ``[steps]`` of each.
+
+    ``sigma = sqrt((1 - abar) / abar)``; levels are interpolated in log sigma at evenly spaced timesteps.
+    """
+    log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).double().sqrt().log().float()
+    t = torch.linspace(len(log_sigmas) - 1, 0, steps)
+    low, high, w = t.floor().long(), t.ceil().long(), t.frac()
+    levels = (1 - w) * log_sigmas[low] + w * log_sigmas[high]
+    nearest = (levels[:, None] - log_sigmas[None]).abs().argmin(1)
+    return torch.cat([levels.exp(), torch.zeros(1)]), nearest
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    context: Tensor,
+    negative: Tensor,
+    noise: Tensor,
+    *,
+    steps: int = 25,
+    guidance: float = 5.0,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> Tensor:
+    """Latents ``[B, 4, h, w]`` from unit Gaussian ``noise`` of that shape.
+
+    ``context`` and ``negative`` are ``[B, (L,) N, C]``; classifier-free guidance ``negative + guidance * (context - negative)``
+    on the denoised estimate.
+    """
+    sigmas, timesteps = (s.to(noise.device) for s in schedule(backbone.alphas_cumprod.cpu(), steps))
+    x = noise * (1 + sigmas[0] ** 2).sqrt()
+    for i, t in enumerate(timesteps):
+        scaled = x / (sigmas[i] ** 2 + 1).sqrt()
+        if context.shape == negative.shape:
+            both = backbone.predict(torch.cat([scaled, scaled]), t.expand(2 * len(x)), torch.cat([context, negative]))
+            output, output_negative = both.chunk(2)
+        else:
+            output, output_negative = (backbone.predict(scaled, t.expand(len(x)), c) for c in (context, negative))
+        denoised, denoised_negative = (_denoised(backbone, x, o, sigmas[i]) for o in (output, output_negative))
+        denoised = denoised_negative + guidance * (denoised - denoised_negative)
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        on_step(i + 1, steps)
+    return x
+
+
+def _denoised(backbone: Backbone, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+    """The clean latent behind ``x = x0 + sigma n`` given the model's epsilon or v."""
+    if backbone.prediction == "v":
+        return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
+    return x - sigma * output
