@@ -21,7 +21,10 @@ FLOORS = {
     "backbone": 1,
     "fingerprint": 1,
 }
-BESIDE = {"engines": {"backbone", "hub", "fingerprint", "doodle"}, "doodle": {"lowrank", "tokens", "backbone", "fingerprint"}}
+BESIDE = {
+    "engines": {"backbone", "hub", "fingerprint", "doodle"},
+    "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "engines"},
+}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}
 RISKY = {"eval", "exec", "compile", "__import__"}
