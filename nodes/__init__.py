@@ -1,0 +1,13 @@
+"""The ComfyUI face: schemas that call ``cidm_ops``, one file per area."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .bank import BANK_NODES
+from .doodle import DOODLE_NODES
+from .paint import PAINT_NODES
+from .train import TRAIN_NODES
+
+
+class CIDM(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*DOODLE_NODES, *BANK_NODES, *TRAIN_NODES, *PAINT_NODES]

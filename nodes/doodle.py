@@ -1,0 +1,73 @@
+"""Nodes of Doodle: the model that ships with the pack, and things to teach it."""
+
+import numpy as np
+import torch
+
+from comfy_api.latest import io
+
+from ..cidm_ops.doodle.concepts import CONCEPTS, examples, instance
+from ..cidm_ops.doodle.figures import FIGURES
+from . import native
+
+ANOTHER = "another "
+
+
+class CIDMDoodleModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMDoodleModel",
+            display_name="Doodle Model",
+            category="CIDM/doodle",
+            description="Loads Doodle, the small model that ships with CIDM: Stable Diffusion 1 in miniature for 128 px pictures of a toy world. "
+            "Nothing is downloaded, and everything can be tried in minutes on any machine.",
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Doodle's U-Net."),
+                io.Clip.Output(display_name="clip", tooltip="Doodle's text encoder."),
+                io.Vae.Output(display_name="vae", tooltip="Doodle's autoencoder: 128 px pictures, 16 x 16 latents."),
+                io.ClipVision.Output(display_name="clip_vision", tooltip="Doodle's image tower, which tells its creatures apart."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(native.model(), native.clip(), native.vae(), native.vision())
+
+
+class CIDMDoodleConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMDoodleConcept",
+            display_name="Doodle Concept",
+            category="CIDM/doodle",
+            description="Draws pictures of one personal thing of the Doodle world, with captions and exact masks: something to learn from.",
+            inputs=[
+                io.Combo.Input(
+                    "concept",
+                    options=[*CONCEPTS, *(ANOTHER + kind for kind in FIGURES)],
+                    default="dog",
+                    tooltip="Which thing or style. 'another ...' draws an individual that depends on the variation.",
+                ),
+                io.Int.Input("count", default=6, min=1, max=64, tooltip="How many pictures to draw. 4 to 7 are enough to learn from."),
+                io.Int.Input(
+                    "variation", default=0, min=0, max=2**31 - 1, tooltip="Other numbers give other poses and places; for 'another ...' another individual."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The pictures, 128 x 128."),
+                io.String.Output(display_name="captions", tooltip="One caption per line, in the order of the pictures. Each holds the class word."),
+                io.Mask.Output(display_name="masks", tooltip="Where the thing is in each picture."),
+                io.String.Output(display_name="class_word", tooltip="What kind of thing it is, as the captions call it."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, concept: str, count: int, variation: int) -> io.NodeOutput:
+        thing = instance(concept.removeprefix(ANOTHER), variation) if concept.startswith(ANOTHER) else CONCEPTS[concept]
+        drawn = examples(thing, count, variation)
+        pictures, masks = (torch.from_numpy(np.stack(a)).float() / 255 for a in ([e.picture for e in drawn], [e.mask for e in drawn]))
+        return io.NodeOutput(pictures, "\n".join(e.caption for e in drawn), masks, thing.class_word)
+
+
+DOODLE_NODES = [CIDMDoodleModel, CIDMDoodleConcept]

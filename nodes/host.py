@@ -1,0 +1,247 @@
+"""ComfyUI as a Backbone, and concepts on its MODEL: with ``native.py`` the only file that touches comfy internals.
+
+The host's objects stay as they are: what training needs of them is swapped in for one call, and what painting needs goes
+on a clone.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import comfy.conds
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ..cidm_ops.backbone import Backbone
+from ..cidm_ops.bank.concept import Concept
+from ..cidm_ops.fingerprint import architecture, fingerprint
+from ..cidm_ops.hub import layerwise
+from ..cidm_ops.lowrank import LowRank
+from ..cidm_ops.method.aggregation import tables_of
+from ..cidm_ops.run.prompt import encode_prompts
+from ..cidm_ops.tokens import hide
+
+BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order
+PREDICTIONS = {comfy.model_base.ModelType.EPS: "eps", comfy.model_base.ModelType.V_PREDICTION: "v"}
+ONLY = "CIDM works with Stable Diffusion 1.x and Doodle"
+CONTEXT = "cidm_context"  # layer-wise text [L, N, C] in the dict of a CONDITIONING
+
+
+@contextmanager
+def differentiable(module: nn.Module) -> Iterator[None]:
+    """While open, weights that were loaded in inference mode, which autograd refuses, are normal tensors on the same memory.
+
+    None of them asks for a gradient. Nothing is copied and the host's own parameters come back.
+    """
+    if not torch.is_grad_enabled():
+        yield
+        return
+    swapped = [(m, n, p) for m in module.modules() for n, p in m._parameters.items() if type(p) is nn.Parameter]
+    for m, n, p in swapped:
+        alias = torch.empty(0, dtype=p.dtype, device=p.device).set_(p.untyped_storage(), p.storage_offset(), p.size(), p.stride())
+        m._parameters[n] = nn.Parameter(alias, requires_grad=False)
+    try:
+        yield
+    finally:
+        for m, n, p in swapped:
+            m._parameters[n] = p
+
+
+class ComfyText:
+    """The text half of a backbone: tokens and text states through the host's CLIP, with its clip skip."""
+
+    def __init__(self, clip: comfy.sd.CLIP):
+        if type(clip.cond_stage_model) is not comfy.sd1_clip.SD1ClipModel or not hasattr(clip.cond_stage_model, "clip_l"):
+            raise ValueError(f"{ONLY}: this CLIP is {type(clip.cond_stage_model).__name__}, connect the CLIP of the same checkpoint")
+        self.clip = clip
+        self.device: torch.device = clip.patcher.load_device
+
+    def tokens(self, text: str) -> tuple[Tensor, Tensor]:
+        """Ids ``[chunks, 77]`` and weights ``[chunks, 77]`` of a text with the host's ``(word:1.2)`` syntax."""
+        rows = self.clip.tokenize(text)["l"]
+        if any(not isinstance(token[0], int) for row in rows for token in row):
+            raise ValueError("a text with concepts cannot hold `embedding:` words: leave them out or encode them by a node of their own")
+        return torch.tensor([[t[0] for t in row] for row in rows]), torch.tensor([[float(t[1]) for t in row] for row in rows])
+
+    def tokenize(self, text: str) -> Tensor:
+        return self.tokens(text)[0]
+
+    @property
+    def token_table(self) -> nn.Module:
+        return self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings()
+
+    @torch.no_grad()
+    def token_rows(self, ids: Tensor) -> Tensor:
+        weight = self.token_table.weight
+        return weight[ids.to(weight.device)].float().to(self.device)
+
+    def encode_text(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """The host's own forward pass with ``rows`` in place of the token table's.
+
+        The host adds to the hidden state in place, where autograd still needs it for the norms: those keep a copy.
+        """
+        encoder = self.clip.cond_stage_model
+        self.clip.load_model()
+        encoder.reset_clip_options()
+        encoder.set_clip_options({"execution_device": self.clip.patcher.load_device})
+        if self.clip.layer_idx is not None:
+            encoder.set_clip_options({"layer": self.clip.layer_idx})
+        given = iter(rows.split(1))  # the host looks up one text at a time
+        hooks = [self.token_table.register_forward_hook(lambda module, args, output: next(given).to(output))]
+        if rows.requires_grad:
+            norms = [m for name, m in encoder.clip_l.named_modules() if name.endswith(("layer_norm1", "layer_norm2"))]
+            hooks += [m.register_forward_pre_hook(lambda module, args: (args[0].clone(),)) for m in norms]
+        try:
+            with differentiable(encoder):
+                return encoder.clip_l(ids.tolist())[0].to(self.device)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def emphasise(self, text: str, context: Tensor) -> Tensor:
+        """The host's word weights on text states ``[L, N, C]``: each moves away from the empty text by its weight."""
+        weights = self.tokens(text)[1].flatten().to(context)
+        if (weights == 1).all():
+            return context
+        ids = self.tokenize("")
+        empty = self.encode_text(ids, self.token_rows(ids)).repeat(1, len(weights) // 77, 1).to(context)
+        return empty + (context - empty) * weights[:, None]
+
+
+class ComfyBackbone(ComfyText, Backbone):
+    """See ``Backbone``: MODEL, CLIP and, to learn, VAE of the host. Raises ``ValueError`` for anything but Stable Diffusion 1."""
+
+    def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE | None = None):
+        config = model.model.model_config
+        if not isinstance(config, comfy.supported_models.SD15) or config.unet_config["in_channels"] != 4:
+            raise ValueError(f"{ONLY}: this model is {type(config).__name__} with {config.unet_config.get('in_channels')} input channels")
+        if model.model.model_type not in PREDICTIONS:
+            raise ValueError(f"{ONLY} that predict epsilon or v: this model is of type {model.model.model_type.name}")
+        super().__init__(clip)
+        self.model, self.vae = model, vae
+        self.device = model.load_device
+        self.cross_attention = cross_attention(model)
+        self.architecture = architecture(self.cross_attention)
+        keys = [f"diffusion_model.{name}.weight" for name in module_names(model, "to_k").values()]
+        self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])
+        self.alphas_cumprod = 1 / (1 + model.model.model_sampling.sigmas.clone().square())
+        self.prediction = PREDICTIONS[model.model.model_type]
+
+    @torch.no_grad()
+    def encode_image(self, pictures: Tensor) -> Tensor:
+        latents = self.vae.encode((pictures.movedim(1, -1) + 1) / 2)
+        return self.model.model.process_latent_in(latents).to(self.device)
+
+    @torch.no_grad()
+    def decode_latent(self, latents: Tensor) -> Tensor:
+        pixels = self.vae.decode(self.model.model.process_latent_out(latents.float()))
+        return pixels.movedim(-1, 1).to(self.device) * 2 - 1
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        base = self.model.model
+        dtype = base.manual_cast_dtype or base.get_dtype()
+        # twice what painting takes: autograd keeps what the forward pass makes
+        comfy.model_management.load_models_gpu([self.model], memory_required=2 * self.model.memory_required([2 * len(x), *x.shape[1:]]))
+        with differentiable(base.diffusion_model), layerwise(self.cross_attention.values()):
+            return base.diffusion_model(x.to(dtype), t.float(), context=context.to(dtype), transformer_options={}).float()
+
+
+def module_names(model: ModelPatcher, part: str) -> dict[str, str]:
+    """Canonical (diffusers) name -> the host's name of ``attn2.<part>`` of every cross-attention layer, in layer order."""
+    ending = f".attn2.{part}.weight"
+    config = model.model.model_config.unet_config
+    names = {d.removesuffix(".weight"): c.removesuffix(".weight") for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)}
+    have = dict(model.model.diffusion_model.named_modules())
+    return dict(sorted(((d, c) for d, c in names.items() if c in have), key=lambda item: _place(item[0])))
+
+
+def _place(name: str) -> tuple[int, ...]:
+    block = next(i for i, kind in enumerate(BLOCKS) if name.startswith(kind))
+    return (block, *(int(piece) for piece in name.split(".") if piece.isdigit()))
+
+
+def cross_attention(model: ModelPatcher) -> dict[str, nn.Module]:
+    """The attn2 modules under their canonical names, in layer order."""
+    return {
+        d.removesuffix(".to_q"): model.model.diffusion_model.get_submodule(c.removesuffix(".to_q")) for d, c in module_names(model, "to_q").items()
+    }
+
+
+def lora_model(model: ModelPatcher, factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """Factors as the host's LORA_MODEL: what its own nodes save, load and apply."""
+    names = {d: c for part in ("to_q", "to_k", "to_v", "to_out.0") for d, c in module_names(model, part).items()}
+    state: dict[str, Tensor] = {}
+    for layer, f in factors.items():
+        key = f"diffusion_model.{names[layer]}"
+        state |= {f"{key}.lora_up.weight": f.up.contiguous(), f"{key}.lora_down.weight": f.down.contiguous()}
+        state[f"{key}.alpha"] = torch.tensor(float(f.rank))
+    return state
+
+
+def apply(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
+    """A clone of ``model`` with the factors merged into its weights and a reader for layer-wise texts."""
+    patched = model.clone()
+    patched.add_patches(comfy.lora.load_lora(lora_model(model, factors), comfy.lora.model_lora_keys_unet(model.model, {})))
+    blocks = [_block(name) for name in module_names(model, "to_q").values()]
+    order = {block: layer for layer, block in enumerate(blocks)}
+
+    def own_slice(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        if context.ndim == 4:
+            layer = order[extra["block"][:2]]
+            context, value = context[:, layer], value[:, layer]
+        return n, context, value
+
+    patched.set_model_attn2_patch(own_slice)
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "cidm", _give_all_layers)
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cidm", _read_layers)
+    return patched
+
+
+def _block(module: str) -> tuple[str, int]:
+    """``input_blocks.4.1...`` is what the host's attention patches see as ``("input", 4)``."""
+    kind, number = module.split(".")[:2]
+    return ("middle", 0) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number))
+
+
+def _give_all_layers(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
+    """If one text is layer-wise, make all so, in one length, so that the host runs them in one batch.
+
+    A shorter text is repeated, which attention does not notice; the host does the same with plain texts.
+    """
+    present = [c for cond in conds for c in cond or []]
+    wise = [c[CONTEXT] for c in present if CONTEXT in c]
+    if not wise:
+        return executor(model, conds, x, timestep, options)
+    layers = wise[0].shape[0]
+    length = math.lcm(*(c["model_conds"]["c_crossattn"].cond.shape[1] for c in present))
+
+    def layered(cond: dict) -> dict:
+        text = cond[CONTEXT][None] if CONTEXT in cond else cond["model_conds"]["c_crossattn"].cond[:, None].expand(-1, layers, -1, -1)
+        text = text.repeat(1, 1, length // text.shape[2], 1).to(x.device)
+        return {**cond, "model_conds": {**cond["model_conds"], CONTEXT: comfy.conds.CONDRegular(text)}}
+
+    return executor(model, [cond and [layered(c) for c in cond] for cond in conds], x, timestep, options)
+
+
+def _read_layers(executor: Callable, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Hand the layer-wise texts ``[B, L, N, C]`` to the U-Net in place of the plain ones."""
+    return executor(x, t, kwargs.pop(CONTEXT, context), *args, **kwargs)
+
+
+def encode_prompt(clip: comfy.sd.CLIP, prompt: str, concepts: Sequence[Concept]) -> Tensor:
+    """Layer-wise text ``[L, N, C]`` of a prompt whose handles are written out, with the host's word weights."""
+    text = ComfyText(clip)
+    plain, _ = hide(prompt, tables_of(concepts))
+    context = text.emphasise(plain, encode_prompts(text, [prompt], concepts)[0])
+    return context.to(comfy.model_management.intermediate_device())

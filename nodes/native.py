@@ -1,0 +1,104 @@
+"""Doodle as the host's own MODEL, CLIP, VAE and CLIP_VISION: its own classes in its own layout, at Doodle's size."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.utils
+
+from ..cidm_ops.doodle import files
+
+UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "channel_mult": [1, 2, 3],
+    "num_res_blocks": [1, 1, 1],
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "context_dim": 128,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+    "legacy": False,
+}
+# The stock latent format of SD 1 scales by 0.18215 around the autoencoder; TAESD's own scale undoes it.
+LATENT_SCALE = 0.18215
+# 0.3.64 has one kind of patcher, later hosts choose one for the machine.
+Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+class Doodle(comfy.supported_models.SD15):
+    """Stable Diffusion 1 at another size: matched by hand, so nothing for the host to detect."""
+
+    unet_config: dict[str, Any] = {}
+
+
+class DoodleTokenizer(comfy.sd1_clip.SDTokenizer):
+    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict[str, Any] | None = None):
+        size = files.TEXT_CONFIG["hidden_size"]
+        super().__init__(embedding_directory=embedding_directory, embedding_size=size, tokenizer_data=tokenizer_data or {})
+
+
+class DoodleClip:
+    """What the host wants to know of a kind of CLIP."""
+
+    params: dict[str, Any] = {}
+    clip = comfy.sd1_clip.SD1ClipModel
+    tokenizer = comfy.sd1_clip.SD1Tokenizer
+
+
+def model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The U-Net in fp32. ``disable_dynamic`` is how the host asks for a copy with plain weights, to train it."""
+    names = comfy.utils.unet_to_diffusers(UNET)
+    config = Doodle(UNET)
+    config.set_inference_dtype(torch.float32, None)
+    offload = comfy.model_management.unet_offload_device()
+    base = config.get_model({}, "", device=offload)
+    base.load_model_weights({names[key]: weight.float() for key, weight in files.unet_state().items()}, "")
+    base.eval().requires_grad_(False)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else Patcher
+    patcher = kind(base, load_device=comfy.model_management.get_torch_device(), offload_device=offload)
+    patcher.cached_patcher_init = (model, ())
+    return patcher
+
+
+def clip() -> comfy.sd.CLIP:
+    """The text encoder."""
+    options = {"dtype": torch.float32, "clip_l_model_config": dict(files.TEXT_CONFIG)}
+    encoder = comfy.sd.CLIP(DoodleClip, tokenizer_data={"clip_l_tokenizer_class": DoodleTokenizer}, model_options=options)
+    encoder.load_sd({f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in files.text_state().items()})
+    return encoder
+
+
+def vae() -> comfy.sd.VAE:
+    """The autoencoder. The host's decoder clamps in a layer of its own, so its numbers are one higher."""
+    state: dict[str, Tensor] = {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
+    for key, weight in files.vae_state().items():
+        side, _, number, rest = key.split(".", 3)
+        state[f"taesd_{side}.{int(number) + (side == 'decoder')}.{rest}"] = weight.float()
+    return comfy.sd.VAE(sd=state, dtype=torch.float32)
+
+
+def vision() -> comfy.clip_vision.ClipVisionModel:
+    """The image tower. 0.3.64 reads its description from a file only."""
+    description = {"model_type": "clip_vision_model", "num_channels": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **files.VISION_CONFIG}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vision.json"
+        path.write_text(json.dumps(description), encoding="utf-8")
+        tower = comfy.clip_vision.ClipVisionModel(str(path))
+    tower.load_sd({key: weight.float() for key, weight in files.vision_state().items()})
+    return tower

@@ -1,0 +1,310 @@
+"""Checks that run inside a ComfyUI, with its Python and its classes: ``python inside.py PACK RESULTS [--slow]``, in the checkout.
+
+Each function whose name starts with ``the_`` is one; test_inside.py makes a test of it.
+"""
+
+import importlib.util
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+PACK, RESULTS = Path(sys.argv[1]), Path(sys.argv[2])
+SLOW = "--slow" in sys.argv
+sys.argv[1:] = ["--cpu"]
+sys.path.insert(0, str(Path.cwd()))
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import torch  # noqa: E402
+
+import utils.extra_config  # noqa: E402, F401, I001 -- as main.py does: comfy has a module of that name
+
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import nodes as core  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+pack = importlib.util.module_from_spec(spec)
+sys.modules["pack"] = pack
+spec.loader.exec_module(pack)
+
+from pack.cidm_ops.adapters import attached, linears  # noqa: E402
+from pack.cidm_ops.bank.bank import Bank  # noqa: E402
+from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
+from pack.cidm_ops.lowrank import LowRank  # noqa: E402
+from pack.cidm_ops.run.data import ConceptImages  # noqa: E402
+from pack.cidm_ops.run.prompt import concepts_for, factors_for  # noqa: E402
+from pack.cidm_ops.run.task import learn_into  # noqa: E402
+from pack.cidm_ops.run.training import Recipe  # noqa: E402
+from pack.nodes import host, native  # noqa: E402
+
+
+def near(a, b, tolerance):
+    difference = float((a - b).abs().max())
+    assert difference <= tolerance, f"differ by {difference:.3g}, at most {tolerance:.3g} expected"
+
+
+def doodle():
+    return native.model(), native.clip(), native.vae()
+
+
+def data_of(name, count=3):
+    drawn = examples(CONCEPTS[name], count)
+    pictures = torch.stack([torch.from_numpy(e.picture).permute(2, 0, 1) for e in drawn]).float() / 127.5 - 1
+    return ConceptImages(pictures, [e.caption for e in drawn])
+
+
+def random_factors(backbone, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRank(torch.randn(m.weight.shape[0], 4, generator=generator) * 0.1, torch.randn(4, m.weight.shape[1], generator=generator) * 0.1)
+        for name, m in linears(backbone.cross_attention).items()
+    }
+
+
+def sample(model, positive, negative, seed=1, steps=2):
+    latent = torch.zeros(1, 4, 16, 16)
+    noise = comfy.sample.prepare_noise(latent, seed)
+    return comfy.sample.sample(model, noise, steps, 4.0, "euler", "normal", positive, negative, latent, seed=seed)
+
+
+def plain(clip, text):
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def wise(context):
+    return [[context.mean(0, keepdim=True), {host.CONTEXT: context}]]
+
+
+def the_layers_have_the_names_and_the_order_of_diffusers():
+    backbone = host.ComfyBackbone(*doodle())
+    assert list(backbone.cross_attention) == [
+        f"{place}.transformer_blocks.0.attn2"
+        for place in (
+            "down_blocks.1.attentions.0", "down_blocks.2.attentions.0", "mid_block.attentions.0",
+            "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1",
+        )
+    ]  # fmt: skip
+    assert backbone.architecture == "sd1-7x128"
+    assert backbone.prediction == "eps"
+    near(backbone.alphas_cumprod, torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0), 1e-5)
+
+
+def the_text_states_are_those_of_the_host():
+    clip = native.clip()
+    text = host.ComfyText(clip)
+    for prompt in ("", "a red dog on the beach", "dog " * 100):
+        ids = text.tokenize(prompt)
+        own = text.encode_text(ids, text.token_rows(ids)).flatten(0, 1)
+        near(own, clip.encode_from_tokens(clip.tokenize(prompt))[0], 1e-5)
+    skipped = clip.clone()
+    skipped.clip_layer(-2)
+    ids = text.tokenize("a red dog")
+    own = host.ComfyText(skipped).encode_text(ids, text.token_rows(ids))
+    near(own, skipped.encode_from_tokens(clip.tokenize("a red dog")), 1e-5)
+    assert float((own - text.encode_text(ids, text.token_rows(ids))).abs().max()) > 1e-3
+
+
+def the_word_weights_are_those_of_the_host():
+    clip = native.clip()
+    text = host.ComfyText(clip)
+    prompt = "a (red:1.4) dog on the (beach:0.6)"
+    ids = text.tokenize(prompt)
+    states = text.encode_text(ids, text.token_rows(ids))
+    near(text.emphasise(prompt, states), clip.encode_from_tokens(clip.tokenize(prompt)), 1e-5)
+
+
+def the_text_states_have_a_gradient_in_the_rows():
+    text = host.ComfyText(native.clip())  # loaded in inference mode, as the host does
+    before = [m.forward.__qualname__ for m in text.clip.cond_stage_model.modules()]
+    with torch.inference_mode(False):
+        ids = text.tokenize("a red dog")
+        rows = text.token_rows(ids).requires_grad_()
+        states = text.encode_text(ids, rows)
+        near(states.detach(), text.encode_text(ids, rows.detach()), 1e-6)
+        direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+        (states * direction).sum().backward()
+        step = 1e-3 * rows.grad / rows.grad.norm()
+        up, down = (float((text.encode_text(ids, rows.detach() + s * step) * direction).double().sum()) for s in (1, -1))
+        assert abs((up - down) / 2 / float((rows.grad * step).sum()) - 1) < 0.02
+    assert [m.forward.__qualname__ for m in text.clip.cond_stage_model.modules()] == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in text.clip.cond_stage_model.modules())
+
+
+def the_prediction_is_that_of_the_host():
+    model, clip, vae = doodle()
+    backbone = host.ComfyBackbone(model, clip, vae)
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 128, generator=generator)
+    t = torch.tensor([20, 900])
+    sigma = model.model.model_sampling.sigmas[t]
+    scale = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
+    denoised = model.model.apply_model(x * scale, sigma, c_crossattn=context)
+    near(backbone.predict(x, t, context), (x * scale - denoised) / sigma.view(-1, 1, 1, 1), 1e-4)
+    near(backbone.predict(x, t, context[:, None].expand(-1, 7, -1, -1)), backbone.predict(x, t, context), 1e-6)
+
+
+def the_pictures_come_back_from_the_latents():
+    model, clip, vae = doodle()
+    backbone = host.ComfyBackbone(model, clip, vae)
+    pictures = data_of("dog").pictures
+    latents = backbone.encode_image(pictures)
+    assert latents.shape == (3, 4, 16, 16)
+    near(latents, model.model.process_latent_in(vae.encode((pictures.movedim(1, -1) + 1) / 2)), 1e-6)
+    assert backbone.decode_latent(latents).shape == pictures.shape
+    assert float((backbone.decode_latent(latents) - pictures).abs().mean()) < 0.2
+
+
+def the_image_tower_loads():
+    out = native.vision().encode_image(torch.rand(2, 128, 128, 3))
+    assert out["image_embeds"].shape == (2, 128)
+
+
+def the_merged_factors_equal_the_attached_ones():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    factors = random_factors(backbone)
+    positive, negative = plain(clip, "a dog"), plain(clip, "")
+    bare = sample(model, positive, negative)
+    merged = sample(host.apply(model, factors), positive, negative)
+    with attached(linears(backbone.cross_attention), factors):
+        beside = sample(model, positive, negative)
+    near(merged, beside, 2e-3 * float(beside.abs().max()))
+    assert float((merged - bare).abs().max()) > 0.1
+    near(sample(model, positive, negative), bare, 0)
+    near(sample(host.apply(model, {}), positive, negative), bare, 0)
+
+
+def the_layers_read_their_own_text_in_a_batch_as_alone():
+    model, clip, _ = doodle()
+    painted = host.apply(model, {})
+    batches = []
+    painted.add_wrapper_with_key(
+        "diffusion_model", "count", lambda executor, x, *args, **kwargs: batches.append(len(x)) or executor(x, *args, **kwargs)
+    )
+    generator = torch.Generator().manual_seed(0)
+    context = torch.randn(7, 77, 128, generator=generator)
+    x, sigma = torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([5.0])
+    negative = plain(clip, "")
+
+    backbone = host.ComfyBackbone(model, clip)
+    sigmas = model.model.model_sampling
+    t = sigmas.timestep(sigma).long()
+    scale = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
+
+    def denoised(text):
+        return x - sigma * backbone.predict(x / scale, t, text)
+
+    sampled = []
+    painted.set_model_sampler_post_cfg_function(lambda args: sampled.append((args["cond_denoised"], args["uncond_denoised"], args["input"])) or args["denoised"])
+    for cond, uncond in ((wise(context), negative), (wise(context), wise(context.flip(0))), (negative, wise(context)), (plain(clip, "dog " * 100), wise(context))):
+        batches.clear()
+        sampled.clear()
+        comfy.sample.sample(painted, x, 1, 4.0, "euler", "normal", cond, uncond, torch.zeros(1, 4, 16, 16), seed=1)
+        got = sampled[0]
+        assert batches[0] == 2, f"cond and uncond ran apart: batches {batches}"
+        noisy, level = got[2], sigmas.sigma_max
+        scale = (1 + level**2).sqrt()
+        for result, text in zip(got, (cond, uncond), strict=False):
+            own = text[0][1].get(host.CONTEXT, text[0][0])[None] if host.CONTEXT in text[0][1] else text[0][0]
+            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), own), 2e-3)
+    # several conds with areas of their own run too
+    both = [[wise(context)[0][0], {**wise(context)[0][1], "area": (8, 16, 0, 0), "strength": 1.0}], negative[0]]
+    assert sample(painted, both, negative).isfinite().all()
+
+
+def the_plain_model_takes_layerwise_text_as_its_mean():
+    model, clip, _ = doodle()
+    context = torch.randn(7, 77, 128, generator=torch.Generator().manual_seed(0))
+    near(sample(model, wise(context), plain(clip, "")), sample(model, [[context.mean(0, keepdim=True), {}]], plain(clip, "")), 0)
+
+
+def the_base_is_the_same_after_learning():
+    model, clip, vae = doodle()
+    modules = {"unet": model.model, "text": clip.cond_stage_model, "vae": vae.first_stage_model}
+    before = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in modules.items()}
+    parameters = [p for m in modules.values() for p in m.parameters()]
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        backbone = host.ComfyBackbone(model, clip, vae)
+        bank, steps = Bank(folder), []
+        for name in ("dog", "cat"):
+            bank, concept, losses = learn_into(
+                bank, backbone, data_of(name), name=name, class_word=name, recipe=Recipe(steps=4, lr=1e-3), on_step=lambda *a: steps.append(a)
+            )
+        assert len(steps) == 8 and len(losses) == 4 and bank.names == ["dog", "cat"]
+        assert all(f.up.abs().max() > 0 for f in concept.factors.values()), "a factor did not learn"
+        again = learn_into(bank, backbone, data_of("cat"), name="cat", class_word="cat", recipe=Recipe(steps=4, lr=1e-3), on_step=lambda *a: steps.append(a))
+        assert len(steps) == 8 and len(again[2]) == 4, "the same task was learned twice"
+    after = {n: m.state_dict() for n, m in modules.items()}
+    assert all(torch.equal(before[n][k], after[n][k]) for n in before for k in before[n])
+    assert all(a is b for a, b in zip(parameters, (p for m in modules.values() for p in m.parameters()), strict=True))
+    assert not any(p.grad is not None for p in parameters)
+
+
+def the_half_precision_base_learns_too():
+    model, clip, vae = doodle()
+    model.model.diffusion_model.half()
+    model.model.diffusion_model.dtype = torch.float16
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        backbone = host.ComfyBackbone(model, clip, vae)
+        _, concept, losses = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2))
+    assert all(f.up.dtype == torch.float32 and f.up.isfinite().all() for f in concept.factors.values())
+    assert concept.fingerprint == host.ComfyBackbone(*doodle()).fingerprint
+
+
+def the_prompt_reaches_the_picture():
+    model, clip, vae = doodle()
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.inference_mode(False):
+            backbone = host.ComfyBackbone(model, clip, vae)
+            bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2, lr=1e-2))
+        for mode in ("exact", "released", "paper"):
+            text, concepts, warnings = concepts_for(bank, "a <dog> on the beach", mode, backbone)
+            factors, weights = factors_for(backbone, text, concepts, mode, 1.0)
+            assert weights.shape == (7, 1) and not warnings and len(factors) == 28
+        context = host.encode_prompt(clip, text, concepts)
+        assert context.shape == (7, 77, 128)
+        assert sample(host.apply(model, factors), wise(context), plain(clip, "")).isfinite().all()
+
+
+def the_lora_is_one_for_the_host():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    factors = random_factors(backbone)
+    lora = host.lora_model(model, factors)
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    positive, negative = plain(clip, "a dog"), plain(clip, "")
+    near(sample(loaded, positive, negative), sample(host.apply(model, factors), positive, negative), 0)
+
+
+def the_model_of_another_kind_is_refused():
+    model, clip, _ = doodle()
+    model.model.model_config.unet_config["in_channels"] = 9
+    try:
+        host.ComfyBackbone(model, clip)
+    except ValueError as error:
+        assert "Stable Diffusion 1" in str(error)
+    else:
+        raise AssertionError("an inpainting model was accepted")
+    finally:
+        model.model.model_config.unet_config["in_channels"] = 4
+
+
+def main():
+    results = {}
+    for name, check in [(n, c) for n, c in globals().items() if n.startswith("the_")]:
+        try:
+            with torch.inference_mode():  # as the executor does
+                check()
+            results[name] = ""
+        except Exception:
+            results[name] = traceback.format_exc()
+        RESULTS.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
