@@ -30,10 +30,12 @@ class CIDMOpenBank(io.ComfyNode):
             node_id="CIDMOpenBank",
             display_name="Open Concept Bank",
             category="CIDM",
-            description="Opens a bank of learned concepts, or starts an empty one: a folder in models/cidm_banks with one file per concept. "
-            "Each file is also an ordinary LoRA.",
+            description="Opens a bank of learned concepts, or starts an empty one: a folder in models/cidm_banks with one file per "
+            "concept. Each file is also an ordinary LoRA.",
             inputs=[
-                io.String.Input("name", default="my_concepts", tooltip="Name of the bank. A name that does not exist yet starts an empty bank."),
+                io.String.Input(
+                    "name", default="my_concepts", tooltip="Name of the bank. A name that does not exist yet starts an empty bank."
+                ),
             ],
             outputs=[ConceptBank.Output(display_name="bank", tooltip="The bank, for learning and painting.")],
             hidden=[io.Hidden.unique_id],

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-
 from comfy_api.latest import io
 
 from ..cidm_ops.doodle.concepts import CONCEPTS, examples, instance
@@ -19,8 +18,8 @@ class CIDMDoodleModel(io.ComfyNode):
             node_id="CIDMDoodleModel",
             display_name="Doodle Model",
             category="CIDM/doodle",
-            description="Loads Doodle, the small model that ships with CIDM: Stable Diffusion 1 in miniature for 128 px pictures of a toy world. "
-            "Nothing is downloaded, and everything can be tried in minutes on any machine.",
+            description="Loads Doodle, the small model that ships with CIDM: Stable Diffusion 1 in miniature for 128 px pictures of a toy "
+            "world. Nothing is downloaded, and everything can be tried in minutes on any machine.",
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Doodle's U-Net."),
                 io.Clip.Output(display_name="clip", tooltip="Doodle's text encoder."),
@@ -51,12 +50,18 @@ class CIDMDoodleConcept(io.ComfyNode):
                 ),
                 io.Int.Input("count", default=6, min=1, max=64, tooltip="How many pictures to draw. 4 to 7 are enough to learn from."),
                 io.Int.Input(
-                    "variation", default=0, min=0, max=2**31 - 1, tooltip="Other numbers give other poses and places; for 'another ...' another individual."
+                    "variation",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    tooltip="Other numbers give other poses and places; for 'another ...' another individual.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The pictures, 128 x 128."),
-                io.String.Output(display_name="captions", tooltip="One caption per line, in the order of the pictures. Each holds the class word."),
+                io.String.Output(
+                    display_name="captions", tooltip="One caption per line, in the order of the pictures. Each holds the class word."
+                ),
                 io.Mask.Output(display_name="masks", tooltip="Where the thing is in each picture."),
                 io.String.Output(display_name="class_word", tooltip="What kind of thing it is, as the captions call it."),
             ],

@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 import comfy.conds
 import comfy.lora
 import comfy.model_base
@@ -20,8 +17,10 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.utils
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
 
 from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.bank.concept import Concept
@@ -78,7 +77,7 @@ class ComfyText:
         return self.tokens(text)[0]
 
     @property
-    def token_table(self) -> nn.Module:
+    def token_table(self) -> nn.Embedding:
         return self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings()
 
     @torch.no_grad()
@@ -140,11 +139,13 @@ class ComfyBackbone(ComfyText, Backbone):
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
+        assert self.vae is not None, "this backbone was made without a VAE"
         latents = self.vae.encode((pictures.movedim(1, -1) + 1) / 2)
         return self.model.model.process_latent_in(latents).to(self.device)
 
     @torch.no_grad()
     def decode_latent(self, latents: Tensor) -> Tensor:
+        assert self.vae is not None, "this backbone was made without a VAE"
         pixels = self.vae.decode(self.model.model.process_latent_out(latents.float()))
         return pixels.movedim(-1, 1).to(self.device) * 2 - 1
 
@@ -161,7 +162,9 @@ def module_names(model: ModelPatcher, part: str) -> dict[str, str]:
     """Canonical (diffusers) name -> the host's name of ``attn2.<part>`` of every cross-attention layer, in layer order."""
     ending = f".attn2.{part}.weight"
     config = model.model.model_config.unet_config
-    names = {d.removesuffix(".weight"): c.removesuffix(".weight") for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)}
+    names = {
+        d.removesuffix(".weight"): c.removesuffix(".weight") for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)
+    }
     have = dict(model.model.diffusion_model.named_modules())
     return dict(sorted(((d, c) for d, c in names.items() if c in have), key=lambda item: _place(item[0])))
 
@@ -174,7 +177,8 @@ def _place(name: str) -> tuple[int, ...]:
 def cross_attention(model: ModelPatcher) -> dict[str, nn.Module]:
     """The attn2 modules under their canonical names, in layer order."""
     return {
-        d.removesuffix(".to_q"): model.model.diffusion_model.get_submodule(c.removesuffix(".to_q")) for d, c in module_names(model, "to_q").items()
+        d.removesuffix(".to_q"): model.model.diffusion_model.get_submodule(c.removesuffix(".to_q"))
+        for d, c in module_names(model, "to_q").items()
     }
 
 

@@ -5,9 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
@@ -15,6 +12,8 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.utils
+import torch
+from torch import Tensor
 
 from ..cidm_ops.doodle import files
 
@@ -95,7 +94,13 @@ def vae() -> comfy.sd.VAE:
 
 def vision() -> comfy.clip_vision.ClipVisionModel:
     """The image tower. 0.3.64 reads its description from a file only."""
-    description = {"model_type": "clip_vision_model", "num_channels": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **files.VISION_CONFIG}
+    description = {
+        "model_type": "clip_vision_model",
+        "num_channels": 3,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        **files.VISION_CONFIG,
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vision.json"
         path.write_text(json.dumps(description), encoding="utf-8")

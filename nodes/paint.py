@@ -19,8 +19,8 @@ class CIDMEncodePrompt(io.ComfyNode):
             node_id="CIDMEncodePrompt",
             display_name="Encode Prompt with Concepts",
             category="CIDM",
-            description="Encodes a prompt in which learned concepts stand as <name>. Every cross-attention layer of the model gets its own version "
-            "of their words; use it with a model from Aggregate Concepts.",
+            description="Encodes a prompt in which learned concepts stand as <name>. Every cross-attention layer of the model gets its "
+            "own version of their words; use it with a model from Aggregate Concepts.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that the concepts were learned on."),
                 ConceptBank.Input("bank", tooltip="The bank with the concepts."),
@@ -52,7 +52,9 @@ class CIDMAggregate(io.ComfyNode):
             description="Merges the concepts of a prompt into the model, layer by layer: as fast as the plain model, with any sampler. "
             "The model also reads the layer-wise words of Encode Prompt with Concepts.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the concepts were learned on. It stays as it is: a patched copy comes out."),
+                io.Model.Input(
+                    "model", tooltip="The model that the concepts were learned on. It stays as it is: a patched copy comes out."
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 ConceptBank.Input("bank", tooltip="The bank with the concepts."),
                 io.String.Input("text", default=PROMPT, multiline=True, tooltip="The same prompt as in Encode Prompt with Concepts."),
@@ -60,10 +62,12 @@ class CIDMAggregate(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default="exact",
-                    tooltip="exact: the concepts named in the prompt, fully. released: weights by likeness of words, as in the authors' code. "
-                    "paper: weights by the paper's equation 3.",
+                    tooltip="exact: the concepts named in the prompt, fully. released: weights by likeness of words, as in the authors' "
+                    "code. paper: weights by the paper's equation 3.",
                 ),
-                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.01, tooltip="How strongly the concepts act; 0 leaves the model plain."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=2.0, step=0.01, tooltip="How strongly the concepts act; 0 leaves the model plain."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the concepts in it, for a sampler."),

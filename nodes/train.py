@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import torch
-
 import folder_paths
+import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
@@ -15,8 +14,17 @@ from . import host, say
 from .bank import ConceptBank
 
 TEMPLATES = {"thing": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
-ADVANCED = {"advanced": True}
 DEFAULTS = Recipe()
+
+
+def advanced(field):
+    """Fold an input away until it is asked for; the schemas of 0.3.64 have no word for that yet."""
+    field.extra_dict["advanced"] = True
+    return field
+
+
+def rate(name, default, tooltip):
+    return advanced(io.Float.Input(name, default=default, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip=tooltip))
 
 
 def picture_folder(folder: str) -> Path:
@@ -31,12 +39,19 @@ class CIDMLoadConceptImages(io.ComfyNode):
             node_id="CIDMLoadConceptImages",
             display_name="Load Concept Images",
             category="CIDM",
-            description="Loads 4 to 7 pictures of one thing or style from a folder. A caption may lie beside each picture (photo1.txt for photo1.jpg) "
-            "and a mask (photo1_mask.png).",
+            description="Loads 4 to 7 pictures of one thing or style from a folder. A caption may lie beside each picture "
+            "(photo1.txt for photo1.jpg) and a mask (photo1_mask.png).",
             inputs=[
-                io.String.Input("folder", default="my_concept", tooltip="Name of a folder in ComfyUI's input folder, or the full path of any folder."),
+                io.String.Input(
+                    "folder", default="my_concept", tooltip="Name of a folder in ComfyUI's input folder, or the full path of any folder."
+                ),
                 io.Int.Input(
-                    "size", default=512, min=64, max=2048, step=64, tooltip="Pictures are centre-cropped to a square of this many pixels. Doodle: 128."
+                    "size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=64,
+                    tooltip="Pictures are centre-cropped to a square of this many pixels. Doodle: 128.",
                 ),
             ],
             outputs=[
@@ -72,7 +87,9 @@ def concept_images(images, captions: str, mask) -> ConceptImages:
     height, width = (size // 8 * 8 for size in images.shape[1:3])
     pictures = images[:, :height, :width, :3].movedim(-1, 1).clone() * 2 - 1
     if mask is not None and mask.shape[:3] != images.shape[:3]:
-        raise ValueError(f"masks of shape {tuple(mask.shape)} for pictures of shape {tuple(images.shape)}: give one mask of the same size per picture")
+        raise ValueError(
+            f"masks of shape {tuple(mask.shape)} for pictures of shape {tuple(images.shape)}: give one mask of the same size per picture"
+        )
     return ConceptImages(pictures, lines, None if mask is None else mask[:, None, :height, :width].clone())
 
 
@@ -83,14 +100,16 @@ class CIDMTrainConcept(io.ComfyNode):
             node_id="CIDMTrainConcept",
             display_name="Train Concept",
             category="CIDM",
-            description="Learns one concept from a few pictures and puts it into the bank. Concepts that are in the bank already stay as they are. "
-            "Chain several through the bank: they are learned in that order. The same task again costs nothing; the same name with anything "
-            "else changed replaces that concept. Cancel leaves the bank as it was.",
+            description="Learns one concept from a few pictures and puts it into the bank. Concepts that are in the bank already stay as "
+            "they are. Chain several through the bank: they are learned in that order. The same task again costs nothing; the same name "
+            "with anything else changed replaces that concept. Cancel leaves the bank as it was.",
             inputs=[
                 io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x or Doodle). It stays as it is."),
                 io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
                 io.Vae.Input("vae", tooltip="Its autoencoder."),
-                ConceptBank.Input("bank", tooltip="The bank that the concept goes into. What it holds already is kept apart while learning."),
+                ConceptBank.Input(
+                    "bank", tooltip="The bank that the concept goes into. What it holds already is kept apart while learning."
+                ),
                 io.Image.Input("images", tooltip="4 to 7 pictures of the concept, for Stable Diffusion 1.5 of 512 pixels."),
                 io.String.Input(
                     "captions",
@@ -98,49 +117,49 @@ class CIDMTrainConcept(io.ComfyNode):
                     multiline=True,
                     force_input=True,
                     optional=True,
-                    tooltip="One caption per line, in the order of the pictures, each with the class word in it. Without captions the class word stands alone.",
+                    tooltip="One caption per line, in the order of the pictures, each with the class word in it. "
+                    "Without captions the class word stands alone.",
                 ),
-                io.Mask.Input("masks", optional=True, tooltip="Where the concept is in each picture: only that part is learned. Leave it off for a style."),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="Where the concept is in each picture: only that part is learned. Leave it off for a style.",
+                ),
                 io.String.Input("name", default="dog", tooltip="The concept's own name. In prompts it is written <name>."),
-                io.String.Input("class_word", default="dog", tooltip="What kind of thing it is, as the captions say it: dog, teddy bear, painting."),
+                io.String.Input(
+                    "class_word", default="dog", tooltip="What kind of thing it is, as the captions say it: dog, teddy bear, painting."
+                ),
                 io.Combo.Input("kind", options=list(TEMPLATES), default="thing", tooltip="A thing to be seen, or a style of painting."),
-                io.Int.Input("steps", default=DEFAULTS.steps, min=1, max=100000, tooltip="How many training steps. Several hundred for 4 to 7 pictures."),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="The same seed learns the same concept."),
-                io.Int.Input("batch_size", default=DEFAULTS.batch, min=1, max=64, tooltip="Pictures per step.", extra_dict=ADVANCED),
-                io.Int.Input("rank", default=DEFAULTS.rank, min=1, max=128, tooltip="Rank of the low-rank factors.", extra_dict=ADVANCED),
-                io.Float.Input(
-                    "learning_rate",
-                    default=DEFAULTS.lr,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=1e-7,
-                    tooltip="Learning rate of the factors; it decays to zero.",
-                    extra_dict=ADVANCED,
+                io.Int.Input(
+                    "steps",
+                    default=DEFAULTS.steps,
+                    min=1,
+                    max=100000,
+                    tooltip="How many training steps. Several hundred for 4 to 7 pictures.",
                 ),
-                io.Float.Input(
-                    "token_learning_rate",
-                    default=DEFAULTS.lr_tokens,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=1e-7,
-                    tooltip="Learning rate of the concept's words; it decays to zero.",
-                    extra_dict=ADVANCED,
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="The same seed learns the same concept."
                 ),
-                io.Float.Input(
-                    "consolidation",
-                    default=DEFAULTS.consolidation,
-                    min=0.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="How hard the concept is kept out of the subspaces of earlier ones; 0 turns that off.",
-                    extra_dict=ADVANCED,
+                advanced(io.Int.Input("batch_size", default=DEFAULTS.batch, min=1, max=64, tooltip="Pictures per step.")),
+                advanced(io.Int.Input("rank", default=DEFAULTS.rank, min=1, max=128, tooltip="Rank of the low-rank factors.")),
+                rate("learning_rate", DEFAULTS.lr, "Learning rate of the factors; it decays to zero."),
+                rate("token_learning_rate", DEFAULTS.lr_tokens, "Learning rate of the concept's words; it decays to zero."),
+                advanced(
+                    io.Float.Input(
+                        "consolidation",
+                        default=DEFAULTS.consolidation,
+                        min=0.0,
+                        max=100.0,
+                        step=0.01,
+                        tooltip="How hard the concept is kept out of the subspaces of earlier ones; 0 turns that off.",
+                    )
                 ),
             ],
             outputs=[
                 ConceptBank.Output(display_name="bank", tooltip="The bank with the concept in it, for the next task or for painting."),
-                io.LoraModel.Output(display_name="lora", tooltip="The concept's factors as a LoRA, for ComfyUI's own nodes. Its words are only in the bank."),
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="The concept's factors as a LoRA, for ComfyUI's own nodes. Its words are only in the bank."
+                ),
                 io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
                 io.Int.Output(display_name="steps", tooltip="How many steps were trained."),
             ],

@@ -19,13 +19,10 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
-import torch  # noqa: E402
-
-import utils.extra_config  # noqa: E402, F401, I001 -- as main.py does: comfy has a module of that name
-
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
-import nodes as core  # noqa: E402
+import torch  # noqa: E402
+import utils.extra_config  # noqa: E402, F401 -- as main.py does: comfy has a module of that name
 
 spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 pack = importlib.util.module_from_spec(spec)
@@ -61,7 +58,9 @@ def data_of(name, count=3):
 def random_factors(backbone, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: LowRank(torch.randn(m.weight.shape[0], 4, generator=generator) * 0.1, torch.randn(4, m.weight.shape[1], generator=generator) * 0.1)
+        name: LowRank(
+            torch.randn(m.weight.shape[0], 4, generator=generator) * 0.1, torch.randn(4, m.weight.shape[1], generator=generator) * 0.1
+        )
         for name, m in linears(backbone.cross_attention).items()
     }
 
@@ -200,8 +199,15 @@ def the_layers_read_their_own_text_in_a_batch_as_alone():
         return x - sigma * backbone.predict(x / scale, t, text)
 
     sampled = []
-    painted.set_model_sampler_post_cfg_function(lambda args: sampled.append((args["cond_denoised"], args["uncond_denoised"], args["input"])) or args["denoised"])
-    for cond, uncond in ((wise(context), negative), (wise(context), wise(context.flip(0))), (negative, wise(context)), (plain(clip, "dog " * 100), wise(context))):
+    painted.set_model_sampler_post_cfg_function(
+        lambda args: sampled.append((args["cond_denoised"], args["uncond_denoised"], args["input"])) or args["denoised"]
+    )
+    for cond, uncond in (
+        (wise(context), negative),
+        (wise(context), wise(context.flip(0))),
+        (negative, wise(context)),
+        (plain(clip, "dog " * 100), wise(context)),
+    ):
         batches.clear()
         sampled.clear()
         comfy.sample.sample(painted, x, 1, 4.0, "euler", "normal", cond, uncond, torch.zeros(1, 4, 16, 16), seed=1)
@@ -233,11 +239,25 @@ def the_base_is_the_same_after_learning():
         bank, steps = Bank(folder), []
         for name in ("dog", "cat"):
             bank, concept, losses = learn_into(
-                bank, backbone, data_of(name), name=name, class_word=name, recipe=Recipe(steps=4, lr=1e-3), on_step=lambda *a: steps.append(a)
+                bank,
+                backbone,
+                data_of(name),
+                name=name,
+                class_word=name,
+                recipe=Recipe(steps=4, lr=1e-3),
+                on_step=lambda *a: steps.append(a),
             )
         assert len(steps) == 8 and len(losses) == 4 and bank.names == ["dog", "cat"]
         assert all(f.up.abs().max() > 0 for f in concept.factors.values()), "a factor did not learn"
-        again = learn_into(bank, backbone, data_of("cat"), name="cat", class_word="cat", recipe=Recipe(steps=4, lr=1e-3), on_step=lambda *a: steps.append(a))
+        again = learn_into(
+            bank,
+            backbone,
+            data_of("cat"),
+            name="cat",
+            class_word="cat",
+            recipe=Recipe(steps=4, lr=1e-3),
+            on_step=lambda *a: steps.append(a),
+        )
         assert len(steps) == 8 and len(again[2]) == 4, "the same task was learned twice"
     after = {n: m.state_dict() for n, m in modules.items()}
     assert all(torch.equal(before[n][k], after[n][k]) for n in before for k in before[n])

@@ -1,0 +1,107 @@
+"""A real ComfyUI server with the pack in its custom_nodes."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+PACK = Path(__file__).resolve().parents[1]
+SHIPPED = ("__init__.py", "pyproject.toml", "cidm_ops", "nodes", "workflows", "web", "locales")
+
+
+def install(custom_nodes: Path) -> Path:
+    """Copy what ships into a folder whose name no Python module could have."""
+    place = custom_nodes / "comfyui-cidm-1.0"
+    place.mkdir(parents=True)
+    for name in SHIPPED:
+        source = PACK / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, place / name)
+    return place
+
+
+class Server:
+    """A running ComfyUI: prompts in, history out."""
+
+    def __init__(self, host, folder: Path, models: Path | None = None):
+        self.host, self.folder = host, folder
+        self.pack = install(folder / "custom_nodes")
+        for name in ("models", "input", "output", "user/default"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "user/default/comfy.settings.json").write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "log.txt"
+        command = [host.python, "main.py", "--cpu", "--port", self.port, "--base-directory", folder, "--database-url", "sqlite:///:memory:"]
+        for option in ("output", "temp", "user", "input"):
+            command += [f"--{option}-directory", folder / option]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen([str(c) for c in command], cwd=host.path, stdout=log, stderr=subprocess.STDOUT)
+        self.wait_for(lambda: self.get("/object_info/CIDMOpenBank"), 180)
+
+    def wait_for(self, ready, seconds: float) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if found := ready():
+                    return found
+            except (urllib.error.URLError, ConnectionError):
+                pass
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.3)
+        raise AssertionError(f"{self.host}: not ready after {seconds} s:\n{self.log.read_text()[-4000:]}")
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: Any) -> Any:
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read().decode()[:2000]}") from error
+        return json.loads(text) if text else None
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+
+    def finished(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
+        return self.wait_for(lambda: self.get(f"/history/{prompt_id}").get(prompt_id), seconds)
+
+    def run(self, prompt: dict[str, Any], seconds: float = 300) -> dict[str, Any]:
+        """The outputs of a prompt by node. Fails with the node's error."""
+        entry = self.finished(self.queue(prompt), seconds)
+        assert entry["status"]["status_str"] == "success", message(entry)
+        return entry["outputs"]
+
+    def error(self, prompt: dict[str, Any]) -> str:
+        """The message of the error that a prompt ends with."""
+        entry = self.finished(self.queue(prompt))
+        assert entry["status"]["status_str"] == "error", "it went through"
+        return message(entry)
+
+    def bank(self, name: str) -> Path:
+        return self.folder / "models" / "cidm_banks" / name
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def message(entry: dict[str, Any]) -> str:
+    return " ".join(m.get("exception_message", "") for kind, m in entry["status"]["messages"] if kind == "execution_error")

@@ -1,0 +1,194 @@
+"""The pack in a running ComfyUI: its nodes, its workflows, Cancel, and what bad input says."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cidm_ops.bank.concept import load_concept, save_concept
+
+PACK = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((PACK / "workflows" / "api").glob("*.json"))
+NODES = ["Aggregate", "DoodleConcept", "DoodleModel", "EncodePrompt", "LoadConceptImages", "OpenBank", "TrainConcept"]
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def learn(bank, steps=2, name="dog", class_word="dog", images=("3", 0), captions=("3", 1), seed=0):
+    """A prompt that learns one concept of Doodle."""
+    return {
+        "1": node("CIDMDoodleModel"),
+        "2": node("CIDMOpenBank", name=bank),
+        "3": node("CIDMDoodleConcept", concept="dog", count=2, variation=0),
+        "4": node(
+            "CIDMTrainConcept",
+            **{"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "bank": ["2", 0], "images": list(images), "captions": list(captions)},
+            **{"name": name, "class_word": class_word, "kind": "thing", "steps": steps, "seed": seed, "batch_size": 1, "rank": 4},
+            **{"learning_rate": 1e-3, "token_learning_rate": 1e-3, "consolidation": 0.1},
+        ),
+        "5": node("PreviewAny", source=["4", 3]),
+    }
+
+
+def speak(bank, text):
+    """A prompt that encodes a text with a bank and aggregates for it."""
+    return {
+        "1": node("CIDMDoodleModel"),
+        "2": node("CIDMOpenBank", name=bank),
+        "3": node("CIDMEncodePrompt", clip=["1", 1], bank=["2", 0], text=text),
+        "4": node("CIDMAggregate", model=["1", 0], clip=["1", 1], bank=["2", 0], text=["3", 1], mode="exact", strength=1.0),
+        "5": node("PreviewAny", source=["4", 1]),
+    }
+
+
+def load(folder):
+    return {"1": node("CIDMLoadConceptImages", folder=str(folder), size=128), "2": node("PreviewImage", images=["1", 0])}
+
+
+def photos(folder, captions=("a dog on the grass", "a dog at home")):
+    """A folder of large photos with captions, one of them lying on its side as cameras leave them."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, caption in enumerate(captions):
+        pixels = np.kron(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8), np.ones((50, 50, 1), np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i else 1
+        Image.fromarray(pixels).save(folder / f"photo{i}.jpg", exif=exif)
+        (folder / f"photo{i}.txt").write_text(caption)
+    return folder
+
+
+def test_the_pack_loads(server):
+    log = server.log.read_text()
+    assert "IMPORT FAILED" not in log
+    assert server.pack.name in log
+    info = server.get("/object_info")
+    assert sorted(name for name in info if name.startswith("CIDM")) == [f"CIDM{name}" for name in NODES]
+
+
+@pytest.mark.parametrize("name", [f"CIDM{name}" for name in NODES])
+def test_every_node_explains_itself(server, name):
+    info = server.get(f"/object_info/{name}")[name]
+    assert info["category"].split("/")[0] == "CIDM" and info["description"] and info["display_name"]
+    for group in ("required", "optional"):
+        for key, (_, *options) in info["input"].get(group, {}).items():
+            assert options and options[0].get("tooltip"), f"input {key} has no tooltip"
+    assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"])
+    page = PACK / "web" / "docs" / f"{name}.md"
+    assert page.is_file(), f"no help page {page.name}"
+    for key in [*info["input"].get("required", {}), *info["input"].get("optional", {}), *info["output_name"]]:
+        assert f"`{key}`" in page.read_text(encoding="utf-8"), f"{page.name} does not speak of {key}"
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda f: f.stem)
+def test_every_workflow_runs_to_pictures(server, file):
+    prompt = json.loads(file.read_text(encoding="utf-8"))
+    for step in prompt.values():
+        if step["class_type"] == "CheckpointLoaderSimple":  # the same three outputs
+            step.update(node("CIDMDoodleModel"))
+        elif step["class_type"] in ("CIDMTrainConcept", "KSampler"):
+            step["inputs"]["steps"] = 3
+        elif step["class_type"] == "CIDMLoadConceptImages":
+            step["inputs"] |= {"folder": str(photos(server.folder / "input" / "own")), "size": 128}
+        elif step["class_type"] == "EmptyLatentImage":
+            step["inputs"] |= {"width": 128, "height": 128}
+    outputs = server.run(prompt)
+    saved = [image for key, step in prompt.items() if step["class_type"] == "SaveImage" for image in outputs[key]["images"]]
+    assert saved
+    for image in saved:
+        assert Image.open(server.folder / "output" / image["subfolder"] / image["filename"]).size == (128, 128)
+
+
+def test_a_task_queued_again_is_not_learned_again(server):
+    server.run(learn("again"))
+    file = server.bank("again") / "dog.safetensors"
+    first = file.stat().st_mtime_ns
+    server.run(learn("again"))
+    assert file.stat().st_mtime_ns == first
+    server.run(learn("again", seed=1))
+    assert file.stat().st_mtime_ns > first and load_concept(file).task == 1
+
+
+def test_a_new_concept_is_seen_by_the_next_prompt(server):
+    assert "no concept has the word <dog>" in server.error(speak("late", "a <dog>"))
+    server.run(learn("late"))
+    shown = server.run(speak("late", "a <dog>"))
+    assert "dog" in shown["5"]["text"][0] and "1.000" in shown["4"]["text"][0]
+
+
+def test_cancel_leaves_the_bank_as_it_was(server):
+    server.run(learn("cancelled"))
+    file = server.bank("cancelled") / "dog.safetensors"
+    before = file.read_bytes()
+    running = server.queue(learn("cancelled", steps=100000))
+    server.wait_for(lambda: server.get("/queue")["queue_running"], 30)
+    time.sleep(4)
+    server.post("/interrupt", {})
+    entry = server.finished(running, 30)
+    assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
+    assert file.read_bytes() == before and [f.name for f in file.parent.iterdir()] == [file.name]
+    server.run(speak("cancelled", "a <dog>"))
+
+
+def test_an_empty_folder_is_named(server):
+    empty = server.folder / "input" / "empty"
+    empty.mkdir(exist_ok=True)
+    assert "no pictures in it" in server.error(load("empty"))
+    assert "no such folder" in server.error(load(server.folder / "nowhere"))
+
+
+def test_a_truncated_picture_is_named(server):
+    folder = photos(server.folder / "input" / "truncated")
+    file = folder / "photo1.jpg"
+    file.write_bytes(file.read_bytes()[:2000])
+    assert "photo1.jpg" in server.error(load("truncated"))
+
+
+def test_a_caption_without_the_class_word_is_warned_of(server):
+    photos(server.folder / "input" / "captions", ("a dog on the grass", "my best friend"))
+    prompt = learn("captions", images=("6", 0), captions=("6", 1)) | {"6": node("CIDMLoadConceptImages", folder="captions", size=128)}
+    text = server.run(prompt)["4"]["text"][0]
+    assert "caption 2 ('my best friend')" in text and "'dog'" in text and "caption 1" not in text
+    assert "my best friend" in server.log.read_text()
+
+
+def test_an_unknown_word_lists_the_known_ones(server):
+    server.run(learn("known"))
+    said = server.error(speak("known", "a <dgo> on the beach"))
+    assert "<dgo>" in said and "<dog>" in said
+
+
+def test_wrong_captions_and_names_are_refused_before_learning(server):
+    prompt = learn("refused")
+    prompt["4"]["inputs"]["captions"] = "one\ntwo\nthree"
+    assert "3 captions for 2 pictures" in server.error(prompt)
+    assert "concept name" in server.error(learn("refused", name="my dog!"))
+    assert "class word is empty" in server.error(learn("refused", class_word=" "))
+    assert not server.bank("refused").exists()
+
+
+def test_a_concept_of_another_architecture_is_refused(server):
+    server.run(learn("other"))
+    file = server.bank("other") / "dog.safetensors"
+    concept = load_concept(file)
+    save_concept(replace(concept, architecture="sd1-16x768"), file)
+    for said in (server.error(speak("other", "a <dog>")), server.error(learn("other", name="cat"))):
+        assert "learned on sd1-16x768" in said and "sd1-7x128" in said
+    save_concept(replace(concept, fingerprint="0" * 12), file)
+    assert "another checkpoint" in server.run(speak("other", "a <dog>"))["4"]["text"][0]
+
+
+def test_a_damaged_file_is_named_and_the_rest_stays_usable(server):
+    server.run(learn("damaged"))
+    server.run(learn("damaged", name="cat"))
+    file = server.bank("damaged") / "cat.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "cat.safetensors" in server.run(speak("damaged", "a <dog>"))["2"]["text"][0]
+    assert "cat.safetensors" in server.error(speak("damaged", "a <cat>"))
+    assert "cat.safetensors" in server.error(learn("damaged", name="duck"))
