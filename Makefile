@@ -16,6 +16,6 @@ check: .venv/ready
 # A PyTorch that the machine itself offers (pip's find-links) is taken first: the index's one for Linux brings several GB of CUDA.
 .venv/ready: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -c 'import torch' 2>/dev/null || .venv/bin/pip install --no-index --no-deps 'torch>=2.6' 2>/dev/null || true
-	.venv/bin/pip install -e '.[headless,test,dev]'
+	.venv/bin/python -c 'import torch' 2>/dev/null || .venv/bin/python -m pip install --no-index --no-deps 'torch>=2.6' 2>/dev/null || true
+	.venv/bin/python -m pip install -e '.[headless,test,dev]'
 	touch $@

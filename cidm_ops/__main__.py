@@ -1,6 +1,7 @@
 """The command line: `cidm` or `python -m cidm_ops`. Arguments and calls; what can go wrong is one line on stderr and exit code 2."""
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -40,35 +41,25 @@ def warn(warnings: Iterable[str | None]) -> None:
 def demo(options: argparse.Namespace, rest: list[str]) -> None:
     from .demo import run
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("cidm").setLevel(logging.INFO)
     run(options.folder)
 
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
-    from .bank.bank import Bank, check_base
-    from .bank.concept import check_name
+    from .bank.bank import Bank
     from .run.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, from_folder
-    from .run.training import Recipe, learn
-    from .tokens import concept_words
+    from .run.task import learn_into
+    from .run.training import Recipe
 
-    name = check_name(options.name or options.images.resolve().name)
-    bank = Bank(options.bank)
-    earlier = [concept for concept in bank.concepts() if concept.name != name]
+    name = options.name or options.images.resolve().name
     backbone = load_base(options, on_cuda="bfloat16")
-    warn(check_base(bank.headers[concept.name], backbone.architecture, backbone.fingerprint) for concept in earlier)
     images = from_folder(options.images, options.size or backbone.size)
     templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
-    concept, _ = learn(
-        backbone,
-        images,
-        name=name,
-        class_word=options.class_word,
-        words=concept_words(name, options.class_word),
-        earlier=earlier,
-        recipe=Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates),
-        on_step=report,
-    )
+    recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates)
+    bank, _, _ = learn_into(Bank(options.bank), backbone, images, name=name, class_word=options.class_word, recipe=recipe, on_step=report)
     warn(images.warnings)
-    print(bank.add(concept).file(name))
+    print(bank.file(name))
 
 
 def report(step: int, steps: int, loss: float) -> None:

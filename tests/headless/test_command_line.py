@@ -57,7 +57,7 @@ def test_the_list_is_in_the_order_learned(cidm, bank):
     code, out, _ = cidm("bank", "list", bank)
     assert code == 0
     assert [line.split()[:2] for line in out] == [["1", "<rex>"], ["2", "<ted>"]]
-    assert "<ted-1> <ted-2> <ted-3>" in out[1]
+    assert "<ted.1> <ted.2> <ted.3>" in out[1]
 
 
 def test_prompts_become_pictures_that_depend_on_concept_and_seed(cidm, bank, tiny_sd1, tmp_path):
