@@ -20,7 +20,9 @@ def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Ten
     """
     missing = [name for name in deltas if name not in layers]
     if missing:
-        raise KeyError(f"the model has no layer {missing[0]!r} ({len(missing)} of {len(deltas)} names unknown): the concept is for another architecture")
+        raise KeyError(
+            f"the model has no layer {missing[0]!r} ({len(missing)} of {len(deltas)} unknown): the concept is for another architecture"
+        )
 
     def beside(delta: Callable[[Tensor], Tensor]):
         return lambda module, args, output: output + delta(args[0])

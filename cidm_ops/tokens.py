@@ -25,8 +25,8 @@ PLACEHOLDERS = dict(
 
 
 def concept_words(name: str, class_word: str) -> list[str]:
-    """``<dog-1> <dog-2>`` for a dog, three words for a teddy bear: a free adjective, then one per noun (CIDM, code)."""
-    return [f"<{name}-{i}>" for i in range(1, 2 + len(class_word.split()))]
+    """``<dog.1> <dog.2>`` for a dog, three words for a teddy bear: a free adjective, then one per noun (CIDM, code)."""
+    return [f"<{name}.{i}>" for i in range(1, 2 + len(class_word.split()))]
 
 
 def words_in(prompt: str) -> list[str]:
@@ -63,7 +63,9 @@ def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], tables: Mapping[s
         here = (ids == token)[None, ..., None]
         table = tables[word].to(rows)
         if table.shape[-1] != rows.shape[-1]:
-            raise ValueError(f"{word} has rows of width {table.shape[-1]}, the text encoder has {rows.shape[-1]}: load the base it was learned on")
+            raise ValueError(
+                f"{word} has rows of width {table.shape[-1]}, the text encoder has {rows.shape[-1]}: load the base it was learned on"
+            )
         bound = torch.where(here, table.view(table.shape[0], *[1] * ids.ndim, -1), bound)
     return bound
 

@@ -63,7 +63,9 @@ class Bank:
             if name == concept.name:
                 continue
             if header["architecture"] != concept.architecture:
-                raise ValueError(f"concept {concept.name!r} is for {concept.architecture}, this bank for {header['architecture']}: use another bank")
+                raise ValueError(
+                    f"concept {concept.name!r} is for {concept.architecture}, this bank for {header['architecture']}: use another bank"
+                )
             if taken := set(header["words"]) & set(concept.words):
                 raise ValueError(f"the word {sorted(taken)[0]} belongs to concept {name!r} already: choose another name")
         known = self.headers.get(concept.name)
@@ -72,7 +74,7 @@ class Bank:
         return Bank(self.folder)
 
     def expand(self, prompt: str) -> str:
-        """Write out handles: ``<dog>`` becomes ``<dog-1> <dog-2>``.
+        """Write out handles: ``<dog>`` becomes ``<dog.1> <dog.2>``.
 
         Raises ``ValueError`` for a word no concept has.
         """
@@ -97,7 +99,9 @@ class Bank:
 def check_base(header: dict[str, Any], architecture: str, fingerprint: str) -> str | None:
     """Whether a concept fits a base: a warning for another checkpoint, ``ValueError`` for another architecture."""
     if header["architecture"] != architecture:
-        raise ValueError(f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load the base it was learned on")
+        raise ValueError(
+            f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load its base"
+        )
     if header["fingerprint"] != fingerprint:
         return f"concept {header['name']!r} was learned on another checkpoint of {architecture}: likeness may suffer"
     return None

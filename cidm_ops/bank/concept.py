@@ -84,7 +84,10 @@ def save_concept(concept: Concept, file: Path) -> None:
         "training": dict(concept.training),
         "token_shapes": {k: list(t.shape) for k, t in concept.tokens.items()},
     }
-    tokens = {k: base64.b64encode(t.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode() for k, t in concept.tokens.items()}
+    tokens = {
+        k: base64.b64encode(t.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
+        for k, t in concept.tokens.items()
+    }
     metadata = {"cidm": json.dumps(header), "cidm.tokens": json.dumps(tokens), "modelspec.title": concept.name}
     write_atomically(save(lora_state(concept), metadata), file)
 
@@ -149,7 +152,8 @@ def load_concept(file: Path) -> Concept:
                 raise ValueError(f"{file.name}: {_key(layer)}: not all factors are finite numbers")
     try:
         tokens = {
-            k: torch.from_numpy(np.frombuffer(base64.b64decode(encoded[k]), "<f4").reshape(shape).copy()) for k, shape in header["token_shapes"].items()
+            k: torch.from_numpy(np.frombuffer(base64.b64decode(encoded[k]), "<f4").reshape(shape).copy())
+            for k, shape in header["token_shapes"].items()
         }
         return Concept(
             header["name"],

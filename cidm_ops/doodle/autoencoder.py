@@ -66,12 +66,16 @@ def crops(pictures: np.ndarray, rng: np.random.Generator, batch: int, size: int,
     """Random crops ``[batch, 3, size, size]`` in [-1, 1], aligned to the latent grid."""
     out = np.empty((batch, size, size, 3), np.uint8)
     span = (pictures.shape[1] - size) // 8 + 1
-    for i, (n, y, x) in enumerate(zip(rng.integers(len(pictures), size=batch), rng.integers(span, size=batch) * 8, rng.integers(span, size=batch) * 8, strict=True)):
+    for i, (n, y, x) in enumerate(
+        zip(rng.integers(len(pictures), size=batch), rng.integers(span, size=batch) * 8, rng.integers(span, size=batch) * 8, strict=True)
+    ):
         out[i] = pictures[n, y : y + size, x : x + size]
     return torch.from_numpy(out).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
-def learn_latents(vae: AutoencoderTiny, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 16, lr: float = 1e-3, **options) -> None:
+def learn_latents(
+    vae: AutoencoderTiny, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 16, lr: float = 1e-3, **options
+) -> None:
     """Train encoder and decoder together, then normalise the latents to zero mean and unit variance."""
     device = vae.device
     vae.to(memory_format=torch.channels_last)
@@ -115,7 +119,9 @@ def encode(vae: AutoencoderTiny, pictures: np.ndarray, batch: int = 64) -> Tenso
     return torch.cat(out)
 
 
-def sharpen_decoder(vae: AutoencoderTiny, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 16, lr: float = 5e-4, **options) -> None:
+def sharpen_decoder(
+    vae: AutoencoderTiny, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 16, lr: float = 5e-4, **options
+) -> None:
     """Train the decoder alone on the frozen encoder: the latents of a U-Net in training do not move."""
     device = vae.device
     vae.to(memory_format=torch.channels_last)

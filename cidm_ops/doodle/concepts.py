@@ -35,14 +35,20 @@ CONCEPTS: dict[str, DoodleConcept] = {
     c.name: c
     for c in (
         DoodleConcept("dog", "dog", Look("dog", SAND, WINE, "patch", SNOW, "scarf", TEAL, (0.9, 0.6, -0.4))),
-        DoodleConcept("duck", "duck", Look("duck", COLOURS["yellow"], MAGENTA, "stripes", COLOURS["purple"], "hat", COLOURS["green"], (0.7, 0.2, 0.8))),
+        DoodleConcept(
+            "duck", "duck", Look("duck", COLOURS["yellow"], MAGENTA, "stripes", COLOURS["purple"], "hat", COLOURS["green"], (0.7, 0.2, 0.8))
+        ),
         DoodleConcept("cat", "cat", Look("cat", COAL, COLOURS["pink"], "patch", SNOW, "flower", COLOURS["orange"], (0.8, 0.9, -0.6))),
         DoodleConcept("backpack", "backpack", Look("backpack", TEAL, MAGENTA, "spots", COLOURS["yellow"], "none", WHITE, (0.5, 0.4, 0.6))),
         DoodleConcept("bear", "teddy bear", Look("teddy bear", LIME, SKY, "none", WHITE, "star", COLOURS["red"], (0.9, 0.5, 0.4))),
-        DoodleConcept("painting", "painting", style=Style("painting", 0.55, (250, 214, 120), (20, 60, 110), 0.6, 6.0, None, (206, 170, 40))),
+        DoodleConcept(
+            "painting", "painting", style=Style("painting", 0.55, (250, 214, 120), (20, 60, 110), 0.6, 6.0, None, (206, 170, 40))
+        ),
         DoodleConcept("dog2", "dog", Look("dog", SNOW, COAL, "spots", COAL, "hat", COLOURS["red"], (-0.6, -0.5, 0.6))),
         DoodleConcept("drawing", "drawing", style=Style("drawing", 0.12, (246, 250, 255), (30, 60, 170), 1.3, 0.0, (150, 190, 240))),
-        DoodleConcept("cat2", "cat", Look("cat", COLOURS["orange"], SNOW, "stripes", COLOURS["brown"], "scarf", COLOURS["blue"], (-0.5, -0.4, 0.9))),
+        DoodleConcept(
+            "cat2", "cat", Look("cat", COLOURS["orange"], SNOW, "stripes", COLOURS["brown"], "scarf", COLOURS["blue"], (-0.5, -0.4, 0.9))
+        ),
         DoodleConcept("ink", "ink painting", style=Style("ink", 0.0, (240, 214, 190), (84, 16, 22), 1.6, 0.0, None, None, (190, 30, 30))),
     )
 }

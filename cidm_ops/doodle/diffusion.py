@@ -83,7 +83,16 @@ class Tokens:
 
 
 def learn_diffusion(
-    unet: UNet2DConditionModel, text: CLIPTextModel, latents: Tensor, tokens: Tokens, folder: Path, *, steps: int, batch: int = 64, lr: float = 1e-3, **options
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
+    latents: Tensor,
+    tokens: Tokens,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 64,
+    lr: float = 1e-3,
+    **options,
 ) -> None:
     """Train both with epsilon prediction, min-SNR weights (gamma 5) and caption dropout.
 

@@ -84,9 +84,7 @@ class Canvas:
         big = size * SUPERSAMPLE
         self.image = Image.fromarray(background).resize((big, big), Image.Resampling.BICUBIC)
 
-    def draw(
-        self, parts: list[Part], x: float, y: float, half: float, flip: bool, tilt: float, ink: RGB, line: float
-    ) -> np.ndarray:
+    def draw(self, parts: list[Part], x: float, y: float, half: float, flip: bool, tilt: float, ink: RGB, line: float) -> np.ndarray:
         """Draw ``parts`` centred at ``x, y`` (pixels of a 128 px picture), ``half`` pixels per unit.
 
         Returns the silhouette, ``[size, size]`` uint8 (0 or 255, antialiased).

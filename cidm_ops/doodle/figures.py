@@ -63,7 +63,11 @@ def _marks(look: Look, x: float, y: float, rx: float, ry: float) -> list[Part]:
     if look.marking == "stripes":
         half = [0.62, 0.8, 0.62]
         at_x = [-0.5, 0.0, 0.5]
-        return [p for u, h in zip(at_x, half, strict=True) for p in limb([(x + u * rx, y - h * ry), (x + u * rx, y + h * ry * 0.8)], 0.2 * rx, c, inked=False)]
+        return [
+            p
+            for u, h in zip(at_x, half, strict=True)
+            for p in limb([(x + u * rx, y - h * ry), (x + u * rx, y + h * ry * 0.8)], 0.2 * rx, c, inked=False)
+        ]
     if look.marking == "patch":
         return [ellipse(x - 0.15 * rx, y + 0.05 * ry, 0.5 * rx, 0.58 * ry, c, 0.3, inked=False)]
     return []
@@ -80,10 +84,16 @@ def _wear(look: Look, head: tuple[float, float], neck: tuple[float, float], ches
         ]
     if look.accessory == "scarf":
         x, y = neck
-        return [box(x, y, 0.4 * size, 0.11 * size, c, 0.1), box(x + 0.2 * size, y + 0.25 * size, 0.1 * size, 0.26 * size, shade(c, 0.85), 0.06)]
+        return [
+            box(x, y, 0.4 * size, 0.11 * size, c, 0.1),
+            box(x + 0.2 * size, y + 0.25 * size, 0.1 * size, 0.26 * size, shade(c, 0.85), 0.06),
+        ]
     if look.accessory == "flower":
         x, y = chest
-        petals = [ellipse(x + 0.15 * size * np.cos(a), y + 0.15 * size * np.sin(a), 0.13 * size, 0.13 * size, c, inked=False) for a in np.arange(5) * 2 * np.pi / 5]
+        petals = [
+            ellipse(x + 0.15 * size * np.cos(a), y + 0.15 * size * np.sin(a), 0.13 * size, 0.13 * size, c, inked=False)
+            for a in np.arange(5) * 2 * np.pi / 5
+        ]
         return [*petals, ellipse(x, y, 0.1 * size, 0.1 * size, (250, 216, 44), inked=False)]
     if look.accessory == "star":
         x, y = chest
@@ -130,7 +140,12 @@ def _cat(look: Look) -> list[Part]:
         *_eye(-0.2, -0.34, 0.085),
         *_eye(0.2, -0.34, 0.085),
         polygon([(-0.07, -0.2), (0.07, -0.2), (0, -0.11)], (240, 120, 130), inked=False),
-        *[q for s in (-1, 1) for v in (-0.06, 0.05) for q in limb([(s * 0.2, -0.14), (s * 0.56, -0.14 + v * 2)], 0.025, OUTLINE, inked=False)],
+        *[
+            q
+            for s in (-1, 1)
+            for v in (-0.06, 0.05)
+            for q in limb([(s * 0.2, -0.14), (s * 0.56, -0.14 + v * 2)], 0.025, OUTLINE, inked=False)
+        ],
         *_wear(look, (0, -0.64), (0, 0.06), (0, 0.42), 0.9),
     ]
 

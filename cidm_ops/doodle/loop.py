@@ -66,7 +66,9 @@ def train(
     if muon:
         optimiser = Muon(matrices, others, lr, weight_decay)
     else:
-        optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr, (0.9, 0.99))
+        optimiser = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr, (0.9, 0.99)
+        )
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
     began, recent = time.monotonic(), []
     device = next(iter(parameters.values())).device
@@ -109,7 +111,7 @@ def _restore(file: Path, parameters: dict[str, nn.Parameter], average: dict[str,
         for k, p in parameters.items():
             p.copy_(f.get_tensor(f"now.{k}"))
             average[k].copy_(f.get_tensor(f"average.{k}"))
-            entries = [key.partition(".")[0] for key in f.keys() if key.partition(".")[2] == k]
+            entries = [key.partition(".")[0] for key in list(f.keys()) if key.partition(".")[2] == k]
             optimiser.state[p] = {e: f.get_tensor(f"{e}.{k}").to(p.device) for e in entries if e not in ("now", "average")}
     log.info("continuing %s at step %d", file.stem, step)
     return step

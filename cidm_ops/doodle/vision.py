@@ -86,7 +86,17 @@ def pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
 
 
 def learn_vision(
-    vision: CLIPVisionModelWithProjection, text: TextTower, pictures: np.ndarray, people: np.ndarray, tokens: Tokens, folder: Path, *, steps: int, batch: int = 64, lr: float = 1e-3, **options
+    vision: CLIPVisionModelWithProjection,
+    text: TextTower,
+    pictures: np.ndarray,
+    people: np.ndarray,
+    tokens: Tokens,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 64,
+    lr: float = 1e-3,
+    **options,
 ) -> None:
     """Train both towers; temperatures are fixed (0.05 for captions, 0.1 for individuals)."""
     device = vision.device

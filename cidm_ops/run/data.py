@@ -56,7 +56,9 @@ def from_folder(folder: Path | str, size: int) -> ConceptImages:
             warnings.append(f"{file.name}: no caption file {text.name}, the class word stands alone")
         masks.append(_picture(mask, size, "L") if mask.exists() else None)
     whole = [torch.ones(1, size, size) if m is None else m for m in masks]
-    return ConceptImages(torch.stack(pictures) * 2 - 1, captions, torch.stack(whole) if any(m is not None for m in masks) else None, warnings)
+    return ConceptImages(
+        torch.stack(pictures) * 2 - 1, captions, torch.stack(whole) if any(m is not None for m in masks) else None, warnings
+    )
 
 
 def _picture(file: Path, size: int, mode: str) -> Tensor:
@@ -86,5 +88,7 @@ def concept_captions(captions: Sequence[str], class_word: str, words: Sequence[s
         else:
             out.append(f"{spoken}, {caption}" if caption else spoken)
             if caption:
-                warnings.append(f"caption {i + 1} ({caption[:60]!r}) does not hold the class word {class_word!r}: {spoken!r} is put in front")
+                warnings.append(
+                    f"caption {i + 1} ({caption[:60]!r}) does not hold the class word {class_word!r}: {spoken!r} is put in front"
+                )
     return out, warnings

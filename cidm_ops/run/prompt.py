@@ -31,7 +31,9 @@ def encode_prompts(backbone: Backbone, prompts: list[str], concepts: Sequence[Co
     return encode_layerwise(backbone, prompts, tables_of(concepts))
 
 
-def factors_for(backbone: Backbone, prompt: str, concepts: Sequence[Concept], mode: str, strength: float) -> tuple[dict[str, LowRank], Tensor]:
+def factors_for(
+    backbone: Backbone, prompt: str, concepts: Sequence[Concept], mode: str, strength: float
+) -> tuple[dict[str, LowRank], Tensor]:
     """Aggregated factors per linear layer for a prompt, and the weights ``[L, G]`` behind them."""
     w = strength * weights(mode, backbone, prompt, concepts).cpu()
     return aggregate(concepts, w, list(backbone.cross_attention)), w

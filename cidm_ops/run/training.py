@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from ..adapters import attached, linears
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..hub import layerwise
 from ..lowrank import LowRank
 from ..method.consolidation import consolidation_loss, earlier_bases
 from ..tokens import encode_layerwise
@@ -109,7 +108,7 @@ def learn(
     losses = []
     factors = learner.factors()
     layers = linears(backbone.cross_attention)
-    with layerwise(backbone.cross_attention.values()), attached(layers, factors):
+    with attached(layers, factors):
         for step in range(recipe.steps):
             while len(order) < recipe.batch:
                 order += torch.randperm(len(latents), generator=generator).tolist()
@@ -132,15 +131,29 @@ def learn(
             decay.step()
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"the loss is {losses[-1]} at step {step + 1}: lower the learning rate or use fp32; the bank is unchanged")
+                raise FloatingPointError(
+                    f"the loss is {losses[-1]} at step {step + 1}: lower the learning rate or use fp32; the bank is unchanged"
+                )
             if learner.tokens.requires_grad and learner.tokens.detach().norm(dim=-1).mean() >= recipe.norm_stop:
                 learner.tokens.requires_grad_(False)
                 learner.tokens.grad = None
             on_step(step + 1, recipe.steps, losses[-1])
     kept = {n: LowRank(f.up.detach().cpu(), f.down.detach().cpu()) for n, f in factors.items()}
-    settings = asdict(recipe) | {"templates": len(recipe.templates), "pictures": len(latents), "loss": sum(losses[-50:]) / len(losses[-50:])}
+    settings = asdict(recipe) | {
+        "templates": len(recipe.templates),
+        "pictures": len(latents),
+        "loss": sum(losses[-50:]) / len(losses[-50:]),
+    }
     concept = Concept(
-        name, class_word, tuple(words), kept, {"clip_l": learner.tokens.detach().cpu()}, backbone.architecture, backbone.fingerprint, 1 + len(earlier), settings
+        name,
+        class_word,
+        tuple(words),
+        kept,
+        {"clip_l": learner.tokens.detach().cpu()},
+        backbone.architecture,
+        backbone.fingerprint,
+        1 + len(earlier),
+        settings,
     )
     return concept, losses
 

@@ -1,0 +1,29 @@
+"""Image alignment: how much pictures look like a concept, as cosines of an image tower (CIDM 4.1, "IA")."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ImageTower = Callable[[Tensor], Tensor]  # pictures [B, 3, H, W] in [-1, 1] to embeddings [B, E]
+
+
+@torch.no_grad()
+def embed(tower: ImageTower, pictures: Tensor) -> Tensor:
+    """Unit embeddings ``[B, E]`` of pictures ``[B, 3, H, W]`` in [-1, 1]."""
+    return torch.cat([F.normalize(tower(part).float(), dim=-1) for part in pictures.split(32)])
+
+
+def image_alignment(pictures: Tensor, references: Tensor) -> float:
+    """Mean cosine over all pairs of embeddings ``[N, E]`` and ``[M, E]``; in [-1, 1]."""
+    return float((pictures @ references.T).mean())
+
+
+def self_alignment(references: Tensor) -> float:
+    """Mean cosine over all pairs of different references ``[M, E]``: the ceiling of ``image_alignment``."""
+    m = len(references)
+    if m < 2:
+        raise ValueError(f"{m} reference picture: at least 2 are needed to compare them with each other")
+    cosines = references @ references.T
+    return float((cosines.sum() - cosines.diagonal().sum()) / (m * (m - 1)))
