@@ -7,8 +7,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 PACK = Path(__file__).resolve().parents[1]
 SHIPPED = ("__init__.py", "pyproject.toml", "cidm_ops", "nodes", "workflows", "web", "locales")
@@ -46,7 +49,11 @@ class Server:
             command += [f"--{option}-directory", folder / option]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen([str(c) for c in command], cwd=host.path, stdout=log, stderr=subprocess.STDOUT)
-        self.wait_for(lambda: self.get("/object_info/CIDMOpenBank"), 180)
+        try:
+            self.wait_for(lambda: self.get("/object_info/CIDMOpenBank"), 300)
+        except AssertionError:
+            self.close()
+            raise
 
     def wait_for(self, ready, seconds: float) -> Any:
         end = time.monotonic() + seconds
@@ -105,3 +112,11 @@ class Server:
 
 def message(entry: dict[str, Any]) -> str:
     return " ".join(m.get("exception_message", "") for kind, m in entry["status"]["messages"] if kind == "execution_error")
+
+
+@pytest.fixture(scope="session")
+def server(comfy_host, tmp_path_factory) -> Iterator[Server]:
+    """One running ComfyUI for all tests of a checkout; for use in a conftest.py."""
+    running = Server(comfy_host, tmp_path_factory.mktemp("comfy"))
+    yield running
+    running.close()

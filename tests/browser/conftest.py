@@ -1,0 +1,1 @@
+from comfy_server import server  # noqa: F401

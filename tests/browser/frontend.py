@@ -1,0 +1,104 @@
+"""ComfyUI's real front end in a browser: drop a workflow in, run it, take its picture.
+
+``python tests/browser/frontend.py CHECKOUT WORKFLOW.json PICTURE.png`` takes the picture of the README.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+READY = "window.app && window.app.graph && window.app.vueAppReady"
+LOAD = """async workflow => {
+    await app.loadGraphData(workflow);
+    await new Promise(done => setTimeout(done, 1500));
+    return app.graph._nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type);
+}"""
+RUN = """async () => {
+    const ended = new Promise(done => {
+        app.api.addEventListener('execution_success', () => done(''));
+        for (const kind of ['execution_error', 'execution_interrupted'])
+            app.api.addEventListener(kind, event => done(kind + ': ' + (event.detail.exception_message || '')));
+    });
+    app.queuePrompt(0);
+    const error = await ended;
+    await new Promise(done => setTimeout(done, 2000));
+    return error;
+}"""
+PICTURES = (
+    "() => Object.fromEntries(app.graph._nodes.filter(n => n.imgs && n.imgs.length).map(n => [n.id, n.imgs.map(i => i.naturalWidth)]))"
+)
+# The whole graph in view at full size, without what floats above it.
+FRAME = """async () => {
+    const [left, top, right, bottom] = [...app.graph._nodes, ...app.graph._groups]
+        .map(n => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]])
+        .reduce((a, b) => [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])]);
+    const canvas = app.canvas.canvas, box = canvas.getBoundingClientRect();
+    app.canvas.ds.scale = Math.min(box.width / (right - left + 60), box.height / (bottom - top + 60));
+    app.canvas.ds.offset = [30 - left, 30 - top];
+    app.canvas.render_canvas_border = false;
+    app.canvas.show_info = false;
+    app.canvas.setDirty(true, true);
+    const floating = '.comfyui-body-top, .comfyui-body-left, .side-tool-bar-container, .graph-canvas-panel, .p-panel, .litegraph-minimap';
+    for (const element of document.querySelectorAll(floating)) element.style.visibility = 'hidden';
+    await new Promise(done => setTimeout(done, 1500));
+}"""
+
+
+@contextmanager
+def open_page(url: str, width: int = 1600, height: int = 900) -> Iterator[Page]:
+    """The front end, ready for a workflow."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        try:
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.goto(url, wait_until="domcontentloaded")
+            page.wait_for_function(READY, timeout=120_000)
+            page.wait_for_timeout(3000)
+            page.keyboard.press("Escape")  # the templates of the first visit
+            page.set_default_timeout(0)
+            yield page
+        finally:
+            browser.close()
+
+
+def load(page: Page, workflow: dict[str, Any]) -> list[str]:
+    """Drop a workflow in; the types of nodes that the front end does not know."""
+    return page.evaluate(LOAD, workflow)
+
+
+def take_picture(checkout: str, workflow: str, picture: str) -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from comfy_server import Server
+    from conftest import host
+
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(host(Path(checkout).resolve()), Path(folder))
+        try:
+            with open_page(server.url, 3440, 1640) as page:
+                unknown = load(page, json.loads(Path(workflow).read_text(encoding="utf-8")))
+                error = unknown or page.evaluate(RUN)
+                page.evaluate(FRAME)
+                page.screenshot(path=picture)
+                print(error or f"{picture}: taken")
+        finally:
+            server.close()
+
+
+if __name__ == "__main__":
+    take_picture(*sys.argv[1:])

@@ -1,0 +1,46 @@
+"""Workflows in the real front end: they load, say the same as their twins for the server, and end in pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
+import frontend
+
+PACK = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+
+pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
+
+
+@pytest.fixture(scope="session")
+def page(server):
+    with frontend.open_page(server.url) as page:
+        yield page
+
+
+def read(file):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_workflow_and_its_twin_for_the_server_say_the_same(page, file):
+    assert frontend.load(page, read(file)) == []
+    said = page.evaluate("async () => (await app.graphToPrompt()).output")
+    twin = read(file.parent / "api" / file.name)
+    assert {key: (node["class_type"], node["inputs"]) for key, node in said.items()} == {
+        key: (node["class_type"], node["inputs"]) for key, node in twin.items()
+    }
+
+
+def test_two_concepts_learned_and_painted_in_the_browser(page):
+    assert frontend.load(page, read(PACK / "workflows" / "learn_two_doodle_concepts.json")) == []
+    page.evaluate("() => { for (const n of app.graph._nodes) for (const w of n.widgets || []) if (w.name === 'steps') w.value = 3 }")
+    assert page.evaluate(frontend.RUN) == ""
+    page.evaluate(frontend.FRAME)  # the front end fetches the pictures of nodes in view
+    pictures = page.evaluate(frontend.PICTURES)
+    saved = page.evaluate("() => app.graph._nodes.filter(n => n.type === 'SaveImage').map(n => String(n.id))")
+    assert len(saved) == 3
+    for node in saved:
+        assert pictures[node] == [128] * 4
