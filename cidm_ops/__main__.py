@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for an input that cannot work."""
     parser = arguments()
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command is not doodle_train:
+    if rest and options.command not in (doodle_train, doodle_judge):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         options.command(options, rest)
@@ -117,6 +117,12 @@ def doodle_train(options: argparse.Namespace, rest: list[str]) -> None:
     train_doodle(rest)
 
 
+def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
+    from .measure.base import main as judge_doodle
+
+    judge_doodle(rest)
+
+
 def load_base(options: argparse.Namespace, on_cuda: str) -> Any:
     """The backbone, on the fastest device there is unless told; half precision is the default on CUDA only."""
     import torch
@@ -196,6 +202,7 @@ def arguments() -> argparse.ArgumentParser:
 
     doodle = commands.add_parser("doodle", help="the model that ships with the pack").add_subparsers(required=True, metavar="COMMAND")
     command("train", doodle_train, "train Doodle from scratch; see its own --help", doodle, add_help=False)
+    command("judge", doodle_judge, "measure how well Doodle obeys captions; see its own --help", doodle, add_help=False)
     return parser
 
 

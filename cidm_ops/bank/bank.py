@@ -99,9 +99,7 @@ class Bank:
 def check_base(header: dict[str, Any], architecture: str, fingerprint: str) -> str | None:
     """Whether a concept fits a base: a warning for another checkpoint, ``ValueError`` for another architecture."""
     if header["architecture"] != architecture:
-        raise ValueError(
-            f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load its base"
-        )
+        raise ValueError(f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load its base")
     if header["fingerprint"] != fingerprint:
         return f"concept {header['name']!r} was learned on another checkpoint of {architecture}: likeness may suffer"
     return None

@@ -5,6 +5,7 @@ The update of a matrix is its momentum with all singular values pushed to 1, sca
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -35,14 +36,21 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure=None):
         muon, adam = self.param_groups
-        for p in muon["params"]:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        updates = torch.zeros(sum(p.numel() for p in muon["params"]), device=muon["params"][0].device)
+        parts = updates.split([p.numel() for p in muon["params"]])
+        for i, (p, part) in enumerate(zip(muon["params"], parts, strict=True)):
             state = self.state[p]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            direction = p.grad.lerp(state["momentum"], self.momentum).flatten(1)
-            update = orthogonalised(direction).to(p.dtype).view_as(p) * (0.2 * max(direction.shape) ** 0.5)
-            p.mul_(1 - muon["lr"] * muon["weight_decay"]).add_(update, alpha=-muon["lr"])
+            if i % world == rank:  # processes share the work
+                direction = p.grad.lerp(state["momentum"], self.momentum).flatten(1)
+                part.copy_(orthogonalised(direction).flatten()).mul_(0.2 * max(direction.shape) ** 0.5)
+        if world > 1:
+            dist.all_reduce(updates)
+        for p, part in zip(muon["params"], parts, strict=True):
+            p.mul_(1 - muon["lr"] * muon["weight_decay"]).add_(part.view_as(p), alpha=-muon["lr"])
         self.param_groups = [adam]
         try:
             return super().step(closure)

@@ -5,10 +5,12 @@ Every stage keeps its own checkpoint in the folder and continues from it; a fini
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,6 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if "RANK" in os.environ:  # under torchrun: one thread per process
+        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
+        torch.set_num_threads(1)
     torch.manual_seed(0)
     pictures, captions = rendered(args.folder, args.pictures, args.workers)
     options = dict(folder=args.folder, stop_after=60 * args.minutes)
