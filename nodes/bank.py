@@ -48,14 +48,6 @@ class CIDMOpenBank(io.ComfyNode):
         return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
-        try:
-            bank_folder(name)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         bank = Bank(bank_folder(name))
         lines = [f"{header['task']}. <{n}>, a {header['class_word']}" for n, header in bank.headers.items()]

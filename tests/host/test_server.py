@@ -86,6 +86,20 @@ def test_every_node_explains_itself(server, name):
         assert f"`{key}`" in page.read_text(encoding="utf-8"), f"{page.name} does not speak of {key}"
 
 
+def test_every_translation_has_every_text(server):
+    languages = sorted((PACK / "locales").iterdir())
+    assert languages
+    served = server.get("/i18n")
+    for language in languages:
+        texts = served[language.name]["nodeDefs"]
+        for name in (f"CIDM{name}" for name in NODES):
+            info, own = server.get(f"/object_info/{name}")[name], texts[name]
+            assert own["display_name"] and own["description"]
+            assert set(own["inputs"]) == {*info["input"].get("required", {}), *info["input"].get("optional", {})}
+            assert set(own["outputs"]) == {str(i) for i in range(len(info["output"]))}
+            assert all(text["name"] and text["tooltip"] for part in ("inputs", "outputs") for text in own[part].values())
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda f: f.stem)
 def test_every_workflow_runs_to_pictures(server, file):
     prompt = json.loads(file.read_text(encoding="utf-8"))
