@@ -34,7 +34,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
 
 def write_atomically(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file so that a reader sees the old one or the new one, never a part."""
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, metadata)
     os.replace(partial, file)
 
