@@ -84,7 +84,8 @@ def portraits(backbone: Backbone, bank: Bank, subject: str, seeds: int) -> Tenso
 def pictured(shown: list[Example]) -> ConceptImages:
     """Renderings as the trainer takes them."""
     pictures = torch.from_numpy(np.stack([e.picture for e in shown])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return ConceptImages(pictures, [e.caption for e in shown])
+    masks = torch.from_numpy(np.stack([e.mask for e in shown]))[:, None].float() / 255
+    return ConceptImages(pictures, [e.caption for e in shown], masks)
 
 
 def alignment(tower: ImageTower, pictures: Tensor, references: Tensor) -> float:
