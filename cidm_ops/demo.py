@@ -28,7 +28,9 @@ LEARNED = ("dog", "duck", "cat")
 PLACES = ("on the beach", "in the snow", "in a meadow", "on the street")
 TOGETHER = "a {0} on the left, a {1} in the middle and a {2} on the right"
 HELD_OUT, SEED = 16, 1000
-RECIPE = Recipe(steps=500, batch=4, lr=2e-3, lr_tokens=5e-3, norm_stop=4.0)
+# Chosen on Doodle: the world's places are in the pictures, so the whole picture is learned, and guidance stays low.
+RECIPE = Recipe(steps=350, batch=4, lr=4e-3, lr_tokens=1e-2, norm_stop=2.0)
+GUIDANCE = 2.0
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Score:
     ia_first: float
 
 
-def run(folder: Path, seeds: int = 3) -> list[Score]:
+def run(folder: Path, seeds: int = 2) -> list[Score]:
     """Learn, paint, score; write ``report.json``, ``report.html``, ``contact-sheet.png`` and the bank into ``folder``."""
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,33 +61,31 @@ def run(folder: Path, seeds: int = 3) -> list[Score]:
         rows.append((f"{name}: the six pictures", training.pictures))
         bank, _, losses = learn_into(bank, backbone, training, name=name, class_word=concept.class_word, recipe=RECIPE)
         log.info("learned %s in %.0f s, loss %.3f", name, time.monotonic() - began, sum(losses[-50:]) / 50)
-        plain[name] = alignment(tower, portraits(backbone, bank, concept.class_word, seeds), references[name])
+        ordinary = portraits(backbone, bank, concept.class_word, seeds)
+        rows.append((f"plain “{concept.class_word}”", ordinary[:6]))
+        plain[name] = alignment(tower, ordinary, references[name])
         first[name] = alignment(tower, portraits(backbone, bank, f"<{name}>", seeds), references[name])
     scores = []
     for name in LEARNED:
         pictures = portraits(backbone, bank, f"<{name}>", seeds)
         scores.append(Score(name, alignment(tower, pictures, references[name]), plain[name], self_alignment(references[name]), first[name]))
-        rows += [
-            (f"plain “{CONCEPTS[name].class_word}”", portraits(backbone, bank, CONCEPTS[name].class_word, seeds)[:6]),
-            (f"<{name}> after all three", pictures[:6]),
-        ]
+        rows.insert(3 * len(scores) - 1, (f"<{name}> after all three", pictures[:6]))
     prompt = TOGETHER.format(*(f"<{name}>" for name in LEARNED))
-    rows.append(("all together", paint(backbone, bank, prompt, unit_noise(SEED, 6, 128, 128))[0]))
+    rows.append(("all together", paint(backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), guidance=GUIDANCE)[0]))
     report(folder, scores, rows, time.monotonic() - began)
     return scores
 
 
 def portraits(backbone: Backbone, bank: Bank, subject: str, seeds: int) -> Tensor:
     """``subject`` in every place, ``seeds`` pictures each, ``[places * seeds, 3, 128, 128]``, places in turn."""
-    by_place = [paint(backbone, bank, f"a {subject} {place}", unit_noise(SEED, seeds, 128, 128))[0] for place in PLACES]
+    by_place = [paint(backbone, bank, f"a {subject} {place}", unit_noise(SEED, seeds, 128, 128), guidance=GUIDANCE)[0] for place in PLACES]
     return torch.stack(by_place, 1).flatten(0, 1)
 
 
 def pictured(shown: list[Example]) -> ConceptImages:
     """Renderings as the trainer takes them."""
     pictures = torch.from_numpy(np.stack([e.picture for e in shown])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    masks = torch.from_numpy(np.stack([e.mask for e in shown]))[:, None].float() / 255
-    return ConceptImages(pictures, [e.caption for e in shown], masks)
+    return ConceptImages(pictures, [e.caption for e in shown])
 
 
 def alignment(tower: ImageTower, pictures: Tensor, references: Tensor) -> float:

@@ -75,17 +75,18 @@ def encode_layerwise(backbone: Backbone, prompts: list[str], tables: Mapping[str
 
     All prompts must take the same number of 77-token chunks; ``N`` is 77 times that number.
     """
-    contexts = []
+    ids, rows, counts = [], [], []
     for prompt in prompts:
         text, hidden = hide(prompt, tables)
-        ids = backbone.tokenize(text).to(backbone.device)
-        rows = backbone.token_rows(ids)
-        if hidden:
-            every = bind(ids, rows, hidden, tables)
-            states = backbone.encode_text(ids.repeat(len(every), 1), every.flatten(0, 1))
-            contexts.append(states.view(len(every), -1, states.shape[-1]))
-        else:
-            contexts.append(backbone.encode_text(ids, rows).flatten(0, 1).expand(len(backbone.cross_attention), -1, -1))
+        own = backbone.tokenize(text).to(backbone.device)
+        plain = backbone.token_rows(own)
+        bound = bind(own, plain, hidden, tables) if hidden else plain[None]  # [L or 1, chunks, 77, D]
+        ids.append(own.repeat(len(bound), 1))
+        rows.append(bound.flatten(0, 1))
+        counts.append(len(bound))
+    states = backbone.encode_text(torch.cat(ids), torch.cat(rows)).split([len(i) for i in ids])
+    layers = len(backbone.cross_attention)
+    contexts = [s.view(n, -1, s.shape[-1]).expand(layers, -1, -1) for s, n in zip(states, counts, strict=True)]
     if len({c.shape[1] for c in contexts}) > 1:
         raise ValueError(f"prompts of different length in one batch: {[c.shape[1] // 77 for c in contexts]} chunks of 77 tokens")
     return torch.stack(contexts)

@@ -23,6 +23,7 @@ import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 -- as main.py does: comfy has a module of that name
+from safetensors.torch import save_file  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 pack = importlib.util.module_from_spec(spec)
@@ -289,6 +290,19 @@ def the_prompt_reaches_the_picture():
         context = host.encode_prompt(clip, text, concepts)
         assert context.shape == (7, 77, 128)
         assert sample(host.apply(model, factors), wise(context), plain(clip, "")).isfinite().all()
+
+
+def the_host_paints_for_a_comparison():
+    """Latents of a prompt with a concept learned here, and the bank, kept for test_two_engines.py."""
+    model, clip, vae = doodle()
+    with torch.inference_mode(False):
+        backbone = host.ComfyBackbone(model, clip, vae)
+        recipe = Recipe(steps=5, lr=1e-2)
+        bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+    text, concepts, _ = concepts_for(bank, "a <dog> on the beach", "exact", backbone)
+    factors, _ = factors_for(backbone, text, concepts, "exact", 1.0)
+    latents = sample(host.apply(model, factors), wise(host.encode_prompt(clip, text, concepts)), plain(clip, ""), steps=10)
+    save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
 
 
 def the_lora_is_one_for_the_host():
