@@ -154,6 +154,17 @@ class CIDMTrainConcept(io.ComfyNode):
                         tooltip="How hard the concept is kept out of the subspaces of earlier ones; 0 turns that off.",
                     )
                 ),
+                advanced(
+                    io.Float.Input(
+                        "token_norm_stop",
+                        default=DEFAULTS.norm_stop,
+                        min=0.0,
+                        max=100.0,
+                        step=0.01,
+                        tooltip="When the mean length of the words' embeddings reaches this, they stop learning and only the factors go "
+                        "on. Stable Diffusion 1.5: 0.55; Doodle, whose words are longer: 2.",
+                    )
+                ),
             ],
             outputs=[
                 ConceptBank.Output(display_name="bank", tooltip="The bank with the concept in it, for the next task or for painting."),
@@ -169,7 +180,7 @@ class CIDMTrainConcept(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, clip, vae, bank: Bank, images, name: str, class_word: str, kind: str, steps: int, seed: int, batch_size: int, rank: int,
-        learning_rate: float, token_learning_rate: float, consolidation: float, captions: str = "", masks=None,
+        learning_rate: float, token_learning_rate: float, consolidation: float, token_norm_stop: float, captions: str = "", masks=None,
     ) -> io.NodeOutput:  # fmt: skip
         recipe = Recipe(
             steps=steps,
@@ -178,6 +189,7 @@ class CIDMTrainConcept(io.ComfyNode):
             lr=learning_rate,
             lr_tokens=token_learning_rate,
             consolidation=consolidation,
+            norm_stop=token_norm_stop,
             templates=TEMPLATES[kind],
             seed=seed,
         )

@@ -34,7 +34,7 @@ def test_two_concepts_on_a_full_size_checkpoint(server):
                             "captions": ["3", 1],
                         },
                         **{"name": name, "class_word": name, "kind": "thing", "steps": 2, "seed": 0, "batch_size": 1, "rank": 4},
-                        **{"learning_rate": 1e-4, "token_learning_rate": 1e-3, "consolidation": 0.1},
+                        **{"learning_rate": 1e-4, "token_learning_rate": 1e-3, "consolidation": 0.1, "token_norm_stop": 0.55},
                     ),
                     "5": node("PreviewAny", source=["4", 3]),
                 },

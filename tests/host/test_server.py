@@ -30,7 +30,7 @@ def learn(bank, steps=2, name="dog", class_word="dog", images=("3", 0), captions
             "CIDMTrainConcept",
             **{"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "bank": ["2", 0], "images": list(images), "captions": list(captions)},
             **{"name": name, "class_word": class_word, "kind": "thing", "steps": steps, "seed": seed, "batch_size": 1, "rank": 4},
-            **{"learning_rate": 1e-3, "token_learning_rate": 1e-3, "consolidation": 0.1},
+            **{"learning_rate": 1e-3, "token_learning_rate": 1e-3, "consolidation": 0.1, "token_norm_stop": 0.55},
         ),
         "5": node("PreviewAny", source=["4", 3]),
     }
