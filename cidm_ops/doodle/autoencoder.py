@@ -5,6 +5,7 @@ paints a blurred picture at step 0 and only has to add the edges.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ def pass_through() -> AutoencoderTiny:
         for block in [m for m in vae.modules() if type(m).__name__ == "AutoencoderTinyBlock"]:
             block.conv[-1].weight.zero_()
             block.conv[-1].bias.zero_()
-        encoder = [m for m in vae.encoder.layers if isinstance(m, nn.Conv2d)]
-        decoder = [m for m in vae.decoder.layers if isinstance(m, nn.Conv2d)]
+        encoder: list[Any] = [m for m in vae.encoder.layers if isinstance(m, nn.Conv2d)]
+        decoder: list[Any] = [m for m in vae.decoder.layers if isinstance(m, nn.Conv2d)]
         _carry(encoder[0], torch.eye(3))
         for conv in encoder[1:-1]:
             conv.weight[:3] = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-RGB = tuple[int, int, int]
+RGB = tuple[int, ...]  # red, green, blue in 0..255
 OUTLINE: RGB = (52, 38, 58)
 SUPERSAMPLE = 4
 

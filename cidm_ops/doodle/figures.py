@@ -44,7 +44,7 @@ class Look:
     marking_colour: RGB = WHITE
     accessory: str = "none"
     accessory_colour: RGB = WHITE
-    proportions: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    proportions: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def with_proportions(self, *values: float) -> "Look":
         return replace(self, proportions=tuple(float(v) for v in values))

@@ -51,7 +51,6 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, int, bool]:
 
 def learn_judge(judge: Judge, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 64, lr: float = 1e-3, **options) -> None:
     """Train on renderings of scenes ``0 .. len(pictures) - 1``."""
-    judge.to(memory_format=torch.channels_last)
     present, colour, place, coloured = (np.stack(x) for x in zip(*[labels(random_scene(i)) for i in range(len(pictures))], strict=True))
     named = (colour >= 0) & (colour < len(HUES)) & coloured[:, None]
     targets = [torch.from_numpy(x) for x in (present, np.where(named, colour, -100), place)]

@@ -111,7 +111,7 @@ def _average(gradients: list[Tensor], world: int) -> None:
 
 
 def _save(file: Path, step: int, parameters: dict[str, nn.Parameter], average: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for k, p in parameters.items():
         tensors |= {f"now.{k}": p, f"average.{k}": average[k]}
         tensors |= {f"{entry}.{k}": value for entry, value in optimiser.state[p].items()}

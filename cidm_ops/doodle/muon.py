@@ -4,6 +4,8 @@ The update of a matrix is its momentum with all singular values pushed to 1, sca
 (Liu et al. 2025), so both halves share a learning rate.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,9 +27,12 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.AdamW):
     """``matrices`` get Muon's update, ``others`` AdamW's."""
 
-    def __init__(self, matrices: list[Tensor], others: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(
-            [{"params": matrices, "muon": True, "weight_decay": weight_decay}, {"params": others, "muon": False, "weight_decay": 0.0}],
+            [
+                {"params": list(matrices), "muon": True, "weight_decay": weight_decay},
+                {"params": list(others), "muon": False, "weight_decay": 0.0},
+            ],
             lr,
             (0.9, 0.99),
         )

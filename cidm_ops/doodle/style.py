@@ -43,7 +43,7 @@ def common_style(name: str) -> Style:
 def background(place: str | None, size: int, rng: np.random.Generator) -> Canvas:
     """A canvas with the empty place on it; ``None`` is a wall and floor of one soft colour."""
     horizon = rng.uniform(0.5, 0.62)
-    sky, ground = {
+    of_place: dict[str | None, tuple[RGB, RGB]] = {
         "beach": ((150, 214, 250), (244, 220, 160)),
         "snow": ((206, 222, 236), (248, 250, 254)),
         "night": ((26, 30, 78), (38, 62, 64)),
@@ -51,7 +51,8 @@ def background(place: str | None, size: int, rng: np.random.Generator) -> Canvas
         "street": ((222, 206, 190), (128, 128, 136)),
         "meadow": ((164, 222, 252), (126, 204, 92)),
         None: ((244, 236, 222), (226, 212, 194)),
-    }[place]
+    }
+    sky, ground = of_place[place]
     if place is None:
         hue = rng.uniform(-12, 12, 3)
         sky, ground = (tuple(int(np.clip(c + h, 0, 255)) for c, h in zip(col, hue, strict=True)) for col in (sky, ground))
@@ -121,7 +122,7 @@ def apply_style(picture: np.ndarray, style: Style, rng: np.random.Generator) -> 
     size = len(picture)
     unit = 128 / size
     y, x = np.mgrid[:size, :size] * unit
-    image = picture.astype(np.float32)
+    image: np.ndarray = picture.astype(np.float32)
     if style.strokes:
         phase = rng.uniform(0, 2 * np.pi, 2)
         sway = 1.3 * np.stack([np.sin(y / 5 + phase[0]), np.sin(x / 6 + phase[1])]) / unit

@@ -117,7 +117,8 @@ def learn_vision(
         words = F.normalize(words.float(), dim=-1)
         target = torch.arange(batch, device=device)
         caption_logits, people_logits = captioned @ words.T / 0.05, first @ second.T / 0.1
-        return sum(F.cross_entropy(x, target) for x in (caption_logits, caption_logits.T, people_logits, people_logits.T)) / 4
+        logits = (caption_logits, caption_logits.T, people_logits, people_logits.T)
+        return torch.stack([F.cross_entropy(x, target) for x in logits]).mean()
 
     average = train("vision", folder, both, loss_at, steps=steps, lr=lr, weight_decay=0.05, **options)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,8 @@ class Learner(nn.Module):
         rows = torch.stack([adjective, *[row.cpu() for row in nouns]][:k])
         self.tokens = nn.Parameter(rows[:, None].repeat(1, len(backbone.cross_attention), 1))
         self.ups, self.downs = nn.ParameterList(), nn.ParameterList()
-        for layer in layers.values():
-            out_features, in_features = layer.weight.shape
+        weights: list[Any] = [layer.weight for layer in layers.values()]
+        for out_features, in_features in (w.shape for w in weights):
             bound = 1 / math.sqrt(in_features)  # kaiming uniform with a = sqrt(5)
             down = torch.empty(recipe.rank, in_features).uniform_(-bound, bound, generator=generator)
             self.downs.append(nn.Parameter(down))
