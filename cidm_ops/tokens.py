@@ -85,7 +85,7 @@ def encode_layerwise(backbone: Backbone, prompts: list[str], tables: Mapping[str
         rows.append(bound.flatten(0, 1))
         counts.append(len(bound))
     states = backbone.encode_text(torch.cat(ids), torch.cat(rows)).split([len(i) for i in ids])
-    layers = len(backbone.cross_attention)
+    layers = max(counts) if max(counts) > 1 else len(backbone.cross_attention)
     contexts = [s.view(n, -1, s.shape[-1]).expand(layers, -1, -1) for s, n in zip(states, counts, strict=True)]
     if len({c.shape[1] for c in contexts}) > 1:
         raise ValueError(f"prompts of different length in one batch: {[c.shape[1] // 77 for c in contexts]} chunks of 77 tokens")
