@@ -201,7 +201,7 @@ class CIDMTrainConcept(io.ComfyNode):
             bank, concept, losses = learn_into(
                 current, backbone, data, name=name.strip(), class_word=class_word.strip(), recipe=recipe, on_step=on_step
             )
-        text = f"<{concept.name}> learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
+        text = f"{concept.name} learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
         lora = host.lora_model(model, concept.factors)
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=data.warnings)
 
