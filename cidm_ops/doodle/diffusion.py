@@ -9,38 +9,25 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from .files import TEXT_CONFIG, UNET_CONFIG, VOCABULARY
 from .loop import train
 
-BOS, EOS, LENGTH, VOCABULARY = 49406, 49407, 77, 49408
-CONTEXT = 128
+BOS, EOS, LENGTH = 49406, 49407, 77
+CONTEXT = TEXT_CONFIG["hidden_size"]
 RARE = 1024
 
 
 def new_unet() -> UNet2DConditionModel:
     """10.9 M parameters: three levels of 64, 128, 192 channels, cross-attention on the lower two."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(64, 128, 192),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        cross_attention_dim=CONTEXT,
-    )
+    return UNet2DConditionModel(**UNET_CONFIG)
 
 
 def new_text_encoder(vocabulary: int = VOCABULARY, end: int = EOS) -> CLIPTextModel:
     """A CLIP text model of two layers; ``vocabulary`` rows in its token table."""
     return CLIPTextModel(
         CLIPTextConfig(
+            **TEXT_CONFIG,
             vocab_size=vocabulary,
-            hidden_size=CONTEXT,
-            intermediate_size=4 * CONTEXT,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=LENGTH,
-            projection_dim=CONTEXT,
-            hidden_act="quick_gelu",
             bos_token_id=0,
             eos_token_id=end,
             pad_token_id=end,

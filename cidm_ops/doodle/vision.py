@@ -15,28 +15,18 @@ from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithPro
 
 from .diffusion import CONTEXT, Tokens, new_text_encoder
 from .figures import FIGURES, individual
+from .files import VISION_CONFIG
 from .loop import train
 from .style import PLACES, STYLES, Style, common_style
-from .world import SIZE, Scene, arrange, render
+from .world import Scene, arrange, render
 
-EMBEDDING = 128
+EMBEDDING = VISION_CONFIG["projection_dim"]
 VIEWS = 4
 
 
 def new_vision() -> CLIPVisionModelWithProjection:
     """A ViT of four layers on 16 px patches of 128 px pictures, embeddings of 128."""
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=SIZE,
-            patch_size=16,
-            projection_dim=EMBEDDING,
-            hidden_act="quick_gelu",
-        )
-    )
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION_CONFIG))
 
 
 class TextTower(nn.Module):
