@@ -48,15 +48,16 @@ def demo(options: argparse.Namespace, rest: list[str]) -> None:
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     from .bank.bank import Bank
-    from .run.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, from_folder
+    from .run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
+    from .run.folder import from_folder
+    from .run.recipe import Recipe
     from .run.task import learn_into
-    from .run.training import Recipe
 
     name = options.name or options.images.resolve().name
     backbone = load_base(options, on_cuda="bfloat16")
-    images = from_folder(options.images, options.size or backbone.size)
+    images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
     templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
-    recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates)
+    recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates, mode=options.consolidation)
     bank, _, _ = learn_into(Bank(options.bank), backbone, images, name=name, class_word=options.class_word, recipe=recipe, on_step=report)
     warn(images.warnings)
     print(bank.file(name))
@@ -182,6 +183,19 @@ def arguments() -> argparse.ArgumentParser:
     learn.add_argument("--name", help="the concept's name, in prompts <name> (default: the name of the folder)")
     learn.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
     learn.add_argument("--steps", type=whole(1), default=800, help="training steps (default: %(default)s)")
+    learn.add_argument(
+        "--fit",
+        choices=("centre", "buckets", "random", "as_given"),
+        default="centre",
+        help="how pictures of other shapes are fitted (default: %(default)s)",
+    )
+    learn.add_argument("--flip", action="store_true", help="mirror every second picture")
+    learn.add_argument(
+        "--consolidation",
+        choices=("corrected", "off", "paper_literal", "released_code", "orthogonal"),
+        default="corrected",
+        help="how it is kept apart from earlier concepts (default: %(default)s)",
+    )
     learn.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")
 
     make = command("generate", generate, "paint prompts with the concepts of a bank", parents=[base])

@@ -9,15 +9,17 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from server import PromptServer
+from torch import Tensor
 
 
-def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[str] = ()) -> io.NodeOutput:
-    """The outputs of a node, and ``text`` with the warnings shown in it."""
+def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[str] = (), picture: Tensor | None = None) -> io.NodeOutput:
+    """The outputs of a node, with ``text``, the warnings and a picture ``[B, H, W, 3]`` shown in it."""
     for warning in warnings:
         logging.warning("CIDM: %s", warning)
     shown = "\n".join([*(f"Warning: {w}" for w in warnings), text])
     PromptServer.instance.send_progress_text(shown, cls.hidden.unique_id)
-    return io.NodeOutput(*values, ui=ui.PreviewText(shown))
+    seen = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
+    return io.NodeOutput(*values, ui=seen | ui.PreviewText(shown).as_dict())
 
 
 def training_progress(node: str) -> Callable[[int, int, float], None]:

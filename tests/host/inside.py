@@ -34,10 +34,10 @@ from pack.cidm_ops.adapters import attached, linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
-from pack.cidm_ops.run.data import ConceptImages  # noqa: E402
+from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
 from pack.cidm_ops.run.prompt import concepts_for, factors_for  # noqa: E402
+from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
 from pack.cidm_ops.run.task import learn_into  # noqa: E402
-from pack.cidm_ops.run.training import Recipe  # noqa: E402
 from pack.nodes import host, native  # noqa: E402
 
 
@@ -52,8 +52,7 @@ def doodle():
 
 def data_of(name, count=3):
     drawn = examples(CONCEPTS[name], count)
-    pictures = torch.stack([torch.from_numpy(e.picture).permute(2, 0, 1) for e in drawn]).float() / 127.5 - 1
-    return ConceptImages(pictures, [e.caption for e in drawn])
+    return Dataset([torch.from_numpy(e.picture).permute(2, 0, 1).float() / 255 for e in drawn], [e.caption for e in drawn])
 
 
 def random_factors(backbone, seed=0):
@@ -151,7 +150,7 @@ def the_prediction_is_that_of_the_host():
 def the_pictures_come_back_from_the_latents():
     model, clip, vae = doodle()
     backbone = host.ComfyBackbone(model, clip, vae)
-    pictures = data_of("dog").pictures
+    pictures = torch.stack(list(data_of("dog").pictures)) * 2 - 1
     latents = backbone.encode_image(pictures)
     assert latents.shape == (3, 4, 16, 16)
     near(latents, model.model.process_latent_in(vae.encode((pictures.movedim(1, -1) + 1) / 2)), 1e-6)

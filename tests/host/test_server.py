@@ -13,7 +13,10 @@ from cidm_ops.bank.concept import load_concept, save_concept
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows" / "api").glob("*.json"))
-NODES = ["Aggregate", "DoodleConcept", "DoodleModel", "EncodePrompt", "LoadConceptImages", "OpenBank", "TrainConcept"]
+NODES = [
+    "Aggregate", "DatasetFromFolder", "DatasetFromImages", "DoodleConcept", "DoodleModel", "EncodePrompt", "LoadConceptImages", "OpenBank",
+    "PreviewDataset", "TrainConcept", "TrainingSettings",
+]  # fmt: skip
 
 
 def node(class_type, **inputs):
@@ -146,7 +149,7 @@ def test_cancel_leaves_the_bank_as_it_was(server):
     server.post("/interrupt", {})
     entry = server.finished(running, 30)
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
-    assert file.read_bytes() == before and [f.name for f in file.parent.iterdir()] == [file.name]
+    assert file.read_bytes() == before and [f.name for f in file.parent.glob("*.safetensors")] == [file.name]
     server.run(speak("cancelled", "a <dog>"))
 
 
