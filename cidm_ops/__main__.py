@@ -63,9 +63,10 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     print(bank.file(name))
 
 
-def report(step: int, steps: int, loss: float) -> None:
+def report(run: Any) -> None:
+    step, steps = run.step, run.recipe.steps
     if step == steps or step % max(1, steps // 20) == 0:
-        print(f"step {step}/{steps}  loss {loss:.4f}", file=sys.stderr, flush=True)
+        print(f"step {step}/{steps}  loss {run.losses[-1]:.4f}", file=sys.stderr, flush=True)
 
 
 def generate(options: argparse.Namespace, rest: list[str]) -> None:

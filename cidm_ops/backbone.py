@@ -1,6 +1,7 @@
 """What the method sees of a model: one protocol, implemented by ``engines/diffusers.py`` and ``nodes/host.py``."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ class Backbone(Protocol):
 
     architecture: str  # family, layers and token width, such as "sd1-16x768"; a concept fits its own only
     fingerprint: str  # a short hash of base weights: tells checkpoints of one architecture apart
+    unet: nn.Module
     cross_attention: Mapping[str, nn.Module]  # canonical name -> attn2 module; order is the layer order
     device: torch.device
     alphas_cumprod: Tensor  # [1000]
@@ -38,6 +40,10 @@ class Backbone(Protocol):
 
     def decode_latent(self, latents: Tensor) -> Tensor: ...
 
+    def learning(self) -> AbstractContextManager[None]:
+        """While open, ``predict`` can be differentiated, also by a backward pass that computes parts of it again."""
+        ...
+
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The model's output (epsilon or v) at ``x [B, 4, h, w]``; differentiable."""
+        """The model's output (epsilon or v) at ``x [B, 4, h, w]``."""
         ...

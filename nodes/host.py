@@ -129,6 +129,7 @@ class ComfyBackbone(ComfyText, Backbone):
             raise ValueError(f"{ONLY} that predict epsilon or v: this model is of type {model.model.model_type.name}")
         super().__init__(clip)
         self.model, self.vae = model, vae
+        self.unet: nn.Module = model.model.diffusion_model
         self.device = model.load_device
         self.cross_attention = cross_attention(model)
         self.architecture = architecture(self.cross_attention)
@@ -149,13 +150,19 @@ class ComfyBackbone(ComfyText, Backbone):
         pixels = self.vae.decode(self.model.model.process_latent_out(latents.float()))
         return pixels.movedim(-1, 1).to(self.device) * 2 - 1
 
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        comfy.model_management.load_models_gpu([self.model])
+        with differentiable(self.unet), layerwise(self.cross_attention.values()):
+            yield
+
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         base = self.model.model
         dtype = base.manual_cast_dtype or base.get_dtype()
         # twice what painting takes: autograd keeps what the forward pass makes
         comfy.model_management.load_models_gpu([self.model], memory_required=2 * self.model.memory_required([2 * len(x), *x.shape[1:]]))
-        with differentiable(base.diffusion_model), layerwise(self.cross_attention.values()):
-            return base.diffusion_model(x.to(dtype), t.float(), context=context.to(dtype), transformer_options={}).float()
+        with layerwise(self.cross_attention.values()):
+            return self.unet(x.to(dtype), t.float(), context=context.to(dtype), transformer_options={}).float()
 
 
 def module_names(model: ModelPatcher, part: str) -> dict[str, str]:

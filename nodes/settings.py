@@ -41,6 +41,7 @@ class CIDMTrainingSettings(io.ComfyNode):
                 amount("noise_offset", 1.0, 0.01, "A little noise per channel, for darker darks and brighter lights."),
                 amount("min_snr", 100.0, 0.5, "Gamma of min-SNR weighting, 5 is usual. 0: off, as in the paper."),
                 amount("dropout", 0.99, 0.01, "Share of pictures that are shown without their caption."),
+                io.Boolean.Input("checkpointing", default=False, tooltip="Much less memory for about a third more time."),
                 io.Boolean.Input("shuffle", default=False, tooltip="Shuffle the parts of captions between commas; the first stays."),
                 io.String.Input(
                     "templates",
@@ -54,6 +55,8 @@ class CIDMTrainingSettings(io.ComfyNode):
                     default=EXISTING[0],
                     tooltip="What to do when the bank has a concept of that name that was learned in any other way.",
                 ),
+                io.Int.Input("preview_every", default=0, min=0, max=100000, tooltip="Paint a picture every so many steps; 0 paints none."),
+                io.String.Input("preview_prompt", default="a photo of <dog>", tooltip="What the previews show, always from the same seed."),
             ],
             outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],
         )

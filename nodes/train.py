@@ -146,7 +146,7 @@ class CIDMTrainConcept(io.ComfyNode):
             data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
             data = replace(data, warnings=data.remarks(class_word))
             backbone = host.ComfyBackbone(model, clip, vae)
-            on_step = say.training_progress(cls.hidden.unique_id)
+            on_step = say.training_progress(cls.hidden.unique_id, given.get("preview_every", 0), given.get("preview_prompt", ""))
             current = Bank(bank.folder)  # another branch of the graph may have added to it
             bank, concept, losses = learn_into(
                 current,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ class DiffusersBackbone(Backbone):
     def decode_latent(self, latents: Tensor) -> Tensor:
         scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+
+    def learning(self) -> AbstractContextManager[None]:
+        return layerwise(self.cross_attention.values())
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         with layerwise(self.cross_attention.values()):

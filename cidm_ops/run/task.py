@@ -27,13 +27,13 @@ def learn_into(
     class_word: str,
     recipe: Recipe,
     existing: str = "replace",
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    on_step: Callable[[Run], None] = lambda run: None,
 ) -> tuple[Bank, Concept, list[float]]:
     """Learn a concept after those before it in the bank, and write it there.
 
     The same task again (base, pictures, captions, recipe and earlier concepts alike) learns nothing if the bank has it
     and goes on from its last step if it was stopped. Anything else under a name that the bank has replaces that concept
-    in its place, or is refused. ``on_step(step, steps, loss)`` may raise to stop: the state is kept first. Returns the bank
+    in its place, or is refused. ``on_step`` is called after every step and may raise to stop: the state is kept first. Returns the bank
     reopened, the concept and its losses. Raises ``ValueError`` before learning if the name is no name, the class word is
     empty, the bank is for another architecture, has a damaged file or cannot be written to; the bank changes only when
     all is done.
@@ -63,11 +63,11 @@ def learn_into(
         data.warnings.append(reason)
     with run.attached():
         while not run.done:
-            loss = run.advance()
+            run.advance()
             if run.step % SAVE_EVERY == 0 and not run.done:
                 save_run(run, file, task)
             try:
-                on_step(run.step, recipe.steps, loss)
+                on_step(run)
             except BaseException:
                 save_run(run, file, task)
                 raise

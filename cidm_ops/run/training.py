@@ -7,7 +7,7 @@ one that was not.
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -19,12 +19,14 @@ from ..adapters import attached, linears
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..method.consolidation import consolidation, shared_loss, shared_rows
+from ..recompute import recomputed
 from ..tokens import encode_layerwise
 from .captions import concept_captions
 from .dataset import Dataset
 from .learner import Learner
 from .objective import error, noised
 from .recipe import Recipe
+from .sampling import sample
 
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
 EXPLODED = 3.0  # the loss has exploded when its average is so many times what it was in the beginning
@@ -83,11 +85,8 @@ class Run:
             group["lr"] = rate * (1 - step / recipe.steps)
         self.optimiser.zero_grad(set_to_none=True)
         losses = []
-        for part in range(recipe.accumulate):
-            draw = f"{recipe.seed}/{step * recipe.accumulate + part}"
-            loss = self.loss_of(self.batch(step * recipe.accumulate + part), random.Random(draw))
-            (loss / recipe.accumulate).backward()
-            losses.append(float(loss.detach()))
+        for number in range(step * recipe.accumulate, (step + 1) * recipe.accumulate):
+            losses.append(self.accumulate(self.batch(number), random.Random(f"{recipe.seed}/{number}")))
         factors = self.learner.factors()
         extra = recipe.consolidation * self.term.loss(factors)
         if self.shared:
@@ -103,6 +102,17 @@ class Run:
             self.freeze_tokens()
         return loss
 
+    @torch.no_grad()
+    def picture(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
+        """A picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attached``; ``<name>`` stands for the concept."""
+        backbone = self.backbone
+        text = prompt.replace(f"<{self.words[0][1:].rpartition('.')[0]}>", " ".join(self.words))
+        tables = dict(zip(self.words, self.learner.tokens, strict=True))
+        context, plain = (encode_layerwise(backbone, [t], tables) for t in (text, ""))
+        height, width = self.latent(0, False, random.Random(0))[0].shape[-2:]
+        noise = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
+        return backbone.decode_latent(sample(backbone, context, plain, noise, steps=steps, guidance=guidance))[0]
+
     def freeze_tokens(self) -> None:
         """The words are learned: from here on texts are constants."""
         self.learner.tokens.requires_grad_(False)
@@ -115,28 +125,30 @@ class Run:
         orders = {e: self.data.order(random.Random(f"{self.recipe.seed}/pass {e}")) for e in {p // count for p in places}}
         return [orders[p // count][p % count] for p in places]
 
-    def loss_of(self, batch: Sequence[int], rng: random.Random) -> Tensor:
-        """Mean loss of a batch of pictures; those of one shape go through the model together."""
+    def accumulate(self, batch: Sequence[int], rng: random.Random) -> float:
+        """Add the gradients of a batch of pictures and return its mean loss; those of one shape go through the model together."""
         flips = [self.data.flip and rng.random() < 0.5 for _ in batch]
         drawn = [self.latent(i, flip, rng) for i, flip in zip(batch, flips, strict=True)]
         texts = [self.recipe.wording.say(self.captions[i], rng) for i in batch]
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        total = torch.zeros((), device=self.backbone.device)
+        total = 0.0
         for shape in dict.fromkeys(latent.shape for latent, _ in drawn):
             here = [k for k, (latent, _) in enumerate(drawn) if latent.shape == shape]
+            latents = torch.stack([drawn[k][0] for k in here])
             masks = [drawn[k][1] for k in here]
-            mask = None if all(m is None for m in masks) else torch.stack([shape_ones(shape, m) for m in masks]).to(self.backbone.device)
+            mask = None
+            if any(m is not None for m in masks):
+                mask = torch.stack([torch.ones(1, *shape[1:]) if m is None else m for m in masks]).to(latents)
+            context = self.context([texts[k] for k in here])
             draw = noised(
-                torch.stack([drawn[k][0] for k in here]),
-                self.backbone.alphas_cumprod,
-                self.backbone.prediction,
-                generator,
-                self.recipe.noise_offset,
-                self.recipe.min_snr,
+                latents, self.backbone.alphas_cumprod, self.backbone.prediction, generator, self.recipe.noise_offset, self.recipe.min_snr
             )
-            guess = self.backbone.predict(draw.x, draw.t, self.context([texts[k] for k in here])).float()
-            total = total + error(guess, draw, mask).sum()
-        return total / len(batch)
+            with self.backbone.learning(), recomputed(self.backbone.unet) if self.recipe.checkpointing else nullcontext():
+                guess = self.backbone.predict(draw.x, draw.t, context).float()
+                loss = error(guess, draw, mask).sum() / len(batch)
+                (loss / self.recipe.accumulate).backward()
+            total += float(loss.detach())
+        return total
 
     def latent(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
         """Latent ``[4, h, w]`` of a picture and its mask ``[1, h, w]``; kept where the picture looks the same at every draw."""
@@ -217,8 +229,3 @@ class Run:
             self.task,
             settings,
         )
-
-
-def shape_ones(shape: torch.Size, mask: Tensor | None) -> Tensor:
-    """A mask ``[1, h, w]``, of everything where there is none."""
-    return torch.ones(1, *shape[-2:]) if mask is None else mask

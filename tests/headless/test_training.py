@@ -1,6 +1,7 @@
 """A run can stop anywhere and goes on exactly; every mode learns; bad numbers end it with nothing lost."""
 
 import multiprocessing
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +37,8 @@ class Stopped(Exception):
 
 
 def learn(bank, backbone, data=None, *, name="rex", recipe=RECIPE, stop=0, **options):
-    def on_step(step, steps, loss):
-        if step == stop:
+    def on_step(run):
+        if run.step == stop:
             raise Stopped
 
     return learn_into(bank, backbone, data or dataset(), name=name, class_word="dog", recipe=recipe, on_step=on_step, **options)
@@ -64,7 +65,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(backbone, tmp_path, mode, stop):
             assert bank.names == ["first"] and checkpoint_file(bank, "rex").exists()
         steps = []
         bank, concept, losses = learn_into(
-            bank, backbone, data, name="rex", class_word="dog", recipe=recipe, on_step=lambda step, *_, seen=steps: seen.append(step)
+            bank, backbone, data, name="rex", class_word="dog", recipe=recipe, on_step=lambda run, seen=steps: seen.append(run.step)
         )
         assert steps == list(range(at + 1, recipe.steps + 1)) and not checkpoint_file(bank, "rex").exists()
         banks.append((bank.file("rex"), losses))
@@ -128,23 +129,46 @@ def test_alpha_scales_while_learning_and_the_file_holds_the_full_scale(backbone)
 
 
 def test_accumulated_batches_are_averaged(backbone):
-    """Two batches of one are one batch of two, when both see the same pictures, noise and words."""
     run = Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, batch=1, accumulate=2))
-    draws = []
-    original = run.loss_of
+    both = gradients(run)
+    single = replace(RECIPE, batch=1)
+    parts = [gradients(Run(backbone, dataset(), class_word="dog", words=run.words, recipe=single), number) for number in (0, 1)]
+    for mean, first, second in zip(both, *parts, strict=True):
+        torch.testing.assert_close(mean, (first + second) / 2)
 
-    def record(batch, rng):
-        loss = original(batch, rng)
-        draws.append(torch.autograd.grad(loss, list(run.learner.ups) + [run.learner.tokens], retain_graph=True))
-        return loss
 
-    run.loss_of = record
-    run.optimiser.step = lambda: None
+def gradients(run, number=None):
+    """The gradients of a step, or of one batch of it."""
     with run.attached():
-        run.advance()
-    parameters = list(run.learner.ups) + [run.learner.tokens]
-    for p, first, second in zip(parameters, *draws, strict=True):
-        torch.testing.assert_close(p.grad, (first + second) / 2)
+        if number is None:
+            run.optimiser.step = lambda: None
+            run.advance()
+        else:
+            run.accumulate(run.batch(number), random.Random(f"{run.recipe.seed}/{number}"))
+    return [p.grad.clone() for p in (*run.learner.ups, run.learner.tokens)]
+
+
+def test_checkpointing_changes_no_gradient(backbone):
+    runs = [
+        Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, checkpointing=on))
+        for on in (False, True)
+    ]
+    for plain, again in zip(*map(gradients, runs), strict=True):
+        torch.testing.assert_close(plain, again)
+    assert not any("forward" in vars(m) for m in backbone.unet.modules())
+
+
+def test_a_picture_in_mid_run_changes_nothing(backbone):
+    losses = []
+    for painting in (False, True):
+        run = Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=RECIPE)
+        with run.attached():
+            for _ in range(4):
+                run.advance()
+                if painting:
+                    assert run.picture("a <rex>", steps=2).shape == (3, 64, 64)
+        losses.append(run.losses)
+    assert losses[0] == losses[1]
 
 
 def test_pictures_of_different_shapes_share_a_batch(backbone):

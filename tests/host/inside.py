@@ -265,6 +265,28 @@ def the_base_is_the_same_after_learning():
     assert not any(p.grad is not None for p in parameters)
 
 
+def the_stopped_run_goes_on_bit_for_bit():
+    losses, factors = [], []
+    for stop in (0, 3):
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+            backbone = host.ComfyBackbone(*doodle())
+            task = dict(name="dog", class_word="dog", recipe=Recipe(steps=6, lr=1e-2, norm_stop=2, checkpointing=True))
+
+            def cancel(run, at=stop):
+                if run.step == at:
+                    raise KeyboardInterrupt
+
+            try:
+                learn_into(Bank(folder), backbone, data_of("dog"), **task, on_step=cancel)
+            except KeyboardInterrupt:
+                assert not Bank(folder).names
+            _, concept, all_losses = learn_into(Bank(folder), backbone, data_of("dog"), **task)
+            losses.append(all_losses)
+            factors.append(concept.factors)
+    assert losses[0] == losses[1]
+    assert all(torch.equal(f.up, factors[1][n].up) and torch.equal(f.down, factors[1][n].down) for n, f in factors[0].items())
+
+
 def the_half_precision_base_learns_too():
     model, clip, vae = doodle()
     model.model.diffusion_model.half()

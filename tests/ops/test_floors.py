@@ -16,6 +16,7 @@ FLOORS = {
     "bank": 3,
     "hub": 2,
     "adapters": 2,
+    "recompute": 2,
     "lowrank": 1,
     "tokens": 1,
     "backbone": 1,
