@@ -34,7 +34,7 @@ class DiffusersBackbone(Backbone):
         for module in modules:  # nn.Module.to: diffusers' own warns about modules to keep in fp32 even where there are none
             nn.Module.to(module, device, dtype).requires_grad_(False).eval()
         self.unet, self.text, self.vae = modules
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.encoders = device, dtype, ("clip_l",)
         named = [(name, module) for name, module in self.unet.named_modules() if name.endswith(".attn2")]
         self.cross_attention = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
         self.size: int = 8 * self.unet.config.sample_size  # pixels of a side that the base was made for
@@ -45,19 +45,19 @@ class DiffusersBackbone(Backbone):
         self.alphas_cumprod = noise.alphas_cumprod.to(device)
         self.prediction = PREDICTION[noise.config.prediction_type]
 
-    def tokenize(self, text: str) -> Tensor:
+    def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
         return tokenize(text).to(self.device)
 
-    def token_rows(self, ids: Tensor) -> Tensor:
+    def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
         return self.text.get_input_embeddings().weight[ids.to(self.device)].float()
 
-    def encode_text(self, ids: Tensor, rows: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l") -> tuple[Tensor, Tensor | None]:
         def instead(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return rows.to(output)
 
         handle = self.text.get_input_embeddings().register_forward_hook(instead)
         try:
-            return self.text(ids.to(self.device)).last_hidden_state.float()
+            return self.text(ids.to(self.device)).last_hidden_state.float(), None
         finally:
             handle.remove()
 
@@ -76,7 +76,7 @@ class DiffusersBackbone(Backbone):
     def learning(self) -> AbstractContextManager[None]:
         return layerwise(self.cross_attention.values())
 
-    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         with layerwise(self.cross_attention.values()):
             return self.unet(x.to(self.dtype), t, context.to(self.dtype)).sample.float()
 

@@ -11,13 +11,14 @@ from ..adapters import linears
 from ..backbone import Backbone
 from ..lowrank import LowRank
 from ..method.consolidation import orthogonal_downs
+from ..tokens import END, Table
 from .recipe import Recipe
 
 
 class Learner(nn.Module):
-    """``tokens [k, L, D]`` and ``up, down`` of every projection of every cross-attention layer.
+    """``tokens[encoder] [k, R, D]`` and ``up, down`` of every projection of every cross-attention layer.
 
-    Raises ``ValueError`` when the rank is above the width of a layer.
+    ``layers`` says which of the R rows of a word each layer reads. Raises ``ValueError`` when the rank is above the width of a layer.
     """
 
     def __init__(
@@ -36,10 +37,13 @@ class Learner(nn.Module):
         narrow = min(shapes, key=lambda n: min(shapes[n]))
         if recipe.rank > min(shapes[narrow]):
             raise ValueError(f"rank {recipe.rank}: {narrow} is {min(shapes[narrow])} wide, expected at most that")
-        nouns = [noun_row(backbone, noun).cpu() for noun in class_word.split()]
-        adjective = torch.randn(nouns[0].shape, generator=generator) * recipe.init_sigma
-        rows = torch.stack([adjective, *nouns][:k])
-        self.tokens = nn.Parameter(rows[:, None].repeat(1, len(backbone.cross_attention), 1))
+        self.layers = row_of_layer(list(backbone.cross_attention), recipe.groups)
+        self.tokens = nn.ParameterDict()
+        for encoder in backbone.encoders:
+            nouns = [noun_row(backbone, noun, encoder).cpu() for noun in class_word.split()]
+            adjective = torch.randn(nouns[0].shape, generator=generator) * recipe.init_sigma
+            rows = torch.stack([adjective, *nouns][:k])
+            self.tokens[encoder] = nn.Parameter(rows[:, None].repeat(1, 1 + max(self.layers), 1))
         if recipe.mode == "orthogonal":
             downs = orthogonal_downs(earlier, {n: s[1] for n, s in shapes.items()}, recipe.rank, generator)
         else:  # kaiming uniform with a = sqrt(5)
@@ -66,14 +70,29 @@ class Learner(nn.Module):
         """The factors for the concept file, at full scale."""
         return {n: LowRank(self.scale * f.up.detach().cpu(), f.down.detach().cpu()) for n, f in self.factors().items()}
 
+    def tables(self, words: Sequence[str]) -> dict[str, Table]:
+        """The rows of each word."""
+        return {w: Table({e: t[i] for e, t in self.tokens.items()}, self.layers) for i, w in enumerate(words)}
+
+    @property
+    def words_learn(self) -> bool:
+        return all(t.requires_grad for t in self.tokens.values())
+
     @property
     def norm(self) -> float:
-        """Mean norm of the token rows."""
-        return float(self.tokens.detach().norm(dim=-1).mean())
+        """Mean norm of the token rows of the first encoder."""
+        return float(next(iter(self.tokens.values())).detach().norm(dim=-1).mean())
 
 
-def noun_row(backbone: Backbone, noun: str) -> Tensor:
+def row_of_layer(names: Sequence[str], groups: str) -> tuple[int, ...]:
+    """Which row of a word each cross-attention layer reads: its own (``layer``), that of its ``block``, or the only ``one``."""
+    keys = {"layer": names, "block": [n.partition(".transformer_blocks.")[0] for n in names], "one": [""] * len(names)}[groups]
+    rows = list(dict.fromkeys(keys))
+    return tuple(rows.index(key) for key in keys)
+
+
+def noun_row(backbone: Backbone, noun: str, encoder: str) -> Tensor:
     """The token row ``[D]`` of a noun, the mean if CLIP splits it."""
-    ids = backbone.tokenize(noun)[0]
-    length = int((ids[1:] == ids[-1]).nonzero()[0])
-    return backbone.token_rows(ids[1 : 1 + length].to(backbone.device)).mean(0)
+    ids = backbone.tokenize(noun, encoder)[0]
+    length = int((ids[1:] == END).nonzero()[0])
+    return backbone.token_rows(ids[1 : 1 + length].to(backbone.device), encoder).mean(0)

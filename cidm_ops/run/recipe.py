@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ..method.consolidation import MODES
 from .captions import OBJECT_TEMPLATES, Wording
 
+GROUPS = ("block", "layer", "one")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,6 +33,7 @@ class Recipe:
     shared: float = 0.0
     norm_stop: float = 0.55
     init_sigma: float = 0.013
+    groups: str = "block"
     noise_offset: float = 0.01
     min_snr: float = 0.0
     templates: tuple[str, ...] = OBJECT_TEMPLATES
@@ -46,6 +49,8 @@ class Recipe:
         for name in ("alpha", "lr", "lr_tokens", "weight_decay", "consolidation", "shared", "noise_offset", "min_snr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 or more")
+        if self.groups not in GROUPS:
+            raise ValueError(f"token groups {self.groups!r}: expected one of {', '.join(GROUPS)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected a share of captions from 0 to below 1")
         if self.mode not in MODES:

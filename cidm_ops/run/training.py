@@ -20,7 +20,7 @@ from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..method.consolidation import consolidation, shared_loss, shared_rows
 from ..recompute import recomputed
-from ..tokens import encode_layerwise
+from ..tokens import Text, encode_layerwise, join
 from .captions import concept_captions
 from .dataset import Dataset
 from .learner import Learner
@@ -54,14 +54,14 @@ class Run:
         self.learner = Learner(backbone, class_word, len(words), self.recipe, factors, generator).to(backbone.device)
         self.term = consolidation(self.recipe.mode, factors, self.recipe.lr, generator)
         self.shared = shared_rows(factors, 2 * self.recipe.rank) if self.recipe.shared else {}
-        groups = ((self.recipe.lr_tokens, [self.learner.tokens]), (self.recipe.lr, [*self.learner.ups, *self.learner.downs]))
+        groups = ((self.recipe.lr_tokens, [*self.learner.tokens.values()]), (self.recipe.lr, [*self.learner.ups, *self.learner.downs]))
         self.rates = [rate for rate, _ in groups]
         self.optimiser = torch.optim.AdamW(
             [{"params": [p for p in parameters if p.requires_grad]} for _, parameters in groups], weight_decay=self.recipe.weight_decay
         )
         self.losses: list[float] = []
         self.latents: dict[tuple[int, bool], Tensor] = {}
-        self.texts: dict[str, Tensor] = {}
+        self.texts: dict[str, Text] = {}
 
     @property
     def step(self) -> int:
@@ -98,7 +98,7 @@ class Run:
         self.optimiser.step()
         self.term.after_step(factors)
         self.losses.append(loss)
-        if self.learner.tokens.requires_grad and self.learner.norm >= recipe.norm_stop:
+        if self.learner.words_learn and self.learner.norm >= recipe.norm_stop:
             self.freeze_tokens()
         return loss
 
@@ -107,16 +107,16 @@ class Run:
         """A picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attached``; ``<name>`` stands for the concept."""
         backbone = self.backbone
         text = prompt.replace(f"<{self.words[0][1:].rpartition('.')[0]}>", " ".join(self.words))
-        tables = dict(zip(self.words, self.learner.tokens, strict=True))
-        context, plain = (encode_layerwise(backbone, [t], tables) for t in (text, ""))
+        wanted, plain = (encode_layerwise(backbone, [t], self.learner.tables(self.words)) for t in (text, ""))
         height, width = self.latent(0, False, random.Random(0))[0].shape[-2:]
         noise = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
-        return backbone.decode_latent(sample(backbone, context, plain, noise, steps=steps, guidance=guidance))[0]
+        return backbone.decode_latent(sample(backbone, wanted, plain, noise, steps=steps, guidance=guidance))[0]
 
     def freeze_tokens(self) -> None:
         """The words are learned: from here on texts are constants."""
-        self.learner.tokens.requires_grad_(False)
-        self.learner.tokens.grad = None
+        for rows in self.learner.tokens.values():
+            rows.requires_grad_(False)
+            rows.grad = None
 
     def batch(self, number: int) -> list[int]:
         """Pictures of batch ``number`` of the run: passes over the data, each in an order of its own."""
@@ -139,12 +139,12 @@ class Run:
             mask = None
             if any(m is not None for m in masks):
                 mask = torch.stack([torch.ones(1, *shape[1:]) if m is None else m for m in masks]).to(latents)
-            context = self.context([texts[k] for k in here])
+            text = self.text([texts[k] for k in here])
             draw = noised(
                 latents, self.backbone.alphas_cumprod, self.backbone.prediction, generator, self.recipe.noise_offset, self.recipe.min_snr
             )
             with self.backbone.learning(), recomputed(self.backbone.unet) if self.recipe.checkpointing else nullcontext():
-                guess = self.backbone.predict(draw.x, draw.t, context).float()
+                guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
                 loss = error(guess, draw, mask).sum() / len(batch)
                 (loss / self.recipe.accumulate).backward()
             total += float(loss.detach())
@@ -160,22 +160,22 @@ class Run:
                 self.latents[index, flipped] = latent
         return latent, None if mask is None else F.interpolate(mask[None], latent.shape[-2:], mode="area")[0]
 
-    def context(self, texts: Sequence[str]) -> Tensor:
-        """Layer-wise texts ``[B, L, N, C]``. Once the words are learned each text is encoded by itself, and kept."""
-        tables = dict(zip(self.words, self.learner.tokens, strict=True))
-        if self.learner.tokens.requires_grad:
-            return encode_layerwise(self.backbone, list(texts), tables)
-        contexts = []
+    def text(self, texts: Sequence[str]) -> Text:
+        """Texts encoded for every layer. Once the words are learned each text is encoded by itself, and kept."""
+        tables = self.learner.tables(self.words)
+        if self.learner.words_learn:
+            return encode_layerwise(self.backbone, texts, tables)
+        encoded = []
         for text in texts:
-            context = self.texts.pop(text, None)
-            if context is None:
+            known = self.texts.pop(text, None)
+            if known is None:
                 with torch.no_grad():
-                    context = encode_layerwise(self.backbone, [text], tables)[0]
-            self.texts[text] = context  # the last one used goes last
-            contexts.append(context)
-            if len(self.texts) * context.nbytes > KEPT_TEXTS * 2**20:
+                    known = encode_layerwise(self.backbone, [text], tables)
+            self.texts[text] = known  # the last one used goes last
+            encoded.append(known)
+            if sum(t.states.nbytes for t in self.texts.values()) > KEPT_TEXTS * 2**20:
                 del self.texts[next(iter(self.texts))]
-        return torch.stack(contexts)
+        return join(encoded)
 
     def check(self, loss: float) -> None:
         """Raises ``FloatingPointError`` with advice for a loss that a run does not come back from."""
@@ -194,7 +194,7 @@ class Run:
         for name, p in named.items():
             tensors |= {f"{entry}.{name}": value for entry, value in self.optimiser.state.get(p, {}).items()}
         tensors |= {f"term.{n}": t for n, t in self.term.state().items()}
-        return tensors, {"losses": self.losses, "frozen": not self.learner.tokens.requires_grad}
+        return tensors, {"losses": self.losses, "frozen": not self.learner.words_learn}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
@@ -223,9 +223,10 @@ class Run:
             self.class_word,
             self.words,
             self.learner.learned(),
-            {"clip_l": self.learner.tokens.detach().cpu()},
+            {encoder: rows.detach().cpu() for encoder, rows in self.learner.tokens.items()},
             backbone.architecture,
             backbone.fingerprint,
             self.task,
             settings,
+            self.learner.layers,
         )

@@ -54,7 +54,7 @@ def test_text_of_the_tables_own_rows_is_the_plain_encoding(backbone):
     ids = backbone.tokenize("a photo of a dog")
     with torch.no_grad():
         plain = backbone.text(ids).last_hidden_state
-        assert torch.equal(backbone.encode_text(ids, backbone.token_rows(ids)), plain)
+        assert torch.equal(backbone.encode_text(ids, backbone.token_rows(ids))[0], plain)
 
 
 def test_a_new_row_changes_what_follows_it_and_learns(backbone):
@@ -63,7 +63,7 @@ def test_a_new_row_changes_what_follows_it_and_learns(backbone):
     rows = plain.clone()
     rows[:, 5] += 1
     rows.requires_grad_()
-    before, after = backbone.encode_text(ids, plain), backbone.encode_text(ids, rows)
+    before, after = backbone.encode_text(ids, plain)[0], backbone.encode_text(ids, rows)[0]
     assert torch.equal(after[:, :5], before[:, :5])  # CLIP is causal
     assert not torch.allclose(after[:, 5:], before[:, 5:])
     after[:, 6:].square().sum().backward()
@@ -101,7 +101,7 @@ def test_half_precision_computes_in_half_and_gives_fp32(tiny_sd1):
     half, full = load(tiny_sd1, dtype=torch.bfloat16), load(tiny_sd1)
     assert half.fingerprint == full.fingerprint
     ids = half.tokenize("dog")
-    context = half.encode_text(ids, half.token_rows(ids))
+    context = half.encode_text(ids, half.token_rows(ids))[0]
     output = half.predict(torch.zeros(1, 4, 8, 8), torch.tensor([1]), context)
     assert half.unet.dtype == torch.bfloat16 and context.dtype == output.dtype == torch.float32
 
@@ -142,7 +142,7 @@ def test_a_full_size_original_file_loads_and_runs(tmp_path):
     assert backbone.architecture == "sd1-16x768"
     ids = backbone.tokenize("a photo of a dog")
     with torch.no_grad():
-        context = backbone.encode_text(ids, backbone.token_rows(ids))[:, None].expand(-1, 16, -1, -1)
+        context = backbone.encode_text(ids, backbone.token_rows(ids))[0][:, None].expand(-1, 16, -1, -1)
         assert backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([500]), context).isfinite().all()
         assert backbone.decode_latent(backbone.encode_image(torch.zeros(1, 3, 64, 64))).shape == (1, 3, 64, 64)
 

@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(backbone, tmp_path, mode, stop):
 def test_the_words_stop_in_the_middle_of_the_run(backbone):
     run = Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=RECIPE)
     with run.attached():
-        learning = [bool(run.advance()) and run.learner.tokens.requires_grad for _ in range(12)]
+        learning = [bool(run.advance()) and run.learner.words_learn for _ in range(12)]
     assert learning[2] and not learning[8]
 
 
@@ -145,7 +145,7 @@ def gradients(run, number=None):
             run.advance()
         else:
             run.accumulate(run.batch(number), random.Random(f"{run.recipe.seed}/{number}"))
-    return [p.grad.clone() for p in (*run.learner.ups, run.learner.tokens)]
+    return [p.grad.clone() for p in (*run.learner.ups, *run.learner.tokens.values())]
 
 
 def test_checkpointing_changes_no_gradient(backbone):

@@ -98,14 +98,14 @@ def the_text_states_are_those_of_the_host():
     text = host.ComfyText(clip)
     for prompt in ("", "a red dog on the beach", "dog " * 100):
         ids = text.tokenize(prompt)
-        own = text.encode_text(ids, text.token_rows(ids)).flatten(0, 1)
+        own = text.encode_text(ids, text.token_rows(ids))[0].flatten(0, 1)
         near(own, clip.encode_from_tokens(clip.tokenize(prompt))[0], 1e-5)
     skipped = clip.clone()
     skipped.clip_layer(-2)
     ids = text.tokenize("a red dog")
-    own = host.ComfyText(skipped).encode_text(ids, text.token_rows(ids))
+    own = host.ComfyText(skipped).encode_text(ids, text.token_rows(ids))[0]
     near(own, skipped.encode_from_tokens(clip.tokenize("a red dog")), 1e-5)
-    assert float((own - text.encode_text(ids, text.token_rows(ids))).abs().max()) > 1e-3
+    assert float((own - text.encode_text(ids, text.token_rows(ids))[0]).abs().max()) > 1e-3
 
 
 def the_word_weights_are_those_of_the_host():
@@ -113,7 +113,7 @@ def the_word_weights_are_those_of_the_host():
     text = host.ComfyText(clip)
     prompt = "a (red:1.4) dog on the (beach:0.6)"
     ids = text.tokenize(prompt)
-    states = text.encode_text(ids, text.token_rows(ids))
+    states = text.encode_text(ids, text.token_rows(ids))[0]
     near(text.emphasise(prompt, states), clip.encode_from_tokens(clip.tokenize(prompt)), 1e-5)
 
 
@@ -123,12 +123,12 @@ def the_text_states_have_a_gradient_in_the_rows():
     with torch.inference_mode(False):
         ids = text.tokenize("a red dog")
         rows = text.token_rows(ids).requires_grad_()
-        states = text.encode_text(ids, rows)
-        near(states.detach(), text.encode_text(ids, rows.detach()), 1e-6)
+        states = text.encode_text(ids, rows)[0]
+        near(states.detach(), text.encode_text(ids, rows.detach())[0], 1e-6)
         direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
         (states * direction).sum().backward()
         step = 1e-3 * rows.grad / rows.grad.norm()
-        up, down = (float((text.encode_text(ids, rows.detach() + s * step) * direction).double().sum()) for s in (1, -1))
+        up, down = (float((text.encode_text(ids, rows.detach() + s * step)[0] * direction).double().sum()) for s in (1, -1))
         assert abs((up - down) / 2 / float((rows.grad * step).sum()) - 1) < 0.02
     assert [m.forward.__qualname__ for m in text.clip.cond_stage_model.modules()] == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in text.clip.cond_stage_model.modules())
@@ -308,9 +308,9 @@ def the_prompt_reaches_the_picture():
             text, concepts, warnings = concepts_for(bank, "a <dog> on the beach", mode, backbone)
             factors, weights = factors_for(backbone, text, concepts, mode, 1.0)
             assert weights.shape == (7, 1) and not warnings and len(factors) == 28
-        context = host.encode_prompt(clip, text, concepts)
-        assert context.shape == (7, 77, 128)
-        assert sample(host.apply(model, factors), wise(context), plain(clip, "")).isfinite().all()
+        conditioning = host.encode_prompt(clip, text, concepts)
+        assert conditioning[0][1][host.CONTEXT].shape == (7, 77, 128)
+        assert sample(host.apply(model, factors), conditioning, plain(clip, "")).isfinite().all()
 
 
 def the_host_paints_for_a_comparison():
@@ -322,7 +322,7 @@ def the_host_paints_for_a_comparison():
         bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
     text, concepts, _ = concepts_for(bank, "a <dog> on the beach", "exact", backbone)
     factors, _ = factors_for(backbone, text, concepts, "exact", 1.0)
-    latents = sample(host.apply(model, factors), wise(host.encode_prompt(clip, text, concepts)), plain(clip, ""), steps=10)
+    latents = sample(host.apply(model, factors), host.encode_prompt(clip, text, concepts), plain(clip, ""), steps=10)
     save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
 
 
