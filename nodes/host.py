@@ -145,7 +145,7 @@ class ComfyBackbone(ComfyText, Backbone):
                 f"the CLIP has {len(self.encoders)} text encoders and the model reads a text of width {width}: connect its own CLIP"
             )
         self.cross_attention = cross_attention(model)
-        self.architecture = architecture(self.cross_attention)
+        self.architecture = architecture(self.cross_attention, self.encoders)
         keys = [f"diffusion_model.{name}.weight" for name in module_names(model, "to_k").values()]
         self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])
         self.alphas_cumprod = 1 / (1 + model.model.model_sampling.sigmas.clone().square())

@@ -23,7 +23,7 @@ FLOORS = {
     "fingerprint": 1,
 }
 BESIDE = {
-    "engines": {"backbone", "hub", "fingerprint", "doodle"},
+    "engines": {"backbone", "hub", "fingerprint", "tokens", "doodle"},
     "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "engines"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
