@@ -43,8 +43,8 @@ class Backbone(Protocol):
 
     def decode_latent(self, latents: Tensor) -> Tensor: ...
 
-    def learning(self) -> AbstractContextManager[None]:
-        """While open, ``predict`` can be differentiated, also by a backward pass that computes parts of it again."""
+    def learning(self, x: Tensor) -> AbstractContextManager[None]:
+        """While open, ``predict`` of ``x`` can be differentiated, also by a backward pass that computes parts of it again."""
         ...
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:

@@ -164,22 +164,26 @@ class ComfyBackbone(ComfyText, Backbone):
         return pixels.movedim(-1, 1).to(self.device) * 2 - 1
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        comfy.model_management.load_models_gpu([self.model])
+    def learning(self, x: Tensor) -> Iterator[None]:
+        self._load(x, 4)  # twice what painting takes: autograd keeps what the forward pass makes
         with differentiable(self.unet), layerwise(self.cross_attention.values()):
             yield
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         base = self.model.model
         dtype = base.manual_cast_dtype or base.get_dtype()
-        # twice what painting takes: autograd keeps what the forward pass makes
-        comfy.model_management.load_models_gpu([self.model], memory_required=2 * self.model.memory_required([2 * len(x), *x.shape[1:]]))
+        self._load(x, 2)
         adm = None
         if pooled is not None:  # SDXL: the pooled text and the size of the picture
             height, width = (8 * n for n in x.shape[-2:])
             adm = base.encode_adm(pooled_output=pooled, height=height, width=width, device=x.device).to(x.device, dtype)
         with layerwise(self.cross_attention.values()):
             return self.unet(x.to(dtype), t.float(), context=context.to(dtype), y=adm, transformer_options={}).float()
+
+    def _load(self, x: Tensor, times: int) -> None:
+        """Have the host load the model, with room for a batch of ``times`` that of ``x``."""
+        needed = self.model.memory_required([times * len(x), *x.shape[1:]])
+        comfy.model_management.load_models_gpu([self.model], memory_required=needed)
 
 
 def module_names(model: ModelPatcher, part: str) -> dict[str, str]:

@@ -80,7 +80,7 @@ class DiffusersBackbone(Backbone):
         scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(scaled).sample.float().clamp(-1, 1)
 
-    def learning(self) -> AbstractContextManager[None]:
+    def learning(self, x: Tensor) -> AbstractContextManager[None]:
         return layerwise(self.cross_attention.values())
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:

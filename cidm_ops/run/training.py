@@ -143,7 +143,7 @@ class Run:
             draw = noised(
                 latents, self.backbone.alphas_cumprod, self.backbone.prediction, generator, self.recipe.noise_offset, self.recipe.min_snr
             )
-            with self.backbone.learning(), recomputed(self.backbone.unet) if self.recipe.checkpointing else nullcontext():
+            with self.backbone.learning(draw.x), recomputed(self.backbone.unet) if self.recipe.checkpointing else nullcontext():
                 guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
                 loss = error(guess, draw, mask).sum() / len(batch)
                 (loss / self.recipe.accumulate).backward()
