@@ -20,7 +20,8 @@ class Backbone(Protocol):
     fingerprint: str  # a short hash of base weights: tells checkpoints of one architecture apart
     encoders: Sequence[str]  # "clip_l", and "clip_g" in SDXL
     unet: nn.Module
-    cross_attention: Mapping[str, nn.Module]  # canonical name -> attn2 module; order is the layer order
+    blocks: Mapping[str, nn.Module]  # canonical name -> transformer block, in layer order
+    cross_attention: Mapping[str, nn.Module]  # the attn2 of each, under its own name
     device: torch.device
     alphas_cumprod: Tensor  # [1000]
     prediction: str  # "eps" or "v"

@@ -23,6 +23,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ..cidm_ops.adapters import block_of
 from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.fingerprint import architecture, fingerprint
@@ -144,9 +145,10 @@ class ComfyBackbone(ComfyText, Backbone):
             raise ValueError(
                 f"the CLIP has {len(self.encoders)} text encoders and the model reads a text of width {width}: connect its own CLIP"
             )
-        self.cross_attention = cross_attention(model)
+        self.blocks = {name: self.unet.get_submodule(own) for name, own in block_names(model).items()}
+        self.cross_attention: dict[str, nn.Module] = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
         self.architecture = architecture(self.cross_attention, self.encoders)
-        keys = [f"diffusion_model.{name}.weight" for name in module_names(model, "to_k").values()]
+        keys = [f"diffusion_model.{name}.attn2.to_k.weight" for name in block_names(model).values()]
         self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])
         self.alphas_cumprod = 1 / (1 + model.model.model_sampling.sigmas.clone().square())
         self.prediction = PREDICTIONS[model.model.model_type]
@@ -186,13 +188,11 @@ class ComfyBackbone(ComfyText, Backbone):
         comfy.model_management.load_models_gpu([self.model], memory_required=needed)
 
 
-def module_names(model: ModelPatcher, part: str) -> dict[str, str]:
-    """Canonical (diffusers) name -> the host's name of ``attn2.<part>`` of every cross-attention layer, in layer order."""
-    ending = f".attn2.{part}.weight"
+def block_names(model: ModelPatcher) -> dict[str, str]:
+    """Canonical (diffusers) name -> the host's name of every transformer block, in layer order."""
+    ending = ".attn2.to_q.weight"
     config = model.model.model_config.unet_config
-    names = {
-        d.removesuffix(".weight"): c.removesuffix(".weight") for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)
-    }
+    names = {d.removesuffix(ending): c.removesuffix(ending) for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)}
     have = dict(model.model.diffusion_model.named_modules())
     return dict(sorted(((d, c) for d, c in names.items() if c in have), key=lambda item: _place(item[0])))
 
@@ -202,20 +202,13 @@ def _place(name: str) -> tuple[int, ...]:
     return (block, *(int(piece) for piece in name.split(".") if piece.isdigit()))
 
 
-def cross_attention(model: ModelPatcher) -> dict[str, nn.Module]:
-    """The attn2 modules under their canonical names, in layer order."""
-    return {
-        d.removesuffix(".to_q"): model.model.diffusion_model.get_submodule(c.removesuffix(".to_q"))
-        for d, c in module_names(model, "to_q").items()
-    }
-
-
 def lora_model(model: ModelPatcher, factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
     """Factors as the host's LORA_MODEL: what its own nodes save, load and apply."""
-    names = {d: c for part in ("to_q", "to_k", "to_v", "to_out.0") for d, c in module_names(model, part).items()}
+    names = block_names(model)
     state: dict[str, Tensor] = {}
     for layer, f in factors.items():
-        key = f"diffusion_model.{names[layer]}"
+        block = block_of(layer)
+        key = f"diffusion_model.{names[block]}{layer.removeprefix(block)}"
         state |= {f"{key}.lora_up.weight": f.up.contiguous(), f"{key}.lora_down.weight": f.down.contiguous()}
         state[f"{key}.alpha"] = torch.tensor(float(f.rank))
     return state
@@ -225,7 +218,7 @@ def apply(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
     """A clone of ``model`` with the factors merged into its weights and a reader for layer-wise texts."""
     patched = model.clone()
     patched.add_patches(comfy.lora.load_lora(lora_model(model, factors), comfy.lora.model_lora_keys_unet(model.model, {})))
-    order = {_block(name): layer for layer, name in enumerate(module_names(model, "to_q").values())}
+    order = {_block(name): layer for layer, name in enumerate(block_names(model).values())}
 
     def own_slice(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         if context.ndim == 4:
@@ -242,7 +235,7 @@ def apply(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
 def _block(module: str) -> tuple[str, int, int]:
     """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
     kind, number = module.split(".")[:2]
-    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
+    index = int(module.partition("transformer_blocks.")[2])
     return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.method.consolidation import MODES
-from ..cidm_ops.run.recipe import Recipe
+from ..cidm_ops.run.recipe import GROUPS, Recipe
 from ..cidm_ops.run.task import EXISTING
 
 TrainingSettings = io.Custom("CIDM_SETTINGS")
@@ -33,6 +33,18 @@ class CIDMTrainingSettings(io.ComfyNode):
                     tooltip="How a new concept is kept apart from earlier ones. corrected: its subspace turns away from theirs. "
                     "orthogonal: it only reads directions that none of them reads. off: not at all. paper_literal and released_code: "
                     "for comparison.",
+                ),
+                io.String.Input(
+                    "targets",
+                    default=DEFAULTS.targets,
+                    tooltip="Which layers learn: cross_attention (the paper), attention, attention_ff, or a regular expression on names "
+                    "such as up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.",
+                ),
+                io.Combo.Input(
+                    "groups",
+                    options=list(GROUPS),
+                    default=DEFAULTS.groups,
+                    tooltip="Which layers share a version of the words: those of one block (in SD 1.5 each layer is one), none, or all.",
                 ),
                 amount("shared", 100.0, 0.01, "Weight of the low-rank shared subspace, the paper's second regulariser. 0: off."),
                 io.Int.Input("accumulate", default=1, min=1, max=64, tooltip="Batches per step; their gradients are averaged."),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -35,8 +36,9 @@ class DiffusersBackbone(Backbone):
             fp32 = module is self.vae and dtype == torch.float16 and self.vae.config.get("force_upcast", False)  # it overflows in half
             # nn.Module.to: diffusers' own warns about modules to keep in fp32 even where there are none
             nn.Module.to(module, device, torch.float32 if fp32 else dtype).requires_grad_(False).eval()
-        named = [(name, module) for name, module in self.unet.named_modules() if name.endswith(".attn2")]
-        self.cross_attention = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
+        named = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, BasicTransformerBlock)]
+        self.blocks = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
+        self.cross_attention = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
         self.size: int = 8 * self.unet.config.sample_size  # pixels of a side that the base was made for
         self.architecture = architecture(self.cross_attention, self.encoders)
         layers: list[Any] = list(self.cross_attention.values())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..adapters import block_of
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
@@ -75,19 +76,14 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
     ``layers`` are the canonical names of the L cross-attention layers in order.
     """
-    index = {name: i for i, name in enumerate(layers)}
+    index = {block_of(name): i for i, name in enumerate(layers)}
     parts: dict[str, list[tuple[LowRank, Tensor]]] = {}
     for g, concept in enumerate(concepts):
         for name, factors in concept.factors.items():
-            weight = weights[index[_attention(name)], g]
+            weight = weights[index[block_of(name)], g]
             if weight != 0:
                 parts.setdefault(name, []).append((factors, weight))
     return {name: Stack.of([f for f, _ in pairs]).merged(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
-
-
-def _attention(linear: str) -> str:
-    """The attention layer a projection belongs to: the name up to and with ``attn2``."""
-    return linear[: linear.index(".to_")]
 
 
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from .recipe import Recipe
 
 
 class Learner(nn.Module):
-    """``tokens[encoder] [k, R, D]`` and ``up, down`` of every projection of every cross-attention layer.
+    """``tokens[encoder] [k, R, D]`` and ``up, down`` of every target layer.
 
     ``layers`` says which of the R rows of a word each layer reads. Raises ``ValueError`` when the rank is above the width of a layer.
     """
@@ -31,7 +31,7 @@ class Learner(nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        layers: dict[str, Any] = linears(backbone.cross_attention)
+        layers: dict[str, Any] = linears(backbone.blocks, recipe.targets)
         self.names, self.scale = list(layers), recipe.scale
         shapes = {n: tuple(layer.weight.shape) for n, layer in layers.items()}
         narrow = min(shapes, key=lambda n: min(shapes[n]))

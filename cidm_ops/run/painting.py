@@ -36,7 +36,7 @@ def paint(
     factors, _ = factors_for(backbone, text, concepts, mode, strength)
     here = {name: LowRank(f.up.to(backbone.device), f.down.to(backbone.device)) for name, f in factors.items()}
     wanted, unwanted = (encode_prompts(backbone, [words], used).expand(len(noise)) for words, used in ((text, concepts), (negative, [])))
-    with attached(linears(backbone.cross_attention), here):
+    with attached(linears(backbone.blocks), here):
         latents = sample(backbone, wanted, unwanted, noise.to(backbone.device), steps=steps, guidance=guidance, on_step=on_step)
     return backbone.decode_latent(latents), warnings
 

@@ -12,6 +12,7 @@ GROUPS = ("block", "layer", "one")
 class Recipe:
     """The paper's recipe. ``batch`` is the effective batch of its two GPUs; rates decay linearly to zero.
 
+    ``targets`` names the layers that get factors (``adapters.TARGETS``, or a regular expression on their canonical names).
     A step takes ``accumulate`` times ``batch`` pictures and averages their gradients. ``alpha`` scales the factors by
     ``alpha / rank`` while they learn, 0 stands for the rank; the file holds them at full scale. ``norm_stop``: when the
     mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on.
@@ -23,6 +24,7 @@ class Recipe:
     steps: int = 800
     batch: int = 2
     accumulate: int = 1
+    targets: str = "cross_attention"
     rank: int = 4
     alpha: float = 0.0
     lr: float = 1e-4

@@ -75,7 +75,7 @@ class Run:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """While open, the model is the base with the concept as far as it is learned."""
-        with attached(linears(self.backbone.cross_attention), self.learner.deltas()):
+        with attached(linears(self.backbone.blocks), self.learner.deltas()):
             yield
 
     def advance(self) -> float:

@@ -15,6 +15,8 @@ from cidm_ops.method.consolidation import MODES, earlier_bases, overlap
 from cidm_ops.run import task
 from cidm_ops.run.checkpoint import checkpoint_file
 from cidm_ops.run.dataset import Dataset
+from cidm_ops.run.painting import paint, unit_noise
+from cidm_ops.run.prompt import factors_for
 from cidm_ops.run.recipe import Recipe
 from cidm_ops.run.task import learn_into
 from cidm_ops.run.training import Run
@@ -213,6 +215,23 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_state(backbone, tmp
 def test_settings_that_cannot_work_are_refused(change, error):
     with pytest.raises(ValueError, match=error):
         replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("targets", "per_block"), [("cross_attention", 4), ("attention", 8), ("attention_ff", 10), (r"attn2\.to_[kv]$", 2)]
+)
+def test_other_layers_learn_and_paint(backbone, tmp_path, targets, per_block):
+    bank, concept, _ = learn(Bank(tmp_path), backbone, recipe=replace(RECIPE, steps=2, targets=targets))
+    assert len(concept.factors) == per_block * len(backbone.blocks)
+    factors, _ = factors_for(backbone, "a <rex.1> <rex.2>", [bank.get("rex")], "exact", 1.0)
+    assert factors.keys() == concept.factors.keys()
+    assert paint(backbone, bank, "a <rex>", unit_noise(0, 1, 64, 64), steps=1)[0].isfinite().all()
+
+
+def test_targets_that_no_layer_has_are_refused(backbone):
+    for targets, error in (("attn3", "no layer has that"), ("(", "regular expression")):
+        with pytest.raises(ValueError, match=error):
+            Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, targets=targets))
 
 
 def test_a_rank_above_a_layers_width_is_refused(backbone):

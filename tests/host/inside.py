@@ -61,7 +61,7 @@ def random_factors(backbone, seed=0):
         name: LowRank(
             torch.randn(m.weight.shape[0], 4, generator=generator) * 0.1, torch.randn(4, m.weight.shape[1], generator=generator) * 0.1
         )
-        for name, m in linears(backbone.cross_attention).items()
+        for name, m in linears(backbone.blocks, "cross_attention").items()
     }
 
 
@@ -170,7 +170,7 @@ def the_merged_factors_equal_the_attached_ones():
     positive, negative = plain(clip, "a dog"), plain(clip, "")
     bare = sample(model, positive, negative)
     merged = sample(host.apply(model, factors), positive, negative)
-    with attached(linears(backbone.cross_attention), factors):
+    with attached(linears(backbone.blocks), factors):
         beside = sample(model, positive, negative)
     near(merged, beside, 2e-3 * float(beside.abs().max()))
     assert float((merged - bare).abs().max()) > 0.1
