@@ -57,7 +57,8 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     backbone = load_base(options, on_cuda="bfloat16")
     images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
     templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
-    recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates, mode=options.consolidation)
+    recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates)
+    recipe = recipe.having(options.set)
     bank, _, _ = learn_into(Bank(options.bank), backbone, images, name=name, class_word=options.class_word, recipe=recipe, on_step=report)
     warn(images.warnings)
     print(bank.file(name))
@@ -163,7 +164,7 @@ def arguments() -> argparse.ArgumentParser:
     base.add_argument(
         "--base",
         default="doodle",
-        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 (default: %(default)s)",
+        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL (default: %(default)s)",
     )
     base.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
     base.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
@@ -191,13 +192,15 @@ def arguments() -> argparse.ArgumentParser:
         help="how pictures of other shapes are fitted (default: %(default)s)",
     )
     learn.add_argument("--flip", action="store_true", help="mirror every second picture")
-    learn.add_argument(
-        "--consolidation",
-        choices=("corrected", "off", "paper_literal", "released_code", "orthogonal"),
-        default="corrected",
-        help="how it is kept apart from earlier concepts (default: %(default)s)",
-    )
     learn.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")
+
+    learn.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of cidm_ops/run/recipe.py, such as min_snr=5 or mode=orthogonal; may be repeated",
+    )
 
     make = command("generate", generate, "paint prompts with the concepts of a bank", parents=[base])
     make.add_argument("--prompt", action="append", required=True, help="may be repeated; <name> stands for a concept")

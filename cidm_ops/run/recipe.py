@@ -1,6 +1,8 @@
 """The settings of a training run, with the paper's as defaults."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from ..method.consolidation import MODES
 from .captions import OBJECT_TEMPLATES, Wording
@@ -58,6 +60,21 @@ class Recipe:
         if self.mode not in MODES:
             raise ValueError(f"consolidation mode {self.mode!r}: expected one of {', '.join(MODES)}")
         _ = self.wording
+
+    def having(self, settings: Sequence[str]) -> "Recipe":
+        """The recipe with settings given as ``name=value``. Raises ``ValueError`` for a name or value that cannot be."""
+        values: dict[str, Any] = {}
+        for setting in settings:
+            name, _, text = setting.partition("=")
+            kind = type(getattr(self, name, None))
+            if kind not in (bool, int, float, str):
+                known = [f.name for f in fields(self) if f.name != "templates"]
+                raise ValueError(f"setting {setting!r}: expected name=value with one of {', '.join(known)}")
+            try:
+                values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"setting {setting!r}: expected a value such as {getattr(self, name)!r}") from error
+        return replace(self, **values)
 
     @property
     def wording(self) -> Wording:

@@ -234,6 +234,17 @@ def test_targets_that_no_layer_has_are_refused(backbone):
             Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, targets=targets))
 
 
+def test_settings_are_given_by_name():
+    assert RECIPE.having(["min_snr=5", "checkpointing=true", "mode=off"]) == replace(RECIPE, min_snr=5.0, checkpointing=True, mode="off")
+    for setting, error in (
+        ("speed=1", "expected name=value with one of steps, batch"),
+        ("rank=four", "such as 4"),
+        ("wording=1", "name=value"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            RECIPE.having([setting])
+
+
 def test_a_rank_above_a_layers_width_is_refused(backbone):
     with pytest.raises(ValueError, match=r"rank 64: .*attn2.* is 32 wide"):
         Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, rank=64))
