@@ -48,23 +48,26 @@ def demo(options: argparse.Namespace, rest: list[str]) -> None:
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     from .bank.bank import Bank
-    from .run.data import OBJECT_TEMPLATES, STYLE_TEMPLATES, from_folder
+    from .run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
+    from .run.folder import from_folder
+    from .run.recipe import Recipe
     from .run.task import learn_into
-    from .run.training import Recipe
 
     name = options.name or options.images.resolve().name
     backbone = load_base(options, on_cuda="bfloat16")
-    images = from_folder(options.images, options.size or backbone.size)
+    images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
     templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
     recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates)
+    recipe = recipe.having(options.set)
     bank, _, _ = learn_into(Bank(options.bank), backbone, images, name=name, class_word=options.class_word, recipe=recipe, on_step=report)
     warn(images.warnings)
     print(bank.file(name))
 
 
-def report(step: int, steps: int, loss: float) -> None:
+def report(run: Any) -> None:
+    step, steps = run.step, run.recipe.steps
     if step == steps or step % max(1, steps // 20) == 0:
-        print(f"step {step}/{steps}  loss {loss:.4f}", file=sys.stderr, flush=True)
+        print(f"step {step}/{steps}  loss {run.losses[-1]:.4f}", file=sys.stderr, flush=True)
 
 
 def generate(options: argparse.Namespace, rest: list[str]) -> None:
@@ -161,7 +164,7 @@ def arguments() -> argparse.ArgumentParser:
     base.add_argument(
         "--base",
         default="doodle",
-        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 (default: %(default)s)",
+        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL (default: %(default)s)",
     )
     base.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
     base.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
@@ -182,7 +185,22 @@ def arguments() -> argparse.ArgumentParser:
     learn.add_argument("--name", help="the concept's name, in prompts <name> (default: the name of the folder)")
     learn.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
     learn.add_argument("--steps", type=whole(1), default=800, help="training steps (default: %(default)s)")
+    learn.add_argument(
+        "--fit",
+        choices=("centre", "buckets", "random", "as_given"),
+        default="centre",
+        help="how pictures of other shapes are fitted (default: %(default)s)",
+    )
+    learn.add_argument("--flip", action="store_true", help="mirror every second picture")
     learn.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")
+
+    learn.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of cidm_ops/run/recipe.py, such as min_snr=5 or mode=orthogonal; may be repeated",
+    )
 
     make = command("generate", generate, "paint prompts with the concepts of a bank", parents=[base])
     make.add_argument("--prompt", action="append", required=True, help="may be repeated; <name> stands for a concept")

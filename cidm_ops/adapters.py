@@ -3,12 +3,22 @@
 Forward hooks work on any linear layer, a quantised or offloaded one included, in every engine.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-PARTS = ("to_q", "to_k", "to_v", "to_out.0")
+PARTS = (
+    *(f"{attention}.to_{projection}" for attention in ("attn1", "attn2") for projection in ("q", "k", "v", "out.0")),
+    "ff.net.0.proj",
+    "ff.net.2",
+)
+TARGETS = {
+    "cross_attention": r"attn2\.",
+    "attention": r"attn[12]\.",
+    "attention_ff": r"attn[12]\.|ff\.",
+}
 
 
 @contextmanager
@@ -35,6 +45,31 @@ def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Ten
             handle.remove()
 
 
-def linears(cross_attention: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The four projections of every cross-attention layer under their canonical names, ``4 L`` in all."""
-    return {f"{name}.{part}": module.get_submodule(part) for name, module in cross_attention.items() for part in PARTS}
+def linears(blocks: Mapping[str, nn.Module], targets: str = "") -> dict[str, nn.Module]:
+    """The linear layers of transformer blocks under their canonical names: those of ``TARGETS``, or those a regular expression finds.
+
+    Raises ``ValueError`` when it finds none or is no expression.
+    """
+    try:
+        wanted = re.compile(TARGETS.get(targets, targets))
+    except re.error as error:
+        raise ValueError(f"targets {targets!r}: expected one of {', '.join(TARGETS)} or a regular expression ({error})") from error
+    names = [(name, part) for name, block in blocks.items() for part in PARTS if _has(block, part) and wanted.search(f"{name}.{part}")]
+    if not names:
+        raise ValueError(f"targets {targets!r}: no layer has that in its name, such as {next(iter(blocks))}.{PARTS[0]}")
+    return {f"{name}.{part}": blocks[name].get_submodule(part) for name, part in names}
+
+
+def block_of(layer: str) -> str:
+    """The transformer block that a linear layer is in, by its canonical name."""
+    match = re.match(r".*\.transformer_blocks\.\d+(?=\.)", layer)
+    if not match:
+        raise ValueError(f"{layer!r} is no layer of a transformer block")
+    return match[0]
+
+
+def _has(block: nn.Module, part: str) -> bool:
+    try:
+        return hasattr(block.get_submodule(part), "weight")
+    except AttributeError:
+        return False

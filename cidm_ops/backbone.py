@@ -1,6 +1,7 @@
 """What the method sees of a model: one protocol, implemented by ``engines/diffusers.py`` and ``nodes/host.py``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Backbone(Protocol):
-    """A latent diffusion model of the Stable Diffusion 1 kind.
+    """A latent diffusion model of the Stable Diffusion 1 or SDXL kind.
 
     Shapes: pictures ``[B, 3, H, W]`` in [-1, 1], latents ``[B, 4, H/8, W/8]`` as the U-Net sees them, token rows
     ``[..., D]``, contexts ``[B, N, C]`` (one text for all layers) or ``[B, L, N, C]`` (layer-wise), timesteps ``[B]``
@@ -17,27 +18,36 @@ class Backbone(Protocol):
 
     architecture: str  # family, layers and token width, such as "sd1-16x768"; a concept fits its own only
     fingerprint: str  # a short hash of base weights: tells checkpoints of one architecture apart
-    cross_attention: Mapping[str, nn.Module]  # canonical name -> attn2 module; order is the layer order
+    encoders: Sequence[str]  # "clip_l", and "clip_g" in SDXL
+    unet: nn.Module
+    blocks: Mapping[str, nn.Module]  # canonical name -> transformer block, in layer order
+    cross_attention: Mapping[str, nn.Module]  # the attn2 of each, under its own name
     device: torch.device
     alphas_cumprod: Tensor  # [1000]
     prediction: str  # "eps" or "v"
 
-    def tokenize(self, text: str) -> Tensor:
+    def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
         """Token ids ``[chunks, 77]`` int64 with start, end and padding, split as the host splits long prompts."""
         ...
 
-    def token_rows(self, ids: Tensor) -> Tensor:
+    def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
         """Rows of the token table for ``ids [...]``: ``[..., D]`` fp32, no gradient."""
         ...
 
-    def encode_text(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """Last hidden states ``[B, 77, C]`` of ``ids [B, 77]`` with token rows ``[B, 77, D]``; differentiable in the rows."""
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l") -> tuple[Tensor, Tensor | None]:
+        """Hidden states ``[B, 77, C]`` of ``ids [B, 77]`` with token rows ``[B, 77, D]``, as the U-Net reads them, and the pooled state
+        ``[B, P]`` if the model uses that of this encoder; differentiable in the rows.
+        """
         ...
 
     def encode_image(self, pictures: Tensor) -> Tensor: ...
 
     def decode_latent(self, latents: Tensor) -> Tensor: ...
 
-    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The model's output (epsilon or v) at ``x [B, 4, h, w]``; differentiable."""
+    def learning(self, x: Tensor) -> AbstractContextManager[None]:
+        """While open, ``predict`` of ``x`` can be differentiated, also by a backward pass that computes parts of it again."""
+        ...
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """The model's output (epsilon or v) at ``x [B, 4, h, w]``; SDXL also reads the ``pooled [B, P]`` text."""
         ...

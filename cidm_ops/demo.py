@@ -17,10 +17,10 @@ from .doodle.tower import DoodleTower
 from .engines.diffusers import load
 from .measure.report import contact_sheet, write_html
 from .measure.scores import ImageTower, embed, image_alignment, self_alignment
-from .run.data import ConceptImages
+from .run.dataset import Dataset
 from .run.painting import paint, unit_noise
+from .run.recipe import Recipe
 from .run.task import learn_into
-from .run.training import Recipe
 
 log = logging.getLogger("cidm.demo")
 
@@ -56,9 +56,10 @@ def run(folder: Path, seeds: int = 2) -> list[Score]:
     references, plain, first, rows = {}, {}, {}, []
     for name in LEARNED:
         concept = CONCEPTS[name]
-        training = pictured(examples(concept, 6))
-        references[name] = embed(tower, pictured(examples(concept, HELD_OUT, seed=1)).pictures)
-        rows.append((f"{name}: the six pictures", training.pictures))
+        shown = examples(concept, 6)
+        references[name] = embed(tower, pictured(examples(concept, HELD_OUT, seed=1)))
+        rows.append((f"{name}: the six pictures", pictured(shown)))
+        training = Dataset(list(pictured(shown) / 2 + 0.5), [e.caption for e in shown])
         bank, _, losses = learn_into(bank, backbone, training, name=name, class_word=concept.class_word, recipe=RECIPE)
         log.info("learned %s in %.0f s, loss %.3f", name, time.monotonic() - began, sum(losses[-50:]) / 50)
         ordinary = portraits(backbone, bank, concept.class_word, seeds)
@@ -82,10 +83,9 @@ def portraits(backbone: Backbone, bank: Bank, subject: str, seeds: int) -> Tenso
     return torch.stack(by_place, 1).flatten(0, 1)
 
 
-def pictured(shown: list[Example]) -> ConceptImages:
-    """Renderings as the trainer takes them."""
-    pictures = torch.from_numpy(np.stack([e.picture for e in shown])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return ConceptImages(pictures, [e.caption for e in shown])
+def pictured(shown: list[Example]) -> Tensor:
+    """Renderings as pictures ``[N, 3, 128, 128]`` in [-1, 1]."""
+    return torch.from_numpy(np.stack([e.picture for e in shown])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def alignment(tower: ImageTower, pictures: Tensor, references: Tensor) -> float:

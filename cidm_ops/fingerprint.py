@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor, nn
 
 
-def architecture(cross_attention: Mapping[str, nn.Module]) -> str:
-    """Family, number of cross-attention layers and width of their text, such as ``sd1-16x768``."""
+def architecture(cross_attention: Mapping[str, nn.Module], encoders: Sequence[str]) -> str:
+    """Family, number of cross-attention layers and width of their text: ``sd1-16x768``, ``sdxl-70x2048``."""
     first: Any = next(iter(cross_attention.values()))
-    return f"sd1-{len(cross_attention)}x{first.to_k.in_features}"
+    return f"{'sdxl' if len(encoders) == 2 else 'sd1'}-{len(cross_attention)}x{first.to_k.in_features}"
 
 
 def fingerprint(weights: Sequence[Tensor]) -> str:

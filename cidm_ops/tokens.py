@@ -5,13 +5,15 @@ token, the host tokenizes the text with its own chunking and weights, and the ro
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .backbone import Backbone
 
+END = 49407  # CLIP's end of text
 WORD = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_.-]*>")
 
 # Single CLIP tokens. Their meaning never reaches the encoder.
@@ -50,43 +52,105 @@ def hide(prompt: str, words: Iterable[str]) -> tuple[str, dict[int, str]]:
     return text, {i: word for word, (_, i) in hidden.items()}
 
 
-def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], tables: Mapping[str, Tensor]) -> Tensor:
+@dataclass(frozen=True)
+class Table:
+    """The rows of one concept word: ``rows[encoder] [R, D]``, and which of them each of the L cross-attention layers reads."""
+
+    rows: Mapping[str, Tensor]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded prompts: ``states [B, V, N, C]`` in V variants, the variant that each of the L layers reads, ``pooled [B, P]`` in SDXL.
+
+    Layers that read the same rows share a variant, so a prompt without concept words has one.
+    """
+
+    states: Tensor
+    layers: tuple[int, ...]
+    pooled: Tensor | None = None
+
+    @property
+    def context(self) -> Tensor:
+        """``[B, L, N, C]``, for the model."""
+        if self.states.shape[1] == 1:
+            return self.states.expand(-1, len(self.layers), -1, -1)
+        return self.states if self.layers == tuple(range(self.states.shape[1])) else self.states[:, list(self.layers)]
+
+    def expand(self, count: int) -> "Text":
+        """One text for ``count`` pictures."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return Text(self.states.expand(count, -1, -1, -1), self.layers, pooled)
+
+    def detach(self) -> "Text":
+        return Text(self.states.detach(), self.layers, None if self.pooled is None else self.pooled.detach())
+
+
+def join(texts: Sequence[Text]) -> Text:
+    """Texts of one length as one batch. Raises ``ValueError`` when their lengths differ."""
+    if len({t.states.shape[2] for t in texts}) > 1:
+        raise ValueError(f"prompts of different length in one batch: {[t.states.shape[2] // 77 for t in texts]} chunks of 77 tokens")
+    if len(texts) == 1:
+        return texts[0]
+    variants = list(dict.fromkeys(zip(*(t.layers for t in texts), strict=True)))
+    layers = tuple(variants.index(chosen) for chosen in zip(*(t.layers for t in texts), strict=True))
+    states = [t.states[:, [chosen[i] for chosen in variants]] for i, t in enumerate(texts)]
+    pooled = [t.pooled for t in texts if t.pooled is not None]
+    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None)
+
+
+def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], chosen: Mapping[str, Tensor]) -> Tensor:
     """Put the concept rows in place of the placeholders.
 
-    ``ids [..., 77]``, plain token ``rows [..., 77, D]``, ``tables[word] [L, D]``; returns ``[L, ..., 77, D]``.
+    ``ids [..., 77]``, plain token ``rows [..., 77, D]``, ``chosen[word] [V, D]``; returns ``[V, ..., 77, D]``.
     """
-    layers = {table.shape[0] for table in tables.values()}
-    if len(layers) != 1:
-        raise ValueError(f"token tables of {sorted(layers)} layers cannot share a prompt: expected one number of layers")
-    bound = rows.expand(layers.pop(), *rows.shape)
+    bound = rows[None]
     for token, word in hidden.items():
-        here = (ids == token)[None, ..., None]
-        table = tables[word].to(rows)
+        table = chosen[word].to(rows)
         if table.shape[-1] != rows.shape[-1]:
             raise ValueError(
                 f"{word} has rows of width {table.shape[-1]}, the text encoder has {rows.shape[-1]}: load the base it was learned on"
             )
+        here = (ids == token)[None, ..., None]
         bound = torch.where(here, table.view(table.shape[0], *[1] * ids.ndim, -1), bound)
     return bound
 
 
-def encode_layerwise(backbone: Backbone, prompts: list[str], tables: Mapping[str, Tensor]) -> Tensor:
-    """Layer-wise contexts ``[B, L, N, C]`` of prompts; ``tables[word] [L, D]``, differentiable in the tables.
+def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping[str, Table]) -> Text:
+    """Encode prompts, differentiable in the tables' rows. All must take the same number of 77-token chunks.
 
-    All prompts must take the same number of 77-token chunks; ``N`` is 77 times that number.
+    The states of several text encoders lie side by side in C; the pooled state is that of the first variant's first chunk.
     """
-    ids, rows, counts = [], [], []
-    for prompt in prompts:
-        text, hidden = hide(prompt, tables)
-        own = backbone.tokenize(text).to(backbone.device)
-        plain = backbone.token_rows(own)
-        bound = bind(own, plain, hidden, tables) if hidden else plain[None]  # [L or 1, chunks, 77, D]
-        ids.append(own.repeat(len(bound), 1))
-        rows.append(bound.flatten(0, 1))
-        counts.append(len(bound))
-    states = backbone.encode_text(torch.cat(ids), torch.cat(rows)).split([len(i) for i in ids])
-    layers = max(counts) if max(counts) > 1 else len(backbone.cross_attention)
-    contexts = [s.view(n, -1, s.shape[-1]).expand(layers, -1, -1) for s, n in zip(states, counts, strict=True)]
-    if len({c.shape[1] for c in contexts}) > 1:
-        raise ValueError(f"prompts of different length in one batch: {[c.shape[1] // 77 for c in contexts]} chunks of 77 tokens")
-    return torch.stack(contexts)
+    counts = {len(t.layers) for t in tables.values()} or {len(backbone.cross_attention)}
+    if len(counts) > 1:
+        raise ValueError(f"token tables of {sorted(counts)} layers cannot share a prompt: expected one number of layers")
+    (count,) = counts
+    hidden_texts = [hide(prompt, tables) for prompt in prompts]
+    layers, variants = [], []
+    for _, hidden in hidden_texts:
+        read = list(zip(*(tables[w].layers for w in hidden.values()), strict=True)) or [()] * count
+        variants.append(list(dict.fromkeys(read)))
+        layers.append(tuple(variants[-1].index(rows) for rows in read))
+    sides: list[list[Tensor]] = [[] for _ in prompts]
+    pooled: Tensor | None = None
+    for encoder in backbone.encoders:
+        ids, rows = [], []
+        for (text, hidden), combinations in zip(hidden_texts, variants, strict=True):
+            own = backbone.tokenize(text, encoder).to(backbone.device)
+            chosen = {w: tables[w].rows[encoder][[c[i] for c in combinations]] for i, w in enumerate(hidden.values())}
+            bound = bind(own, backbone.token_rows(own, encoder), hidden, chosen)
+            ids.append(own.repeat(len(bound), 1))
+            rows.append(bound.flatten(0, 1))
+        states, summary = backbone.encode_text(torch.cat(ids), torch.cat(rows), encoder)
+        sizes = [len(i) for i in ids]
+        for side, part, combinations in zip(sides, states.split(sizes), variants, strict=True):
+            side.append(part.reshape(len(combinations), -1, part.shape[-1]))
+        if summary is not None:
+            pooled = torch.stack([part[0] for part in summary.split(sizes)])
+    return join(
+        [
+            Text(torch.cat(side, -1)[None], own, None if pooled is None else pooled[i : i + 1])
+            for i, (side, own) in enumerate(zip(sides, layers, strict=True))
+        ]
+    )

@@ -15,6 +15,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
+import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.utils
 import torch
@@ -22,6 +23,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ..cidm_ops.adapters import block_of
 from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.fingerprint import architecture, fingerprint
@@ -33,7 +35,9 @@ from ..cidm_ops.tokens import hide
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order
 PREDICTIONS = {comfy.model_base.ModelType.EPS: "eps", comfy.model_base.ModelType.V_PREDICTION: "v"}
-ONLY = "CIDM works with Stable Diffusion 1.x and Doodle"
+ENCODERS = {comfy.sd1_clip.SD1ClipModel: ("clip_l",), comfy.sdxl_clip.SDXLClipModel: ("clip_l", "clip_g")}
+FAMILIES = (comfy.supported_models.SD15, comfy.supported_models.SDXL)
+ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
 CONTEXT = "cidm_context"  # layer-wise text [L, N, C] in the dict of a CONDITIONING
 
 
@@ -61,78 +65,90 @@ class ComfyText:
     """The text half of a backbone: tokens and text states through the host's CLIP, with its clip skip."""
 
     def __init__(self, clip: comfy.sd.CLIP):
-        if type(clip.cond_stage_model) is not comfy.sd1_clip.SD1ClipModel or not hasattr(clip.cond_stage_model, "clip_l"):
-            raise ValueError(f"{ONLY}: this CLIP is {type(clip.cond_stage_model).__name__}, connect the CLIP of the same checkpoint")
-        self.clip = clip
+        kind = type(clip.cond_stage_model)
+        if kind not in ENCODERS or not all(hasattr(clip.cond_stage_model, name) for name in ENCODERS[kind]):
+            raise ValueError(f"{ONLY}: this CLIP is {kind.__name__}, connect the CLIP of the same checkpoint")
+        self.clip, self.encoders = clip, ENCODERS[kind]
         self.device: torch.device = clip.patcher.load_device
 
-    def tokens(self, text: str) -> tuple[Tensor, Tensor]:
+    def tokens(self, text: str, encoder: str = "clip_l") -> tuple[Tensor, Tensor]:
         """Ids ``[chunks, 77]`` and weights ``[chunks, 77]`` of a text with the host's ``(word:1.2)`` syntax."""
-        rows = self.clip.tokenize(text)["l"]
+        rows = self.clip.tokenize(text)[encoder.removeprefix("clip_")]
         if any(not isinstance(token[0], int) for row in rows for token in row):
             raise ValueError("a text with concepts cannot hold `embedding:` words: leave them out or encode them by a node of their own")
         return torch.tensor([[t[0] for t in row] for row in rows]), torch.tensor([[float(t[1]) for t in row] for row in rows])
 
-    def tokenize(self, text: str) -> Tensor:
-        return self.tokens(text)[0]
+    def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
+        return self.tokens(text, encoder)[0]
 
-    @property
-    def token_table(self) -> nn.Embedding:
-        return self.clip.cond_stage_model.clip_l.transformer.get_input_embeddings()
+    def token_table(self, encoder: str = "clip_l") -> nn.Embedding:
+        return getattr(self.clip.cond_stage_model, encoder).transformer.get_input_embeddings()
 
     @torch.no_grad()
-    def token_rows(self, ids: Tensor) -> Tensor:
-        weight = self.token_table.weight
+    def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
+        weight = self.token_table(encoder).weight
         return weight[ids.to(weight.device)].float().to(self.device)
 
-    def encode_text(self, ids: Tensor, rows: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l") -> tuple[Tensor, Tensor | None]:
         """The host's own forward pass with ``rows`` in place of the token table's.
 
         The host adds to the hidden state in place, where autograd still needs it for the norms: those keep a copy.
         """
-        encoder = self.clip.cond_stage_model
+        whole = self.clip.cond_stage_model
+        part = getattr(whole, encoder)
         self.clip.load_model()
-        encoder.reset_clip_options()
-        encoder.set_clip_options({"execution_device": self.clip.patcher.load_device})
+        whole.reset_clip_options()
+        whole.set_clip_options({"execution_device": self.clip.patcher.load_device})
         if self.clip.layer_idx is not None:
-            encoder.set_clip_options({"layer": self.clip.layer_idx})
+            whole.set_clip_options({"layer": self.clip.layer_idx})
         given = iter(rows.split(1))  # the host looks up one text at a time
-        hooks = [self.token_table.register_forward_hook(lambda module, args, output: next(given).to(output))]
+        hooks = [self.token_table(encoder).register_forward_hook(lambda module, args, output: next(given).to(output))]
         if rows.requires_grad:
-            norms = [m for name, m in encoder.clip_l.named_modules() if name.endswith(("layer_norm1", "layer_norm2"))]
+            norms = [m for name, m in part.named_modules() if name.endswith(("layer_norm1", "layer_norm2"))]
             hooks += [m.register_forward_pre_hook(lambda module, args: (args[0].clone(),)) for m in norms]
         try:
-            with differentiable(encoder):
-                return encoder.clip_l(ids.tolist())[0].to(self.device)
+            with differentiable(part):
+                states, pooled = part(ids.tolist())[:2]
         finally:
             for hook in hooks:
                 hook.remove()
+        return states.to(self.device), pooled.to(self.device) if encoder == "clip_g" else None
 
     def emphasise(self, text: str, context: Tensor) -> Tensor:
         """The host's word weights on text states ``[L, N, C]``: each moves away from the empty text by its weight."""
         weights = self.tokens(text)[1].flatten().to(context)
         if (weights == 1).all():
             return context
-        ids = self.tokenize("")
-        empty = self.encode_text(ids, self.token_rows(ids)).repeat(1, len(weights) // 77, 1).to(context)
+        sides = []
+        for encoder in self.encoders:
+            ids = self.tokenize("", encoder)
+            sides.append(self.encode_text(ids, self.token_rows(ids, encoder), encoder)[0])
+        empty = torch.cat(sides, -1).repeat(1, len(weights) // 77, 1).to(context)
         return empty + (context - empty) * weights[:, None]
 
 
 class ComfyBackbone(ComfyText, Backbone):
-    """See ``Backbone``: MODEL, CLIP and, to learn, VAE of the host. Raises ``ValueError`` for anything but Stable Diffusion 1."""
+    """See ``Backbone``: MODEL, CLIP and, to learn, VAE of the host. Raises ``ValueError`` for other families of models."""
 
     def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE | None = None):
         config = model.model.model_config
-        if not isinstance(config, comfy.supported_models.SD15) or config.unet_config["in_channels"] != 4:
+        if not isinstance(config, FAMILIES) or config.unet_config["in_channels"] != 4:
             raise ValueError(f"{ONLY}: this model is {type(config).__name__} with {config.unet_config.get('in_channels')} input channels")
         if model.model.model_type not in PREDICTIONS:
             raise ValueError(f"{ONLY} that predict epsilon or v: this model is of type {model.model.model_type.name}")
         super().__init__(clip)
         self.model, self.vae = model, vae
+        self.unet: nn.Module = model.model.diffusion_model
         self.device = model.load_device
-        self.cross_attention = cross_attention(model)
-        self.architecture = architecture(self.cross_attention)
-        keys = [f"diffusion_model.{name}.weight" for name in module_names(model, "to_k").values()]
+        width = config.unet_config["context_dim"]
+        if (width == 2048) != (len(self.encoders) == 2):
+            raise ValueError(
+                f"the CLIP has {len(self.encoders)} text encoders and the model reads a text of width {width}: connect its own CLIP"
+            )
+        self.blocks = {name: self.unet.get_submodule(own) for name, own in block_names(model).items()}
+        self.cross_attention: dict[str, nn.Module] = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
+        self.architecture = architecture(self.cross_attention, self.encoders)
+        keys = [f"diffusion_model.{name}.attn2.to_k.weight" for name in block_names(model).values()]
         self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])
         self.alphas_cumprod = 1 / (1 + model.model.model_sampling.sigmas.clone().square())
         self.prediction = PREDICTIONS[model.model.model_type]
@@ -149,22 +165,34 @@ class ComfyBackbone(ComfyText, Backbone):
         pixels = self.vae.decode(self.model.model.process_latent_out(latents.float()))
         return pixels.movedim(-1, 1).to(self.device) * 2 - 1
 
-    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    @contextmanager
+    def learning(self, x: Tensor) -> Iterator[None]:
+        self._load(x, 4)  # twice what painting takes: autograd keeps what the forward pass makes
+        with differentiable(self.unet), layerwise(self.cross_attention.values()):
+            yield
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         base = self.model.model
         dtype = base.manual_cast_dtype or base.get_dtype()
-        # twice what painting takes: autograd keeps what the forward pass makes
-        comfy.model_management.load_models_gpu([self.model], memory_required=2 * self.model.memory_required([2 * len(x), *x.shape[1:]]))
-        with differentiable(base.diffusion_model), layerwise(self.cross_attention.values()):
-            return base.diffusion_model(x.to(dtype), t.float(), context=context.to(dtype), transformer_options={}).float()
+        self._load(x, 2)
+        adm = None
+        if pooled is not None:  # SDXL: the pooled text and the size of the picture
+            height, width = (8 * n for n in x.shape[-2:])
+            adm = base.encode_adm(pooled_output=pooled, height=height, width=width, device=x.device).to(x.device, dtype)
+        with layerwise(self.cross_attention.values()):
+            return self.unet(x.to(dtype), t.float(), context=context.to(dtype), y=adm, transformer_options={}).float()
+
+    def _load(self, x: Tensor, times: int) -> None:
+        """Have the host load the model, with room for a batch of ``times`` that of ``x``."""
+        needed = self.model.memory_required([times * len(x), *x.shape[1:]])
+        comfy.model_management.load_models_gpu([self.model], memory_required=needed)
 
 
-def module_names(model: ModelPatcher, part: str) -> dict[str, str]:
-    """Canonical (diffusers) name -> the host's name of ``attn2.<part>`` of every cross-attention layer, in layer order."""
-    ending = f".attn2.{part}.weight"
+def block_names(model: ModelPatcher) -> dict[str, str]:
+    """Canonical (diffusers) name -> the host's name of every transformer block, in layer order."""
+    ending = ".attn2.to_q.weight"
     config = model.model.model_config.unet_config
-    names = {
-        d.removesuffix(".weight"): c.removesuffix(".weight") for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)
-    }
+    names = {d.removesuffix(ending): c.removesuffix(ending) for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)}
     have = dict(model.model.diffusion_model.named_modules())
     return dict(sorted(((d, c) for d, c in names.items() if c in have), key=lambda item: _place(item[0])))
 
@@ -174,20 +202,13 @@ def _place(name: str) -> tuple[int, ...]:
     return (block, *(int(piece) for piece in name.split(".") if piece.isdigit()))
 
 
-def cross_attention(model: ModelPatcher) -> dict[str, nn.Module]:
-    """The attn2 modules under their canonical names, in layer order."""
-    return {
-        d.removesuffix(".to_q"): model.model.diffusion_model.get_submodule(c.removesuffix(".to_q"))
-        for d, c in module_names(model, "to_q").items()
-    }
-
-
 def lora_model(model: ModelPatcher, factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
     """Factors as the host's LORA_MODEL: what its own nodes save, load and apply."""
-    names = {d: c for part in ("to_q", "to_k", "to_v", "to_out.0") for d, c in module_names(model, part).items()}
+    names = block_names(model)
     state: dict[str, Tensor] = {}
     for layer, f in factors.items():
-        key = f"diffusion_model.{names[layer]}"
+        block = block_of(layer)
+        key = f"diffusion_model.{names[block]}{layer.removeprefix(block)}"
         state |= {f"{key}.lora_up.weight": f.up.contiguous(), f"{key}.lora_down.weight": f.down.contiguous()}
         state[f"{key}.alpha"] = torch.tensor(float(f.rank))
     return state
@@ -197,12 +218,11 @@ def apply(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
     """A clone of ``model`` with the factors merged into its weights and a reader for layer-wise texts."""
     patched = model.clone()
     patched.add_patches(comfy.lora.load_lora(lora_model(model, factors), comfy.lora.model_lora_keys_unet(model.model, {})))
-    blocks = [_block(name) for name in module_names(model, "to_q").values()]
-    order = {block: layer for layer, block in enumerate(blocks)}
+    order = {_block(name): layer for layer, name in enumerate(block_names(model).values())}
 
     def own_slice(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         if context.ndim == 4:
-            layer = order[extra["block"][:2]]
+            layer = order[(*extra["block"][:2], extra["block_index"])]
             context, value = context[:, layer], value[:, layer]
         return n, context, value
 
@@ -212,10 +232,11 @@ def apply(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
     return patched
 
 
-def _block(module: str) -> tuple[str, int]:
-    """``input_blocks.4.1...`` is what the host's attention patches see as ``("input", 4)``."""
+def _block(module: str) -> tuple[str, int, int]:
+    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
     kind, number = module.split(".")[:2]
-    return ("middle", 0) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number))
+    index = int(module.partition("transformer_blocks.")[2])
+    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
 
 
 def _give_all_layers(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
@@ -243,9 +264,11 @@ def _read_layers(executor: Callable, x: Tensor, t: Tensor, context: Tensor, *arg
     return executor(x, t, kwargs.pop(CONTEXT, context), *args, **kwargs)
 
 
-def encode_prompt(clip: comfy.sd.CLIP, prompt: str, concepts: Sequence[Concept]) -> Tensor:
-    """Layer-wise text ``[L, N, C]`` of a prompt whose handles are written out, with the host's word weights."""
+def encode_prompt(clip: comfy.sd.CLIP, prompt: str, concepts: Sequence[Concept]) -> list:
+    """A CONDITIONING with the layer-wise text of a prompt whose handles are written out, with the host's word weights."""
     text = ComfyText(clip)
     plain, _ = hide(prompt, tables_of(concepts))
-    context = text.emphasise(plain, encode_prompts(text, [prompt], concepts)[0])
-    return context.to(comfy.model_management.intermediate_device())
+    encoded = encode_prompts(text, [prompt], concepts)
+    context = text.emphasise(plain, encoded.context[0]).to(comfy.model_management.intermediate_device())
+    pooled = {} if encoded.pooled is None else {"pooled_output": encoded.pooled.to(context.device)}
+    return [[context.mean(0, keepdim=True), {CONTEXT: context} | pooled]]

@@ -38,8 +38,7 @@ class CIDMEncodePrompt(io.ComfyNode):
         concepts = [bank.get(name) for name in bank.spoken(words)]
         if not concepts:
             return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(words)), text)
-        context = host.encode_prompt(clip, words, concepts)
-        return io.NodeOutput([[context.mean(0, keepdim=True), {host.CONTEXT: context}]], text)
+        return io.NodeOutput(host.encode_prompt(clip, words, concepts), text)
 
 
 class CIDMAggregate(io.ComfyNode):

@@ -3,34 +3,53 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
-from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.model_management import processing_interrupted, throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
+from PIL import Image
 from server import PromptServer
+from torch import Tensor
+
+from ..cidm_ops.measure.report import to_pixels
+from ..cidm_ops.run.training import Run
 
 
-def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[str] = ()) -> io.NodeOutput:
-    """The outputs of a node, and ``text`` with the warnings shown in it."""
+def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[str] = (), picture: Tensor | None = None) -> io.NodeOutput:
+    """The outputs of a node, with ``text``, the warnings and a picture ``[B, H, W, 3]`` shown in it."""
     for warning in warnings:
         logging.warning("CIDM: %s", warning)
     shown = "\n".join([*(f"Warning: {w}" for w in warnings), text])
     PromptServer.instance.send_progress_text(shown, cls.hidden.unique_id)
-    return io.NodeOutput(*values, ui=ui.PreviewText(shown))
+    seen = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
+    return io.NodeOutput(*values, ui=seen | ui.PreviewText(shown).as_dict())
 
 
-def training_progress(node: str) -> Callable[[int, int, float], None]:
-    """For every step: Cancel stops here, the bar moves, and about twice a second the loss appears in the node."""
-    bar, shown, mean = ProgressBar(1), 0.0, 0.0
+def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "") -> Callable[[Run], None]:
+    """For every step: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node, and
+    every ``preview_every`` steps a picture of ``preview_prompt``.
+    """
+    bar, shown, began, first = ProgressBar(1), 0.0, 0.0, 0
+    send = PromptServer.instance.send_progress_text
 
-    def on_step(step: int, steps: int, loss: float) -> None:
-        nonlocal shown, mean
-        throw_exception_if_processing_interrupted()
-        bar.update_absolute(step, steps)
-        mean += (loss - mean) * max(1 / step, 0.05)
-        if time.monotonic() - shown > 0.5:
-            shown = time.monotonic()
-            PromptServer.instance.send_progress_text(f"step {step} of {steps}, loss {mean:.4f}", node)
+    def on_step(run: Run) -> None:
+        nonlocal shown, began, first
+        step, steps, now = run.step, run.recipe.steps, time.monotonic()
+        if processing_interrupted():
+            send(f"stopped at step {step} of {steps}; queue the same again to go on from here", node)
+            throw_exception_if_processing_interrupted()
+        preview = None
+        if preview_every and step % preview_every == 0:
+            preview = ("JPEG", Image.fromarray(to_pixels(run.picture(preview_prompt)[None])[0]), 512)
+        bar.update_absolute(step, steps, preview)
+        if not began:
+            began, first = now, step
+        elif now - shown > 0.5:
+            shown, pace = now, (now - began) / (step - first)
+            recent = run.losses[-20:]
+            left = timedelta(seconds=round(pace * (steps - step)))
+            send(f"step {step} of {steps}, loss {sum(recent) / len(recent):.4f}, {pace:.2f} s per step, {left} left", node)
 
     return on_step

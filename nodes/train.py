@@ -1,17 +1,20 @@
-"""Learning: pictures from a folder, and one concept into the bank."""
+"""Learning one concept into the bank."""
 
-from pathlib import Path
+from dataclasses import fields, replace
+from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.run.data import OBJECT_TEMPLATES, PICTURES, STYLE_TEMPLATES, ConceptImages, from_folder
-from ..cidm_ops.run.task import learn_into
-from ..cidm_ops.run.training import Recipe
+from ..cidm_ops.run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from ..cidm_ops.run.dataset import Dataset, from_images
+from ..cidm_ops.run.recipe import Recipe
+from ..cidm_ops.run.task import EXISTING, learn_into
 from . import host, say
 from .bank import ConceptBank
+from .data import ConceptDataset, lines_of
+from .settings import TrainingSettings
 
 TEMPLATES = {"thing": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
 DEFAULTS = Recipe()
@@ -27,72 +30,6 @@ def rate(name, default, tooltip):
     return advanced(io.Float.Input(name, default=default, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip=tooltip))
 
 
-def picture_folder(folder: str) -> Path:
-    """A folder by its name inside the host's input folder, or by its full path."""
-    return Path(folder_paths.get_input_directory()) / folder
-
-
-class CIDMLoadConceptImages(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CIDMLoadConceptImages",
-            display_name="Load Concept Images",
-            category="CIDM",
-            description="Loads 4 to 7 pictures of one thing or style from a folder. A caption may lie beside each picture "
-            "(photo1.txt for photo1.jpg) and a mask (photo1_mask.png).",
-            inputs=[
-                io.String.Input(
-                    "folder", default="my_concept", tooltip="Name of a folder in ComfyUI's input folder, or the full path of any folder."
-                ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=64,
-                    tooltip="Pictures are centre-cropped to a square of this many pixels. Doodle: 128.",
-                ),
-            ],
-            outputs=[
-                io.Image.Output(display_name="images", tooltip="The pictures, square."),
-                io.String.Output(display_name="captions", tooltip="One caption per line, in the order of the pictures."),
-                io.Mask.Output(display_name="masks", tooltip="Where the thing is; all of the picture where there is no mask file."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, folder: str, size: int) -> list[tuple[str, int, int]]:
-        """Changes when a picture, caption or mask does."""
-        place = picture_folder(folder)
-        files = sorted(f for f in place.iterdir() if f.suffix.lower() in (*PICTURES, ".txt")) if place.is_dir() else []
-        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-    @classmethod
-    def execute(cls, folder: str, size: int) -> io.NodeOutput:
-        data = from_folder(picture_folder(folder), size)
-        images = (data.pictures.movedim(1, -1) + 1) / 2
-        masks = images.new_ones(images.shape[:3]) if data.masks is None else data.masks[:, 0]
-        captions = "\n".join(" ".join(caption.split()) for caption in data.captions)
-        return say.output(cls, images, captions, masks, text=f"{len(images)} pictures", warnings=data.warnings)
-
-
-def concept_images(images, captions: str, mask) -> ConceptImages:
-    """The host's pictures ``[N, H, W, 3]`` in [0, 1], captions by line and masks ``[N, H, W]`` as training data.
-
-    No caption at all stands for the class word alone. Raises ``ValueError`` if the numbers do not agree.
-    """
-    lines = captions.split("\n") if captions.strip() else [""] * len(images)
-    height, width = (size // 8 * 8 for size in images.shape[1:3])
-    pictures = images[:, :height, :width, :3].movedim(-1, 1).clone() * 2 - 1
-    if mask is not None and mask.shape[:3] != images.shape[:3]:
-        raise ValueError(
-            f"masks of shape {tuple(mask.shape)} for pictures of shape {tuple(images.shape)}: give one mask of the same size per picture"
-        )
-    return ConceptImages(pictures, lines, None if mask is None else mask[:, None, :height, :width].clone())
-
-
 class CIDMTrainConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -102,7 +39,8 @@ class CIDMTrainConcept(io.ComfyNode):
             category="CIDM",
             description="Learns one concept from a few pictures and puts it into the bank. Concepts that are in the bank already stay as "
             "they are. Chain several through the bank: they are learned in that order. The same task again costs nothing; the same name "
-            "with anything else changed replaces that concept. Cancel leaves the bank as it was.",
+            "with anything else changed replaces that concept. Cancel leaves the bank as it was and keeps the run, which goes on when "
+            "queued again.",
             inputs=[
                 io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x or Doodle). It stays as it is."),
                 io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
@@ -110,7 +48,12 @@ class CIDMTrainConcept(io.ComfyNode):
                 ConceptBank.Input(
                     "bank", tooltip="The bank that the concept goes into. What it holds already is kept apart while learning."
                 ),
-                io.Image.Input("images", tooltip="4 to 7 pictures of the concept, for Stable Diffusion 1.5 of 512 pixels."),
+                io.MultiType.Input(
+                    "images",
+                    [io.Image, ConceptDataset],
+                    tooltip="4 to 7 pictures of the concept, for Stable Diffusion 1.5 of 512 pixels; or a concept dataset, which brings "
+                    "its own captions and masks.",
+                ),
                 io.String.Input(
                     "captions",
                     default="",
@@ -165,6 +108,9 @@ class CIDMTrainConcept(io.ComfyNode):
                         "on. Stable Diffusion 1.5: 0.55; Doodle, whose words are longer: 2.",
                     )
                 ),
+                TrainingSettings.Input(
+                    "settings", optional=True, tooltip="More settings, from Training Settings; they go before the ones here."
+                ),
             ],
             outputs=[
                 ConceptBank.Output(display_name="bank", tooltip="The bank with the concept in it, for the next task or for painting."),
@@ -181,6 +127,7 @@ class CIDMTrainConcept(io.ComfyNode):
     def execute(
         cls, model, clip, vae, bank: Bank, images, name: str, class_word: str, kind: str, steps: int, seed: int, batch_size: int, rank: int,
         learning_rate: float, token_learning_rate: float, consolidation: float, token_norm_stop: float, captions: str = "", masks=None,
+        settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         recipe = Recipe(
             steps=steps,
@@ -193,17 +140,27 @@ class CIDMTrainConcept(io.ComfyNode):
             templates=TEMPLATES[kind],
             seed=seed,
         )
+        given = settings or {}
+        recipe = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
         with torch.inference_mode(False):  # the executor runs nodes without gradients
-            data = concept_images(images, captions, masks)
+            data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
+            data = replace(data, warnings=data.remarks(class_word))
             backbone = host.ComfyBackbone(model, clip, vae)
-            on_step = say.training_progress(cls.hidden.unique_id)
+            on_step = say.training_progress(cls.hidden.unique_id, given.get("preview_every", 0), given.get("preview_prompt", ""))
             current = Bank(bank.folder)  # another branch of the graph may have added to it
             bank, concept, losses = learn_into(
-                current, backbone, data, name=name.strip(), class_word=class_word.strip(), recipe=recipe, on_step=on_step
+                current,
+                backbone,
+                data,
+                name=name.strip(),
+                class_word=class_word.strip(),
+                recipe=recipe,
+                existing=given.get("existing", EXISTING[0]),
+                on_step=on_step,
             )
         text = f"{concept.name} learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
         lora = host.lora_model(model, concept.factors)
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=data.warnings)
 
 
-TRAIN_NODES = [CIDMLoadConceptImages, CIDMTrainConcept]
+TRAIN_NODES = [CIDMTrainConcept]

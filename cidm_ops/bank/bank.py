@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tokens import words_in
-from .concept import Concept, check_name, load_concept, read_header, save_concept
+from .concept import Concept, check_name, load_concept, read_header, save_concept, write_atomically
 
 
 class Bank:
@@ -53,6 +53,16 @@ class Bank:
         if self.damaged:
             raise ValueError(next(iter(self.damaged.values())))
         return self.names[: self.names.index(name)] if name in self.names else self.names
+
+    def check_writable(self) -> None:
+        """Raises ``ValueError`` if nothing can be written into the folder, before hours of training find that out."""
+        try:
+            write_atomically(b"", self.folder / ".writable")
+            (self.folder / ".writable").unlink()
+        except OSError as error:
+            raise ValueError(
+                f"the bank folder {self.folder} cannot be written to ({error.strerror}): change that or use another"
+            ) from error
 
     def add(self, concept: Concept) -> "Bank":
         """Write a concept as the latest task and return the bank reopened. A concept of the same name is replaced in place.

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..lowrank import LowRank
+from ..tokens import Table
 
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -29,8 +30,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 class Concept:
     """What was learned of one concept (the task learner Z_g of CIDM 3.1).
 
-    ``factors`` maps canonical layer names to ``LowRank``; ``tokens`` maps a text encoder ("clip_l") to ``[k, L, D]``,
-    one row per word and cross-attention layer.
+    ``factors`` maps canonical layer names to ``LowRank``; ``tokens`` maps a text encoder ("clip_l", "clip_g") to ``[k, R, D]``,
+    R rows per word, and ``token_layers`` says which of them each cross-attention layer reads: its own, if it is empty.
     """
 
     name: str
@@ -42,10 +43,12 @@ class Concept:
     fingerprint: str
     task: int = 1
     training: Mapping[str, Any] = field(default_factory=dict)
+    token_layers: tuple[int, ...] = ()
 
-    def tables(self, encoder: str = "clip_l") -> dict[str, Tensor]:
-        """Token rows by word, each ``[L, D]``."""
-        return dict(zip(self.words, self.tokens[encoder], strict=True))
+    def tables(self) -> dict[str, Table]:
+        """Token rows by word."""
+        layers = self.token_layers or tuple(range(next(iter(self.tokens.values())).shape[1]))
+        return {w: Table({e: t[i] for e, t in self.tokens.items()}, layers) for i, w in enumerate(self.words)}
 
 
 def check_name(name: str) -> str:
@@ -83,6 +86,7 @@ def save_concept(concept: Concept, file: Path) -> None:
         "task": concept.task,
         "training": dict(concept.training),
         "token_shapes": {k: list(t.shape) for k, t in concept.tokens.items()},
+        "token_layers": list(concept.token_layers),
     }
     tokens = {
         k: base64.b64encode(t.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
@@ -165,6 +169,7 @@ def load_concept(file: Path) -> Concept:
             header["fingerprint"],
             header["task"],
             header["training"],
+            tuple(header.get("token_layers", ())),
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"{file.name}: damaged concept header ({error!r}): restore it from a copy or remove it from the bank") from error

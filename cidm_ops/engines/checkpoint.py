@@ -1,6 +1,6 @@
-"""A Stable Diffusion 1 checkpoint in one file of the original (CompVis) layout, as diffusers' modules, without a download.
+"""A Stable Diffusion 1 or SDXL checkpoint in one file of the original layout, as diffusers' modules, without a download.
 
-The shapes of SD1.x are known, so they stand here; diffusers itself would fetch them. The names are translated by diffusers.
+The shapes are known (``families.py``); diffusers itself would fetch them. The names are translated by diffusers.
 """
 
 import pickle
@@ -11,53 +11,60 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig
 
-# what is not named is the default of UNet2DConditionModel, AutoencoderKL and CLIPTextConfig
-UNET_CONFIG: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "layers_per_block": 2}
-TEXT_CONFIG: dict[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "quick_gelu",
-    "projection_dim": 768,
-}
-VAE_CONFIG: dict[str, Any] = {
-    "sample_size": 512,
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "scaling_factor": 0.18215,
-}
+from .families import SD1, SDXL, Family, new_text_encoder
+
+Modules = tuple[Any, dict[str, Any], Any]  # U-Net, text encoders by name, autoencoder
 
 UNET_KEY = "model.diffusion_model."
-TEXT_WIDTH_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+TEXT_WIDTH_KEYS = [f"model.diffusion_model.input_blocks.{i}.1.transformer_blocks.0.attn2.to_k.weight" for i in (1, 4)]
+OPEN_CLIP_KEY = "conditioner.embedders.1.model."
 INPUT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 
 
-def read_checkpoint(path: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, AutoencoderKL]:
-    """U-Net, text encoder and autoencoder of a single-file SD1.x checkpoint, in the file's own floating-point type.
+def read_checkpoint(path: Path) -> Modules:
+    """U-Net, text encoders and autoencoder of a single-file checkpoint, in the file's own floating-point type.
 
     Raises ValueError if the file is damaged, holds more than tensors, is no complete checkpoint, or of another architecture.
     """
     return from_original(read_state(path), path)
 
 
-def from_original(state: dict[str, Tensor], path: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, AutoencoderKL]:
+def from_original(state: dict[str, Tensor], path: Path) -> Modules:
     """The same from the tensors of such a file; ``path`` is only named in errors."""
-    check_architecture(path, state)
-    unet = filled(lambda: UNet2DConditionModel(**UNET_CONFIG), convert_ldm_unet_checkpoint(state, UNET_CONFIG), path)
-    text = text_model(TEXT_CONFIG, convert_ldm_clip_checkpoint(state), path)
-    vae = filled(lambda: AutoencoderKL(**VAE_CONFIG), convert_ldm_vae_checkpoint(state, VAE_CONFIG), path)
-    return unet, text, vae
+    family = family_of(path, state)
+    try:
+        return _translated(family, state, path)
+    except KeyError as error:  # diffusers' translation missed one
+        raise ValueError(f"{path} is incomplete: it lacks {error.args[0]} of {family.name}") from error
+
+
+def _translated(family: Family, state: dict[str, Tensor], path: Path) -> Modules:
+    unet = filled(lambda: UNet2DConditionModel(**family.unet), convert_ldm_unet_checkpoint(state, dict(family.unet)), path)
+    texts = {"clip_l": text_model("clip_l", family.texts["clip_l"], convert_ldm_clip_checkpoint(state), path)}
+    if family is SDXL:
+        config = family.texts["clip_g"]
+        empty = _Configured(CLIPTextConfig(**config))
+        texts["clip_g"] = text_model("clip_g", config, convert_open_clip_checkpoint(empty, state, OPEN_CLIP_KEY), path)
+    vae = filled(lambda: AutoencoderKL(**family.vae), convert_ldm_vae_checkpoint(state, dict(family.vae)), path)
+    return unet, texts, vae
+
+
+class _Configured:
+    """All that diffusers' translation looks at of a text model."""
+
+    def __init__(self, config: CLIPTextConfig):
+        self.config = config
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -71,17 +78,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state.get("state_dict", state)
 
 
-def check_architecture(path: Path, state: dict[str, Tensor]) -> None:
-    """Raises ValueError, naming what the file is, unless it has the U-Net of SD1.x."""
-    wanted = "expected a Stable Diffusion 1 checkpoint (U-Net, text encoder and autoencoder in one file)"
-    if any(key.startswith("conditioner.") for key in state):
-        raise ValueError(f"{path} is an SDXL checkpoint: {wanted}")
-    if INPUT_KEY not in state or TEXT_WIDTH_KEY not in state:
-        raise ValueError(f"{path} has no U-Net of Stable Diffusion 1 in it: {wanted}")
-    if (width := state[TEXT_WIDTH_KEY].shape[1]) != 768:
-        raise ValueError(f"{path} reads a text of width {width} as Stable Diffusion 2 does, not 768: {wanted}")
+def family_of(path: Path, state: dict[str, Tensor]) -> Family:
+    """Which family a checkpoint is of. Raises ValueError, naming what the file is, for any other."""
+    wanted = "expected a Stable Diffusion 1 or SDXL checkpoint (U-Net, text encoder and autoencoder in one file)"
+    key = next((k for k in TEXT_WIDTH_KEYS if k in state), None)
+    if INPUT_KEY not in state or key is None:
+        raise ValueError(f"{path} has no U-Net of Stable Diffusion 1 or SDXL in it: {wanted}")
+    width = state[key].shape[1]
+    family = next((f for f in (SD1, SDXL) if f.width == width), None)
+    if family is None:
+        kind = {1024: "as Stable Diffusion 2 does", 1280: "as the SDXL refiner does"}.get(width, "")
+        raise ValueError(f"{path} reads a text of width {width} {kind}, not 768 or 2048: {wanted}")
     if (channels := state[INPUT_KEY].shape[1]) != 4:
         raise ValueError(f"{path} takes {channels} input channels (an inpainting or editing model), not 4: {wanted}")
+    return family
 
 
 def filled(build: Callable[[], Any], state: Mapping[str, Tensor], path: Path) -> Any:
@@ -97,8 +107,8 @@ def filled(build: Callable[[], Any], state: Mapping[str, Tensor], path: Path) ->
     return module
 
 
-def text_model(config: dict[str, Any], state: Mapping[str, Tensor], path: Path) -> CLIPTextModel:
-    """A CLIPTextModel; its names begin with ``text_model.`` in files and in older releases of transformers, not in newer ones."""
+def text_model(encoder: str, config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Any:
+    """A text encoder; its names begin with ``text_model.`` in files and in older releases of transformers, not in newer ones."""
     bare = {key.removeprefix("text_model."): weight for key, weight in state.items()}
     both = bare | {f"text_model.{key}": weight for key, weight in bare.items()}
-    return filled(lambda: CLIPTextModel(CLIPTextConfig(**config)), both, path)
+    return filled(lambda: new_text_encoder(encoder, config), both, path)

@@ -1,21 +1,24 @@
-"""A Backbone through diffusers: Doodle, a diffusers folder or a single-file checkpoint of Stable Diffusion 1. Never downloads."""
+"""A Backbone through diffusers: Doodle, a diffusers folder or a single-file checkpoint of Stable Diffusion 1 or SDXL. Never downloads."""
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..backbone import Backbone
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import layerwise
-from .checkpoint import filled, read_checkpoint, text_model
+from ..tokens import END
+from .checkpoint import Modules, filled, read_checkpoint, text_model
 from .tokenizer import tokenize
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order; as attributes diffusers lists mid_block last
@@ -23,62 +26,77 @@ PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-Modules = tuple[Any, Any, Any]  # U-Net, text encoder, autoencoder
-
-
 class DiffusersBackbone(Backbone):
     """See ``Backbone``. The weights are frozen and computed with in ``dtype``; what goes in and out is fp32."""
 
     def __init__(self, modules: Modules, schedule: Mapping[str, Any], device: torch.device, dtype: torch.dtype):
-        for module in modules:  # nn.Module.to: diffusers' own warns about modules to keep in fp32 even where there are none
-            nn.Module.to(module, device, dtype).requires_grad_(False).eval()
-        self.unet, self.text, self.vae = modules
-        self.device, self.dtype = device, dtype
-        named = [(name, module) for name, module in self.unet.named_modules() if name.endswith(".attn2")]
-        self.cross_attention = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
+        self.unet, self.texts, self.vae = modules
+        self.device, self.dtype, self.encoders = device, dtype, tuple(self.texts)
+        for module in (self.unet, *self.texts.values(), self.vae):
+            fp32 = module is self.vae and dtype == torch.float16 and self.vae.config.get("force_upcast", False)  # it overflows in half
+            # nn.Module.to: diffusers' own warns about modules to keep in fp32 even where there are none
+            nn.Module.to(module, device, torch.float32 if fp32 else dtype).requires_grad_(False).eval()
+        named = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, BasicTransformerBlock)]
+        self.blocks = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
+        self.cross_attention = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
         self.size: int = 8 * self.unet.config.sample_size  # pixels of a side that the base was made for
-        self.architecture = architecture(self.cross_attention)
+        self.architecture = architecture(self.cross_attention, self.encoders)
         layers: list[Any] = list(self.cross_attention.values())
         self.fingerprint = fingerprint([layers[0].to_k.weight, layers[-1].to_k.weight])
         noise = DDPMScheduler.from_config(schedule)
         self.alphas_cumprod = noise.alphas_cumprod.to(device)
         self.prediction = PREDICTION[noise.config.prediction_type]
 
-    def tokenize(self, text: str) -> Tensor:
-        return tokenize(text).to(self.device)
+    def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
+        ids = tokenize(text)
+        if encoder == "clip_g":  # SDXL's second tokenizer pads with 0
+            ids[(ids == END).cumsum(1) > 1] = 0
+        return ids.to(self.device)
 
-    def token_rows(self, ids: Tensor) -> Tensor:
-        return self.text.get_input_embeddings().weight[ids.to(self.device)].float()
+    def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
+        return self.texts[encoder].get_input_embeddings().weight[ids.to(self.device)].float()
 
-    def encode_text(self, ids: Tensor, rows: Tensor) -> Tensor:
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l") -> tuple[Tensor, Tensor | None]:
+        """SD1 reads the last states after the final norm, SDXL those before the last layer of both encoders, without the norm."""
+
         def instead(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return rows.to(output)
 
-        handle = self.text.get_input_embeddings().register_forward_hook(instead)
+        handle = self.texts[encoder].get_input_embeddings().register_forward_hook(instead)
         try:
-            return self.text(ids.to(self.device)).last_hidden_state.float()
+            out = self.texts[encoder](ids.to(self.device), output_hidden_states=len(self.texts) > 1)
         finally:
             handle.remove()
+        states = out.last_hidden_state if len(self.texts) == 1 else out.hidden_states[-2]
+        return states.float(), out.text_embeds.float() if encoder == "clip_g" else None
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
         """The mean of the autoencoder's posterior, scaled."""
-        encoded = self.vae.encode(pictures.to(self.device, self.dtype))
+        encoded = self.vae.encode(pictures.to(self.device, self.vae.dtype))
         latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latent(self, latents: Tensor) -> Tensor:
-        scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
+        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(scaled).sample.float().clamp(-1, 1)
 
-    def predict(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def learning(self, x: Tensor) -> AbstractContextManager[None]:
+        return layerwise(self.cross_attention.values())
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
+        added = None
+        if pooled is not None:  # SDXL: the pooled text, and the picture's size, crop and size again
+            height, width = (8 * n for n in x.shape[-2:])
+            sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
+            added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.to(self.dtype)}
         with layerwise(self.cross_attention.values()):
-            return self.unet(x.to(self.dtype), t, context.to(self.dtype)).sample.float()
+            return self.unet(x.to(self.dtype), t, context.to(self.dtype), added_cond_kwargs=added).sample.float()
 
 
 def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersBackbone:
-    """The backbone of ``base``: "doodle", a diffusers folder, or a .safetensors/.ckpt file, all of the Stable Diffusion 1 kind.
+    """The backbone of ``base``: "doodle", or a diffusers folder or .safetensors/.ckpt file of Stable Diffusion 1 or SDXL
 
     Raises FileNotFoundError if there is nothing of that name, ValueError if it is not a complete model of that kind.
     """
@@ -101,7 +119,7 @@ def doodle() -> Modules:
     """U-Net, text encoder and autoencoder of the model that ships with the pack."""
     return (
         filled(lambda: UNet2DConditionModel(**files.UNET_CONFIG), files.unet_state(), files.WEIGHTS),
-        text_model(files.TEXT_CONFIG, files.text_state(), files.WEIGHTS),
+        {"clip_l": text_model("clip_l", files.TEXT_CONFIG, files.text_state(), files.WEIGHTS)},
         filled(AutoencoderTiny, files.vae_state(), files.WEIGHTS),
     )
 
@@ -111,32 +129,35 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
 
     Raises ValueError if a part is missing or unreadable, or the model is of another kind.
     """
-    unet, text, vae = (read_config(folder / part / "config.json") for part in ("unet", "text_encoder", "vae"))
+    unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
     schedule = read_config(folder / "scheduler" / "scheduler_config.json")
-    width, read, channels = text.get("hidden_size"), unet.get("cross_attention_dim"), unet.get("in_channels")
+    places = {"clip_l": "text_encoder"} | ({"clip_g": "text_encoder_2"} if unet.get("addition_embed_type") == "text_time" else {})
+    texts = {encoder: read_config(folder / place / "config.json") for encoder, place in places.items()}
+    width, read, channels = sum(t["hidden_size"] for t in texts.values()), unet.get("cross_attention_dim"), unet.get("in_channels")
     kind = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}.get(vae.get("_class_name", ""))
-    if (folder / "text_encoder_2").exists() or unet.get("addition_embed_type"):
-        raise ValueError(f"{folder} is an SDXL model: expected Stable Diffusion 1")
-    if text.get("hidden_act") != "quick_gelu" or unet.get("use_linear_projection"):
-        raise ValueError(f"{folder} is a Stable Diffusion 2 model: expected Stable Diffusion 1")
+    wanted = "expected Stable Diffusion 1 or SDXL"
+    if texts["clip_l"].get("hidden_act") != "quick_gelu" or (len(texts) == 1 and unet.get("use_linear_projection")):
+        raise ValueError(f"{folder} is a Stable Diffusion 2 model: {wanted}")
     if width != read or channels != 4:
         raise ValueError(
-            f"{folder} has a U-Net of {channels} input channels that reads a text of width {read}, and a text encoder of width {width}: "
-            f"expected 4 channels and equal widths, as in Stable Diffusion 1"
+            f"{folder} has a U-Net of {channels} input channels that reads a text of width {read}, and text encoders of width {width}: "
+            f"{wanted}, with 4 channels and equal widths"
         )
     if kind is None or schedule.get("prediction_type", "epsilon") not in PREDICTION:
         raise ValueError(
             f"{folder} has the autoencoder {vae.get('_class_name')} and predicts {schedule.get('prediction_type')}: "
             f"expected AutoencoderKL or AutoencoderTiny, and {' or '.join(PREDICTION)}"
         )
+
+    def read_part(module: Any, part: str) -> Any:
+        return module.from_pretrained(folder / part, local_files_only=True, variant=variant(folder / part))
+
     try:
-        parts = [
-            module.from_pretrained(folder / part, local_files_only=True, variant=variant(folder / part))
-            for module, part in ((UNet2DConditionModel, "unet"), (CLIPTextModel, "text_encoder"), (kind, "vae"))
-        ]
+        encoders = {e: read_part(CLIPTextModel if e == "clip_l" else CLIPTextModelWithProjection, place) for e, place in places.items()}
+        modules = read_part(UNet2DConditionModel, "unet"), encoders, read_part(kind, "vae")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read as a model: {str(error).splitlines()[0]}") from error
-    return (parts[0], parts[1], parts[2]), schedule
+    return modules, schedule
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -38,9 +38,10 @@ def paint_captions(captions: list[str], steps: int = 25, guidance: float = 5.0, 
     with torch.no_grad():
         nothing = encode_layerwise(backbone, [""], {})
         for start in range(0, len(captions), batch):
-            context = encode_layerwise(backbone, captions[start : start + batch], {})
-            noise = torch.randn(len(context), 4, 16, 16, generator=torch.Generator().manual_seed(start))
-            latents = sample(backbone, context, nothing.expand_as(context), noise, steps=steps, guidance=guidance)
+            part = captions[start : start + batch]
+            noise = torch.randn(len(part), 4, 16, 16, generator=torch.Generator().manual_seed(start))
+            text = encode_layerwise(backbone, part, {})
+            latents = sample(backbone, text, nothing.expand(len(part)), noise, steps=steps, guidance=guidance)
             out.append(backbone.decode_latent(latents))
     return torch.cat(out)
 

@@ -3,12 +3,19 @@
 import base64
 import html
 import io
+import random
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ..run.captions import concept_captions
+from ..run.dataset import Dataset
+from ..tokens import concept_words
 
 Row = tuple[str, Tensor]  # a label and pictures [N, 3, H, W] in [-1, 1]
 
@@ -30,6 +37,29 @@ def contact_sheet(rows: Sequence[Row], side: int = 128, label: int = 250) -> Ima
             tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(tile, (label + x * (side + 4), y * (side + 4)))
     return sheet
+
+
+def dataset_sheet(data: Dataset, name: str, class_word: str, seed: int = 0, side: int = 256) -> tuple[Tensor, list[str]]:
+    """The dataset as the trainer sees it, ``[1, H, W, 3]`` in [0, 1], and what may go wrong: crops, dimmed where nothing is learned, with
+    their captions.
+    """
+    captions, warnings = concept_captions(data.captions, class_word, concept_words(name, class_word))
+    columns = min(4, len(data))
+    below = 64
+    sheet = Image.new("RGB", (columns * (side + 8), -(-len(data) // columns) * (side + below)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, caption in enumerate(captions):
+        picture, mask = data.draw(i, False, random.Random(f"{seed}/{i}"))
+        if mask is not None:
+            picture = (picture + 1) * (0.25 + 0.75 * mask) - 1
+        tile = Image.fromarray(to_pixels(picture[None])[0])
+        tile.thumbnail((side, side), Image.Resampling.LANCZOS)
+        x, y = i % columns * (side + 8), i // columns * (side + below)
+        sheet.paste(tile, (x, y))
+        times = f" x {data.repeats[i]}" if data.repeats[i] > 1 else ""
+        text = [f"{data.names[i]}{times}, {picture.shape[2]} x {picture.shape[1]}", *textwrap.wrap(caption, side // 7)[:3]]
+        pen.multiline_text((x, y + tile.height + 2), "\n".join(text), fill=(40, 40, 48), font=font)
+    return torch.from_numpy(np.asarray(sheet, np.float32) / 255)[None], data.remarks(class_word) + warnings
 
 
 def write_html(file: Path, title: str, sheet: Image.Image, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str) -> None:

@@ -4,16 +4,17 @@
 compare the prompt's layer-wise text states with those of all concept words, encoded together in task order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..adapters import block_of
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
-from ..tokens import encode_layerwise, words_in
+from ..tokens import Table, encode_layerwise, words_in
 
 MODES = ("exact", "released", "paper")
 RELEASED_SCALE = 0.8  # the released code's --alpha; the paper has no scale
@@ -51,7 +52,7 @@ def joint_keys(backbone: Backbone, concepts: Sequence[Concept]) -> tuple[Tensor,
     words = [w for c in concepts for w in c.words]
     if len(words) > 75:
         raise ValueError(f"{len(concepts)} concepts have {len(words)} words, the text encoder takes 75 at once: use mode 'exact'")
-    keys = encode_layerwise(backbone, [" ".join(words)], tables_of(concepts))[0]
+    keys = encode_layerwise(backbone, [" ".join(words)], tables_of(concepts)).context[0]
     offsets = [1]
     for c in concepts:
         offsets.append(offsets[-1] + len(c.words))
@@ -65,7 +66,7 @@ def weights(mode: str, backbone: Backbone, prompt: str, concepts: Sequence[Conce
     if mode == "exact" or not concepts:
         return exact_weights(prompt, concepts, len(backbone.cross_attention))
     with torch.no_grad():
-        context = encode_layerwise(backbone, [prompt], tables_of(concepts))[0]
+        context = encode_layerwise(backbone, [prompt], tables_of(concepts)).context[0]
         keys, offsets = joint_keys(backbone, concepts)
         return released_weights(context, keys, offsets) * RELEASED_SCALE if mode == "released" else paper_weights(context, keys, offsets)
 
@@ -75,19 +76,14 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
     ``layers`` are the canonical names of the L cross-attention layers in order.
     """
-    index = {name: i for i, name in enumerate(layers)}
+    index = {block_of(name): i for i, name in enumerate(layers)}
     parts: dict[str, list[tuple[LowRank, Tensor]]] = {}
     for g, concept in enumerate(concepts):
         for name, factors in concept.factors.items():
-            weight = weights[index[_attention(name)], g]
+            weight = weights[index[block_of(name)], g]
             if weight != 0:
                 parts.setdefault(name, []).append((factors, weight))
     return {name: Stack.of([f for f, _ in pairs]).merged(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
-
-
-def _attention(linear: str) -> str:
-    """The attention layer a projection belongs to: the name up to and with ``attn2``."""
-    return linear[: linear.index(".to_")]
 
 
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:
@@ -100,6 +96,6 @@ def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -
     return "\n".join([head, *rows])
 
 
-def tables_of(concepts: Sequence[Concept], encoder: str = "clip_l") -> Mapping[str, Tensor]:
+def tables_of(concepts: Sequence[Concept]) -> dict[str, Table]:
     """All token tables by word."""
-    return {w: t for c in concepts for w, t in c.tables(encoder).items()}
+    return {w: t for c in concepts for w, t in c.tables().items()}

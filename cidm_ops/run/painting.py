@@ -35,11 +35,9 @@ def paint(
     text, concepts, warnings = concepts_for(bank, prompt, mode, backbone)
     factors, _ = factors_for(backbone, text, concepts, mode, strength)
     here = {name: LowRank(f.up.to(backbone.device), f.down.to(backbone.device)) for name, f in factors.items()}
-    context, plain = (
-        encode_prompts(backbone, [words], used).expand(len(noise), -1, -1, -1) for words, used in ((text, concepts), (negative, []))
-    )
-    with attached(linears(backbone.cross_attention), here):
-        latents = sample(backbone, context, plain, noise.to(backbone.device), steps=steps, guidance=guidance, on_step=on_step)
+    wanted, unwanted = (encode_prompts(backbone, [words], used).expand(len(noise)) for words, used in ((text, concepts), (negative, [])))
+    with attached(linears(backbone.blocks), here):
+        latents = sample(backbone, wanted, unwanted, noise.to(backbone.device), steps=steps, guidance=guidance, on_step=on_step)
     return backbone.decode_latent(latents), warnings
 
 

@@ -10,7 +10,7 @@ from ..bank.bank import Bank, check_base
 from ..bank.concept import Concept
 from ..lowrank import LowRank
 from ..method.aggregation import aggregate, tables_of, weights
-from ..tokens import encode_layerwise
+from ..tokens import Text, encode_layerwise
 
 
 def concepts_for(bank: Bank, prompt: str, mode: str, backbone: Backbone) -> tuple[str, list[Concept], list[str]]:
@@ -26,8 +26,8 @@ def concepts_for(bank: Bank, prompt: str, mode: str, backbone: Backbone) -> tupl
 
 
 @torch.no_grad()
-def encode_prompts(backbone: Backbone, prompts: list[str], concepts: Sequence[Concept]) -> Tensor:
-    """Layer-wise contexts ``[B, L, N, C]`` of prompts whose handles are written out."""
+def encode_prompts(backbone: Backbone, prompts: list[str], concepts: Sequence[Concept]) -> Text:
+    """Prompts whose handles are written out, encoded for every layer."""
     return encode_layerwise(backbone, prompts, tables_of(concepts))
 
 

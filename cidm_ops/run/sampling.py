@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
+from ..tokens import Text, join
 
 
 def schedule(alphas_cumprod: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -24,8 +25,8 @@ def schedule(alphas_cumprod: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def sample(
     backbone: Backbone,
-    context: Tensor,
-    negative: Tensor,
+    text: Text,
+    negative: Text,
     noise: Tensor,
     *,
     steps: int = 25,
@@ -34,18 +35,17 @@ def sample(
 ) -> Tensor:
     """Latents ``[B, 4, h, w]`` from unit Gaussian ``noise`` of that shape.
 
-    ``context`` and ``negative`` are ``[B, (L,) N, C]``; classifier-free guidance ``negative + guidance * (context - negative)``
-    on the denoised estimate.
+    Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate.
     """
     sigmas, timesteps = (s.to(noise.device) for s in schedule(backbone.alphas_cumprod.cpu(), steps))
     x = noise * (1 + sigmas[0] ** 2).sqrt()
+    together = text.states.shape[2] == negative.states.shape[2]
+    texts = [(t.context, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
     for i, t in enumerate(timesteps):
         scaled = x / (sigmas[i] ** 2 + 1).sqrt()
-        if context.shape == negative.shape:
-            both = backbone.predict(torch.cat([scaled, scaled]), t.expand(2 * len(x)), torch.cat([context, negative]))
-            output, output_negative = both.chunk(2)
-        else:
-            output, output_negative = (backbone.predict(scaled, t.expand(len(x)), c) for c in (context, negative))
+        both = torch.cat([scaled, scaled]) if together else scaled
+        outputs = torch.cat([backbone.predict(both, t.expand(len(both)), context, pooled) for context, pooled in texts])
+        output, output_negative = outputs.chunk(2)
         denoised, denoised_negative = (_denoised(backbone, x, o, sigmas[i]) for o in (output, output_negative))
         denoised = denoised_negative + guidance * (denoised - denoised_negative)
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])

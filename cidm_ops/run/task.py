@@ -1,4 +1,4 @@
-"""One task of a sequence: learn a concept into a bank, or find that the bank has learned just that already."""
+"""One task of a sequence: learn a concept into a bank, go on where it was stopped, or find it learned already."""
 
 import hashlib
 import json
@@ -9,26 +9,34 @@ from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
 from ..bank.concept import Concept, check_name
 from ..tokens import concept_words
-from .data import ConceptImages
-from .training import Recipe, learn
+from .checkpoint import checkpoint_file, resume_run, save_run
+from .dataset import Dataset
+from .recipe import Recipe
+from .training import Run
+
+EXISTING = ("replace", "refuse")
+SAVE_EVERY = 50  # steps
 
 
 def learn_into(
     bank: Bank,
     backbone: Backbone,
-    data: ConceptImages,
+    data: Dataset,
     *,
     name: str,
     class_word: str,
     recipe: Recipe,
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    existing: str = "replace",
+    on_step: Callable[[Run], None] = lambda run: None,
 ) -> tuple[Bank, Concept, list[float]]:
     """Learn a concept after those before it in the bank, and write it there.
 
-    The same name again replaces the concept in its place. The same task again (base, pictures, captions, recipe and
-    earlier concepts alike) learns nothing: the concept comes from the bank. Returns the bank reopened, the concept and
-    its losses. Raises ``ValueError`` before learning if the name is no name, the class word is empty, the bank is for
-    another architecture or has a damaged file; the bank changes only when all is done.
+    The same task again (base, pictures, captions, recipe and earlier concepts alike) learns nothing if the bank has it
+    and goes on from its last step if it was stopped. Anything else under a name that the bank has replaces that concept
+    in its place, or is refused. ``on_step`` is called after every step and may raise to stop: the state is kept first. Returns the bank
+    reopened, the concept and its losses. Raises ``ValueError`` before learning if the name is no name, the class word is
+    empty, the bank is for another architecture, has a damaged file or cannot be written to; the bank changes only when
+    all is done.
     """
     check_name(name)
     if not class_word.strip():
@@ -39,26 +47,44 @@ def learn_into(
     if name in bank.names and bank.headers[name]["training"].get("task") == task:
         concept = bank.get(name)
         return bank, concept, list(concept.training["losses"])
-    concept, losses = learn(
+    if name in bank.names and existing == "refuse":
+        raise ValueError(f"bank {bank.folder.name!r} has a concept {name!r} already: choose another name, or let it be replaced")
+    bank.check_writable()
+    run = Run(
         backbone,
         data,
-        name=name,
         class_word=class_word,
         words=concept_words(name, class_word),
         earlier=[bank.get(n) for n in earlier],
         recipe=recipe,
-        on_step=on_step,
     )
-    concept = replace(concept, training={**concept.training, "task": task, "losses": [round(loss, 5) for loss in losses]})
-    return bank.add(concept), concept, losses
+    file = checkpoint_file(bank, name)
+    if reason := resume_run(run, file, task):
+        data.warnings.append(reason)
+    with run.attached():
+        while not run.done:
+            run.advance()
+            if run.step % SAVE_EVERY == 0 and not run.done:
+                save_run(run, file, task)
+            try:
+                on_step(run)
+            except BaseException:
+                save_run(run, file, task)
+                raise
+    concept = run.concept(name)
+    concept = replace(concept, training={**concept.training, "task": task, "losses": [round(loss, 5) for loss in run.losses]})
+    bank = bank.add(concept)
+    file.unlink(missing_ok=True)
+    return bank, concept, run.losses
 
 
-def task_digest(bank: Bank, backbone: Backbone, data: ConceptImages, name: str, class_word: str, earlier: list[str], recipe: Recipe) -> str:
+def task_digest(bank: Bank, backbone: Backbone, data: Dataset, name: str, class_word: str, earlier: list[str], recipe: Recipe) -> str:
     """A hash of all that decides what a task learns."""
     before = [bank.headers[n]["training"].get("task", n) for n in earlier]
-    words = [name, class_word, backbone.architecture, backbone.fingerprint, data.captions, before, asdict(recipe)]
+    how = [list(data.captions), list(data.repeats), data.size, data.fit, data.flip]
+    words = [name, class_word, backbone.architecture, backbone.fingerprint, how, before, asdict(recipe)]
     digest = hashlib.sha256(json.dumps(words).encode())
-    for tensor in (data.pictures, data.masks):
+    for tensor in (*data.pictures, *data.masks):
         if tensor is not None:
-            digest.update(tensor.mul(127.5).round().to("cpu").short().numpy().tobytes())
+            digest.update(repr(tuple(tensor.shape)).encode() + tensor.mul(255).round().to("cpu").byte().numpy().tobytes())
     return digest.hexdigest()[:16]

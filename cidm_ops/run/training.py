@@ -1,170 +1,232 @@
-"""Learning one concept on a frozen base: layer-wise tokens and cross-attention factors (CIDM 3.1, recipe of 4.1)."""
+"""Learning one concept on a frozen base: layer-wise tokens and cross-attention factors (CIDM 3.1, recipe of 4.1).
+
+All that is random in a step comes from the seed and the number of the step, so a run that was stopped goes on exactly as
+one that was not.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters import attached, linears
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..lowrank import LowRank
-from ..method.consolidation import consolidation_loss, earlier_bases
-from ..tokens import encode_layerwise
-from .data import OBJECT_TEMPLATES, ConceptImages, concept_captions
+from ..method.consolidation import consolidation, shared_loss, shared_rows
+from ..recompute import recomputed
+from ..tokens import Text, encode_layerwise, join
+from .captions import concept_captions
+from .dataset import Dataset
+from .learner import Learner
+from .objective import error, noised
+from .recipe import Recipe
+from .sampling import sample
+
+KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
+EXPLODED = 3.0  # the loss has exploded when its average is so many times what it was in the beginning
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The paper's recipe. ``batch`` is the effective batch of its two GPUs; rates decay linearly to zero.
+class Run:
+    """A training run: ``advance`` takes one step, ``state`` and ``load`` stop it and let it go on, ``concept`` is the result."""
 
-    ``norm_stop``: when the mean norm of the concept's token rows reaches it, the rows stop for good and only the factors
-    go on. ``consolidation`` is gamma_1 of Eq. 2. ``init_sigma`` is the standard deviation of the free adjective's row.
-    """
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: Dataset,
+        *,
+        class_word: str,
+        words: Sequence[str],
+        earlier: Sequence[Concept] = (),
+        recipe: Recipe | None = None,
+    ):
+        self.backbone, self.data, self.recipe = backbone, data, recipe or Recipe()
+        self.class_word, self.words, self.task = class_word, tuple(words), 1 + len(earlier)
+        self.captions, warnings = concept_captions(data.captions, class_word, words)
+        data.warnings.extend(w for w in warnings if w not in data.warnings)
+        factors = [c.factors for c in earlier]
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        self.learner = Learner(backbone, class_word, len(words), self.recipe, factors, generator).to(backbone.device)
+        self.term = consolidation(self.recipe.mode, factors, self.recipe.lr, generator)
+        self.shared = shared_rows(factors, 2 * self.recipe.rank) if self.recipe.shared else {}
+        groups = ((self.recipe.lr_tokens, [*self.learner.tokens.values()]), (self.recipe.lr, [*self.learner.ups, *self.learner.downs]))
+        self.rates = [rate for rate, _ in groups]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": [p for p in parameters if p.requires_grad]} for _, parameters in groups], weight_decay=self.recipe.weight_decay
+        )
+        self.losses: list[float] = []
+        self.latents: dict[tuple[int, bool], Tensor] = {}
+        self.texts: dict[str, Text] = {}
 
-    steps: int = 800
-    batch: int = 2
-    rank: int = 4
-    lr: float = 1e-4
-    lr_tokens: float = 1e-3
-    weight_decay: float = 0.01
-    consolidation: float = 0.1
-    norm_stop: float = 0.55
-    init_sigma: float = 0.013
-    noise_offset: float = 0.01
-    templates: tuple[str, ...] = OBJECT_TEMPLATES
-    seed: int = 0
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return len(self.losses)
 
+    @property
+    def done(self) -> bool:
+        return self.step >= self.recipe.steps
 
-class Learner(nn.Module):
-    """What is learned: ``tokens [k, L, D]`` and ``up, down`` of every projection of every cross-attention layer."""
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While open, the model is the base with the concept as far as it is learned."""
+        with attached(linears(self.backbone.blocks), self.learner.deltas()):
+            yield
 
-    def __init__(self, backbone: Backbone, class_word: str, k: int, recipe: Recipe, generator: torch.Generator):
-        super().__init__()
-        layers = linears(backbone.cross_attention)
-        self.names = list(layers)
-        nouns = [_noun_row(backbone, noun) for noun in class_word.split()]
-        adjective = torch.randn(nouns[0].shape, generator=generator) * recipe.init_sigma
-        rows = torch.stack([adjective, *[row.cpu() for row in nouns]][:k])
-        self.tokens = nn.Parameter(rows[:, None].repeat(1, len(backbone.cross_attention), 1))
-        self.ups, self.downs = nn.ParameterList(), nn.ParameterList()
-        weights: list[Any] = [layer.weight for layer in layers.values()]
-        for out_features, in_features in (w.shape for w in weights):
-            bound = 1 / math.sqrt(in_features)  # kaiming uniform with a = sqrt(5)
-            down = torch.empty(recipe.rank, in_features).uniform_(-bound, bound, generator=generator)
-            self.downs.append(nn.Parameter(down))
-            self.ups.append(nn.Parameter(torch.zeros(out_features, recipe.rank)))
+    def advance(self) -> float:
+        """One step, inside ``attached``; returns its loss. Raises ``FloatingPointError`` when the loss is not finite or explodes."""
+        recipe, step = self.recipe, self.step
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * (1 - step / recipe.steps)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = []
+        for number in range(step * recipe.accumulate, (step + 1) * recipe.accumulate):
+            losses.append(self.accumulate(self.batch(number), random.Random(f"{recipe.seed}/{number}")))
+        factors = self.learner.factors()
+        extra = recipe.consolidation * self.term.loss(factors)
+        if self.shared:
+            extra = extra + recipe.shared * shared_loss(factors, self.shared)
+        if extra.requires_grad:
+            extra.backward()
+        loss = sum(losses) / len(losses)
+        self.check(loss)
+        self.optimiser.step()
+        self.term.after_step(factors)
+        self.losses.append(loss)
+        if self.learner.words_learn and self.learner.norm >= recipe.norm_stop:
+            self.freeze_tokens()
+        return loss
 
-    def factors(self) -> dict[str, LowRank]:
-        return {n: LowRank(u, d) for n, u, d in zip(self.names, self.ups, self.downs, strict=True)}
+    @torch.no_grad()
+    def picture(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
+        """A picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attached``; ``<name>`` stands for the concept."""
+        backbone = self.backbone
+        text = prompt.replace(f"<{self.words[0][1:].rpartition('.')[0]}>", " ".join(self.words))
+        wanted, plain = (encode_layerwise(backbone, [t], self.learner.tables(self.words)) for t in (text, ""))
+        height, width = self.latent(0, False, random.Random(0))[0].shape[-2:]
+        noise = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
+        return backbone.decode_latent(sample(backbone, wanted, plain, noise, steps=steps, guidance=guidance))[0]
 
+    def freeze_tokens(self) -> None:
+        """The words are learned: from here on texts are constants."""
+        for rows in self.learner.tokens.values():
+            rows.requires_grad_(False)
+            rows.grad = None
 
-def _noun_row(backbone: Backbone, noun: str) -> Tensor:
-    """The token row ``[D]`` of a noun, the mean if CLIP splits it."""
-    ids = backbone.tokenize(noun)[0]
-    length = int((ids[1:] == ids[-1]).nonzero()[0])
-    return backbone.token_rows(ids[1 : 1 + length].to(backbone.device)).mean(0)
+    def batch(self, number: int) -> list[int]:
+        """Pictures of batch ``number`` of the run: passes over the data, each in an order of its own."""
+        size, count = self.recipe.batch, sum(self.data.repeats)
+        places = range(number * size, number * size + size)
+        orders = {e: self.data.order(random.Random(f"{self.recipe.seed}/pass {e}")) for e in {p // count for p in places}}
+        return [orders[p // count][p % count] for p in places]
 
+    def accumulate(self, batch: Sequence[int], rng: random.Random) -> float:
+        """Add the gradients of a batch of pictures and return its mean loss; those of one shape go through the model together."""
+        flips = [self.data.flip and rng.random() < 0.5 for _ in batch]
+        drawn = [self.latent(i, flip, rng) for i, flip in zip(batch, flips, strict=True)]
+        texts = [self.recipe.wording.say(self.captions[i], rng) for i in batch]
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        total = 0.0
+        for shape in dict.fromkeys(latent.shape for latent, _ in drawn):
+            here = [k for k, (latent, _) in enumerate(drawn) if latent.shape == shape]
+            latents = torch.stack([drawn[k][0] for k in here])
+            masks = [drawn[k][1] for k in here]
+            mask = None
+            if any(m is not None for m in masks):
+                mask = torch.stack([torch.ones(1, *shape[1:]) if m is None else m for m in masks]).to(latents)
+            text = self.text([texts[k] for k in here])
+            draw = noised(
+                latents, self.backbone.alphas_cumprod, self.backbone.prediction, generator, self.recipe.noise_offset, self.recipe.min_snr
+            )
+            with self.backbone.learning(draw.x), recomputed(self.backbone.unet) if self.recipe.checkpointing else nullcontext():
+                guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
+                loss = error(guess, draw, mask).sum() / len(batch)
+                (loss / self.recipe.accumulate).backward()
+            total += float(loss.detach())
+        return total
 
-def learn(
-    backbone: Backbone,
-    data: ConceptImages,
-    *,
-    name: str,
-    class_word: str,
-    words: Sequence[str],
-    earlier: Sequence[Concept] = (),
-    recipe: Recipe | None = None,
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-) -> tuple[Concept, list[float]]:
-    """Learn one concept; the base and the ``earlier`` concepts stay as they are.
+    def latent(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
+        """Latent ``[4, h, w]`` of a picture and its mask ``[1, h, w]``; kept where the picture looks the same at every draw."""
+        picture, mask = self.data.draw(index, flipped, rng)
+        latent = self.latents.get((index, flipped))
+        if latent is None:
+            latent = self.backbone.encode_image(picture[None].to(self.backbone.device))[0].float()
+            if self.data.fixed:
+                self.latents[index, flipped] = latent
+        return latent, None if mask is None else F.interpolate(mask[None], latent.shape[-2:], mode="area")[0]
 
-    ``on_step(step, steps, loss)`` is called after every step and may raise to stop. Returns the concept and its losses.
-    Raises ``FloatingPointError`` when the loss stops being a finite number.
-    """
-    recipe = recipe or Recipe()
-    device = backbone.device
-    generator = torch.Generator().manual_seed(recipe.seed)
-    captions, warnings = concept_captions(data.captions, class_word, words)
-    data.warnings.extend(warnings)
-    with torch.no_grad():
-        latents = torch.cat([backbone.encode_image(p[None].to(device)) for p in data.pictures]).float()
-    masks = None if data.masks is None else F.interpolate(data.masks, latents.shape[-2:], mode="area").to(device)
-    learner = Learner(backbone, class_word, len(words), recipe, generator).to(device)
-    bases = {n: b.to(device) for n, b in earlier_bases([c.factors for c in earlier]).items()}
-    abar = backbone.alphas_cumprod.to(device)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [learner.tokens], "lr": recipe.lr_tokens},
-            {"params": [*learner.ups, *learner.downs], "lr": recipe.lr},
-        ],
-        weight_decay=recipe.weight_decay,
-    )
-    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / recipe.steps)
-    order: list[int] = []
-    losses = []
-    factors = learner.factors()
-    layers = linears(backbone.cross_attention)
-    with attached(layers, factors):
-        for step in range(recipe.steps):
-            while len(order) < recipe.batch:
-                order += torch.randperm(len(latents), generator=generator).tolist()
-            batch, order = order[: recipe.batch], order[recipe.batch :]
-            x0 = latents[batch]
-            t = torch.randint(0, len(abar), (len(batch),), generator=generator).to(device)
-            noise = torch.randn(x0.shape, generator=generator)
-            noise += recipe.noise_offset * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
-            noise = noise.to(device)
-            a = abar[t].view(-1, 1, 1, 1)
-            texts = [_worded(captions[i], recipe.templates, generator) for i in batch]
-            context = encode_layerwise(backbone, texts, dict(zip(words, learner.tokens, strict=True)))
-            guess = backbone.predict(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, context).float()
-            target = noise if backbone.prediction == "eps" else a.sqrt() * noise - (1 - a).sqrt() * x0
-            loss = _masked_mean((guess - target).square(), None if masks is None else masks[batch])
-            total = loss + recipe.consolidation * consolidation_loss(zip(learner.names, learner.ups, strict=True), bases)
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            optimiser.step()
-            decay.step()
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
-                    f"the loss is {losses[-1]} at step {step + 1}: lower the learning rate or use fp32; the bank is unchanged"
-                )
-            if learner.tokens.requires_grad and learner.tokens.detach().norm(dim=-1).mean() >= recipe.norm_stop:
-                learner.tokens.requires_grad_(False)
-                learner.tokens.grad = None
-            on_step(step + 1, recipe.steps, losses[-1])
-    kept = {n: LowRank(f.up.detach().cpu(), f.down.detach().cpu()) for n, f in factors.items()}
-    settings = asdict(recipe) | {
-        "templates": len(recipe.templates),
-        "pictures": len(latents),
-        "loss": sum(losses[-50:]) / len(losses[-50:]),
-    }
-    concept = Concept(
-        name,
-        class_word,
-        tuple(words),
-        kept,
-        {"clip_l": learner.tokens.detach().cpu()},
-        backbone.architecture,
-        backbone.fingerprint,
-        1 + len(earlier),
-        settings,
-    )
-    return concept, losses
+    def text(self, texts: Sequence[str]) -> Text:
+        """Texts encoded for every layer. Once the words are learned each text is encoded by itself, and kept."""
+        tables = self.learner.tables(self.words)
+        if self.learner.words_learn:
+            return encode_layerwise(self.backbone, texts, tables)
+        encoded = []
+        for text in texts:
+            known = self.texts.pop(text, None)
+            if known is None:
+                with torch.no_grad():
+                    known = encode_layerwise(self.backbone, [text], tables)
+            self.texts[text] = known  # the last one used goes last
+            encoded.append(known)
+            if sum(t.states.nbytes for t in self.texts.values()) > KEPT_TEXTS * 2**20:
+                del self.texts[next(iter(self.texts))]
+        return join(encoded)
 
+    def check(self, loss: float) -> None:
+        """Raises ``FloatingPointError`` with advice for a loss that a run does not come back from."""
+        advice = "lower the learning rates or use fp32; the bank is unchanged, and the run can go on from its last checkpoint"
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {self.step + 1}: {advice}")
+        if self.step >= 40:
+            before, now = (sum(part) / 20 for part in (self.losses[:20], self.losses[-20:]))
+            if now > EXPLODED * before:
+                raise FloatingPointError(f"the loss rose from {before:.3f} to {now:.3f} by step {self.step + 1}: {advice}")
 
-def _worded(caption: str, templates: Sequence[str], generator: torch.Generator) -> str:
-    return templates[int(torch.randint(len(templates), (1,), generator=generator))].format(caption)
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts to go on from."""
+        named = dict(self.learner.named_parameters())
+        tensors = {f"now.{n}": p.detach() for n, p in named.items()}
+        for name, p in named.items():
+            tensors |= {f"{entry}.{name}": value for entry, value in self.optimiser.state.get(p, {}).items()}
+        tensors |= {f"term.{n}": t for n, t in self.term.state().items()}
+        return tensors, {"losses": self.losses, "frozen": not self.learner.words_learn}
 
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        for name, p in self.learner.named_parameters():
+            entries = {key.partition(".")[0]: t for key, t in tensors.items() if key.partition(".")[2] == name}
+            with torch.no_grad():
+                p.copy_(entries.pop("now"))
+            if entries:
+                self.optimiser.state[p] = {e: t.clone() if e == "step" else t.to(p) for e, t in entries.items()}
+        self.term.load({n.removeprefix("term."): t for n, t in tensors.items() if n.startswith("term.")})
+        self.losses = list(facts["losses"])
+        if facts["frozen"]:
+            self.freeze_tokens()
 
-def _masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of ``error [B, 4, h, w]`` over the area of ``mask [B, 1, h, w]``, so that small masks weigh as much as large ones."""
-    if mask is None:
-        return error.mean()
-    return (error * mask).sum() / (mask.expand_as(error).sum() + 1e-6)
+    def concept(self, name: str) -> Concept:
+        """What was learned so far."""
+        recent = self.losses[-50:]
+        settings = asdict(self.recipe) | {
+            "templates": len(self.recipe.templates),
+            "pictures": len(self.data),
+            "loss": sum(recent) / len(recent),
+        }
+        backbone = self.backbone
+        return Concept(
+            name,
+            self.class_word,
+            self.words,
+            self.learner.learned(),
+            {encoder: rows.detach().cpu() for encoder, rows in self.learner.tokens.items()},
+            backbone.architecture,
+            backbone.fingerprint,
+            self.task,
+            settings,
+            self.learner.layers,
+        )

@@ -1,11 +1,11 @@
-"""A base model small enough for every test."""
+"""Base models small enough for every test."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,36 @@ def tiny_sd1(tmp_path_factory) -> Path:
     ).save_pretrained(folder / "unet")
     text = CLIPTextConfig(vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
+    ).save_pretrained(folder / "vae")
+    DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory) -> Path:
+    """A tiny SDXL in diffusers' layout, weights random: two text encoders, several transformers in a block."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-sdxl")
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=8,
+        cross_attention_dim=80,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=48 + 6 * 8,
+    ).save_pretrained(folder / "unet")
+    small = dict(vocab_size=49408, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    CLIPTextModel(CLIPTextConfig(hidden_size=32, **small)).save_pretrained(folder / "text_encoder")
+    second = CLIPTextConfig(hidden_size=48, projection_dim=48, hidden_act="gelu", **small)
+    CLIPTextModelWithProjection(second).save_pretrained(folder / "text_encoder_2")
     AutoencoderKL(
         block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
     ).save_pretrained(folder / "vae")

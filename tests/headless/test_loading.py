@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import empty, original_names, write_checkpoint
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
-from sd1_file import empty_sd1, original_names, write_sd1
 
-from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEY, from_original
+from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEYS, from_original
 from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.families import SD1, SDXL
+from cidm_ops.tokens import encode_layerwise
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +55,8 @@ def test_the_schedule_is_that_of_sd1(backbone):
 def test_text_of_the_tables_own_rows_is_the_plain_encoding(backbone):
     ids = backbone.tokenize("a photo of a dog")
     with torch.no_grad():
-        plain = backbone.text(ids).last_hidden_state
-        assert torch.equal(backbone.encode_text(ids, backbone.token_rows(ids)), plain)
+        plain = backbone.texts["clip_l"](ids).last_hidden_state
+        assert torch.equal(backbone.encode_text(ids, backbone.token_rows(ids))[0], plain)
 
 
 def test_a_new_row_changes_what_follows_it_and_learns(backbone):
@@ -63,7 +65,7 @@ def test_a_new_row_changes_what_follows_it_and_learns(backbone):
     rows = plain.clone()
     rows[:, 5] += 1
     rows.requires_grad_()
-    before, after = backbone.encode_text(ids, plain), backbone.encode_text(ids, rows)
+    before, after = backbone.encode_text(ids, plain)[0], backbone.encode_text(ids, rows)[0]
     assert torch.equal(after[:, :5], before[:, :5])  # CLIP is causal
     assert not torch.allclose(after[:, 5:], before[:, 5:])
     after[:, 6:].square().sum().backward()
@@ -94,14 +96,16 @@ def test_pictures_become_scaled_latents_and_pictures_again(backbone):
 
 
 def test_nothing_of_a_base_learns(backbone):
-    assert not [name for part in (backbone.unet, backbone.text, backbone.vae) for name, p in part.named_parameters() if p.requires_grad]
+    assert not [
+        name for part in (backbone.unet, *backbone.texts.values(), backbone.vae) for name, p in part.named_parameters() if p.requires_grad
+    ]
 
 
 def test_half_precision_computes_in_half_and_gives_fp32(tiny_sd1):
     half, full = load(tiny_sd1, dtype=torch.bfloat16), load(tiny_sd1)
     assert half.fingerprint == full.fingerprint
     ids = half.tokenize("dog")
-    context = half.encode_text(ids, half.token_rows(ids))
+    context = half.encode_text(ids, half.token_rows(ids))[0]
     output = half.predict(torch.zeros(1, 4, 8, 8), torch.tensor([1]), context)
     assert half.unet.dtype == torch.bfloat16 and context.dtype == output.dtype == torch.float32
 
@@ -121,13 +125,22 @@ def test_a_folder_of_half_precision_files_only_loads(broken, backbone):
     assert load(broken).fingerprint == backbone.fingerprint
 
 
-def test_one_original_file_becomes_the_same_weights():
-    """Every weight of a full-size SD1.5 arrives where it belongs; each is one number, seen through its shape."""
-    parts, count = [], 0
-    for state in empty_sd1():
-        parts.append({key: torch.tensor(float(count + i)).expand(weight.shape) for i, (key, weight) in enumerate(state.items())})
+@pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda f: f.name)
+def test_one_original_file_becomes_the_same_weights(family):
+    """Every weight of a full-size model arrives where it belongs; each is one number, seen through its shape."""
+    count = 0
+
+    def numbered(state):
+        nonlocal count
         count += len(state)
-    for module, part in zip(from_original(dict(original_names(*parts)), Path("x.safetensors")), parts, strict=True):
+        return {key: torch.tensor(float(count + i)).expand(weight.shape) for i, (key, weight) in enumerate(state.items())}
+
+    unet, texts, vae = empty(family)
+    parts = numbered(unet), {name: numbered(state) for name, state in texts.items()}, numbered(vae)
+    made_unet, made_texts, made_vae = from_original(dict(original_names(parts, family)), Path("x.safetensors"))
+    assert made_texts.keys() == texts.keys()
+    pairs = [(made_unet, parts[0]), (made_vae, parts[2]), *((made_texts[name], parts[1][name]) for name in texts)]
+    for module, part in pairs:
         state = module.state_dict()
         assert state.keys() == part.keys()
         for key, weight in part.items():
@@ -135,15 +148,16 @@ def test_one_original_file_becomes_the_same_weights():
 
 
 @pytest.mark.slow
-def test_a_full_size_original_file_loads_and_runs(tmp_path):
-    file = write_sd1(tmp_path / "sd15.safetensors")
-    backbone = load(file)
-    file.unlink()  # 2 GB
-    assert backbone.architecture == "sd1-16x768"
-    ids = backbone.tokenize("a photo of a dog")
+@pytest.mark.parametrize(("family", "architecture"), [(SD1, "sd1-16x768"), (SDXL, "sdxl-70x2048")], ids=["sd1", "sdxl"])
+def test_a_full_size_original_file_loads_and_runs(tmp_path, family, architecture):
+    file = write_checkpoint(tmp_path / "model.safetensors", family)
+    backbone = load(file, dtype=torch.float16 if family is SDXL else torch.float32)
+    file.unlink()
+    assert backbone.architecture == architecture
     with torch.no_grad():
-        context = backbone.encode_text(ids, backbone.token_rows(ids))[:, None].expand(-1, 16, -1, -1)
-        assert backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([500]), context).isfinite().all()
+        text = encode_layerwise(backbone, ["a photo of a dog"], {})
+        assert text.context.shape == (1, len(backbone.cross_attention), 77, family.width)
+        assert backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([500]), text.context, text.pooled).isfinite().all()
         assert backbone.decode_latent(backbone.encode_image(torch.zeros(1, 3, 64, 64))).shape == (1, 3, 64, 64)
 
 
@@ -177,7 +191,7 @@ def test_a_folder_with_damaged_weights_is_refused(broken):
 @pytest.mark.parametrize(
     ("part", "values", "named"),
     [
-        ("unet", {"addition_embed_type": "text_time"}, "SDXL"),
+        ("unet", {"addition_embed_type": "text_time"}, "text_encoder_2/config.json is missing"),
         ("unet", {"use_linear_projection": True}, "Stable Diffusion 2"),
         ("text_encoder", {"hidden_act": "gelu"}, "Stable Diffusion 2"),
         ("unet", {"in_channels": 9}, "9 input channels"),
@@ -190,15 +204,17 @@ def test_a_folder_of_another_architecture_is_named(broken, part, values, named):
     assert named in refused(broken)
 
 
-KEYS = {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3), TEXT_WIDTH_KEY: (320, 768)}
+KEY = "model.diffusion_model.input_blocks.0.0.weight"
+KEYS = {KEY: (320, 4, 3, 3), TEXT_WIDTH_KEYS[0]: (320, 768)}
 
 
 @pytest.mark.parametrize(
     ("shapes", "named"),
     [
-        ({"conditioner.embedders.0.x": (1,), **KEYS}, "SDXL"),
-        ({**KEYS, TEXT_WIDTH_KEY: (320, 1024)}, "Stable Diffusion 2"),
-        ({**KEYS, "model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "9 input channels"),
+        ({**KEYS, TEXT_WIDTH_KEYS[0]: (320, 1280)}, "SDXL refiner"),
+        ({KEY: (320, 4, 3, 3), TEXT_WIDTH_KEYS[1]: (640, 2048)}, "incomplete"),
+        ({**KEYS, TEXT_WIDTH_KEYS[0]: (320, 1024)}, "Stable Diffusion 2"),
+        ({**KEYS, KEY: (320, 9, 3, 3)}, "9 input channels"),
         ({"lora_unet_x.lora_up.weight": (4, 4)}, "no U-Net of Stable Diffusion 1"),
         (KEYS, "lacks 684 of 686 weights of the UNet2DConditionModel"),
     ],

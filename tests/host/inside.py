@@ -34,10 +34,10 @@ from pack.cidm_ops.adapters import attached, linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
-from pack.cidm_ops.run.data import ConceptImages  # noqa: E402
+from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
 from pack.cidm_ops.run.prompt import concepts_for, factors_for  # noqa: E402
+from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
 from pack.cidm_ops.run.task import learn_into  # noqa: E402
-from pack.cidm_ops.run.training import Recipe  # noqa: E402
 from pack.nodes import host, native  # noqa: E402
 
 
@@ -52,8 +52,7 @@ def doodle():
 
 def data_of(name, count=3):
     drawn = examples(CONCEPTS[name], count)
-    pictures = torch.stack([torch.from_numpy(e.picture).permute(2, 0, 1) for e in drawn]).float() / 127.5 - 1
-    return ConceptImages(pictures, [e.caption for e in drawn])
+    return Dataset([torch.from_numpy(e.picture).permute(2, 0, 1).float() / 255 for e in drawn], [e.caption for e in drawn])
 
 
 def random_factors(backbone, seed=0):
@@ -62,7 +61,7 @@ def random_factors(backbone, seed=0):
         name: LowRank(
             torch.randn(m.weight.shape[0], 4, generator=generator) * 0.1, torch.randn(4, m.weight.shape[1], generator=generator) * 0.1
         )
-        for name, m in linears(backbone.cross_attention).items()
+        for name, m in linears(backbone.blocks, "cross_attention").items()
     }
 
 
@@ -99,14 +98,14 @@ def the_text_states_are_those_of_the_host():
     text = host.ComfyText(clip)
     for prompt in ("", "a red dog on the beach", "dog " * 100):
         ids = text.tokenize(prompt)
-        own = text.encode_text(ids, text.token_rows(ids)).flatten(0, 1)
+        own = text.encode_text(ids, text.token_rows(ids))[0].flatten(0, 1)
         near(own, clip.encode_from_tokens(clip.tokenize(prompt))[0], 1e-5)
     skipped = clip.clone()
     skipped.clip_layer(-2)
     ids = text.tokenize("a red dog")
-    own = host.ComfyText(skipped).encode_text(ids, text.token_rows(ids))
+    own = host.ComfyText(skipped).encode_text(ids, text.token_rows(ids))[0]
     near(own, skipped.encode_from_tokens(clip.tokenize("a red dog")), 1e-5)
-    assert float((own - text.encode_text(ids, text.token_rows(ids))).abs().max()) > 1e-3
+    assert float((own - text.encode_text(ids, text.token_rows(ids))[0]).abs().max()) > 1e-3
 
 
 def the_word_weights_are_those_of_the_host():
@@ -114,7 +113,7 @@ def the_word_weights_are_those_of_the_host():
     text = host.ComfyText(clip)
     prompt = "a (red:1.4) dog on the (beach:0.6)"
     ids = text.tokenize(prompt)
-    states = text.encode_text(ids, text.token_rows(ids))
+    states = text.encode_text(ids, text.token_rows(ids))[0]
     near(text.emphasise(prompt, states), clip.encode_from_tokens(clip.tokenize(prompt)), 1e-5)
 
 
@@ -124,12 +123,12 @@ def the_text_states_have_a_gradient_in_the_rows():
     with torch.inference_mode(False):
         ids = text.tokenize("a red dog")
         rows = text.token_rows(ids).requires_grad_()
-        states = text.encode_text(ids, rows)
-        near(states.detach(), text.encode_text(ids, rows.detach()), 1e-6)
+        states = text.encode_text(ids, rows)[0]
+        near(states.detach(), text.encode_text(ids, rows.detach())[0], 1e-6)
         direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
         (states * direction).sum().backward()
         step = 1e-3 * rows.grad / rows.grad.norm()
-        up, down = (float((text.encode_text(ids, rows.detach() + s * step) * direction).double().sum()) for s in (1, -1))
+        up, down = (float((text.encode_text(ids, rows.detach() + s * step)[0] * direction).double().sum()) for s in (1, -1))
         assert abs((up - down) / 2 / float((rows.grad * step).sum()) - 1) < 0.02
     assert [m.forward.__qualname__ for m in text.clip.cond_stage_model.modules()] == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in text.clip.cond_stage_model.modules())
@@ -151,7 +150,7 @@ def the_prediction_is_that_of_the_host():
 def the_pictures_come_back_from_the_latents():
     model, clip, vae = doodle()
     backbone = host.ComfyBackbone(model, clip, vae)
-    pictures = data_of("dog").pictures
+    pictures = torch.stack(list(data_of("dog").pictures)) * 2 - 1
     latents = backbone.encode_image(pictures)
     assert latents.shape == (3, 4, 16, 16)
     near(latents, model.model.process_latent_in(vae.encode((pictures.movedim(1, -1) + 1) / 2)), 1e-6)
@@ -171,7 +170,7 @@ def the_merged_factors_equal_the_attached_ones():
     positive, negative = plain(clip, "a dog"), plain(clip, "")
     bare = sample(model, positive, negative)
     merged = sample(host.apply(model, factors), positive, negative)
-    with attached(linears(backbone.cross_attention), factors):
+    with attached(linears(backbone.blocks), factors):
         beside = sample(model, positive, negative)
     near(merged, beside, 2e-3 * float(beside.abs().max()))
     assert float((merged - bare).abs().max()) > 0.1
@@ -266,6 +265,28 @@ def the_base_is_the_same_after_learning():
     assert not any(p.grad is not None for p in parameters)
 
 
+def the_stopped_run_goes_on_bit_for_bit():
+    losses, factors = [], []
+    for stop in (0, 3):
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+            backbone = host.ComfyBackbone(*doodle())
+            task = dict(name="dog", class_word="dog", recipe=Recipe(steps=6, lr=1e-2, norm_stop=2, checkpointing=True))
+
+            def cancel(run, at=stop):
+                if run.step == at:
+                    raise KeyboardInterrupt
+
+            try:
+                learn_into(Bank(folder), backbone, data_of("dog"), **task, on_step=cancel)
+            except KeyboardInterrupt:
+                assert not Bank(folder).names
+            _, concept, all_losses = learn_into(Bank(folder), backbone, data_of("dog"), **task)
+            losses.append(all_losses)
+            factors.append(concept.factors)
+    assert losses[0] == losses[1]
+    assert all(torch.equal(f.up, factors[1][n].up) and torch.equal(f.down, factors[1][n].down) for n, f in factors[0].items())
+
+
 def the_half_precision_base_learns_too():
     model, clip, vae = doodle()
     model.model.diffusion_model.half()
@@ -287,9 +308,9 @@ def the_prompt_reaches_the_picture():
             text, concepts, warnings = concepts_for(bank, "a <dog> on the beach", mode, backbone)
             factors, weights = factors_for(backbone, text, concepts, mode, 1.0)
             assert weights.shape == (7, 1) and not warnings and len(factors) == 28
-        context = host.encode_prompt(clip, text, concepts)
-        assert context.shape == (7, 77, 128)
-        assert sample(host.apply(model, factors), wise(context), plain(clip, "")).isfinite().all()
+        conditioning = host.encode_prompt(clip, text, concepts)
+        assert conditioning[0][1][host.CONTEXT].shape == (7, 77, 128)
+        assert sample(host.apply(model, factors), conditioning, plain(clip, "")).isfinite().all()
 
 
 def the_host_paints_for_a_comparison():
@@ -301,7 +322,7 @@ def the_host_paints_for_a_comparison():
         bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
     text, concepts, _ = concepts_for(bank, "a <dog> on the beach", "exact", backbone)
     factors, _ = factors_for(backbone, text, concepts, "exact", 1.0)
-    latents = sample(host.apply(model, factors), wise(host.encode_prompt(clip, text, concepts)), plain(clip, ""), steps=10)
+    latents = sample(host.apply(model, factors), host.encode_prompt(clip, text, concepts), plain(clip, ""), steps=10)
     save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
 
 

@@ -11,10 +11,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_concepts_on_a_full_size_checkpoint(server):
-    sd1_file = pytest.importorskip("sd1_file", reason="the full-size checkpoint is made with diffusers")
+    files = pytest.importorskip("checkpoint_files", reason="the full-size checkpoint is made with diffusers")
     checkpoints = server.folder / "models" / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    file = sd1_file.write_sd1(checkpoints / "random.safetensors")
+    file = files.write_checkpoint(checkpoints / "random.safetensors")
     try:
         for name in ("dog", "cat"):
             photos(server.folder / "input" / f"full-{name}", [f"a {name} on the grass"])

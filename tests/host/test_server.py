@@ -13,7 +13,16 @@ from cidm_ops.bank.concept import load_concept, save_concept
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows" / "api").glob("*.json"))
-NODES = ["Aggregate", "DoodleConcept", "DoodleModel", "EncodePrompt", "LoadConceptImages", "OpenBank", "TrainConcept"]
+NODES = [
+    "Aggregate", "DatasetFromFolder", "DatasetFromImages", "DoodleConcept", "DoodleModel", "EncodePrompt", "LoadConceptImages", "OpenBank",
+    "PreviewDataset", "TrainConcept", "TrainingSettings",
+]  # fmt: skip
+
+SETTINGS = {
+    "mode": "corrected", "targets": "attention_ff", "groups": "block", "shared": 0.0, "accumulate": 1, "alpha": 0.0, "weight_decay": 0.01,
+    "noise_offset": 0.01, "min_snr": 5.0, "dropout": 0.0, "checkpointing": False, "shuffle": False, "templates": "",
+    "existing": "replace", "preview_every": 20, "preview_prompt": "a photo of <dog>",
+}  # fmt: skip
 
 
 def node(class_type, **inputs):
@@ -146,8 +155,51 @@ def test_cancel_leaves_the_bank_as_it_was(server):
     server.post("/interrupt", {})
     entry = server.finished(running, 30)
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
-    assert file.read_bytes() == before and [f.name for f in file.parent.iterdir()] == [file.name]
+    assert file.read_bytes() == before and [f.name for f in file.parent.glob("*.safetensors")] == [file.name]
     server.run(speak("cancelled", "a <dog>"))
+
+
+def test_a_cancelled_run_goes_on_from_where_it_was(server):
+    def task(bank):
+        prompt = learn(bank, steps=60)
+        prompt["6"] = node("CIDMTrainingSettings", **SETTINGS)
+        prompt["7"] = node("LossGraphNode", loss=["4", 2], filename_prefix=bank)
+        prompt["4"]["inputs"]["settings"] = ["6", 0]
+        return prompt
+
+    server.run(task("whole"))
+    running = server.queue(task("halted"))
+    server.wait_for(lambda: (server.bank("halted") / ".training").exists() or server.get(f"/history/{running}"), 60)
+    server.post("/interrupt", {})
+    entry = server.finished(running, 60)
+    assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
+    assert (server.bank("halted") / ".training" / "dog.safetensors").exists()
+    server.run(task("halted"))
+    whole, halted = (load_concept(server.bank(name) / "dog.safetensors") for name in ("whole", "halted"))
+    assert whole.training["losses"] == halted.training["losses"] and len(halted.training["losses"]) == 60
+    assert all((f.up == halted.factors[n].up).all() for n, f in whole.factors.items())
+    assert not (server.bank("halted") / ".training" / "dog.safetensors").exists()
+
+
+def test_a_dataset_is_fitted_shown_and_learned(server):
+    photos(server.folder / "input" / "wide", ("a red dog on the grass", "a red dog at home"))
+    prompt = learn("wide", images=("6", 0), captions=()) | {
+        "6": node("CIDMDatasetFromFolder", folder="wide", size=128, fit="buckets", flip=False),
+        "7": node("CIDMPreviewDataset", dataset=["6", 0], name="dog", class_word="dog", seed=0),
+    }
+    del prompt["4"]["inputs"]["captions"]
+    outputs = server.run(prompt)
+    assert outputs["7"]["images"] and "every caption says 'red'" in outputs["7"]["text"][0]
+    assert load_concept(server.bank("wide") / "dog.safetensors").training["pictures"] == 2
+
+
+def test_a_batch_from_the_graph_is_a_dataset(server):
+    prompt = learn("batch", images=("6", 0)) | {
+        "6": node("CIDMDatasetFromImages", images=["3", 0], captions=["3", 1], masks=["3", 2], size=128, fit="random", flip=False)
+    }
+    del prompt["4"]["inputs"]["captions"]
+    server.run(prompt)
+    assert load_concept(server.bank("batch") / "dog.safetensors").training["pictures"] == 2
 
 
 def test_an_empty_folder_is_named(server):

@@ -18,7 +18,7 @@ def test_the_latents_agree(results, inside):
     assert not warnings, "both engines give the base one fingerprint"
     factors, _ = factors_for(backbone, text, concepts, "exact", 1.0)
     context, negative = encode_prompts(backbone, [text], concepts), encode_prompts(backbone, [""], [])
-    with torch.no_grad(), attached(linears(backbone.cross_attention), factors):
+    with torch.no_grad(), attached(linears(backbone.blocks), factors):
         latents = sample(backbone, context, negative, unit_noise(1, 1, 128, 128), steps=10, guidance=4.0)
     difference = float((latents - load_file(inside / "painted.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")

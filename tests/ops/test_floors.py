@@ -16,13 +16,14 @@ FLOORS = {
     "bank": 3,
     "hub": 2,
     "adapters": 2,
+    "recompute": 2,
     "lowrank": 1,
     "tokens": 1,
     "backbone": 1,
     "fingerprint": 1,
 }
 BESIDE = {
-    "engines": {"backbone", "hub", "fingerprint", "doodle"},
+    "engines": {"backbone", "hub", "fingerprint", "tokens", "doodle"},
     "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "engines"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}

@@ -1,0 +1,106 @@
+"""The pictures of one concept as the trainer sees them, from a folder, from a node graph or from Doodle."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .captions import constant_words
+from .fit import FITS, fit, resize
+
+
+@dataclass
+class Dataset:
+    """Pictures ``[3, H, W]`` in [0, 1] of any shape, a caption and perhaps a mask ``[1, H, W]`` for each, and how they are fitted.
+
+    ``repeats`` counts how often a picture comes up in one pass. Raises ``ValueError`` for no pictures, a wrong number of
+    captions or a mask of another size.
+    """
+
+    pictures: Sequence[Tensor]
+    captions: Sequence[str]
+    masks: Sequence[Tensor | None] = ()
+    names: Sequence[str] = ()
+    repeats: Sequence[int] = ()
+    size: int = 512
+    fit: str = "as_given"
+    flip: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.pictures)
+        self.masks = self.masks or [None] * count
+        self.names = self.names or [f"picture {i + 1}" for i in range(count)]
+        self.repeats = self.repeats or [1] * count
+        if count == 0:
+            raise ValueError("no pictures to learn from: give 4 to 7 of them")
+        if len(self.captions) != count:
+            raise ValueError(f"{len(self.captions)} captions for {count} pictures: give one caption per picture, or none at all")
+        if len(self.masks) != count:
+            raise ValueError(f"{len(self.masks)} masks for {count} pictures: give one mask per picture, or none at all")
+        for name, picture, mask in zip(self.names, self.pictures, self.masks, strict=True):
+            if mask is not None and mask.shape[1:] != picture.shape[1:]:
+                raise ValueError(f"{name}: its mask is {_size(mask)} and the picture {_size(picture)}: make the mask of the same size")
+        if self.fit not in FITS:
+            raise ValueError(f"fit {self.fit!r}: expected one of {', '.join(FITS)}")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a picture looks the same at every draw, but for flipping: then its latent can be kept."""
+        return self.fit != "random"
+
+    def draw(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
+        """Picture ``[3, h, w]`` in [-1, 1] and where to learn ``[1, h, w]`` in [0, 1], all of it if ``None``."""
+        picture, mask = fit(self.pictures[index], self.masks[index], self.fit, self.size, rng)
+        if flipped:
+            picture, mask = picture.flip(-1), None if mask is None else mask.flip(-1)
+        return (picture * 2 - 1).contiguous(), mask
+
+    def order(self, rng: random.Random) -> list[int]:
+        """One pass over the pictures, shuffled."""
+        indices = [i for i, n in enumerate(self.repeats) for _ in range(n)]
+        rng.shuffle(indices)
+        return indices
+
+    def remarks(self, class_word: str) -> list[str]:
+        """What a person should know before training: words in every caption, equal pictures, small ones, idle masks."""
+        out = list(self.warnings)
+        if words := constant_words(self.captions, class_word):
+            out.append(f"every caption says {', '.join(map(repr, words))}: the concept will not carry that by itself; leave it out of some")
+        thumbs = [resize(p, 8, 8) for p in self.pictures]
+        for i, name in enumerate(self.names):
+            for j in range(i):
+                if (thumbs[i] - thumbs[j]).abs().mean() < 0.004:
+                    out.append(f"{name} and {self.names[j]} are the same picture")
+            if self.fit != "as_given" and min(self.pictures[i].shape[1:]) < self.size // 2:
+                out.append(f"{name} is {_size(self.pictures[i])}: much smaller than the training size of {self.size}, it will be blurred")
+            mask = self.masks[i]
+            if mask is not None and mask.max() < 0.5:
+                out.append(f"{name}: its mask covers nothing, so nothing is learned from it")
+            elif mask is not None and mask.min() > 0.5:
+                out.append(f"{name}: its mask covers everything, as if there were none")
+        return out
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"
+
+
+def from_images(
+    images: Tensor | Sequence[Tensor], captions: Sequence[str], masks: Tensor | Sequence[Tensor] | None = None, **how
+) -> Dataset:
+    """A host's IMAGE batch or list, each ``[(N,) H, W, C]`` in [0, 1], captions and masks ``[(N,) H, W]``. A fourth channel is a mask.
+
+    No caption at all stands for the class word alone; one mask for many pictures is an error.
+    """
+    flat = [p for image in images for p in (image if image.ndim == 4 else image[None])]
+    shown = [p[..., :3].movedim(-1, 0).float().clone() for p in flat]
+    if masks is not None:
+        areas: list[Tensor | None] = [m[None].float().clone() for mask in masks for m in (mask if mask.ndim == 3 else mask[None])]
+    else:
+        areas = [p[None, ..., 3].float().clone() if p.shape[-1] == 4 else None for p in flat]
+    return Dataset(shown, list(captions) or [""] * len(shown), areas, **how)

@@ -1,0 +1,86 @@
+"""The settings of a training run, with the paper's as defaults."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..method.consolidation import MODES
+from .captions import OBJECT_TEMPLATES, Wording
+
+GROUPS = ("block", "layer", "one")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The paper's recipe. ``batch`` is the effective batch of its two GPUs; rates decay linearly to zero.
+
+    ``targets`` names the layers that get factors (``adapters.TARGETS``, or a regular expression on their canonical names).
+    A step takes ``accumulate`` times ``batch`` pictures and averages their gradients. ``alpha`` scales the factors by
+    ``alpha / rank`` while they learn, 0 stands for the rank; the file holds them at full scale. ``norm_stop``: when the
+    mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on.
+    ``consolidation`` is gamma_1 of Eq. 2 and weighs the term ``mode``, ``shared`` weighs the low-rank form of the paper's
+    R2. ``init_sigma`` is the standard deviation of the free adjective's row. ``min_snr`` is gamma of min-SNR weighting,
+    0 for none. ``checkpointing`` trades a third more time for much less memory. Raises ``ValueError`` naming the setting that cannot work.
+    """
+
+    steps: int = 800
+    batch: int = 2
+    accumulate: int = 1
+    targets: str = "cross_attention"
+    rank: int = 4
+    alpha: float = 0.0
+    lr: float = 1e-4
+    lr_tokens: float = 1e-3
+    weight_decay: float = 0.01
+    mode: str = "corrected"
+    consolidation: float = 0.1
+    shared: float = 0.0
+    norm_stop: float = 0.55
+    init_sigma: float = 0.013
+    groups: str = "block"
+    noise_offset: float = 0.01
+    min_snr: float = 0.0
+    templates: tuple[str, ...] = OBJECT_TEMPLATES
+    shuffle: bool = False
+    dropout: float = 0.0
+    checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
+        for name in ("alpha", "lr", "lr_tokens", "weight_decay", "consolidation", "shared", "noise_offset", "min_snr"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)}: expected 0 or more")
+        if self.groups not in GROUPS:
+            raise ValueError(f"token groups {self.groups!r}: expected one of {', '.join(GROUPS)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: expected a share of captions from 0 to below 1")
+        if self.mode not in MODES:
+            raise ValueError(f"consolidation mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        _ = self.wording
+
+    def having(self, settings: Sequence[str]) -> "Recipe":
+        """The recipe with settings given as ``name=value``. Raises ``ValueError`` for a name or value that cannot be."""
+        values: dict[str, Any] = {}
+        for setting in settings:
+            name, _, text = setting.partition("=")
+            kind = type(getattr(self, name, None))
+            if kind not in (bool, int, float, str):
+                known = [f.name for f in fields(self) if f.name != "templates"]
+                raise ValueError(f"setting {setting!r}: expected name=value with one of {', '.join(known)}")
+            try:
+                values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"setting {setting!r}: expected a value such as {getattr(self, name)!r}") from error
+        return replace(self, **values)
+
+    @property
+    def wording(self) -> Wording:
+        return Wording(self.templates, self.shuffle, self.dropout)
+
+    @property
+    def scale(self) -> float:
+        """What the factors' change is multiplied by while they learn."""
+        return (self.alpha or self.rank) / self.rank

@@ -1,0 +1,82 @@
+"""What can be set about training beyond the inputs of Train Concept."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..cidm_ops.method.consolidation import MODES
+from ..cidm_ops.run.recipe import GROUPS, Recipe
+from ..cidm_ops.run.task import EXISTING
+
+TrainingSettings = io.Custom("CIDM_SETTINGS")
+DEFAULTS = Recipe()
+
+
+def amount(name: str, high: float, step: float, tooltip: str) -> io.Float.Input:
+    """A number from 0 with the default of ``Recipe``."""
+    return io.Float.Input(name, default=getattr(DEFAULTS, name), min=0.0, max=high, step=step, tooltip=tooltip)
+
+
+class CIDMTrainingSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMTrainingSettings",
+            display_name="Training Settings",
+            category="CIDM/training",
+            description="Everything about training that has a good default, for Train Concept.",
+            inputs=[
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=DEFAULTS.mode,
+                    tooltip="How a new concept is kept apart from earlier ones. corrected: its subspace turns away from theirs. "
+                    "orthogonal: it only reads directions that none of them reads. off: not at all. paper_literal and released_code: "
+                    "for comparison.",
+                ),
+                io.String.Input(
+                    "targets",
+                    default=DEFAULTS.targets,
+                    tooltip="Which layers learn: cross_attention (the paper), attention, attention_ff, or a regular expression on names "
+                    "such as up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.",
+                ),
+                io.Combo.Input(
+                    "groups",
+                    options=list(GROUPS),
+                    default=DEFAULTS.groups,
+                    tooltip="Which layers share a version of the words: those of one block (in SD 1.5 each layer is one), none, or all.",
+                ),
+                amount("shared", 100.0, 0.01, "Weight of the low-rank shared subspace, the paper's second regulariser. 0: off."),
+                io.Int.Input("accumulate", default=1, min=1, max=64, tooltip="Batches per step; their gradients are averaged."),
+                amount("alpha", 1024.0, 0.5, "Scales the factors by alpha / rank while they learn. 0: as the rank."),
+                amount("weight_decay", 1.0, 0.001, "Weight decay of AdamW."),
+                amount("noise_offset", 1.0, 0.01, "A little noise per channel, for darker darks and brighter lights."),
+                amount("min_snr", 100.0, 0.5, "Gamma of min-SNR weighting, 5 is usual. 0: off, as in the paper."),
+                amount("dropout", 0.99, 0.01, "Share of pictures that are shown without their caption."),
+                io.Boolean.Input("checkpointing", default=False, tooltip="Much less memory for about a third more time."),
+                io.Boolean.Input("shuffle", default=False, tooltip="Shuffle the parts of captions between commas; the first stays."),
+                io.String.Input(
+                    "templates",
+                    default="",
+                    multiline=True,
+                    tooltip="One template per line, {} for the caption. Empty: the set for things or styles.",
+                ),
+                io.Combo.Input(
+                    "existing",
+                    options=list(EXISTING),
+                    default=EXISTING[0],
+                    tooltip="What to do when the bank has a concept of that name that was learned in any other way.",
+                ),
+                io.Int.Input("preview_every", default=0, min=0, max=100000, tooltip="Paint a picture every so many steps; 0 paints none."),
+                io.String.Input("preview_prompt", default="a photo of <dog>", tooltip="What the previews show, always from the same seed."),
+            ],
+            outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],
+        )
+
+    @classmethod
+    def execute(cls, templates: str, **settings: Any) -> io.NodeOutput:
+        lines = tuple(line.strip() for line in templates.splitlines() if line.strip())
+        return io.NodeOutput(settings | ({"templates": lines} if lines else {}))
+
+
+SETTINGS_NODES = [CIDMTrainingSettings]
