@@ -280,8 +280,8 @@ def the_stopped_run_goes_on_bit_for_bit():
                 learn_into(Bank(folder), backbone, data_of("dog"), **task, on_step=cancel)
             except KeyboardInterrupt:
                 assert not Bank(folder).names
-            _, concept, all_losses = learn_into(Bank(folder), backbone, data_of("dog"), **task)
-            losses.append(all_losses)
+            _, concept, _ = learn_into(Bank(folder), backbone, data_of("dog"), **task)
+            losses.append(concept.training["losses"])
             factors.append(concept.factors)
     assert losses[0] == losses[1]
     assert all(torch.equal(f.up, factors[1][n].up) and torch.equal(f.down, factors[1][n].down) for n, f in factors[0].items())
