@@ -126,6 +126,18 @@ def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
     judge_doodle(rest)
 
 
+def bench(options: argparse.Namespace, rest: list[str]) -> None:
+    import json
+
+    from .measure.bench import consolidation, train
+
+    sides = {"consolidation": lambda: consolidation.run(), "train": lambda: train.run(options.comfy)}
+    figures = {"bench": options.name, **sides[options.name]()}
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
 def load_base(options: argparse.Namespace, on_cuda: str) -> Any:
     """The backbone, on the fastest device there is unless told; half precision is the default on CUDA only."""
     import torch
@@ -217,6 +229,11 @@ def arguments() -> argparse.ArgumentParser:
     bank = commands.add_parser("bank", help="look into a concept bank").add_subparsers(required=True, metavar="COMMAND")
     look = command("list", bank_list, "the concepts of a bank in the order learned", bank)
     look.add_argument("bank", type=Path, help="folder of the concept bank")
+
+    time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
+    time.add_argument("name", choices=("consolidation", "train"), help="what earlier concepts cost a step; our trainer and ComfyUI's own")
+    time.add_argument("--json", type=Path, help="write the figures here too")
+    time.add_argument("--comfy", type=Path, default=Path("~/comfy/ComfyUI"), help="for train: a ComfyUI checkout (default: %(default)s)")
 
     doodle = commands.add_parser("doodle", help="the model that ships with the pack").add_subparsers(required=True, metavar="COMMAND")
     command("train", doodle_train, "train Doodle from scratch; see its own --help", doodle, add_help=False)

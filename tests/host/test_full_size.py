@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_concepts_on_a_full_size_checkpoint(server):
-    files = pytest.importorskip("checkpoint_files", reason="the full-size checkpoint is made with diffusers")
+    files = pytest.importorskip("cidm_ops.measure.bench.checkpoints", reason="the full-size checkpoint is made with diffusers")
     checkpoints = server.folder / "models" / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     file = files.write_checkpoint(checkpoints / "random.safetensors")

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cidm_ops.engines.families import SD1, SDXL, Family, new_text_encoder
+from ...engines.families import SD1, SDXL, Family, new_text_encoder
 
 RESNET = {
     "norm1": "in_layers.0",

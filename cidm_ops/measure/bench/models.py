@@ -1,0 +1,36 @@
+"""Full-size models with random weights, made on the spot: what a benchmark needs when no checkpoint is at hand."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+
+from ...bank.concept import Concept
+from ...engines.diffusers import SCHEDULE, DiffusersBackbone
+from ...engines.families import Family, new_text_encoder
+from ...lowrank import LowRank
+
+
+def random_backbone(family: Family, dtype: torch.dtype = torch.float32) -> DiffusersBackbone:
+    """U-Net and text encoders of the family's size; a tiny autoencoder, which training only uses before the first step."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        unet = UNet2DConditionModel(**family.unet)
+        texts: dict[str, Any] = {name: new_text_encoder(name, config) for name, config in family.texts.items()}
+        vae = AutoencoderTiny()
+    return DiffusersBackbone((unet, texts, vae), SCHEDULE, torch.device(device), dtype)
+
+
+def random_concepts(backbone: DiffusersBackbone, shapes: dict[str, tuple[int, int]], count: int, rank: int = 4) -> list[Concept]:
+    """Concepts of random factors, as many earlier ones as a bank may hold."""
+    generator = torch.Generator().manual_seed(1)
+    concepts = []
+    for task in range(1, count + 1):
+        factors = {
+            n: LowRank(0.01 * torch.randn(out, rank, generator=generator), torch.randn(rank, inn, generator=generator))
+            for n, (out, inn) in shapes.items()
+        }
+        words = (f"<c{task}.1>", f"<c{task}.2>")
+        concepts.append(Concept(f"c{task}", "dog", words, factors, {}, backbone.architecture, backbone.fingerprint, task))
+    return concepts
