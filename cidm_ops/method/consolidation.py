@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..lowrank import LowRank, orthonormal_basis
 
@@ -82,8 +83,13 @@ class Released(Consolidation):
 
     def loss(self, factors: Factors) -> Tensor:
         pairs = [(f.up, old[n].up.to(f.up)) for old in self.earlier for n, f in factors.items() if n in old]
-        terms = [(up @ other.T).abs().mean() + (up - 1).square().mean() for up, other in pairs]
+        terms = [checkpoint(_released, up, other, use_reentrant=False) for up, other in pairs]
         return torch.stack(terms).mean() if terms else torch.zeros(())
+
+
+def _released(up: Tensor, other: Tensor) -> Tensor:
+    """One pair; computed again in the backward pass, since the out x out matrices of a hundred concepts would take 18 GB on SD1.5."""
+    return (up @ other.T).abs().mean() + (up - 1).square().mean()
 
 
 class PaperLiteral(Consolidation):
