@@ -129,9 +129,13 @@ def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
 def bench(options: argparse.Namespace, rest: list[str]) -> None:
     import json
 
-    from .measure.bench import consolidation, train
+    from .measure.bench import consolidation, modes, train
 
-    sides = {"consolidation": lambda: consolidation.run(), "train": lambda: train.run(options.comfy)}
+    sides = {
+        "consolidation": lambda: consolidation.run(),
+        "modes": lambda: modes.run(options.folder, options.seeds, options.modes or modes.MODES),
+        "train": lambda: train.run(options.comfy),
+    }
     figures = {"bench": options.name, **sides[options.name]()}
     print(json.dumps(figures, indent=2))
     if options.json:
@@ -231,8 +235,15 @@ def arguments() -> argparse.ArgumentParser:
     look.add_argument("bank", type=Path, help="folder of the concept bank")
 
     time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
-    time.add_argument("name", choices=("consolidation", "train"), help="what earlier concepts cost a step; our trainer and ComfyUI's own")
+    time.add_argument(
+        "name",
+        choices=("consolidation", "modes", "train"),
+        help="what earlier concepts cost a step; what each consolidation mode does to ten Doodle concepts; our trainer and ComfyUI's own",
+    )
     time.add_argument("--json", type=Path, help="write the figures here too")
+    time.add_argument("--folder", type=Path, default=Path("runs/modes"), help="for modes: keeps what is done (default: %(default)s)")
+    time.add_argument("--seeds", type=whole(1), default=3, help="for modes (default: %(default)s)")
+    time.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     time.add_argument("--comfy", type=Path, default=Path("~/comfy/ComfyUI"), help="for train: a ComfyUI checkout (default: %(default)s)")
 
     doodle = commands.add_parser("doodle", help="the model that ships with the pack").add_subparsers(required=True, metavar="COMMAND")

@@ -34,9 +34,10 @@ class Backbone(Protocol):
         """Rows of the token table for ``ids [...]``: ``[..., D]`` fp32, no gradient."""
         ...
 
-    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l") -> tuple[Tensor, Tensor | None]:
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
         """Hidden states ``[B, 77, C]`` of ``ids [B, 77]`` with token rows ``[B, 77, D]``, as the U-Net reads them, and the pooled state
-        ``[B, P]`` if the model uses that of this encoder; differentiable in the rows.
+        ``[1, P]`` of the first row if the model uses that of this encoder; differentiable in the rows. The first ``shared`` positions
+        are the same in all rows, and computed once.
         """
         ...
 

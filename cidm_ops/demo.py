@@ -6,31 +6,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .backbone import Backbone
 from .bank.bank import Bank
-from .doodle.concepts import CONCEPTS, Example, examples
-from .doodle.tower import DoodleTower
-from .engines.diffusers import load
+from .doodle.concepts import CONCEPTS, examples
+from .measure.doodle import GUIDANCE, PICTURES, RECIPE, SEED, Easel, lesson, pictured
 from .measure.report import contact_sheet, write_html
-from .measure.scores import ImageTower, embed, image_alignment, self_alignment
-from .run.dataset import Dataset
+from .measure.scores import self_alignment
 from .run.painting import paint, unit_noise
-from .run.recipe import Recipe
 from .run.task import learn_into
 
 log = logging.getLogger("cidm.demo")
 
 LEARNED = ("dog", "duck", "cat")
-PLACES = ("on the beach", "in the snow", "in a meadow", "on the street")
 TOGETHER = "a {0} on the left, a {1} in the middle and a {2} on the right"
-HELD_OUT, SEED = 16, 1000
-# Chosen on Doodle: the world's places are in the pictures, so the whole picture is learned, and guidance stays low.
-RECIPE = Recipe(steps=350, batch=4, lr=4e-3, lr_tokens=1e-2, norm_stop=2.0)
-GUIDANCE = 2.0
 
 
 @dataclass
@@ -44,52 +33,33 @@ class Score:
     ia_first: float
 
 
-def run(folder: Path, seeds: int = 2) -> list[Score]:
+def run(folder: Path) -> list[Score]:
     """Learn, paint, score; write ``report.json``, ``report.html``, ``contact-sheet.png`` and the bank into ``folder``."""
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    backbone, tower = load("doodle"), DoodleTower()
+    easel = Easel()
     bank = Bank(folder / "bank")
     for name in bank.names:
         bank.file(name).unlink()
     bank = Bank(folder / "bank")
-    references, plain, first, rows = {}, {}, {}, []
+    plain, first, rows = {}, {}, {}
     for name in LEARNED:
         concept = CONCEPTS[name]
-        shown = examples(concept, 6)
-        references[name] = embed(tower, pictured(examples(concept, HELD_OUT, seed=1)))
-        rows.append((f"{name}: the six pictures", pictured(shown)))
-        training = Dataset(list(pictured(shown) / 2 + 0.5), [e.caption for e in shown])
-        bank, _, losses = learn_into(bank, backbone, training, name=name, class_word=concept.class_word, recipe=RECIPE)
+        bank, _, losses = learn_into(bank, easel.backbone, lesson(concept), name=name, class_word=concept.class_word, recipe=RECIPE)
         log.info("learned %s in %.0f s, loss %.3f", name, time.monotonic() - began, sum(losses[-50:]) / 50)
-        ordinary = portraits(backbone, bank, concept.class_word, seeds)
-        rows.append((f"plain “{concept.class_word}”", ordinary[:6]))
-        plain[name] = alignment(tower, ordinary, references[name])
-        first[name] = alignment(tower, portraits(backbone, bank, f"<{name}>", seeds), references[name])
+        ordinary = easel.paint(bank, name, concept.class_word)
+        rows[name] = [(f"{name}: the six pictures", pictured(examples(concept, PICTURES))), (f"plain “{concept.class_word}”", ordinary[:6])]
+        plain[name] = easel.ia(name, ordinary)
+        first[name] = easel.ia(name, easel.paint(bank, name, f"<{name}>"))
     scores = []
     for name in LEARNED:
-        pictures = portraits(backbone, bank, f"<{name}>", seeds)
-        scores.append(Score(name, alignment(tower, pictures, references[name]), plain[name], self_alignment(references[name]), first[name]))
-        rows.insert(3 * len(scores) - 1, (f"<{name}> after all three", pictures[:6]))
+        pictures = easel.paint(bank, name, f"<{name}>")
+        scores.append(Score(name, easel.ia(name, pictures), plain[name], self_alignment(easel.references(name)), first[name]))
+        rows[name].append((f"<{name}> after all three", pictures[:6]))
     prompt = TOGETHER.format(*(f"<{name}>" for name in LEARNED))
-    rows.append(("all together", paint(backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), guidance=GUIDANCE)[0]))
-    report(folder, scores, rows, time.monotonic() - began)
+    together = paint(easel.backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), guidance=GUIDANCE)[0]
+    report(folder, scores, [*(row for name in LEARNED for row in rows[name]), ("all together", together)], time.monotonic() - began)
     return scores
-
-
-def portraits(backbone: Backbone, bank: Bank, subject: str, seeds: int) -> Tensor:
-    """``subject`` in every place, ``seeds`` pictures each, ``[places * seeds, 3, 128, 128]``, places in turn."""
-    by_place = [paint(backbone, bank, f"a {subject} {place}", unit_noise(SEED, seeds, 128, 128), guidance=GUIDANCE)[0] for place in PLACES]
-    return torch.stack(by_place, 1).flatten(0, 1)
-
-
-def pictured(shown: list[Example]) -> Tensor:
-    """Renderings as pictures ``[N, 3, 128, 128]`` in [-1, 1]."""
-    return torch.from_numpy(np.stack([e.picture for e in shown])).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def alignment(tower: ImageTower, pictures: Tensor, references: Tensor) -> float:
-    return image_alignment(embed(tower, pictures), references)
 
 
 def report(folder: Path, scores: list[Score], rows: list[tuple[str, Tensor]], seconds: float) -> None:

@@ -126,31 +126,26 @@ def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping
     if len(counts) > 1:
         raise ValueError(f"token tables of {sorted(counts)} layers cannot share a prompt: expected one number of layers")
     (count,) = counts
-    hidden_texts = [hide(prompt, tables) for prompt in prompts]
-    layers, variants = [], []
-    for _, hidden in hidden_texts:
-        read = list(zip(*(tables[w].layers for w in hidden.values()), strict=True)) or [()] * count
-        variants.append(list(dict.fromkeys(read)))
-        layers.append(tuple(variants[-1].index(rows) for rows in read))
-    sides: list[list[Tensor]] = [[] for _ in prompts]
-    pooled: Tensor | None = None
+    return join([_encode(backbone, prompt, tables, count) for prompt in prompts])
+
+
+def _encode(backbone: Backbone, prompt: str, tables: Mapping[str, Table], layers: int) -> Text:
+    """One prompt. Only the combinations of rows that some layer reads are encoded, and what stands before the first word once."""
+    text, hidden = hide(prompt, tables)
+    read = list(zip(*(tables[w].layers for w in hidden.values()), strict=True)) or [()] * layers
+    variants = list(dict.fromkeys(read))
+    sides, pooled = [], None
     for encoder in backbone.encoders:
-        ids, rows = [], []
-        for (text, hidden), combinations in zip(hidden_texts, variants, strict=True):
-            own = backbone.tokenize(text, encoder).to(backbone.device)
-            chosen = {w: tables[w].rows[encoder][[c[i] for c in combinations]] for i, w in enumerate(hidden.values())}
-            bound = bind(own, backbone.token_rows(own, encoder), hidden, chosen)
-            ids.append(own.repeat(len(bound), 1))
-            rows.append(bound.flatten(0, 1))
-        states, summary = backbone.encode_text(torch.cat(ids), torch.cat(rows), encoder)
-        sizes = [len(i) for i in ids]
-        for side, part, combinations in zip(sides, states.split(sizes), variants, strict=True):
-            side.append(part.reshape(len(combinations), -1, part.shape[-1]))
-        if summary is not None:
-            pooled = torch.stack([part[0] for part in summary.split(sizes)])
-    return join(
-        [
-            Text(torch.cat(side, -1)[None], own, None if pooled is None else pooled[i : i + 1])
-            for i, (side, own) in enumerate(zip(sides, layers, strict=True))
-        ]
-    )
+        ids = backbone.tokenize(text, encoder).to(backbone.device)
+        plain = backbone.token_rows(ids, encoder)
+        chosen = {w: tables[w].rows[encoder][[v[i] for v in variants]] for i, w in enumerate(hidden.values())}
+        chunks = []
+        for chunk, rows in zip(ids, plain, strict=True):
+            here = [i for i, token in enumerate(chunk.tolist()) if token in hidden]
+            bound = bind(chunk, rows, hidden, chosen) if here else rows[None]
+            states, summary = backbone.encode_text(chunk.expand(len(bound), -1), bound, encoder, here[0] if here else len(chunk))
+            chunks.append(states.expand(len(variants), -1, -1))
+            if summary is not None and pooled is None:
+                pooled = summary
+        sides.append(torch.cat(chunks, 1))
+    return Text(torch.cat(sides, -1)[None], tuple(variants.index(v) for v in read), pooled)

@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from ..cidm_ops.adapters import block_of
 from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.bank.concept import Concept
+from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import layerwise
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
 from ..cidm_ops.run.prompt import encode_prompts
-from ..cidm_ops.tokens import hide
+from ..cidm_ops.tokens import END, hide
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order
 PREDICTIONS = {comfy.model_base.ModelType.EPS: "eps", comfy.model_base.ModelType.V_PREDICTION: "v"}
@@ -89,30 +90,22 @@ class ComfyText:
         weight = self.token_table(encoder).weight
         return weight[ids.to(weight.device)].float().to(self.device)
 
-    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l") -> tuple[Tensor, Tensor | None]:
-        """The host's own forward pass with ``rows`` in place of the token table's.
-
-        The host adds to the hidden state in place, where autograd still needs it for the norms: those keep a copy.
-        """
-        whole = self.clip.cond_stage_model
-        part = getattr(whole, encoder)
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Through the host's own layers, with its clip skip, its patches and its way with weights that lie elsewhere."""
+        part = getattr(self.clip.cond_stage_model, encoder)
         self.clip.load_model()
-        whole.reset_clip_options()
-        whole.set_clip_options({"execution_device": self.clip.patcher.load_device})
+        part.reset_clip_options()
         if self.clip.layer_idx is not None:
-            whole.set_clip_options({"layer": self.clip.layer_idx})
-        given = iter(rows.split(1))  # the host looks up one text at a time
-        hooks = [self.token_table(encoder).register_forward_hook(lambda module, args, output: next(given).to(output))]
-        if rows.requires_grad:
-            norms = [m for name, m in part.named_modules() if name.endswith(("layer_norm1", "layer_norm2"))]
-            hooks += [m.register_forward_pre_hook(lambda module, args: (args[0].clone(),)) for m in norms]
-        try:
-            with differentiable(part):
-                states, pooled = part(ids.tolist())[:2]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return states.to(self.device), pooled.to(self.device) if encoder == "clip_g" else None
+            part.set_clip_options({"layer": self.clip.layer_idx})
+        transformer = part.transformer.text_model
+        count = len(transformer.encoder.layers)
+        depth = count if part.layer == "last" else part.layer_idx % count + 1
+        with differentiable(part):
+            states = text_states(transformer, rows.float(), shared, depth, norm=part.layer == "last" or part.layer_norm_hidden_state)
+            if encoder != "clip_g":
+                return states, None
+            end = (ids[:1].to(states.device) == END).int().argmax(1)
+            return states, part.transformer.text_projection(pooled_state(transformer, states[:1], end, depth))
 
     def emphasise(self, text: str, context: Tensor) -> Tensor:
         """The host's word weights on text states ``[L, N, C]``: each moves away from the empty text by its weight."""

@@ -38,7 +38,7 @@ VISION_CONFIG: dict[str, Any] = dict(
     projection_dim=128,
     hidden_act="quick_gelu",
 )
-VOCABULARY, RARE_STD = 49408, 0.02
+VOCABULARY, END, RARE_STD = 49408, 49407, 0.02
 
 
 def _load(name: str) -> dict[str, Tensor]:
@@ -59,6 +59,11 @@ def full_token_table(ids: Tensor, rows: Tensor) -> Tensor:
     return table
 
 
+def _with_table(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    table = full_token_table(state.pop("token_ids").long(), state.pop("token_rows"))
+    return state | {"text_model.embeddings.token_embedding.weight": table}
+
+
 def unet_state() -> dict[str, Tensor]:
     """Names of diffusers' ``UNet2DConditionModel``."""
     return _load("unet")
@@ -66,9 +71,7 @@ def unet_state() -> dict[str, Tensor]:
 
 def text_state() -> dict[str, Tensor]:
     """Names ``text_model.*`` of a CLIP text model, with the whole token table."""
-    state = _load("text")
-    table = full_token_table(state.pop("token_ids").long(), state.pop("token_rows"))
-    return state | {"text_model.embeddings.token_embedding.weight": table}
+    return _with_table(_load("text"))
 
 
 def vae_state() -> dict[str, Tensor]:
@@ -79,3 +82,9 @@ def vae_state() -> dict[str, Tensor]:
 def vision_state() -> dict[str, Tensor]:
     """Names of transformers' ``CLIPVisionModelWithProjection`` (the image tower) without its caption side."""
     return {k: v for k, v in _load("vision").items() if not k.startswith("text.")}
+
+
+def caption_state() -> dict[str, Tensor]:
+    """Names of transformers' ``CLIPTextModelWithProjection``: the image tower's caption side."""
+    state = _with_table({k.removeprefix("text."): v for k, v in _load("vision").items() if k.startswith("text.")})
+    return state | {"text_projection.weight": state.pop("projection.weight")}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..backbone import Backbone
+from ..causal import pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import layerwise
@@ -56,19 +57,17 @@ class DiffusersBackbone(Backbone):
     def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
         return self.texts[encoder].get_input_embeddings().weight[ids.to(self.device)].float()
 
-    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l") -> tuple[Tensor, Tensor | None]:
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
         """SD1 reads the last states after the final norm, SDXL those before the last layer of both encoders, without the norm."""
-
-        def instead(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return rows.to(output)
-
-        handle = self.texts[encoder].get_input_embeddings().register_forward_hook(instead)
-        try:
-            out = self.texts[encoder](ids.to(self.device), output_hidden_states=len(self.texts) > 1)
-        finally:
-            handle.remove()
-        states = out.last_hidden_state if len(self.texts) == 1 else out.hidden_states[-2]
-        return states.float(), out.text_embeds.float() if encoder == "clip_g" else None
+        model = self.texts[encoder]
+        transformer = getattr(model, "text_model", model)  # transformers 5 took that level out
+        last = len(transformer.encoder.layers)
+        depth = last if len(self.texts) == 1 else last - 1
+        states = text_states(transformer, rows.to(self.dtype), shared, depth, norm=depth == last)
+        if encoder != "clip_g":
+            return states.float(), None
+        end = (ids[:1].to(self.device) == END).int().argmax(1)
+        return states.float(), model.text_projection(pooled_state(transformer, states[:1], end, depth)).float()
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Image alignment: how much pictures look like a concept, as cosines of an image tower (CIDM 4.1, "IA")."""
+"""Alignment as cosines in the space of an image tower: with pictures of a concept (CIDM 4.1, "IA") and with captions ("TA")."""
 
 from collections.abc import Callable
 
@@ -27,3 +27,8 @@ def self_alignment(references: Tensor) -> float:
         raise ValueError(f"{m} reference picture: at least 2 are needed to compare them with each other")
     cosines = references @ references.T
     return float((cosines.sum() - cosines.diagonal().sum()) / (m * (m - 1)))
+
+
+def text_alignment(pictures: Tensor, captions: Tensor) -> float:
+    """Mean of ``2.5 max(0, cosine)`` of each picture's embedding ``[N, E]`` with its own caption's; in [0, 2.5] (CLIPScore's scaling)."""
+    return float(2.5 * (pictures * captions).sum(-1).clamp(min=0).mean())

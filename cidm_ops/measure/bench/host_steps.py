@@ -27,6 +27,7 @@ import comfy.sd  # noqa: E402
 import comfyui_version  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 -- as main.py does: comfy has a module of that name
 from comfy_extras import nodes_train  # noqa: E402
+from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 pack = importlib.util.module_from_spec(spec)
@@ -79,7 +80,7 @@ def our_trainer(model, clip, vae, norm_stop):
 
 def main():
     stamps = []
-    torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: stamps.append(time.perf_counter()))
+    register_optimizer_step_post_hook(lambda *_: stamps.append(time.perf_counter()))
     with torch.inference_mode():  # as the executor does
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(CHECKPOINT)
         sides = {}

@@ -1,0 +1,54 @@
+"""CLIP's text transformer over variants of one text. It is causal: what stands before the first difference is computed once.
+
+Works on the modules of transformers and of ComfyUI alike, which share their names, and through them on weights that
+the host casts, quantises or offloads.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def text_states(transformer: Any, rows: Tensor, shared: int, depth: int, norm: bool) -> Tensor:
+    """Hidden states ``[V, N, D]`` after ``depth`` layers of token rows ``[V, N, D]``, with the final norm if ``norm``; differentiable.
+
+    The first ``shared`` positions must hold the same rows in every variant: they go through the layers as one.
+    """
+    states = rows + transformer.embeddings.position_embedding.weight[: rows.shape[1]].to(rows)
+    start, rest = states[:1, :shared], states[:, shared:]
+    for layer in transformer.encoder.layers[:depth]:
+        start, rest = _layer(layer, start, rest)
+    states = torch.cat([start.expand(len(rest), -1, -1), rest], 1)
+    return transformer.final_layer_norm(states) if norm else states
+
+
+def pooled_state(transformer: Any, states: Tensor, end: Tensor, depth: int) -> Tensor:
+    """The normed last state ``[B, D]`` at position ``end [B]`` of states ``[B, N, D]`` after ``depth`` layers."""
+    rest = states
+    for layer in transformer.encoder.layers[depth:]:
+        _, rest = _layer(layer, rest[:1, :0], rest)
+    return transformer.final_layer_norm(rest[torch.arange(len(rest)), end])
+
+
+def _layer(layer: Any, start: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer on the shared start ``[1, p, D]`` and the rest ``[V, N - p, D]`` of each variant, which attends to both."""
+    attention = layer.self_attn
+    parts = [part for part in (start, rest) if part.shape[1]]
+    normed = [layer.layer_norm1(part) for part in parts]
+    keys, values = ([projection(part) for part in normed] for projection in (attention.k_proj, attention.v_proj))
+    out = []
+    for i, part in enumerate(parts):
+        k, v = (torch.cat([x.expand(len(part), -1, -1) for x in before[: i + 1]], 1) for before in (keys, values))
+        part = part + attention.out_proj(_attend(attention.q_proj(normed[i]), k, v, getattr(attention, "heads", 0) or attention.num_heads))
+        out.append(part + layer.mlp(layer.layer_norm2(part)))
+    return (out[0] if start.shape[1] else start), (out[-1] if rest.shape[1] else rest)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Causal attention of the last positions ``q [B, n, D]`` to all ``k, v [B, N, D]``."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    n, total = q.shape[2], k.shape[2]
+    seen = torch.ones(n, total, dtype=torch.bool, device=q.device).tril(total - n)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
