@@ -59,7 +59,7 @@ class Easel:
         return self.known[name]
 
     def paint(self, bank: Bank, name: str, subject: str, seeds: int = 2, mode: str = "exact") -> Tensor:
-        """``seeds`` pictures of ``subject``, concept ``name`` or its plain word, in every place: ``[places * seeds, 3, 128, 128]``, in turn."""
+        """``subject`` (concept ``name`` or its plain word) in every place, ``[places * seeds, 3, 128, 128]``, places in turn."""
         noise = unit_noise(SEED, seeds, 128, 128)
         by_place = [paint(self.backbone, bank, scene(name, subject, p), noise, mode=mode, guidance=GUIDANCE)[0] for p in PLACES]
         return torch.stack(by_place, 1).flatten(0, 1)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
@@ -79,10 +79,11 @@ def learn_into(
 
 
 def task_digest(bank: Bank, backbone: Backbone, data: Dataset, name: str, class_word: str, earlier: list[str], recipe: Recipe) -> str:
-    """A hash of all that decides what a task learns."""
+    """A hash of all that decides what a task learns. Settings at their defaults do not count: one that is new changes no old task."""
     before = [bank.headers[n]["training"].get("task", n) for n in earlier]
     how = [list(data.captions), list(data.repeats), data.size, data.fit, data.flip]
-    words = [name, class_word, backbone.architecture, backbone.fingerprint, how, before, asdict(recipe)]
+    chosen = {f.name: value for f in fields(recipe) if (value := getattr(recipe, f.name)) != f.default}
+    words = [name, class_word, backbone.architecture, backbone.fingerprint, how, before, chosen]
     digest = hashlib.sha256(json.dumps(words).encode())
     for tensor in (*data.pictures, *data.masks):
         if tensor is not None:
