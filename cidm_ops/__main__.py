@@ -129,11 +129,12 @@ def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
 def bench(options: argparse.Namespace, rest: list[str]) -> None:
     import json
 
-    from .measure.bench import consolidation, modes, train
+    from .measure.bench import consolidation, modes, tokens, train
 
     sides = {
         "consolidation": lambda: consolidation.run(),
         "modes": lambda: modes.run(options.folder, options.seeds, options.modes or modes.MODES),
+        "tokens": lambda: tokens.run(),
         "train": lambda: train.run(options.comfy),
     }
     figures = {"bench": options.name, **sides[options.name]()}
@@ -237,8 +238,9 @@ def arguments() -> argparse.ArgumentParser:
     time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
     time.add_argument(
         "name",
-        choices=("consolidation", "modes", "train"),
-        help="what earlier concepts cost a step; what each consolidation mode does to ten Doodle concepts; our trainer and ComfyUI's own",
+        choices=("consolidation", "modes", "tokens", "train"),
+        help="what earlier concepts cost a step; what each consolidation mode does to ten Doodle concepts; what layer-wise words cost; "
+        "our trainer and ComfyUI's own",
     )
     time.add_argument("--json", type=Path, help="write the figures here too")
     time.add_argument("--folder", type=Path, default=Path("runs/modes"), help="for modes: keeps what is done (default: %(default)s)")

@@ -23,6 +23,7 @@ class Backbone(Protocol):
     blocks: Mapping[str, nn.Module]  # canonical name -> transformer block, in layer order
     cross_attention: Mapping[str, nn.Module]  # the attn2 of each, under its own name
     device: torch.device
+    dtype: torch.dtype  # that the U-Net computes in
     alphas_cumprod: Tensor  # [1000]
     prediction: str  # "eps" or "v"
 

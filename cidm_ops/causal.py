@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+GRAPH = 2**31  # bytes that autograd may keep for one text in all its variants; above that, layers are computed again
+KEPT = 14  # tensors of the size of the hidden states that a layer keeps
 
 
 def text_states(transformer: Any, rows: Tensor, shared: int, depth: int, norm: bool) -> Tensor:
@@ -18,8 +22,9 @@ def text_states(transformer: Any, rows: Tensor, shared: int, depth: int, norm: b
     """
     states = rows + transformer.embeddings.position_embedding.weight[: rows.shape[1]].to(rows)
     start, rest = states[:1, :shared], states[:, shared:]
+    graph = rest.nbytes * KEPT * depth if rows.requires_grad else 0
     for layer in transformer.encoder.layers[:depth]:
-        start, rest = _layer(layer, start, rest)
+        start, rest = checkpoint(_layer, layer, start, rest, use_reentrant=False) if graph > GRAPH else _layer(layer, start, rest)
     states = torch.cat([start.expand(len(rest), -1, -1), rest], 1)
     return transformer.final_layer_norm(states) if norm else states
 

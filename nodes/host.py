@@ -133,6 +133,7 @@ class ComfyBackbone(ComfyText, Backbone):
         self.model, self.vae = model, vae
         self.unet: nn.Module = model.model.diffusion_model
         self.device = model.load_device
+        self.dtype: torch.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         width = config.unet_config["context_dim"]
         if (width == 2048) != (len(self.encoders) == 2):
             raise ValueError(
@@ -165,8 +166,7 @@ class ComfyBackbone(ComfyText, Backbone):
             yield
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
-        base = self.model.model
-        dtype = base.manual_cast_dtype or base.get_dtype()
+        base, dtype = self.model.model, self.dtype
         self._load(x, 2)
         adm = None
         if pooled is not None:  # SDXL: the pooled text and the size of the picture

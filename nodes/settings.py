@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.method.consolidation import MODES
-from ..cidm_ops.run.recipe import GROUPS, Recipe
+from ..cidm_ops.run.recipe import GROUPS, MEMORY, PRECISIONS, Recipe
 from ..cidm_ops.run.task import EXISTING
 
 TrainingSettings = io.Custom("CIDM_SETTINGS")
@@ -69,6 +69,22 @@ class CIDMTrainingSettings(io.ComfyNode):
                 ),
                 io.Int.Input("preview_every", default=0, min=0, max=100000, tooltip="Paint a picture every so many steps; 0 paints none."),
                 io.String.Input("preview_prompt", default="a photo of <dog>", tooltip="What the previews show, always from the same seed."),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default=DEFAULTS.precision,
+                    optional=True,
+                    tooltip="What the frozen model computes in while learning; what learns is always fp32. auto: bf16 where the hardware "
+                    "is made for it.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=list(MEMORY),
+                    default=DEFAULTS.memory,
+                    optional=True,
+                    tooltip="auto: when memory runs out, the step is done again with checkpointing, then one picture at a time, then in "
+                    "bf16. as_set: training ends and says what to try.",
+                ),
             ],
             outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],
         )

@@ -60,7 +60,7 @@ class DiffusersBackbone(Backbone):
     def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
         """SD1 reads the last states after the final norm, SDXL those before the last layer of both encoders, without the norm."""
         model = self.texts[encoder]
-        transformer = getattr(model, "text_model", model)  # transformers 5 took that level out
+        transformer: Any = getattr(model, "text_model", model)  # transformers 5 took that level out
         last = len(transformer.encoder.layers)
         depth = last if len(self.texts) == 1 else last - 1
         states = text_states(transformer, rows.to(self.dtype), shared, depth, norm=depth == last)

@@ -15,6 +15,10 @@ class Noised:
     target: Tensor
     weight: Tensor
 
+    def part(self, which: slice) -> "Noised":
+        """Some of the pictures."""
+        return Noised(self.x[which], self.t[which], self.target[which], self.weight[which])
+
 
 def noised(
     clean: Tensor, alphas_cumprod: Tensor, prediction: str, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0

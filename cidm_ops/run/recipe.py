@@ -8,6 +8,8 @@ from ..method.consolidation import MODES
 from .captions import OBJECT_TEMPLATES, Wording
 
 GROUPS = ("block", "layer", "one")
+PRECISIONS = ("auto", "as_model", "bf16")
+MEMORY = ("auto", "as_set")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,9 @@ class Recipe:
     mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on.
     ``consolidation`` is gamma_1 of Eq. 2 and weighs the term ``mode``, ``shared`` weighs the low-rank form of the paper's
     R2. ``init_sigma`` is the standard deviation of the free adjective's row. ``min_snr`` is gamma of min-SNR weighting,
-    0 for none. ``checkpointing`` trades a third more time for much less memory. Raises ``ValueError`` naming the setting that cannot work.
+    0 for none. ``precision`` is what the frozen model computes in (the factors are fp32): ``auto`` is bf16 where the
+    hardware is made for it. ``memory``: ``auto`` turns to ways that need less when memory runs out. ``checkpointing`` trades a
+    third more time for much less memory. Raises ``ValueError`` naming the setting that cannot work.
     """
 
     steps: int = 800
@@ -43,6 +47,8 @@ class Recipe:
     templates: tuple[str, ...] = OBJECT_TEMPLATES
     shuffle: bool = False
     dropout: float = 0.0
+    precision: str = "auto"
+    memory: str = "auto"
     checkpointing: bool = False
     seed: int = 0
 
@@ -53,12 +59,11 @@ class Recipe:
         for name in ("alpha", "lr", "lr_tokens", "weight_decay", "consolidation", "shared", "noise_offset", "min_snr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 or more")
-        if self.groups not in GROUPS:
-            raise ValueError(f"token groups {self.groups!r}: expected one of {', '.join(GROUPS)}")
+        for name, known in (("groups", GROUPS), ("precision", PRECISIONS), ("memory", MEMORY), ("mode", MODES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected a share of captions from 0 to below 1")
-        if self.mode not in MODES:
-            raise ValueError(f"consolidation mode {self.mode!r}: expected one of {', '.join(MODES)}")
         _ = self.wording
 
     def having(self, settings: Sequence[str]) -> "Recipe":

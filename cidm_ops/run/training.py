@@ -24,7 +24,8 @@ from ..tokens import Text, encode_layerwise, join
 from .captions import concept_captions
 from .dataset import Dataset
 from .learner import Learner
-from .objective import error, noised
+from .memory import Halves, Means, is_out_of_memory
+from .objective import Noised, error, noised
 from .recipe import Recipe
 from .sampling import sample
 
@@ -59,6 +60,8 @@ class Run:
         self.optimiser = torch.optim.AdamW(
             [{"params": [p for p in parameters if p.requires_grad]} for _, parameters in groups], weight_decay=self.recipe.weight_decay
         )
+        self.means = Means.of(self.recipe, backbone)
+        self.halves = Halves(backbone.unet)
         self.losses: list[float] = []
         self.latents: dict[tuple[int, bool], Tensor] = {}
         self.texts: dict[str, Text] = {}
@@ -83,10 +86,34 @@ class Run:
         recipe, step = self.recipe, self.step
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * (1 - step / recipe.steps)
+        loss = self.gradients()
+        self.optimiser.step()
+        self.term.after_step(self.learner.factors())
+        self.losses.append(loss)
+        if self.learner.words_learn and self.learner.norm >= recipe.norm_stop:
+            self.freeze_tokens()
+        return loss
+
+    def gradients(self) -> float:
+        """The gradients of a step, and its loss. Raises ``FloatingPointError`` for no numbers and ``MemoryError`` for too little memory."""
+        recipe = self.recipe
         self.optimiser.zero_grad(set_to_none=True)
         losses = []
-        for number in range(step * recipe.accumulate, (step + 1) * recipe.accumulate):
-            losses.append(self.accumulate(self.batch(number), random.Random(f"{recipe.seed}/{number}")))
+        try:
+            for number in range(self.step * recipe.accumulate, (self.step + 1) * recipe.accumulate):
+                losses.append(self.accumulate(self.batch(number), random.Random(f"{recipe.seed}/{number}")))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = str(error).splitlines()[0]
+        else:
+            shortage = ""
+        if shortage:  # outside of the handler, which holds on to the tensors of the failed step
+            self.means = self.thriftier(shortage)
+            return self.gradients()
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        for gradient in gradients:
+            gradient /= self.means.scale
         factors = self.learner.factors()
         extra = recipe.consolidation * self.term.loss(factors)
         if self.shared:
@@ -94,13 +121,18 @@ class Run:
         if extra.requires_grad:
             extra.backward()
         loss = sum(losses) / len(losses)
-        self.check(loss)
-        self.optimiser.step()
-        self.term.after_step(factors)
-        self.losses.append(loss)
-        if self.learner.words_learn and self.learner.norm >= recipe.norm_stop:
-            self.freeze_tokens()
+        self.check(loss, float(torch.nn.utils.get_total_norm(gradients)))
         return loss
+
+    def thriftier(self, shortage: str) -> Means:
+        """The next way of computing that needs less memory. Raises ``MemoryError`` with advice if there is none or it is not wanted."""
+        less = self.means.less()
+        if less is None:
+            raise MemoryError(f"memory is short even with {self.means}: train at a smaller size, or free memory ({shortage})")
+        if self.recipe.memory != "auto":
+            raise MemoryError(f"memory is short with {self.means}: try {less}, or memory=auto, which finds what fits ({shortage})")
+        self.data.warnings.append(f"memory was short with {self.means}: going on with {less}")
+        return less
 
     @torch.no_grad()
     def picture(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
@@ -127,28 +159,43 @@ class Run:
 
     def accumulate(self, batch: Sequence[int], rng: random.Random) -> float:
         """Add the gradients of a batch of pictures and return its mean loss; those of one shape go through the model together."""
+        recipe, means = self.recipe, self.means
         flips = [self.data.flip and rng.random() < 0.5 for _ in batch]
         drawn = [self.latent(i, flip, rng) for i, flip in zip(batch, flips, strict=True)]
-        texts = [self.recipe.wording.say(self.captions[i], rng) for i in batch]
+        texts = [recipe.wording.say(self.captions[i], rng) for i in batch]
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         total = 0.0
         for shape in dict.fromkeys(latent.shape for latent, _ in drawn):
-            here = [k for k, (latent, _) in enumerate(drawn) if latent.shape == shape]
-            latents = torch.stack([drawn[k][0] for k in here])
-            masks = [drawn[k][1] for k in here]
-            mask = None
-            if any(m is not None for m in masks):
-                mask = torch.stack([torch.ones(1, *shape[1:]) if m is None else m for m in masks]).to(latents)
-            text = self.text([texts[k] for k in here])
-            draw = noised(
-                latents, self.backbone.alphas_cumprod, self.backbone.prediction, generator, self.recipe.noise_offset, self.recipe.min_snr
-            )
-            with self.backbone.learning(draw.x), recomputed(self.backbone.unet) if self.recipe.checkpointing else nullcontext():
-                guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-                loss = error(guess, draw, mask).sum() / len(batch)
-                (loss / self.recipe.accumulate).backward()
-            total += float(loss.detach())
+            alike = [k for k, (latent, _) in enumerate(drawn) if latent.shape == shape]
+            whole = self.noised(torch.stack([drawn[k][0] for k in alike]), generator)
+            for start in range(0, len(alike), means.at_once):
+                part = slice(start, start + means.at_once)
+                draw, masks = whole.part(part), [drawn[k][1] for k in alike[part]]
+                mask = None
+                if any(m is not None for m in masks):
+                    mask = torch.stack([torch.ones(1, *shape[1:]) if m is None else m for m in masks]).to(draw.x)
+                with self.computing(draw.x):
+                    text = self.text([texts[k] for k in alike[part]])
+                    guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
+                    loss = error(guess, draw, mask).sum() / len(batch)
+                    (loss * means.scale / recipe.accumulate).backward()
+                total += float(loss.detach())
         return total
+
+    @contextmanager
+    def computing(self, x: Tensor) -> Iterator[None]:
+        """While open, the model computes on ``x`` as ``means`` says and can be differentiated."""
+        with (
+            self.backbone.learning(x),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=self.means.bf16),
+            self.halves.used() if self.means.bf16 else nullcontext(),
+            recomputed(self.backbone.unet) if self.means.checkpointing else nullcontext(),
+        ):
+            yield
+
+    def noised(self, latents: Tensor, generator: torch.Generator) -> Noised:
+        recipe, backbone = self.recipe, self.backbone
+        return noised(latents, backbone.alphas_cumprod, backbone.prediction, generator, recipe.noise_offset, recipe.min_snr)
 
     def latent(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
         """Latent ``[4, h, w]`` of a picture and its mask ``[1, h, w]``; kept where the picture looks the same at every draw."""
@@ -177,11 +224,12 @@ class Run:
                 del self.texts[next(iter(self.texts))]
         return join(encoded)
 
-    def check(self, loss: float) -> None:
-        """Raises ``FloatingPointError`` with advice for a loss that a run does not come back from."""
+    def check(self, loss: float, gradient: float) -> None:
+        """Raises ``FloatingPointError`` with advice for a loss or a norm of gradients that a run does not come back from."""
         advice = "lower the learning rates or use fp32; the bank is unchanged, and the run can go on from its last checkpoint"
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {self.step + 1}: {advice}")
+        for what, value in (("loss", loss), ("norm of the gradients", gradient)):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the {what} is {value} at step {self.step + 1}: {advice}")
         if self.step >= 40:
             before, now = (sum(part) / 20 for part in (self.losses[:20], self.losses[-20:]))
             if now > EXPLODED * before:
@@ -194,7 +242,7 @@ class Run:
         for name, p in named.items():
             tensors |= {f"{entry}.{name}": value for entry, value in self.optimiser.state.get(p, {}).items()}
         tensors |= {f"term.{n}": t for n, t in self.term.state().items()}
-        return tensors, {"losses": self.losses, "frozen": not self.learner.words_learn}
+        return tensors, {"losses": self.losses, "frozen": not self.learner.words_learn, "means": asdict(self.means)}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
@@ -205,7 +253,7 @@ class Run:
             if entries:
                 self.optimiser.state[p] = {e: t.clone() if e == "step" else t.to(p) for e, t in entries.items()}
         self.term.load({n.removeprefix("term."): t for n, t in tensors.items() if n.startswith("term.")})
-        self.losses = list(facts["losses"])
+        self.losses, self.means = list(facts["losses"]), Means(**facts["means"])
         if facts["frozen"]:
             self.freeze_tokens()
 

@@ -210,7 +210,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_state(backbone, tmp
 
 @pytest.mark.parametrize(
     ("change", "error"),
-    [(dict(rank=0), "rank 0: expected at least 1"), (dict(steps=0), "steps 0"), (dict(mode="new"), "consolidation mode 'new'")],
+    [(dict(rank=0), "rank 0: expected at least 1"), (dict(steps=0), "steps 0"), (dict(mode="new"), "mode 'new'")],
 )
 def test_settings_that_cannot_work_are_refused(change, error):
     with pytest.raises(ValueError, match=error):

@@ -1,72 +1,97 @@
-"""A full-size Stable Diffusion 1.5, with random weights in the original single-file layout, in a running ComfyUI."""
+"""Full-size Stable Diffusion 1.5 and SDXL, with random weights in the original single-file layout, in a running ComfyUI."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
-from test_server import node, photos
+from test_server import SETTINGS, node, photos
 
 from cidm_ops.bank.concept import load_concept
 
 pytestmark = pytest.mark.slow
 
 
-def test_two_concepts_on_a_full_size_checkpoint(server):
+@pytest.fixture
+def checkpoint(server, request):
+    """A random checkpoint of the family in the host's folder."""
     files = pytest.importorskip("cidm_ops.measure.bench.checkpoints", reason="the full-size checkpoint is made with diffusers")
-    checkpoints = server.folder / "models" / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
-    file = files.write_checkpoint(checkpoints / "random.safetensors")
-    try:
-        for name in ("dog", "cat"):
-            photos(server.folder / "input" / f"full-{name}", [f"a {name} on the grass"])
-            server.run(
-                {
-                    "1": node("CheckpointLoaderSimple", ckpt_name=file.name),
-                    "2": node("CIDMOpenBank", name="full"),
-                    "3": node("CIDMLoadConceptImages", folder=f"full-{name}", size=256),
-                    "4": node(
-                        "CIDMTrainConcept",
-                        **{
-                            "model": ["1", 0],
-                            "clip": ["1", 1],
-                            "vae": ["1", 2],
-                            "bank": ["2", 0],
-                            "images": ["3", 0],
-                            "captions": ["3", 1],
-                        },
-                        **{"name": name, "class_word": name, "kind": "thing", "steps": 2, "seed": 0, "batch_size": 1, "rank": 4},
-                        **{"learning_rate": 1e-4, "token_learning_rate": 1e-3, "consolidation": 0.1, "token_norm_stop": 0.55},
-                    ),
-                    "5": node("PreviewAny", source=["4", 3]),
-                },
-                3600,
-            )
-        for task, name in enumerate(("dog", "cat"), 1):
-            learned = server.bank("full") / f"{name}.safetensors"
-            concept = load_concept(learned)
-            assert learned.stat().st_size <= 2_000_000
-            assert concept.architecture == "sd1-16x768" and concept.task == task
-            assert len(concept.factors) == 64
-            assert sum(f.up.numel() + f.down.numel() for f in concept.factors.values()) == 397_824
-            assert concept.tokens["clip_l"].shape == (2, 16, 768)
-            assert all(f.up.abs().max() > 0 for f in concept.factors.values())
-        (server.folder / "models" / "loras").mkdir(exist_ok=True)
-        os.link(server.bank("full") / "dog.safetensors", server.folder / "models" / "loras" / "dog.safetensors")
-        before = len(server.log.read_text())
-        server.run(
-            {
-                "1": node("CheckpointLoaderSimple", ckpt_name=file.name),
-                "2": node("LoraLoaderModelOnly", model=["1", 0], lora_name="dog.safetensors", strength_model=1.0),
-                "3": node("CLIPTextEncode", clip=["1", 1], text="a dog"),
-                "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-                "5": node(
-                    "KSampler",
-                    **{"model": ["2", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 1, "steps": 1},
-                    **{"cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
-                ),
-                "6": node("SaveLatent", samples=["5", 0], filename_prefix="full"),
-            },
-            3600,
-        )
-        assert "lora key not loaded" not in server.log.read_text()[before:]
-    finally:
-        file.unlink()
+    folder = server.folder / "models" / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    file = files.write_checkpoint(folder / "random.safetensors", getattr(files, request.param))
+    yield file
+    file.unlink()
+
+
+def learning(server, file, name, **settings):
+    """Two steps at 256 pixels."""
+    photos(server.folder / "input" / f"full-{name}", [f"a {name} on the grass"])
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name=file.name),
+        "2": node("CIDMOpenBank", name=f"full-{settings['groups']}"),
+        "3": node("CIDMLoadConceptImages", folder=f"full-{name}", size=256),
+        "4": node(
+            "CIDMTrainConcept",
+            **{"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "bank": ["2", 0], "images": ["3", 0], "captions": ["3", 1]},
+            **{"name": name, "class_word": name, "kind": "thing", "steps": 2, "seed": 0, "batch_size": 1, "rank": 4},
+            **{"learning_rate": 1e-4, "token_learning_rate": 1e-3, "consolidation": 0.1, "token_norm_stop": 9.0, "settings": ["6", 0]},
+        ),
+        "5": node("PreviewAny", source=["4", 3]),
+        "6": node("CIDMTrainingSettings", **(SETTINGS | {"targets": "cross_attention", "preview_every": 0} | settings)),
+    }
+
+
+def paint_with_core(server, file, concept):
+    """Core's own LoRA loader takes the concept; returns what it said."""
+    (server.folder / "models" / "loras").mkdir(exist_ok=True)
+    os.link(concept, server.folder / "models" / "loras" / "concept.safetensors")
+    before = len(server.log.read_text())
+    server.run(
+        {
+            "1": node("CheckpointLoaderSimple", ckpt_name=file.name),
+            "2": node("LoraLoaderModelOnly", model=["1", 0], lora_name="concept.safetensors", strength_model=1.0),
+            "3": node("CLIPTextEncode", clip=["1", 1], text="a dog"),
+            "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+            "5": node(
+                "KSampler",
+                **{"model": ["2", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 1, "steps": 1},
+                **{"cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+            ),
+            "6": node("SaveLatent", samples=["5", 0], filename_prefix="full"),
+        },
+        3600,
+    )
+    (server.folder / "models" / "loras" / "concept.safetensors").unlink()
+    return server.log.read_text()[before:]
+
+
+@pytest.mark.parametrize("checkpoint", ["SD1"], indirect=True)
+def test_two_concepts_on_stable_diffusion_15(server, checkpoint):
+    for task, name in enumerate(("dog", "cat"), 1):
+        server.run(learning(server, checkpoint, name, groups="block"), 3600)
+        file = server.bank("full-block") / f"{name}.safetensors"
+        concept = load_concept(file)
+        assert file.stat().st_size <= 2_000_000
+        assert concept.architecture == "sd1-16x768" and concept.task == task
+        assert len(concept.factors) == 64
+        assert sum(f.up.numel() + f.down.numel() for f in concept.factors.values()) == 397_824
+        assert concept.tokens["clip_l"].shape == (2, 16, 768)
+        assert all(f.up.abs().max() > 0 for f in concept.factors.values())
+    assert "lora key not loaded" not in paint_with_core(server, checkpoint, file)
+
+
+@pytest.mark.parametrize("checkpoint", ["SDXL"], indirect=True)
+def test_a_concept_on_sdxl(server, checkpoint):
+    for groups, rows in (("block", 11), ("layer", 70)):
+        server.run(learning(server, checkpoint, "dog", groups=groups, checkpointing=True), 3600)
+        file = server.bank(f"full-{groups}") / "dog.safetensors"
+        concept = load_concept(file)
+        assert len(concept.factors) == 280
+        assert sum(f.up.numel() + f.down.numel() for f in concept.factors.values()) == 3_143_680
+        assert {e: tuple(t.shape) for e, t in concept.tokens.items()} == {"clip_l": (2, rows, 768), "clip_g": (2, rows, 1280)}
+        assert all(f.up.abs().max() > 0 for f in concept.factors.values())
+    assert sum(t[0].numel() for t in concept.tokens.values()) == 143_360
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())[1]) / 2**20
+    print(f"peak memory {peak:.1f} GB")
+    assert peak < 24
+    assert "lora key not loaded" not in paint_with_core(server, checkpoint, file)

@@ -9,8 +9,10 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-PACK, CHECKPOINT, OUT, SIDE, ROUNDS, PIXELS = Path(sys.argv[1]), *sys.argv[2:5], *map(int, sys.argv[5:])
+PACK, CHECKPOINT, OUT, SIDE = Path(sys.argv[1]), *sys.argv[2:5]
+ROUNDS, PIXELS = int(sys.argv[5]), int(sys.argv[6])
 sys.argv[1:] = []
 sys.path[0] = str(Path.cwd())
 
@@ -29,7 +31,7 @@ import utils.extra_config  # noqa: E402, F401 -- as main.py does: comfy has a mo
 from comfy_extras import nodes_train  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
 
-spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+spec: Any = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
@@ -83,7 +85,7 @@ def main():
     register_optimizer_step_post_hook(lambda *_: stamps.append(time.perf_counter()))
     with torch.inference_mode():  # as the executor does
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(CHECKPOINT)
-        sides = {}
+        sides: dict[str, Any] = {}
         if SIDE != "host":
             with torch.inference_mode(False):
                 sides |= {"ours": our_trainer(model, clip, vae, 1e9)}
@@ -91,7 +93,7 @@ def main():
                     sides |= {"ours_frozen": our_trainer(model, clip, vae, 0.0)}
         if SIDE != "ours":
             sides["host"] = host_trainer(model, clip, vae)
-        times = {name: [] for name in sides}
+        times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(ROUNDS):
             for name, call in sides.items():
                 stamps.clear()

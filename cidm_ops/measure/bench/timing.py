@@ -29,7 +29,7 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
 
 def figures(times: Mapping[str, list[float]]) -> dict[str, float]:
     """``<side>_seconds`` is the median, ``<side>_spread`` half the distance between the quartiles over the median."""
-    out = {}
+    out: dict[str, float] = {}
     for name, seconds in times.items():
         median = statistics.median(seconds)
         low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("host_steps.py")
 PACK = Path(__file__).resolve().parents[3]
 
 
-def run(comfy: Path, rounds: int = 3, pixels: int = 256) -> dict[str, Any]:
+def run(comfy: Path, rounds: int = 5, pixels: int = 256) -> dict[str, Any]:
     """``time_ratio`` and ``memory_ratio`` are ours by the host's, with the words still learning: the dearest part of our recipe.
 
     ``comfy`` is a ComfyUI checkout with its ``.venv``. Raises ``FileNotFoundError`` if it is none and ``RuntimeError`` with

@@ -1,0 +1,81 @@
+"""What a step computes with: precision, and what it does without when memory is short."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ..backbone import Backbone
+from .recipe import Recipe
+
+FP16_SCALE = 4096.0  # gradients of a loss through a model in plain fp16 would vanish
+SHORT = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS, the CPU on Linux, on Windows
+
+
+@dataclass(frozen=True)
+class Means:
+    """``bf16``: matrix products of the frozen model in bf16 (autocast), while the factors stay fp32; ``at_once``: pictures that go
+    through the model together. Apart from rounding, what is learned does not depend on any of them.
+    """
+
+    bf16: bool
+    checkpointing: bool
+    at_once: int
+    scale: float = 1.0  # of the loss in the backward pass
+
+    @classmethod
+    def of(cls, recipe: Recipe, backbone: Backbone) -> "Means":
+        """As the recipe says."""
+        bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(backbone.device))
+        scale = FP16_SCALE if backbone.dtype == torch.float16 and not bf16 else 1.0
+        return cls(bf16, recipe.checkpointing, recipe.batch, scale)
+
+    def less(self) -> "Means | None":
+        """The next smaller need of memory, or none: checkpointing, one picture at a time, bf16."""
+        if not self.checkpointing:
+            return replace(self, checkpointing=True)
+        if self.at_once > 1:
+            return replace(self, at_once=1)
+        return None if self.bf16 else replace(self, bf16=True, scale=1.0)
+
+    def __str__(self) -> str:
+        checkpointing, precision = "on" if self.checkpointing else "off", "bf16" if self.bf16 else "as_model"
+        return f"checkpointing {checkpointing}, {self.at_once} at once, precision {precision}"
+
+
+class Halves:
+    """bf16 copies of the fp32 matrices of a frozen module, made once: autocast would make them anew in every step."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.copies = module, dict[nn.Module, tuple[int, nn.Parameter]]()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While open, layers compute with the copies; a weight that was moved since is copied again."""
+        layers = [m for m in self.module.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m.weight.dtype == torch.float32]
+        own = [layer._parameters["weight"] for layer in layers]
+        for layer, weight in zip(layers, own, strict=True):
+            assert weight is not None
+            if layer not in self.copies or self.copies[layer][0] != weight.data_ptr():
+                self.copies[layer] = weight.data_ptr(), nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+            layer._parameters["weight"] = self.copies[layer][1]
+        try:
+            yield
+        finally:
+            for layer, weight in zip(layers, own, strict=True):
+                layer._parameters["weight"] = weight
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware is made for bf16: CUDA from Ampere on, CPUs with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
+    )
