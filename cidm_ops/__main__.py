@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(f"{error}: install it with pip install 'cidm[headless]'")
     except KeyError as error:
         return refuse(error.args[0])
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         return refuse(error)
     except KeyboardInterrupt:
         return refuse("stopped; what was finished before is on disk")
@@ -59,7 +59,17 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
     recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates)
     recipe = recipe.having(options.set)
-    bank, _, _ = learn_into(Bank(options.bank), backbone, images, name=name, class_word=options.class_word, recipe=recipe, on_step=report)
+    bank, _, _ = learn_into(
+        Bank(options.bank),
+        backbone,
+        images,
+        name=name,
+        class_word=options.class_word,
+        recipe=recipe,
+        existing=options.existing,
+        prior=options.prior and from_folder(options.prior, options.size or backbone.size, options.fit),
+        on_step=report,
+    )
     warn(images.warnings)
     print(bank.file(name))
 
@@ -207,6 +217,15 @@ def arguments() -> argparse.ArgumentParser:
         choices=("centre", "buckets", "random", "as_given"),
         default="centre",
         help="how pictures of other shapes are fitted (default: %(default)s)",
+    )
+    learn.add_argument(
+        "--prior", type=Path, help="folder of pictures of the plain class, for --set prior=1 (default: the base paints some)"
+    )
+    learn.add_argument(
+        "--existing",
+        choices=("replace", "refuse", "continue"),
+        default="replace",
+        help="if the bank has a concept of that name that was learned in any other way (default: %(default)s)",
     )
     learn.add_argument("--flip", action="store_true", help="mirror every second picture")
     learn.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")

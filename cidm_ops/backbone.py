@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .schedule import Schedule
+
 
 class Backbone(Protocol):
     """A latent diffusion model of the Stable Diffusion 1 or SDXL kind.
@@ -24,8 +26,8 @@ class Backbone(Protocol):
     cross_attention: Mapping[str, nn.Module]  # the attn2 of each, under its own name
     device: torch.device
     dtype: torch.dtype  # that the U-Net computes in
-    alphas_cumprod: Tensor  # [1000]
-    prediction: str  # "eps" or "v"
+    schedule: Schedule  # of the 1000 trained timesteps
+    texts: Mapping[str, nn.Module]  # the text models by encoder, as ``causal.text_states`` takes them
 
     def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
         """Token ids ``[chunks, 77]`` int64 with start, end and padding, split as the host splits long prompts."""
@@ -51,5 +53,5 @@ class Backbone(Protocol):
         ...
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """The model's output (epsilon or v) at ``x [B, 4, h, w]``; SDXL also reads the ``pooled [B, P]`` text."""
+        """The model's output (epsilon, v or flow) at ``x [B, 4, h, w]``; SDXL also reads the ``pooled [B, P]`` text."""
         ...

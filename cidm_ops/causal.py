@@ -4,6 +4,7 @@ Works on the modules of transformers and of ComfyUI alike, which share their nam
 the host casts, quantises or offloads.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,11 +16,27 @@ GRAPH = 2**31  # bytes that autograd may keep for one text in all its variants; 
 KEPT = 14  # tensors of the size of the hidden states that a layer keeps
 
 
-def text_states(transformer: Any, rows: Tensor, shared: int, depth: int, norm: bool) -> Tensor:
+def transformer_of(model: Any) -> Any:
+    """The text transformer of a model; ComfyUI and transformers before 5 keep it one level down."""
+    return getattr(model, "text_model", model)
+
+
+def attention_layers(models: Mapping[str, Any]) -> dict[str, Any]:
+    """The attention's linear layers of text models by encoder: ``clip_l.encoder.layers.0.self_attn.q_proj`` and so on."""
+    return {
+        f"{encoder}.encoder.layers.{i}.self_attn.{projection}": getattr(layer.self_attn, projection)
+        for encoder, model in models.items()
+        for i, layer in enumerate(transformer_of(model).encoder.layers)
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj")
+    }
+
+
+def text_states(model: Any, rows: Tensor, shared: int, depth: int, norm: bool) -> Tensor:
     """Hidden states ``[V, N, D]`` after ``depth`` layers of token rows ``[V, N, D]``, with the final norm if ``norm``; differentiable.
 
     The first ``shared`` positions must hold the same rows in every variant: they go through the layers as one.
     """
+    transformer = transformer_of(model)
     states = rows + transformer.embeddings.position_embedding.weight[: rows.shape[1]].to(rows)
     start, rest = states[:1, :shared], states[:, shared:]
     graph = rest.nbytes * KEPT * depth if rows.requires_grad else 0
@@ -29,9 +46,9 @@ def text_states(transformer: Any, rows: Tensor, shared: int, depth: int, norm: b
     return transformer.final_layer_norm(states) if norm else states
 
 
-def pooled_state(transformer: Any, states: Tensor, end: Tensor, depth: int) -> Tensor:
+def pooled_state(model: Any, states: Tensor, end: Tensor, depth: int) -> Tensor:
     """The normed last state ``[B, D]`` at position ``end [B]`` of states ``[B, N, D]`` after ``depth`` layers."""
-    rest = states
+    rest, transformer = states, transformer_of(model)
     for layer in transformer.encoder.layers[depth:]:
         _, rest = _layer(layer, rest[:1, :0], rest)
     return transformer.final_layer_norm(rest[torch.arange(len(rest)), end])

@@ -100,6 +100,13 @@ def join(texts: Sequence[Text]) -> Text:
     return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None)
 
 
+def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:
+    """Where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
+    text, hidden = hide(prompt, words)
+    at = {hidden[token]: i for i, token in reversed([*enumerate(backbone.tokenize(text).flatten().tolist())]) if token in hidden}
+    return [at[word] for word in words if word in at]
+
+
 def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], chosen: Mapping[str, Tensor]) -> Tensor:
     """Put the concept rows in place of the placeholders.
 

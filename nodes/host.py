@@ -11,8 +11,8 @@ from typing import Any
 
 import comfy.conds
 import comfy.lora
-import comfy.model_base
 import comfy.model_management
+import comfy.model_sampling
 import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
@@ -32,10 +32,12 @@ from ..cidm_ops.hub import layerwise
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
 from ..cidm_ops.run.prompt import encode_prompts
+from ..cidm_ops.schedule import Schedule
 from ..cidm_ops.tokens import END, hide
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order
-PREDICTIONS = {comfy.model_base.ModelType.EPS: "eps", comfy.model_base.ModelType.V_PREDICTION: "v"}
+PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
+STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
 ENCODERS = {comfy.sd1_clip.SD1ClipModel: ("clip_l",), comfy.sdxl_clip.SDXLClipModel: ("clip_l", "clip_g")}
 FAMILIES = (comfy.supported_models.SD15, comfy.supported_models.SDXL)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
@@ -71,6 +73,7 @@ class ComfyText:
             raise ValueError(f"{ONLY}: this CLIP is {kind.__name__}, connect the CLIP of the same checkpoint")
         self.clip, self.encoders = clip, ENCODERS[kind]
         self.device: torch.device = clip.patcher.load_device
+        self.texts: dict[str, nn.Module] = {e: getattr(clip.cond_stage_model, e).transformer for e in self.encoders}
 
     def tokens(self, text: str, encoder: str = "clip_l") -> tuple[Tensor, Tensor]:
         """Ids ``[chunks, 77]`` and weights ``[chunks, 77]`` of a text with the host's ``(word:1.2)`` syntax."""
@@ -97,15 +100,14 @@ class ComfyText:
         part.reset_clip_options()
         if self.clip.layer_idx is not None:
             part.set_clip_options({"layer": self.clip.layer_idx})
-        transformer = part.transformer.text_model
-        count = len(transformer.encoder.layers)
+        model, count = part.transformer, part.num_layers
         depth = count if part.layer == "last" else part.layer_idx % count + 1
         with differentiable(part):
-            states = text_states(transformer, rows.float(), shared, depth, norm=part.layer == "last" or part.layer_norm_hidden_state)
+            states = text_states(model, rows.float(), shared, depth, norm=part.layer == "last" or part.layer_norm_hidden_state)
             if encoder != "clip_g":
                 return states, None
             end = (ids[:1].to(states.device) == END).int().argmax(1)
-            return states, part.transformer.text_projection(pooled_state(transformer, states[:1], end, depth))
+            return states, model.text_projection(pooled_state(model, states[:1], end, depth))
 
     def emphasise(self, text: str, context: Tensor) -> Tensor:
         """The host's word weights on text states ``[L, N, C]``: each moves away from the empty text by its weight."""
@@ -127,8 +129,6 @@ class ComfyBackbone(ComfyText, Backbone):
         config = model.model.model_config
         if not isinstance(config, FAMILIES) or config.unet_config["in_channels"] != 4:
             raise ValueError(f"{ONLY}: this model is {type(config).__name__} with {config.unet_config.get('in_channels')} input channels")
-        if model.model.model_type not in PREDICTIONS:
-            raise ValueError(f"{ONLY} that predict epsilon or v: this model is of type {model.model.model_type.name}")
         super().__init__(clip)
         self.model, self.vae = model, vae
         self.unet: nn.Module = model.model.diffusion_model
@@ -144,8 +144,7 @@ class ComfyBackbone(ComfyText, Backbone):
         self.architecture = architecture(self.cross_attention, self.encoders)
         keys = [f"diffusion_model.{name}.attn2.to_k.weight" for name in block_names(model).values()]
         self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])
-        self.alphas_cumprod = 1 / (1 + model.model.model_sampling.sigmas.clone().square())
-        self.prediction = PREDICTIONS[model.model.model_type]
+        self.schedule = noise_schedule(model.get_model_object("model_sampling"))
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
@@ -173,12 +172,24 @@ class ComfyBackbone(ComfyText, Backbone):
             height, width = (8 * n for n in x.shape[-2:])
             adm = base.encode_adm(pooled_output=pooled, height=height, width=width, device=x.device).to(x.device, dtype)
         with layerwise(self.cross_attention.values()):
+            if self.schedule.prediction == "flow":
+                t = self.model.get_model_object("model_sampling").timestep(self.schedule.sigma.to(t.device)[t])
             return self.unet(x.to(dtype), t.float(), context=context.to(dtype), y=adm, transformer_options={}).float()
 
     def _load(self, x: Tensor, times: int) -> None:
         """Have the host load the model, with room for a batch of ``times`` that of ``x``."""
         needed = self.model.memory_required([times * len(x), *x.shape[1:]])
         comfy.model_management.load_models_gpu([self.model], memory_required=needed)
+
+
+def noise_schedule(sampling: Any) -> Schedule:
+    """Of a model's sampling object, also one that ModelSamplingDiscrete has set. Raises ``ValueError`` for other predictions."""
+    kind = next((PREDICTIONS[base] for base in type(sampling).__bases__ if base in PREDICTIONS), None)
+    if kind is None or not isinstance(sampling, STEPPED):
+        parts = ", ".join(base.__name__ for base in type(sampling).__bases__)
+        raise ValueError(f"{ONLY} that predict epsilon, v or a flow in 1000 timesteps: this model's sampling is {parts}")
+    sigmas = sampling.sigmas.clone().float().cpu()
+    return Schedule(1 - sigmas, sigmas, kind) if kind == "flow" else Schedule.of_alphas(1 / (1 + sigmas.double().square()), kind)
 
 
 def block_names(model: ModelPatcher) -> dict[str, str]:

@@ -27,6 +27,16 @@ def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[
     return io.NodeOutput(*values, ui=seen | ui.PreviewText(shown).as_dict())
 
 
+def progress(node: str, text: str) -> Callable[[int, int], None]:
+    """For every part of something that is done before the bar moves: Cancel stops here, and the node says how far it is."""
+
+    def on_part(done: int, count: int) -> None:
+        throw_exception_if_processing_interrupted()
+        PromptServer.instance.send_progress_text(text.format(done, count), node)
+
+    return on_part
+
+
 def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "") -> Callable[[Run], None]:
     """For every step: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node, and
     every ``preview_every`` steps a picture of ``preview_prompt``.

@@ -7,14 +7,15 @@ from comfy_api.latest import io
 from ..cidm_ops.method.consolidation import MODES
 from ..cidm_ops.run.recipe import GROUPS, MEMORY, PRECISIONS, Recipe
 from ..cidm_ops.run.task import EXISTING
+from .data import ConceptDataset
 
 TrainingSettings = io.Custom("CIDM_SETTINGS")
 DEFAULTS = Recipe()
 
 
-def amount(name: str, high: float, step: float, tooltip: str) -> io.Float.Input:
-    """A number from 0 with the default of ``Recipe``."""
-    return io.Float.Input(name, default=getattr(DEFAULTS, name), min=0.0, max=high, step=step, tooltip=tooltip)
+def amount(name: str, high: float, step: float, tooltip: str, optional: bool = False) -> io.Float.Input:
+    """A number from 0 with the default of ``Recipe``. What came later is optional, so that older workflows stay valid."""
+    return io.Float.Input(name, default=getattr(DEFAULTS, name), min=0.0, max=high, step=step, optional=optional, tooltip=tooltip)
 
 
 class CIDMTrainingSettings(io.ComfyNode):
@@ -65,7 +66,8 @@ class CIDMTrainingSettings(io.ComfyNode):
                     "existing",
                     options=list(EXISTING),
                     default=EXISTING[0],
-                    tooltip="What to do when the bank has a concept of that name that was learned in any other way.",
+                    tooltip="What to do when the bank has a concept of that name that was learned in any other way: replace it, refuse to, "
+                    "or continue learning from what it knows.",
                 ),
                 io.Int.Input("preview_every", default=0, min=0, max=100000, tooltip="Paint a picture every so many steps; 0 paints none."),
                 io.String.Input("preview_prompt", default="a photo of <dog>", tooltip="What the previews show, always from the same seed."),
@@ -84,6 +86,24 @@ class CIDMTrainingSettings(io.ComfyNode):
                     optional=True,
                     tooltip="auto: when memory runs out, the step is done again with checkpointing, then one picture at a time, then in "
                     "bf16. as_set: training ends and says what to try.",
+                ),
+                amount("lr_text", 1.0, 1e-6, "Learning rate of factors in the text encoders' attention. 0: they stay as they are.", True),
+                amount("attention", 100.0, 0.01, "Weight of keeping the words' attention on the masks; for pictures that have one.", True),
+                amount(
+                    "prior", 100.0, 0.1, "Weight of pictures of the plain class, which keep the class word what it was; 1 is usual.", True
+                ),
+                io.Int.Input(
+                    "prior_pictures",
+                    default=DEFAULTS.prior_pictures,
+                    min=1,
+                    max=1000,
+                    optional=True,
+                    tooltip="How many such pictures the base paints before training, if none are connected.",
+                ),
+                ConceptDataset.Input(
+                    "prior_dataset",
+                    optional=True,
+                    tooltip="Pictures of the plain class, captioned with the class word, instead of painted ones.",
                 ),
             ],
             outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],

@@ -42,7 +42,7 @@ class CIDMTrainConcept(io.ComfyNode):
             "with anything else changed replaces that concept. Cancel leaves the bank as it was and keeps the run, which goes on when "
             "queued again.",
             inputs=[
-                io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x or Doodle). It stays as it is."),
+                io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x, SDXL or Doodle). It stays as it is."),
                 io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
                 io.Vae.Input("vae", tooltip="Its autoencoder."),
                 ConceptBank.Input(
@@ -146,7 +146,8 @@ class CIDMTrainConcept(io.ComfyNode):
             data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
             data = replace(data, warnings=data.remarks(class_word))
             backbone = host.ComfyBackbone(model, clip, vae)
-            on_step = say.training_progress(cls.hidden.unique_id, given.get("preview_every", 0), given.get("preview_prompt", ""))
+            node = cls.hidden.unique_id
+            on_step = say.training_progress(node, given.get("preview_every", 0), given.get("preview_prompt", ""))
             current = Bank(bank.folder)  # another branch of the graph may have added to it
             bank, concept, losses = learn_into(
                 current,
@@ -156,7 +157,9 @@ class CIDMTrainConcept(io.ComfyNode):
                 class_word=class_word.strip(),
                 recipe=recipe,
                 existing=given.get("existing", EXISTING[0]),
+                prior=given.get("prior_dataset"),
                 on_step=on_step,
+                on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
             )
         text = f"{concept.name} learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
         lora = host.lora_model(model, concept.factors)

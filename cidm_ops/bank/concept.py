@@ -32,6 +32,7 @@ class Concept:
 
     ``factors`` maps canonical layer names to ``LowRank``; ``tokens`` maps a text encoder ("clip_l", "clip_g") to ``[k, R, D]``,
     R rows per word, and ``token_layers`` says which of them each cross-attention layer reads: its own, if it is empty.
+    ``text_factors`` are those of the text encoders, if they learned.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Concept:
     task: int = 1
     training: Mapping[str, Any] = field(default_factory=dict)
     token_layers: tuple[int, ...] = ()
+    text_factors: Mapping[str, LowRank] = field(default_factory=dict)
 
     def tables(self) -> dict[str, Table]:
         """Token rows by word."""
@@ -58,15 +60,20 @@ def check_name(name: str) -> str:
     return name
 
 
-def _key(layer: str) -> str:
-    return "lora_unet_" + layer.replace(".", "_")
+def _key(layer: str, encoders: int) -> str:
+    """Kohya's name of a layer; that of a text encoder begins with te, or te1 and te2 where there are two."""
+    encoder, _, rest = layer.partition(".")
+    if encoder not in ("clip_l", "clip_g"):
+        return "lora_unet_" + layer.replace(".", "_")
+    number = "" if encoders == 1 else "1" if encoder == "clip_l" else "2"
+    return f"lora_te{number}_text_model_" + rest.replace(".", "_")
 
 
 def lora_state(concept: Concept) -> dict[str, Tensor]:
     """The factors as a LoRA state dict: ``<key>.lora_up.weight``, ``.lora_down.weight``, ``.alpha`` (= rank)."""
     out: dict[str, Tensor] = {}
-    for layer, f in concept.factors.items():
-        key = _key(layer)
+    for layer, f in {**concept.factors, **concept.text_factors}.items():
+        key = _key(layer, len(concept.tokens))
         out[f"{key}.lora_up.weight"] = f.up.detach().float().cpu().contiguous()
         out[f"{key}.lora_down.weight"] = f.down.detach().float().cpu().contiguous()
         out[f"{key}.alpha"] = torch.tensor(float(f.rank))
@@ -87,6 +94,7 @@ def save_concept(concept: Concept, file: Path) -> None:
         "training": dict(concept.training),
         "token_shapes": {k: list(t.shape) for k, t in concept.tokens.items()},
         "token_layers": list(concept.token_layers),
+        "text_layers": list(concept.text_factors),
     }
     tokens = {
         k: base64.b64encode(t.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
@@ -144,16 +152,17 @@ def load_concept(file: Path) -> Concept:
     """Read a concept. Raises ``ValueError`` naming the file, and the key where there is one, if anything is amiss."""
     file = Path(file)
     header, encoded = _open(file)
-    factors = {}
+    factors, text_layers = {}, header.get("text_layers", [])
     with safe_open(file, "pt") as f:
-        for layer in header["layers"]:
+        for layer in [*header["layers"], *text_layers]:
+            key = _key(layer, len(header["token_shapes"]))
             try:
-                up, down = (f.get_tensor(f"{_key(layer)}.lora_{side}.weight") for side in ("up", "down"))
+                up, down = (f.get_tensor(f"{key}.lora_{side}.weight") for side in ("up", "down"))
                 factors[layer] = LowRank(up, down)
             except (SafetensorError, ValueError) as error:
-                raise ValueError(f"{file.name}: {_key(layer)}: {error}") from error
+                raise ValueError(f"{file.name}: {key}: {error}") from error
             if not (up.isfinite().all() and down.isfinite().all()):
-                raise ValueError(f"{file.name}: {_key(layer)}: not all factors are finite numbers")
+                raise ValueError(f"{file.name}: {key}: not all factors are finite numbers")
     try:
         tokens = {
             k: torch.from_numpy(np.frombuffer(base64.b64decode(encoded[k]), "<f4").reshape(shape).copy())
@@ -163,13 +172,14 @@ def load_concept(file: Path) -> Concept:
             header["name"],
             header["class_word"],
             tuple(header["words"]),
-            factors,
+            {layer: factors[layer] for layer in header["layers"]},
             tokens,
             header["architecture"],
             header["fingerprint"],
             header["task"],
             header["training"],
             tuple(header.get("token_layers", ())),
+            {layer: factors[layer] for layer in text_layers},
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"{file.name}: damaged concept header ({error!r}): restore it from a copy or remove it from the bank") from error

@@ -18,11 +18,13 @@ from ..causal import pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import layerwise
+from ..schedule import Schedule
 from ..tokens import END
 from .checkpoint import Modules, filled, read_checkpoint, text_model
 from .tokenizer import tokenize
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order; as attributes diffusers lists mid_block last
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -31,7 +33,8 @@ class DiffusersBackbone(Backbone):
     """See ``Backbone``. The weights are frozen and computed with in ``dtype``; what goes in and out is fp32."""
 
     def __init__(self, modules: Modules, schedule: Mapping[str, Any], device: torch.device, dtype: torch.dtype):
-        self.unet, self.texts, self.vae = modules
+        self.unet, self.vae = modules[0], modules[2]
+        self.texts: dict[str, Any] = modules[1]
         self.device, self.dtype, self.encoders = device, dtype, tuple(self.texts)
         for module in (self.unet, *self.texts.values(), self.vae):
             fp32 = module is self.vae and dtype == torch.float16 and self.vae.config.get("force_upcast", False)  # it overflows in half
@@ -44,9 +47,7 @@ class DiffusersBackbone(Backbone):
         self.architecture = architecture(self.cross_attention, self.encoders)
         layers: list[Any] = list(self.cross_attention.values())
         self.fingerprint = fingerprint([layers[0].to_k.weight, layers[-1].to_k.weight])
-        noise = DDPMScheduler.from_config(schedule)
-        self.alphas_cumprod = noise.alphas_cumprod.to(device)
-        self.prediction = PREDICTION[noise.config.prediction_type]
+        self.schedule = noise_schedule(schedule)
 
     def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
         ids = tokenize(text)
@@ -60,14 +61,13 @@ class DiffusersBackbone(Backbone):
     def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
         """SD1 reads the last states after the final norm, SDXL those before the last layer of both encoders, without the norm."""
         model = self.texts[encoder]
-        transformer: Any = getattr(model, "text_model", model)  # transformers 5 took that level out
-        last = len(transformer.encoder.layers)
+        last = model.config.num_hidden_layers
         depth = last if len(self.texts) == 1 else last - 1
-        states = text_states(transformer, rows.to(self.dtype), shared, depth, norm=depth == last)
+        states = text_states(model, rows.to(self.dtype), shared, depth, norm=depth == last)
         if encoder != "clip_g":
             return states.float(), None
         end = (ids[:1].to(self.device) == END).int().argmax(1)
-        return states.float(), model.text_projection(pooled_state(transformer, states[:1], end, depth)).float()
+        return states.float(), model.text_projection(pooled_state(model, states[:1], end, depth)).float()
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
@@ -91,7 +91,17 @@ class DiffusersBackbone(Backbone):
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
             added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.to(self.dtype)}
         with layerwise(self.cross_attention.values()):
+            if self.schedule.prediction == "flow":  # such models are told the noise level, in thousandths
+                t = 1000 * self.schedule.sigma.to(t.device)[t]
             return self.unet(x.to(self.dtype), t, context.to(self.dtype), added_cond_kwargs=added).sample.float()
+
+
+def noise_schedule(config: Mapping[str, Any]) -> Schedule:
+    """From the configuration of a diffusers scheduler."""
+    if config.get("_class_name") in FLOW:
+        return Schedule.straight(config.get("shift", 1.0))
+    noise = DDPMScheduler.from_config(config)
+    return Schedule.of_alphas(noise.alphas_cumprod, PREDICTION[noise.config.prediction_type])
 
 
 def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersBackbone:
@@ -142,10 +152,10 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
             f"{folder} has a U-Net of {channels} input channels that reads a text of width {read}, and text encoders of width {width}: "
             f"{wanted}, with 4 channels and equal widths"
         )
-    if kind is None or schedule.get("prediction_type", "epsilon") not in PREDICTION:
+    if kind is None or (schedule.get("_class_name") not in FLOW and schedule.get("prediction_type", "epsilon") not in PREDICTION):
         raise ValueError(
             f"{folder} has the autoencoder {vae.get('_class_name')} and predicts {schedule.get('prediction_type')}: "
-            f"expected AutoencoderKL or AutoencoderTiny, and {' or '.join(PREDICTION)}"
+            f"expected AutoencoderKL or AutoencoderTiny, and {', '.join(PREDICTION)} or a flow"
         )
 
     def read_part(module: Any, part: str) -> Any:

@@ -1,6 +1,6 @@
 """What a step computes with: precision, and what it does without when memory is short."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,8 @@ from ..backbone import Backbone
 from .recipe import Recipe
 
 FP16_SCALE = 4096.0  # gradients of a loss through a model in plain fp16 would vanish
-SHORT = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS, the CPU on Linux, on Windows
+# CUDA and MPS, the CPU on Linux, on Windows, and oneDNN
+SHORT = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,16 @@ class Means:
 
 
 class Halves:
-    """bf16 copies of the fp32 matrices of a frozen module, made once: autocast would make them anew in every step."""
+    """bf16 copies of the fp32 matrices of frozen modules, made once: autocast would make them anew in every step."""
 
-    def __init__(self, module: nn.Module):
-        self.module, self.copies = module, dict[nn.Module, tuple[int, nn.Parameter]]()
+    def __init__(self, modules: Sequence[nn.Module]):
+        self.modules, self.copies = modules, dict[nn.Module, tuple[int, nn.Parameter]]()
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """While open, layers compute with the copies; a weight that was moved since is copied again."""
-        layers = [m for m in self.module.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m.weight.dtype == torch.float32]
+        inside = (layer for module in self.modules for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+        layers = [layer for layer in inside if layer.weight.dtype == torch.float32]
         own = [layer._parameters["weight"] for layer in layers]
         for layer, weight in zip(layers, own, strict=True):
             assert weight is not None

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..schedule import Schedule
+
 
 @dataclass(frozen=True)
 class Noised:
@@ -20,25 +22,20 @@ class Noised:
         return Noised(self.x[which], self.t[which], self.target[which], self.weight[which])
 
 
-def noised(
-    clean: Tensor, alphas_cumprod: Tensor, prediction: str, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0
-) -> Noised:
+def noised(clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0) -> Noised:
     """Draw timesteps and noise on the CPU, so that every device trains on the same.
 
-    ``x = sqrt(abar) x0 + sqrt(1 - abar) n``; the target is ``n`` (eps) or ``sqrt(abar) n - sqrt(1 - abar) x0`` (v). Min-SNR
-    (Hang et al. 2023) weighs by ``min(snr, gamma) / snr`` for eps and ``min(snr, gamma) / (snr + 1)`` for v.
+    Min-SNR (Hang et al. 2023) weighs by ``min(snr, gamma) / snr`` for eps, ``min(snr, gamma) / (snr + 1)`` for v; a flow's error is one
+    of ``x_0`` weighed by ``(signal / sigma + 1)^2``, so there it is ``min(snr, gamma) / (sqrt(snr) + 1)^2``.
     """
-    t = torch.randint(0, len(alphas_cumprod), (len(clean),), generator=generator)
+    t = torch.randint(0, len(schedule.sigma), (len(clean),), generator=generator)
     noise = torch.randn(clean.shape, generator=generator) + noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
     t, noise = t.to(clean.device), noise.to(clean.device)
-    abar = alphas_cumprod[t].to(clean)
-    signal, sigma = (a.sqrt().view(-1, 1, 1, 1) for a in (abar, 1 - abar))
-    target = noise if prediction == "eps" else signal * noise - sigma * clean
-    snr = abar / (1 - abar)
-    weight = torch.ones_like(snr)
+    weight = torch.ones(len(clean), device=clean.device)
     if min_snr:
-        weight = snr.clamp(max=min_snr) / (snr if prediction == "eps" else snr + 1)
-    return Noised(signal * clean + sigma * noise, t, target, weight)
+        snr = schedule.snr(t.cpu()).to(clean)
+        weight = snr.clamp(max=min_snr) / {"eps": snr, "v": snr + 1, "flow": (snr.sqrt() + 1).square()}[schedule.prediction]
+    return Noised(schedule.noised(clean, noise, t), t, schedule.target(clean, noise, t), weight)
 
 
 def error(guess: Tensor, noised: Noised, mask: Tensor | None) -> Tensor:

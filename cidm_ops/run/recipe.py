@@ -21,10 +21,13 @@ class Recipe:
     ``alpha / rank`` while they learn, 0 stands for the rank; the file holds them at full scale. ``norm_stop``: when the
     mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on.
     ``consolidation`` is gamma_1 of Eq. 2 and weighs the term ``mode``, ``shared`` weighs the low-rank form of the paper's
-    R2. ``init_sigma`` is the standard deviation of the free adjective's row. ``min_snr`` is gamma of min-SNR weighting,
-    0 for none. ``precision`` is what the frozen model computes in (the factors are fp32): ``auto`` is bf16 where the
-    hardware is made for it. ``memory``: ``auto`` turns to ways that need less when memory runs out. ``checkpointing`` trades a
-    third more time for much less memory. Raises ``ValueError`` naming the setting that cannot work.
+    R2. ``lr_text`` above 0 gives the attention of the text encoders factors too. ``attention`` weighs the regularisation of
+    where the words look, for pictures with masks; ``prior`` the loss of pictures of the plain class, ``prior_pictures`` of
+    them if the base has to paint them. ``init_sigma`` is the standard deviation of the free adjective's row. ``min_snr`` is
+    gamma of min-SNR weighting, 0 for none. ``precision`` is what the frozen model computes in (the factors are fp32):
+    ``auto`` is bf16 where the hardware is made for it. ``memory``: ``auto`` turns to ways that need less when memory runs
+    out. ``checkpointing`` trades a third more time for much less memory. Raises ``ValueError`` naming the setting that
+    cannot work.
     """
 
     steps: int = 800
@@ -35,6 +38,7 @@ class Recipe:
     alpha: float = 0.0
     lr: float = 1e-4
     lr_tokens: float = 1e-3
+    lr_text: float = 0.0
     weight_decay: float = 0.01
     mode: str = "corrected"
     consolidation: float = 0.1
@@ -42,6 +46,9 @@ class Recipe:
     norm_stop: float = 0.55
     init_sigma: float = 0.013
     groups: str = "block"
+    attention: float = 0.0
+    prior: float = 0.0
+    prior_pictures: int = 20
     noise_offset: float = 0.01
     min_snr: float = 0.0
     templates: tuple[str, ...] = OBJECT_TEMPLATES
@@ -53,10 +60,22 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "rank"):
+        for name in ("steps", "batch", "accumulate", "rank", "prior_pictures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
-        for name in ("alpha", "lr", "lr_tokens", "weight_decay", "consolidation", "shared", "noise_offset", "min_snr"):
+        for name in (
+            "alpha",
+            "lr",
+            "lr_tokens",
+            "lr_text",
+            "weight_decay",
+            "consolidation",
+            "shared",
+            "attention",
+            "prior",
+            "noise_offset",
+            "min_snr",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 or more")
         for name, known in (("groups", GROUPS), ("precision", PRECISIONS), ("memory", MEMORY), ("mode", MODES)):

@@ -6,20 +6,25 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
+from ..schedule import Schedule
 from ..tokens import Text, join
 
 
-def schedule(alphas_cumprod: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Noise levels ``sigmas [steps + 1]`` ending in 0, and the nearest trained timestep ``[steps]`` of each.
+def levels(schedule: Schedule, steps: int) -> tuple[Tensor, Tensor]:
+    """Noise levels ``[steps + 1]`` ending in 0, and the nearest trained timestep ``[steps]`` of each.
 
-    ``sigma = sqrt((1 - abar) / abar)``; levels are interpolated in log sigma at evenly spaced timesteps.
+    A level is noise over signal (``sqrt((1 - abar) / abar)``), interpolated in its logarithm at evenly spaced timesteps; for a
+    flow it is sigma itself.
     """
-    log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).double().sqrt().log().float()
-    t = torch.linspace(len(log_sigmas) - 1, 0, steps)
+    flow = schedule.prediction == "flow"
+    trained = schedule.sigma.cpu() if flow else (schedule.sigma.double() / schedule.signal.double()).float().cpu()
+    t = torch.linspace(len(trained) - 1, 0, steps)
     low, high, w = t.floor().long(), t.ceil().long(), t.frac()
-    levels = (1 - w) * log_sigmas[low] + w * log_sigmas[high]
-    nearest = (levels[:, None] - log_sigmas[None]).abs().argmin(1)
-    return torch.cat([levels.exp(), torch.zeros(1)]), nearest
+    scale = trained if flow else trained.log()
+    chosen = (1 - w) * scale[low] + w * scale[high]
+    chosen = chosen if flow else chosen.exp()
+    nearest = (chosen.log()[:, None] - trained.log()[None]).abs().argmin(1)
+    return torch.cat([chosen, torch.zeros(1)]), nearest
 
 
 @torch.no_grad()
@@ -37,12 +42,13 @@ def sample(
 
     Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate.
     """
-    sigmas, timesteps = (s.to(noise.device) for s in schedule(backbone.alphas_cumprod.cpu(), steps))
-    x = noise * (1 + sigmas[0] ** 2).sqrt()
+    sigmas, timesteps = (s.to(noise.device) for s in levels(backbone.schedule, steps))
+    flow = backbone.schedule.prediction == "flow"
+    x = noise * (sigmas[0] if flow else (1 + sigmas[0] ** 2).sqrt())
     together = text.states.shape[2] == negative.states.shape[2]
     texts = [(t.context, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
     for i, t in enumerate(timesteps):
-        scaled = x / (sigmas[i] ** 2 + 1).sqrt()
+        scaled = x if flow else x / (sigmas[i] ** 2 + 1).sqrt()
         both = torch.cat([scaled, scaled]) if together else scaled
         outputs = torch.cat([backbone.predict(both, t.expand(len(both)), context, pooled) for context, pooled in texts])
         output, output_negative = outputs.chunk(2)
@@ -54,7 +60,7 @@ def sample(
 
 
 def _denoised(backbone: Backbone, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-    """The clean latent behind ``x = x0 + sigma n`` given the model's epsilon or v."""
-    if backbone.prediction == "v":
+    """The clean latent behind ``x = x0 + sigma n`` given epsilon or v, or behind ``x = (1 - sigma) x0 + sigma n`` given a flow."""
+    if backbone.schedule.prediction == "v":
         return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
     return x - sigma * output

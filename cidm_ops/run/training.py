@@ -7,25 +7,27 @@ one that was not.
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..adapters import attached, linears
 from ..backbone import Backbone
 from ..bank.concept import Concept
+from ..causal import attention_layers
+from ..method.attention import attention_loss, watched
 from ..method.consolidation import consolidation, shared_loss, shared_rows
 from ..recompute import recomputed
-from ..tokens import Text, encode_layerwise, join
+from ..tokens import Text, encode_layerwise, join, positions_of
 from .captions import concept_captions
 from .dataset import Dataset
 from .learner import Learner
+from .material import Material, Sample, masks_of
 from .memory import Halves, Means, is_out_of_memory
-from .objective import Noised, error, noised
+from .objective import error, noised
 from .recipe import Recipe
 from .sampling import sample
 
@@ -45,25 +47,30 @@ class Run:
         words: Sequence[str],
         earlier: Sequence[Concept] = (),
         recipe: Recipe | None = None,
+        prior: Dataset | None = None,
+        start: Concept | None = None,
     ):
         self.backbone, self.data, self.recipe = backbone, data, recipe or Recipe()
         self.class_word, self.words, self.task = class_word, tuple(words), 1 + len(earlier)
-        self.captions, warnings = concept_captions(data.captions, class_word, words)
+        recipe = self.recipe
+        captions, warnings = concept_captions(data.captions, class_word, words)
         data.warnings.extend(w for w in warnings if w not in data.warnings)
+        self.material = Material(backbone, data, captions, recipe.wording, str(recipe.seed))
+        self.prior = prior and Material(backbone, prior, prior.captions, recipe.wording, f"{recipe.seed}/prior")
         factors = [c.factors for c in earlier]
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        self.learner = Learner(backbone, class_word, len(words), self.recipe, factors, generator).to(backbone.device)
-        self.term = consolidation(self.recipe.mode, factors, self.recipe.lr, generator)
-        self.shared = shared_rows(factors, 2 * self.recipe.rank) if self.recipe.shared else {}
-        groups = ((self.recipe.lr_tokens, [*self.learner.tokens.values()]), (self.recipe.lr, [*self.learner.ups, *self.learner.downs]))
-        self.rates = [rate for rate, _ in groups]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": [p for p in parameters if p.requires_grad]} for _, parameters in groups], weight_decay=self.recipe.weight_decay
-        )
-        self.means = Means.of(self.recipe, backbone)
-        self.halves = Halves(backbone.unet)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        self.learner = Learner(backbone, class_word, len(words), recipe, factors, generator)
+        if start is not None:
+            self.learner.begin(start)
+        self.learner.to(backbone.device)
+        self.term = consolidation(recipe.mode, factors, recipe.lr, generator)
+        self.shared = shared_rows(factors, 2 * recipe.rank) if recipe.shared else {}
+        self.rates = [recipe.lr_tokens, recipe.lr, recipe.lr_text]
+        groups = [[p for p in parameters if p.requires_grad] for parameters in self.learner.groups]
+        self.optimiser = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=recipe.weight_decay)
+        self.means = Means.of(recipe, backbone)
+        self.halves = Halves([backbone.unet, *backbone.texts.values()])
         self.losses: list[float] = []
-        self.latents: dict[tuple[int, bool], Tensor] = {}
         self.texts: dict[str, Text] = {}
 
     @property
@@ -78,7 +85,8 @@ class Run:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """While open, the model is the base with the concept as far as it is learned."""
-        with attached(linears(self.backbone.blocks), self.learner.deltas()):
+        layers = {**linears(self.backbone.blocks), **attention_layers(self.backbone.texts)}
+        with attached(layers, self.learner.deltas()):
             yield
 
     def advance(self) -> float:
@@ -101,7 +109,9 @@ class Run:
         losses = []
         try:
             for number in range(self.step * recipe.accumulate, (self.step + 1) * recipe.accumulate):
-                losses.append(self.accumulate(self.batch(number), random.Random(f"{recipe.seed}/{number}")))
+                losses.append(self.accumulate(*self.material.batch(number, recipe.batch)))
+                if self.prior:
+                    self.accumulate(*self.prior.batch(number, recipe.batch), weight=recipe.prior)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -140,7 +150,7 @@ class Run:
         backbone = self.backbone
         text = prompt.replace(f"<{self.words[0][1:].rpartition('.')[0]}>", " ".join(self.words))
         wanted, plain = (encode_layerwise(backbone, [t], self.learner.tables(self.words)) for t in (text, ""))
-        height, width = self.latent(0, False, random.Random(0))[0].shape[-2:]
+        height, width = self.material.draw(0, False, random.Random(0))[0].shape[-2:]
         noise = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
         return backbone.decode_latent(sample(backbone, wanted, plain, noise, steps=steps, guidance=guidance))[0]
 
@@ -150,37 +160,38 @@ class Run:
             rows.requires_grad_(False)
             rows.grad = None
 
-    def batch(self, number: int) -> list[int]:
-        """Pictures of batch ``number`` of the run: passes over the data, each in an order of its own."""
-        size, count = self.recipe.batch, sum(self.data.repeats)
-        places = range(number * size, number * size + size)
-        orders = {e: self.data.order(random.Random(f"{self.recipe.seed}/pass {e}")) for e in {p // count for p in places}}
-        return [orders[p // count][p % count] for p in places]
-
-    def accumulate(self, batch: Sequence[int], rng: random.Random) -> float:
-        """Add the gradients of a batch of pictures and return its mean loss; those of one shape go through the model together."""
-        recipe, means = self.recipe, self.means
-        flips = [self.data.flip and rng.random() < 0.5 for _ in batch]
-        drawn = [self.latent(i, flip, rng) for i, flip in zip(batch, flips, strict=True)]
-        texts = [recipe.wording.say(self.captions[i], rng) for i in batch]
-        generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        total = 0.0
-        for shape in dict.fromkeys(latent.shape for latent, _ in drawn):
-            alike = [k for k, (latent, _) in enumerate(drawn) if latent.shape == shape]
-            whole = self.noised(torch.stack([drawn[k][0] for k in alike]), generator)
-            for start in range(0, len(alike), means.at_once):
-                part = slice(start, start + means.at_once)
-                draw, masks = whole.part(part), [drawn[k][1] for k in alike[part]]
-                mask = None
-                if any(m is not None for m in masks):
-                    mask = torch.stack([torch.ones(1, *shape[1:]) if m is None else m for m in masks]).to(draw.x)
-                with self.computing(draw.x):
-                    text = self.text([texts[k] for k in alike[part]])
+    def accumulate(self, samples: Sequence[Sample], generator: torch.Generator, weight: float = 1.0) -> float:
+        """Add the gradients of a batch and return its mean loss; pictures of one shape go through the model together."""
+        recipe, schedule, total = self.recipe, self.backbone.schedule, 0.0
+        for shape in dict.fromkeys(s.latent.shape for s in samples):
+            alike = [s for s in samples if s.latent.shape == shape]
+            whole = noised(torch.stack([s.latent for s in alike]), schedule, generator, recipe.noise_offset, recipe.min_snr)
+            for first in range(0, len(alike), self.means.at_once):
+                part = slice(first, first + self.means.at_once)
+                draw, here = whole.part(part), alike[part]
+                with self.computing(draw.x), self.watching(here) as seen:
+                    text = self.text([s.text for s in here])
                     guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-                    loss = error(guess, draw, mask).sum() / len(batch)
-                    (loss * means.scale / recipe.accumulate).backward()
+                    loss = error(guess, draw, masks_of(here)).sum() / len(samples)
+                    looks = self.attention(seen, here) / len(samples) if seen else 0.0
+                    ((loss + looks) * weight * self.means.scale / recipe.accumulate).backward()
                 total += float(loss.detach())
         return total
+
+    def watching(self, samples: Sequence[Sample]) -> AbstractContextManager[list[Any]]:
+        """Collects the attention of the words if that is regularised and there are masks to do it by."""
+        if self.recipe.attention and any(s.mask is not None for s in samples):
+            return watched(self.backbone.cross_attention.values())
+        return nullcontext([])
+
+    def attention(self, seen: Sequence[Any], samples: Sequence[Sample]) -> Tensor:
+        """The weighted attention loss of the samples that have masks, summed."""
+        total = torch.zeros((), device=self.backbone.device)
+        for row, shown in enumerate(samples):
+            positions = positions_of(self.backbone, shown.text, self.words)
+            if shown.mask is not None and positions:
+                total = total + attention_loss(seen, row, positions, shown.mask)
+        return self.recipe.attention * total
 
     @contextmanager
     def computing(self, x: Tensor) -> Iterator[None]:
@@ -193,24 +204,10 @@ class Run:
         ):
             yield
 
-    def noised(self, latents: Tensor, generator: torch.Generator) -> Noised:
-        recipe, backbone = self.recipe, self.backbone
-        return noised(latents, backbone.alphas_cumprod, backbone.prediction, generator, recipe.noise_offset, recipe.min_snr)
-
-    def latent(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
-        """Latent ``[4, h, w]`` of a picture and its mask ``[1, h, w]``; kept where the picture looks the same at every draw."""
-        picture, mask = self.data.draw(index, flipped, rng)
-        latent = self.latents.get((index, flipped))
-        if latent is None:
-            latent = self.backbone.encode_image(picture[None].to(self.backbone.device))[0].float()
-            if self.data.fixed:
-                self.latents[index, flipped] = latent
-        return latent, None if mask is None else F.interpolate(mask[None], latent.shape[-2:], mode="area")[0]
-
     def text(self, texts: Sequence[str]) -> Text:
-        """Texts encoded for every layer. Once the words are learned each text is encoded by itself, and kept."""
+        """Texts encoded for every layer. Once nothing about texts is learned any more, each is encoded by itself and kept."""
         tables = self.learner.tables(self.words)
-        if self.learner.words_learn:
+        if self.learner.words_learn or self.recipe.lr_text:
             return encode_layerwise(self.backbone, texts, tables)
         encoded = []
         for text in texts:
@@ -277,4 +274,5 @@ class Run:
             self.task,
             settings,
             self.learner.layers,
+            self.learner.learned(text=True),
         )

@@ -48,8 +48,8 @@ def test_layers_are_in_the_order_down_mid_up(backbone):
 
 def test_the_schedule_is_that_of_sd1(backbone):
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    torch.testing.assert_close(backbone.alphas_cumprod.double(), (1 - betas).cumprod(0), rtol=1e-5, atol=0)
-    assert backbone.prediction == "eps"
+    torch.testing.assert_close(backbone.schedule.signal.square().double(), (1 - betas).cumprod(0), rtol=1e-5, atol=0)
+    assert backbone.schedule.prediction == "eps"
 
 
 def test_text_of_the_tables_own_rows_is_the_plain_encoding(backbone):

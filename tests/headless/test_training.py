@@ -1,7 +1,6 @@
 """A run can stop anywhere and goes on exactly; every mode learns; bad numbers end it with nothing lost."""
 
 import multiprocessing
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,7 +145,7 @@ def gradients(run, number=None):
             run.optimiser.step = lambda: None
             run.advance()
         else:
-            run.accumulate(run.batch(number), random.Random(f"{run.recipe.seed}/{number}"))
+            run.accumulate(*run.material.batch(number, run.recipe.batch))
     return [p.grad.clone() for p in (*run.learner.ups, *run.learner.tokens.values())]
 
 
@@ -178,7 +177,7 @@ def test_pictures_of_different_shapes_share_a_batch(backbone):
     run = Run(backbone, data, class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, batch=3))
     with run.attached():
         assert run.advance() > 0
-    assert {tuple(latent.shape[1:]) for latent in run.latents.values()} == {(8, 8), (5, 12), (10, 6)}
+    assert {tuple(latent.shape[1:]) for latent in run.material.latents.values()} == {(8, 8), (5, 12), (10, 6)}
 
 
 def test_a_mask_that_covers_nothing_learns_nothing_and_is_no_nan(backbone):

@@ -89,8 +89,8 @@ def the_layers_have_the_names_and_the_order_of_diffusers():
         )
     ]  # fmt: skip
     assert backbone.architecture == "sd1-7x128"
-    assert backbone.prediction == "eps"
-    near(backbone.alphas_cumprod, torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0), 1e-5)
+    assert backbone.schedule.prediction == "eps"
+    near(backbone.schedule.signal.square(), torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0), 1e-5)
 
 
 def the_text_states_are_those_of_the_host():

@@ -21,6 +21,7 @@ NODES = [
 SETTINGS = {
     "mode": "corrected", "targets": "attention_ff", "groups": "block", "shared": 0.0, "accumulate": 1, "alpha": 0.0, "weight_decay": 0.01,
     "noise_offset": 0.01, "min_snr": 5.0, "dropout": 0.0, "checkpointing": False, "shuffle": False, "templates": "",
+    "lr_text": 0.0, "attention": 0.0, "prior": 0.0, "prior_pictures": 2,
     "precision": "auto", "memory": "auto", "existing": "replace", "preview_every": 20, "preview_prompt": "a photo of <dog>",
 }  # fmt: skip
 

@@ -21,10 +21,11 @@ FLOORS = {
     "tokens": 1,
     "backbone": 1,
     "causal": 1,
+    "schedule": 1,
     "fingerprint": 1,
 }
 BESIDE = {
-    "engines": {"backbone", "causal", "hub", "fingerprint", "tokens", "doodle"},
+    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "doodle"},
     "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "engines"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}

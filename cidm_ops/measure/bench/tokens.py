@@ -63,11 +63,11 @@ def family_shares(family: Family, pixels: int, rounds: int, stop: int) -> dict[s
     backbone = base(family)
     learning, frozen = new_run(backbone, pixels), new_run(backbone, pixels, checkpointing=pixels > 512)
     frozen.freeze_tokens()
-    texts = [OBJECT_TEMPLATES[0].replace("{}", learning.captions[i]) for i in range(Recipe().batch)]
+    texts = [OBJECT_TEMPLATES[0].replace("{}", learning.material.captions[i]) for i in range(Recipe().batch)]
     latent = torch.randn(4, pixels // 8, pixels // 8, device=backbone.device)
-    frozen.latents = {(i, False): latent for i in range(CAPTIONS)}
+    frozen.material.latents = {(i, False): latent for i in range(CAPTIONS)}
     for template in OBJECT_TEMPLATES:  # the U-Net is timed without its texts: one stands for all
-        for caption in frozen.captions:
+        for caption in frozen.material.captions:
             frozen.texts[template.replace("{}", caption)] = frozen.text(texts[:1])
 
     def unet() -> None:

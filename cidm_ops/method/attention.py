@@ -1,0 +1,69 @@
+"""Attention regularisation: the concept's words look at the concept (Mix-of-Show, CIDM's code; ``method/cidm.md`` 1.7).
+
+The free adjective may not look outside the mask, the last noun's map is drawn to the mask itself. Both papers' code applies
+this without real masks, where it is NaN and dropped; here pictures without a mask have no part in it and an empty set gives 0.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LARGEST = 32 * 32  # image tokens: above that the maps cost too much memory and say little
+
+
+@contextmanager
+def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
+    """While open, collects ``(q [B, T, C], k [B, N, C], heads)`` of every call of the cross-attention layers, low-rank deltas included."""
+    seen: list[tuple[Tensor, Tensor, int]] = []
+    handles = []
+    for layer in layers:
+        queries: list[Tensor] = []
+        attention: Any = layer
+
+        def keep_query(module: nn.Module, args: Any, output: Tensor, queries: list[Tensor] = queries) -> None:
+            queries[:] = [output]
+
+        def pair(module: nn.Module, args: Any, output: Tensor, queries: list[Tensor] = queries, heads: int = attention.heads) -> None:
+            if queries and queries[0].shape[1] <= LARGEST:
+                seen.append((queries.pop(), output, heads))
+
+        handles += [attention.to_q.register_forward_hook(keep_query), attention.to_k.register_forward_hook(pair)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def word_maps(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, position: int, shape: tuple[int, int]) -> dict[tuple[int, int], Tensor]:
+    """Mean attention ``[h, w]`` over layers and heads of picture ``row`` to the text's ``position``, per resolution, its maximum at 1."""
+    maps: dict[tuple[int, int], list[Tensor]] = {}
+    for q, k, heads in seen:
+        tokens = q.shape[1]
+        height = round((tokens * shape[0] / shape[1]) ** 0.5)
+        query, key = (x[row].unflatten(-1, (heads, -1)).transpose(0, 1).float() for x in (q, k))
+        weights = (query @ key.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1)
+        maps.setdefault((height, tokens // height), []).append(weights[..., position].mean(0).view(height, -1))
+    means = {size: torch.stack(found).mean(0) for size, found in maps.items()}
+    return {size: m / m.detach().amax().clamp(min=1e-6) for size, m in means.items()}
+
+
+def attention_loss(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, positions: Sequence[int], mask: Tensor) -> Tensor:
+    """For one picture with ``mask [1, h, w]`` in [0, 1]: the mean square of the first word's map outside the mask, and the mean squared
+    distance of the last word's map from the mask, averaged over resolutions. ``positions`` are those of the words in the text.
+    """
+    shape = (mask.shape[-2], mask.shape[-1])
+    losses = []
+    for word in {0, len(positions) - 1}:
+        for size, found in word_maps(seen, row, positions[word], shape).items():
+            area = F.interpolate(mask[None].float(), size, mode="area")[0, 0].to(found)
+            if word:
+                losses.append((found - area).square().mean())
+            else:
+                outside = 1 - area
+                losses.append((found.square() * outside).sum() / outside.sum().clamp(min=1e-6))
+    return torch.stack(losses).mean() if losses else mask.new_zeros(())
