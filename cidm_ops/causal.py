@@ -5,6 +5,7 @@ the host casts, quantises or offloads.
 """
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+RECOMPUTED = ContextVar("recomputed", default=False)  # set by recompute.recomputed
 GRAPH = 2**31  # bytes that autograd may keep for one text in all its variants; above that, layers are computed again
 KEPT = 14  # tensors of the size of the hidden states that a layer keeps
 
@@ -39,9 +41,9 @@ def text_states(model: Any, rows: Tensor, shared: int, depth: int, norm: bool) -
     transformer = transformer_of(model)
     states = rows + transformer.embeddings.position_embedding.weight[: rows.shape[1]].to(rows)
     start, rest = states[:1, :shared], states[:, shared:]
-    graph = rest.nbytes * KEPT * depth if rows.requires_grad else 0
+    again = rows.requires_grad and (RECOMPUTED.get() or rest.nbytes * KEPT * depth > GRAPH)
     for layer in transformer.encoder.layers[:depth]:
-        start, rest = checkpoint(_layer, layer, start, rest, use_reentrant=False) if graph > GRAPH else _layer(layer, start, rest)
+        start, rest = checkpoint(_layer, layer, start, rest, use_reentrant=False) if again else _layer(layer, start, rest)
     states = torch.cat([start.expand(len(rest), -1, -1), rest], 1)
     return transformer.final_layer_norm(states) if norm else states
 

@@ -1,8 +1,10 @@
 """What a step computes with: precision, and what it does without when memory is short."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -47,18 +49,23 @@ class Means:
 
 
 class Halves:
-    """bf16 copies of the fp32 matrices of frozen modules, made once: autocast would make them anew in every step."""
+    """bf16 copies of the fp32 matrices of frozen modules, made once: autocast would make them anew in every step.
+
+    Only where they take no more than a quarter of the memory that is free when the run begins.
+    """
 
     def __init__(self, modules: Sequence[nn.Module]):
-        self.modules, self.copies = modules, dict[nn.Module, tuple[int, nn.Parameter]]()
+        self.copies: dict[nn.Module, tuple[int, nn.Parameter]] = {}
+        inside = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+        self.layers = [layer for layer in inside if layer.weight.dtype == torch.float32]
+        if self.layers and sum(2 * layer.weight.numel() for layer in self.layers) > free_memory(self.layers[0].weight.device) / 4:
+            self.layers = []
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """While open, layers compute with the copies; a weight that was moved since is copied again."""
-        inside = (layer for module in self.modules for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
-        layers = [layer for layer in inside if layer.weight.dtype == torch.float32]
-        own = [layer._parameters["weight"] for layer in layers]
-        for layer, weight in zip(layers, own, strict=True):
+        own = [layer._parameters["weight"] for layer in self.layers]
+        for layer, weight in zip(self.layers, own, strict=True):
             assert weight is not None
             if layer not in self.copies or self.copies[layer][0] != weight.data_ptr():
                 self.copies[layer] = weight.data_ptr(), nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
@@ -66,7 +73,7 @@ class Halves:
         try:
             yield
         finally:
-            for layer, weight in zip(layers, own, strict=True):
+            for layer, weight in zip(self.layers, own, strict=True):
                 layer._parameters["weight"] = weight
 
 
@@ -75,6 +82,17 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be had on a device; infinite where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
