@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..run.captions import concept_captions
@@ -52,8 +52,7 @@ def dataset_sheet(data: Dataset, name: str, class_word: str, seed: int = 0, side
         picture, mask = data.draw(i, False, random.Random(f"{seed}/{i}"))
         if mask is not None:
             picture = (picture + 1) * (0.25 + 0.75 * mask) - 1
-        tile = Image.fromarray(to_pixels(picture[None])[0])
-        tile.thumbnail((side, side), Image.Resampling.LANCZOS)
+        tile = ImageOps.contain(Image.fromarray(to_pixels(picture[None])[0]), (side, side), Image.Resampling.LANCZOS)
         x, y = i % columns * (side + 8), i // columns * (side + below)
         sheet.paste(tile, (x, y))
         times = f" x {data.repeats[i]}" if data.repeats[i] > 1 else ""

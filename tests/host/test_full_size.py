@@ -25,11 +25,13 @@ def checkpoint(server, request):
 
 def learning(server, file, name, **settings):
     """Two steps at 256 pixels."""
-    photos(server.folder / "input" / f"full-{name}", [f"a {name} on the grass"])
+    pictures = server.folder / "input" / f"full-{name}"
+    if not pictures.exists():
+        photos(pictures, [f"a {name} on the grass"])
     return {
         "1": node("CheckpointLoaderSimple", ckpt_name=file.name),
         "2": node("CIDMOpenBank", name=f"full-{settings['groups']}"),
-        "3": node("CIDMLoadConceptImages", folder=f"full-{name}", size=256),
+        "3": node("CIDMLoadConceptImages", folder=pictures.name, size=256),
         "4": node(
             "CIDMTrainConcept",
             **{"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "bank": ["2", 0], "images": ["3", 0], "captions": ["3", 1]},
