@@ -1,6 +1,7 @@
 """ComfyUI's real front end in a browser: drop a workflow in, run it, take its picture.
 
-``python tests/browser/frontend.py CHECKOUT WORKFLOW.json PICTURE.png`` takes the picture of the README.
+``python tests/browser/frontend.py CHECKOUT WORKFLOW.json PICTURE.png`` takes the picture of the README: the graph when it has run, or
+with ``preview`` behind it, in the middle of a training that has shown two previews.
 """
 
 import json
@@ -39,6 +40,21 @@ RUN = """async () => {
     const error = await ended;
     await new Promise(done => setTimeout(done, 2000));
     return error;
+}"""
+# Queues the graph and comes back when a node of this type has shown so many previews; tells what is written in it.
+PREVIEW = """async ([type, count]) => {
+    const node = app.graph._nodes.find(n => n.type === type);
+    let seen = 0;
+    const shown = new Promise(done => app.api.addEventListener('b_preview', () => ++seen === count && done()));
+    app.queuePrompt(0);
+    await shown;
+    await new Promise(done => setTimeout(done, 1000));
+    return (node.widgets || []).map(w => w.value).filter(v => typeof v === 'string').at(-1) || '';
+}"""
+CANCEL = """async () => {
+    const ended = new Promise(done => app.api.addEventListener('execution_interrupted', () => done(true)));
+    app.api.interrupt(null);
+    return await ended;
 }"""
 PICTURES = (
     "() => Object.fromEntries(app.graph._nodes.filter(n => n.imgs && n.imgs.length).map(n => [n.id, n.imgs.map(i => i.naturalWidth)]))"
@@ -82,7 +98,7 @@ def load(page: Page, workflow: dict[str, Any]) -> list[str]:
     return page.evaluate(LOAD, workflow)
 
 
-def take_picture(checkout: str, workflow: str, picture: str) -> None:
+def take_picture(checkout: str, workflow: str, picture: str, moment: str = "end") -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from comfy_server import Server
     from conftest import host
@@ -92,10 +108,14 @@ def take_picture(checkout: str, workflow: str, picture: str) -> None:
         try:
             with open_page(server.url, 3440, 1640) as page:
                 unknown = load(page, json.loads(Path(workflow).read_text(encoding="utf-8")))
-                error = unknown or page.evaluate(RUN)
+                wrong = unknown
+                if moment == "preview":
+                    page.evaluate(PREVIEW, ["CIDMTrainConcept", 2])
+                else:
+                    wrong = wrong or page.evaluate(RUN)
                 page.evaluate(FRAME)
                 page.screenshot(path=picture)
-                print(error or f"{picture}: taken")
+                print(wrong or f"{picture}: taken")
         finally:
             server.close()
 

@@ -49,3 +49,22 @@ def test_two_concepts_learned_and_painted_in_the_browser(page):
     assert len(saved) == 3
     for node in saved:
         assert pictures[node] == [128] * 4
+
+
+def test_a_training_is_watched_cancelled_and_gone_on_with(page):
+    assert frontend.load(page, read(PACK / "workflows" / "watch_a_training.json")) == []
+    page.evaluate(
+        """() => { for (const n of app.graph._nodes) for (const w of n.widgets || []) {
+            if (w.name === 'steps') w.value = n.type === 'CIDMTrainConcept' ? 40 : 3;
+            if (w.name === 'preview_every') w.value = 5;
+        } }"""
+    )
+    said = page.evaluate(frontend.PREVIEW, ["CIDMTrainConcept", 2])
+    assert "of 40, loss" in said and "left" in said
+    assert page.evaluate("() => app.graph._nodes.find(n => n.type === 'CIDMTrainConcept').imgs.length") == 1
+    assert page.evaluate(frontend.CANCEL)
+    assert page.evaluate(frontend.RUN) == ""
+    page.evaluate(frontend.FRAME)
+    pictures = page.evaluate(frontend.PICTURES)
+    shown = page.evaluate("() => Object.fromEntries(app.graph._nodes.map(n => [n.type, String(n.id)]))")
+    assert pictures[shown["SaveImage"]] == [128] * 4 and pictures[shown["LossGraphNode"]] and pictures[shown["CIDMPreviewDataset"]]
