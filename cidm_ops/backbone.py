@@ -52,6 +52,10 @@ class Backbone(Protocol):
         """While open, ``predict`` of ``x`` can be differentiated, also by a backward pass that computes parts of it again."""
         ...
 
+    def make_room(self) -> None:
+        """Memory is short: move off the device what a step can do without."""
+        ...
+
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         """The model's output (epsilon, v or flow) at ``x [B, 4, h, w]``; SDXL also reads the ``pooled [B, P]`` text."""
         ...

@@ -67,7 +67,9 @@ def differentiable(module: nn.Module) -> Iterator[None]:
 class ComfyText:
     """The text half of a backbone: tokens and text states through the host's CLIP, with its clip skip."""
 
-    def __init__(self, clip: comfy.sd.CLIP):
+    def __init__(self, clip: comfy.sd.CLIP | None):
+        if clip is None:
+            raise ValueError(f"{ONLY} with a text encoder: there is no CLIP, as in files of the diffusion model alone; connect one")
         kind = type(clip.cond_stage_model)
         if kind not in ENCODERS or not all(hasattr(clip.cond_stage_model, name) for name in ENCODERS[kind]):
             raise ValueError(f"{ONLY}: this CLIP is {kind.__name__}, connect the CLIP of the same checkpoint")
@@ -130,7 +132,7 @@ class ComfyBackbone(ComfyText, Backbone):
         if not isinstance(config, FAMILIES) or config.unet_config["in_channels"] != 4:
             raise ValueError(f"{ONLY}: this model is {type(config).__name__} with {config.unet_config.get('in_channels')} input channels")
         super().__init__(clip)
-        self.model, self.vae = model, vae
+        self.model, self.vae, self.room = model, vae, 1
         self.unet: nn.Module = model.model.diffusion_model
         self.device = model.load_device
         self.dtype: torch.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
@@ -176,9 +178,15 @@ class ComfyBackbone(ComfyText, Backbone):
                 t = self.model.get_model_object("model_sampling").timestep(self.schedule.sigma.to(t.device)[t])
             return self.unet(x.to(dtype), t.float(), context=context.to(dtype), y=adm, transformer_options={}).float()
 
+    def make_room(self) -> None:
+        """The host unloads all models and next time keeps twice the room free for a step, if need be by leaving weights on the CPU."""
+        self.room *= 2
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+
     def _load(self, x: Tensor, times: int) -> None:
         """Have the host load the model, with room for a batch of ``times`` that of ``x``."""
-        needed = self.model.memory_required([times * len(x), *x.shape[1:]])
+        needed = self.model.memory_required([self.room * times * len(x), *x.shape[1:]])
         comfy.model_management.load_models_gpu([self.model], memory_required=needed)
 
 

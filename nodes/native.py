@@ -79,7 +79,9 @@ def clip() -> comfy.sd.CLIP:
     """The text encoder."""
     options = {"dtype": torch.float32, "clip_l_model_config": dict(files.TEXT_CONFIG)}
     encoder = comfy.sd.CLIP(DoodleClip, tokenizer_data={"clip_l_tokenizer_class": DoodleTokenizer}, model_options=options)
-    encoder.load_sd({f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in files.text_state().items()})
+    state = {f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in files.text_state().items()}
+    size = files.TEXT_CONFIG["hidden_size"]
+    encoder.load_sd(state | {"text_projection.weight": torch.eye(size)})  # Doodle has none, and the host leaves it uninitialised
     return encoder
 
 

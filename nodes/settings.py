@@ -76,7 +76,7 @@ class CIDMTrainingSettings(io.ComfyNode):
                     options=list(PRECISIONS),
                     default=DEFAULTS.precision,
                     optional=True,
-                    tooltip="What the frozen model computes in while learning; what learns is always fp32. auto: bf16 where the hardware "
+                    tooltip="What a model in fp32 computes in while learning; what learns is always fp32. auto: bf16 where the hardware "
                     "is made for it.",
                 ),
                 io.Combo.Input(

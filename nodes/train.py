@@ -145,6 +145,8 @@ class CIDMTrainConcept(io.ComfyNode):
         with torch.inference_mode(False):  # the executor runs nodes without gradients
             data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
             data = replace(data, warnings=data.remarks(class_word))
+            if vae is None:
+                raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
             backbone = host.ComfyBackbone(model, clip, vae)
             node = cls.hidden.unique_id
             on_step = say.training_progress(node, given.get("preview_every", 0), given.get("preview_prompt", ""))

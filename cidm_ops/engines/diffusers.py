@@ -72,14 +72,20 @@ class DiffusersBackbone(Backbone):
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
         """The mean of the autoencoder's posterior, scaled."""
-        encoded = self.vae.encode(pictures.to(self.device, self.vae.dtype))
+        encoded = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype))
         latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
-        return latents.float() * self.vae.config.scaling_factor
+        return latents.to(self.device).float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latent(self, latents: Tensor) -> Tensor:
-        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+        scaled = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(scaled).sample.to(self.device).float().clamp(-1, 1)
+
+    def make_room(self) -> None:
+        """The autoencoder goes to the CPU, for good, and what the allocator keeps in store is given back."""
+        nn.Module.to(self.vae, "cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def learning(self, x: Tensor) -> AbstractContextManager[None]:
         return layerwise(self.cross_attention.values())

@@ -19,21 +19,23 @@ SHORT = ("out of memory", "can't allocate memory", "not enough memory", "could n
 
 @dataclass(frozen=True)
 class Means:
-    """``bf16``: matrix products of the frozen model in bf16 (autocast), while the factors stay fp32; ``at_once``: pictures that go
-    through the model together. Apart from rounding, what is learned does not depend on any of them.
+    """``bf16``: matrix products of a frozen model in fp32 are in bf16 (autocast), while the factors stay fp32; ``at_once``: pictures
+    that go through the model together. Apart from rounding, what is learned does not depend on any of them.
     """
 
     bf16: bool
     checkpointing: bool
     at_once: int
+    full: bool = True  # the model is in fp32, so bf16 is less
     scale: float = 1.0  # of the loss in the backward pass
 
     @classmethod
     def of(cls, recipe: Recipe, backbone: Backbone) -> "Means":
         """As the recipe says."""
+        full = backbone.dtype == torch.float32
         bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(backbone.device))
-        scale = FP16_SCALE if backbone.dtype == torch.float16 and not bf16 else 1.0
-        return cls(bf16, recipe.checkpointing, recipe.batch, scale)
+        scale = FP16_SCALE if backbone.dtype == torch.float16 else 1.0
+        return cls(bf16 and full, recipe.checkpointing, recipe.batch, full, scale)
 
     def less(self) -> "Means | None":
         """The next smaller need of memory, or none: checkpointing, one picture at a time, bf16."""
@@ -41,7 +43,7 @@ class Means:
             return replace(self, checkpointing=True)
         if self.at_once > 1:
             return replace(self, at_once=1)
-        return None if self.bf16 else replace(self, bf16=True, scale=1.0)
+        return replace(self, bf16=True) if self.full and not self.bf16 else None
 
     def __str__(self) -> str:
         checkpointing, precision = "on" if self.checkpointing else "off", "bf16" if self.bf16 else "as_model"

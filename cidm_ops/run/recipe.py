@@ -24,7 +24,7 @@ class Recipe:
     R2. ``lr_text`` above 0 gives the attention of the text encoders factors too. ``attention`` weighs the regularisation of
     where the words look, for pictures with masks; ``prior`` the loss of pictures of the plain class, ``prior_pictures`` of
     them if the base has to paint them. ``init_sigma`` is the standard deviation of the free adjective's row. ``min_snr`` is
-    gamma of min-SNR weighting, 0 for none. ``precision`` is what the frozen model computes in (the factors are fp32):
+    gamma of min-SNR weighting, 0 for none. ``precision`` is what a model in fp32 computes in (the factors are always fp32):
     ``auto`` is bf16 where the hardware is made for it. ``memory``: ``auto`` turns to ways that need less when memory runs
     out. ``checkpointing`` trades a third more time for much less memory. Raises ``ValueError`` naming the setting that
     cannot work.

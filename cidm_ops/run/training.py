@@ -142,6 +142,7 @@ class Run:
         if self.recipe.memory != "auto":
             raise MemoryError(f"memory is short with {self.means}: try {less}, or memory=auto, which finds what fits ({shortage})")
         self.data.warnings.append(f"memory was short with {self.means}: going on with {less}")
+        self.backbone.make_room()
         return less
 
     @torch.no_grad()

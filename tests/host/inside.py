@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 PACK, RESULTS = Path(sys.argv[1]), Path(sys.argv[2])
@@ -19,10 +20,14 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.lora  # noqa: E402
+import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 -- as main.py does: comfy has a module of that name
+from comfy_extras import nodes_model_advanced  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
@@ -296,6 +301,77 @@ def the_half_precision_base_learns_too():
         _, concept, losses = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2))
     assert all(f.up.dtype == torch.float32 and f.up.isfinite().all() for f in concept.factors.values())
     assert concept.fingerprint == host.ComfyBackbone(*doodle()).fingerprint
+
+
+def the_fp8_base_learns_too_and_stays_as_it_is():
+    model, clip, vae = doodle()
+    config = native.Doodle(native.UNET)
+    config.set_inference_dtype(torch.float8_e4m3fn, torch.float32)
+    base = config.get_model({}, "")
+    base.load_model_weights(dict(model.model.diffusion_model.state_dict()), "")
+    base.eval().requires_grad_(False)
+    quantised = comfy.model_patcher.ModelPatcher(base, load_device=model.load_device, offload_device=model.offload_device)
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    assert any(v.dtype == torch.float8_e4m3fn for v in before.values())
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        backbone = host.ComfyBackbone(quantised, clip, vae)
+        assert backbone.dtype == torch.float32
+        for precision in ("as_model", "bf16"):
+            recipe = Recipe(steps=2, precision=precision)
+            _, concept, losses = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+            assert all(f.up.isfinite().all() and f.up.abs().max() > 0 for f in concept.factors.values())
+    assert all(v.dtype == before[k].dtype and torch.equal(v.float(), before[k].float()) for k, v in base.state_dict().items())
+
+
+def the_sampling_that_a_node_has_set_is_the_one_that_is_learned():
+    model, clip, vae = doodle()
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 128, generator=generator)
+    t = torch.tensor([100, 800])
+    nodes = nodes_model_advanced.ModelSamplingSD3(), nodes_model_advanced.ModelSamplingDiscrete()
+    for kind, patched in (("flow", nodes[0].patch(model, 3.0)[0]), ("v", nodes[1].patch(model, "v_prediction", False)[0])):
+        with torch.inference_mode(False):
+            backbone = host.ComfyBackbone(patched, clip, vae)
+            assert backbone.schedule.prediction == kind
+            answer = backbone.predict(x, t, context)
+        signal, noise = (v[t].view(-1, 1, 1, 1) for v in (backbone.schedule.signal, backbone.schedule.sigma))
+        clean = x - noise * answer if kind == "flow" else signal * x - noise * answer
+        patched.patch_model()
+        try:
+            level = backbone.schedule.sigma[t] if kind == "flow" else (noise / signal).flatten()
+            denoised = model.model.apply_model(x if kind == "flow" else x / signal, level, c_crossattn=context)
+        finally:
+            patched.unpatch_model()
+        near(clean, denoised, 1e-3 * float(denoised.abs().max()))
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+            recipe = Recipe(steps=2, min_snr=5.0)
+            _, _, losses = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+            assert all(0 < loss < 100 for loss in losses)
+
+
+def the_text_encoder_learns_too():
+    model, clip, vae = doodle()
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.inference_mode(False):
+            backbone = host.ComfyBackbone(model, clip, vae)
+            recipe = Recipe(steps=2, lr_text=1e-2)
+            bank, concept, _ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+        assert len(concept.text_factors) == 8 and all(f.up.abs().max() > 0 for f in concept.text_factors.values())
+        text, concepts, _ = concepts_for(bank, "a <dog> on the beach", "exact", backbone)
+        changed = host.encode_prompt(clip, text, concepts)[0][1][host.CONTEXT]
+        same = host.encode_prompt(clip, text, [replace(c, text_factors={}) for c in concepts])[0][1][host.CONTEXT]
+        assert float((changed - same).abs().max()) > 1e-3
+        lora = safetensors.torch.load_file(bank.file("dog"))
+        loaded = comfy.lora.load_lora(lora, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+        assert len(loaded) == 8, "the host's loader finds the text factors"
+
+
+def the_room_for_a_step_can_grow():
+    backbone = host.ComfyBackbone(*doodle())
+    x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
+    before = backbone.predict(x, torch.tensor([500]), context)
+    backbone.make_room()
+    near(backbone.predict(x, torch.tensor([500]), context), before, 0)
 
 
 def the_prompt_reaches_the_picture():
