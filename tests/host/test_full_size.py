@@ -2,10 +2,12 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from test_server import SETTINGS, node, photos
+from test_server import PACK, SETTINGS, node, photos
 
 from cidm_ops.bank.concept import load_concept
 
@@ -14,11 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def checkpoint(server, request):
-    """A random checkpoint of the family in the host's folder."""
-    files = pytest.importorskip("cidm_ops.measure.bench.checkpoints", reason="the full-size checkpoint is made with diffusers")
-    folder = server.folder / "models" / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    file = files.write_checkpoint(folder / "random.safetensors", getattr(files, request.param))
+    """A random checkpoint of the family in the host's folder, made in a process that gives its memory back."""
+    pytest.importorskip("diffusers", reason="the full-size checkpoint is made with diffusers")
+    file = server.folder / "models" / "checkpoints" / "random.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    make = f"from cidm_ops.measure.bench.checkpoints import *; write_checkpoint(Path({str(file)!r}), {request.param})"
+    subprocess.run([sys.executable, "-c", make], cwd=PACK, check=True)
     yield file
     file.unlink()
 
