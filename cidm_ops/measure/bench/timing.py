@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,18 @@ def figures(times: Mapping[str, list[float]]) -> dict[str, float]:
 def ratio(times: Mapping[str, list[float]], side: str, other: str) -> float:
     """Median over the rounds of the one side's time by the other's in the same round: what slows the machine slows both."""
     return round(statistics.median(a / b for a, b in zip(times[side], times[other], strict=True)), 4)
+
+
+def peak_memory(call: Callable[[], Any]) -> float:
+    """GB that the device, or on the CPU this process, holds at most while ``call`` runs; what is held already counts."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak begins anew
+    call()
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 2**20, 3)
 
 
 def machine() -> dict[str, Any]:
