@@ -31,8 +31,9 @@ class LowRank:
         return self.up @ self.down
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``up (down x)`` for ``x [..., in]``, in the factors' own precision; ``[..., out]`` in that of ``x``."""
-        return ((x.to(self.down.dtype) @ self.down.T) @ self.up.T).to(x.dtype)
+        """``up (down x)`` for ``x [..., in]``, in autocast's precision or the factors' own; ``[..., out]`` in that of ``x``."""
+        own = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
+        return ((own @ self.down.T) @ self.up.T).to(x.dtype)
 
 
 @dataclass(frozen=True)
