@@ -49,7 +49,7 @@ PREVIEW = """async ([type, count]) => {
     app.queuePrompt(0);
     await shown;
     await new Promise(done => setTimeout(done, 1000));
-    return (node.widgets || []).map(w => w.value).filter(v => typeof v === 'string').at(-1) || '';
+    return (node.widgets || []).map(w => w.value).filter(v => typeof v === 'string').join('\\n');
 }"""
 CANCEL = """async () => {
     const ended = new Promise(done => app.api.addEventListener('execution_interrupted', () => done(true)));
