@@ -105,15 +105,20 @@ def save_concept(concept: Concept, file: Path) -> None:
 
 
 def write_atomically(data: bytes, file: Path) -> None:
-    """Temporary file, fsync, rename, fsync of the folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Temporary file, fsync, rename, fsync of the folder. Raises ``OSError`` naming the file; what was there stays."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, file)
+    except OSError as error:
+        what = (
+            f"{file} cannot be written ({error.strerror}): nothing is lost, what was there before is unchanged; make room and start again"
+        )
+        raise type(error)(error.errno, what) from error
     finally:
         partial.unlink(missing_ok=True)
     if os.name == "posix":

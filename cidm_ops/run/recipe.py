@@ -25,9 +25,9 @@ class Recipe:
     where the words look, for pictures with masks; ``prior`` the loss of pictures of the plain class, ``prior_pictures`` of
     them if the base has to paint them. ``init_sigma`` is the standard deviation of the free adjective's row. ``min_snr`` is
     gamma of min-SNR weighting, 0 for none. ``precision`` is what a model in fp32 computes in (the factors are always fp32):
-    ``auto`` is bf16 where the hardware is made for it. ``memory``: ``auto`` turns to ways that need less when memory runs
-    out. ``checkpointing`` trades a third more time for much less memory. Raises ``ValueError`` naming the setting that
-    cannot work.
+    ``auto`` is bf16 where the hardware is made for it and the model large. ``memory``: ``auto`` turns to ways that need less
+    when memory runs out. ``checkpointing`` trades a third more time for much less memory. Raises ``ValueError`` naming the
+    setting that cannot work.
     """
 
     steps: int = 800
