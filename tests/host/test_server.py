@@ -173,26 +173,23 @@ def test_the_workflow_is_cancelled_at_any_step_and_goes_on(server):
                 step["inputs"]["steps"] = 60 if step["class_type"] == "CIDMTrainConcept" else 2
         return prompt
 
+    learned, state = (server.bank("halted") / place / "duck.safetensors" for place in ("", ".training"))
     began = time.monotonic()
     server.run(task("whole"))
     lasts, stops = time.monotonic() - began, 0
-    for _ in range(5):
+    while stops < 3 and not learned.exists():
         running = server.queue(task("halted"))
         server.wait_for(lambda: server.get("/queue")["queue_running"], 30)
-        time.sleep(lasts * random.uniform(0.1, 0.5))
+        time.sleep(lasts * random.uniform(0.02, 0.2))
         server.post("/interrupt", {})
-        entry = server.finished(running, 60)
-        if entry["status"]["status_str"] == "success":
-            break
-        stops += 1
-        assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
-        assert not (server.bank("halted") / "duck.safetensors").exists()
-    assert stops
+        server.finished(running, 60)
+        stops += state.exists()
+    assert stops, "it was never stopped in mid-run"
     outputs = server.run(task("halted"))
     whole, halted = (load_concept(server.bank(name) / "duck.safetensors") for name in ("whole", "halted"))
     assert whole.training["losses"] == halted.training["losses"] and len(halted.training["losses"]) == 60
     assert all((f.up == halted.factors[n].up).all() for n, f in whole.factors.items())
-    assert not (server.bank("halted") / ".training" / "duck.safetensors").exists()
+    assert not state.exists()
     kinds = {step["class_type"]: key for key, step in task("halted").items()}
     assert all(outputs[kinds[kind]]["images"] for kind in ("LossGraphNode", "SaveImage", "CIDMPreviewDataset"))
 
