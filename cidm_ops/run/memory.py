@@ -14,8 +14,8 @@ from .recipe import Recipe
 
 LARGE = 100e6  # parameters: below, casting costs more than bf16 saves (Doodle: 15 % more)
 FP16_SCALE = 4096.0  # gradients of a loss through a model in plain fp16 would vanish
-# CUDA and MPS, the CPU on Linux, on Windows, and oneDNN
-SHORT = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
+# CUDA and MPS, the CPU on Linux, on Windows, oneDNN, and the C++ library
+SHORT = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive", "bad_alloc")
 
 
 @dataclass(frozen=True)

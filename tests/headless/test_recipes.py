@@ -1,6 +1,7 @@
 """The options of a recipe do what they say: text encoder factors, prior, attention, flow, precision, memory, continuing."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -167,8 +168,9 @@ from cidm_ops.run.training import Run
 
 base, memory, room = sys.argv[1], sys.argv[2], int(sys.argv[3]) * 2**20
 torch.set_num_threads(1)
+torch.backends.mkldnn.enabled = False  # its code generator may fail for good once memory was short
 backbone = load(base)
-side = 768
+side = 640
 data = Dataset([torch.rand(3, side, side)] * 4, ["a dog"] * 4)
 recipe = Recipe(steps=2, batch=4, memory=memory, precision="as_model", norm_stop=0.0)
 run = Run(backbone, data, class_word="dog", words=("<rex.1>", "<rex.2>"), recipe=recipe)
@@ -188,7 +190,9 @@ except MemoryError as error:
 def short_of_memory(base, memory, room):
     """A step in a process that gets ``room`` MB more than it has, and no more."""
     command = [sys.executable, "-c", SHORT_OF_MEMORY, base, memory, str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system, as it does on a GPU
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | at_once)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -197,9 +201,9 @@ def short_of_memory(base, memory, room):
 def test_when_memory_runs_out_the_step_is_done_in_another_way(tiny_sd1):
     plenty = short_of_memory(str(tiny_sd1), "auto", 20_000)
     assert plenty == {"means": "checkpointing off, 4 at once, precision as_model", "warnings": []}
-    short = short_of_memory(str(tiny_sd1), "auto", 350)
+    short = short_of_memory(str(tiny_sd1), "auto", 300)
     assert short["means"].startswith("checkpointing on") and "memory was short with checkpointing off" in short["warnings"][0]
-    refused = short_of_memory(str(tiny_sd1), "as_set", 350)
+    refused = short_of_memory(str(tiny_sd1), "as_set", 300)
     assert "try checkpointing on" in refused["error"] and "memory=auto" in refused["error"]
     nothing = short_of_memory(str(tiny_sd1), "auto", 1)
     assert "train at a smaller size" in nothing["error"]
