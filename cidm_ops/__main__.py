@@ -88,7 +88,7 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
 
     bank = Bank(options.bank)
     for prompt in options.prompt:
-        bank.expand(prompt)
+        bank.read(prompt)
     backbone = load_base(options, on_cuda="float16")
     size = options.size or backbone.size
     options.out.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,10 @@ Forward hooks work on any linear layer, a quantised or offloaded one included, i
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 PARTS = (
     *(f"{attention}.to_{projection}" for attention in ("attn1", "attn2") for projection in ("q", "k", "v", "out.0")),
@@ -25,7 +27,7 @@ TARGETS = {
 def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Add ``deltas[name](x)`` to the output of ``layers[name]`` while the context is open.
 
-    A delta maps ``x [..., in]`` to ``[..., out]``: a ``LowRank`` or a stack with its weights bound.
+    A delta maps ``x [..., in]`` to ``[..., out]``, such as a ``LowRank``; one with a ``kernel`` is a convolution as the layer is.
     Raises ``KeyError`` when a delta names a layer the model does not have.
     """
     missing = [name for name in deltas if name not in layers]
@@ -35,6 +37,8 @@ def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Ten
         )
 
     def beside(delta: Callable[[Tensor], Tensor]):
+        if getattr(delta, "kernel", ()):
+            return lambda module, args, output: output + convolved(delta, module, args[0])
         return lambda module, args, output: output + delta(args[0])
 
     handles = [layers[name].register_forward_hook(beside(delta)) for name, delta in deltas.items()]
@@ -43,6 +47,12 @@ def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Ten
     finally:
         for handle in handles:
             handle.remove()
+
+
+def convolved(factors: Any, module: Any, x: Tensor) -> Tensor:
+    """The change of a convolution's output: down with its kernel, stride and padding, then up at every place."""
+    down = factors.down.to(x).unflatten(1, (-1, *factors.kernel))
+    return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding, module.dilation), factors.up.to(x)[:, :, None, None])
 
 
 def linears(blocks: Mapping[str, nn.Module], targets: str = "") -> dict[str, nn.Module]:
@@ -61,11 +71,9 @@ def linears(blocks: Mapping[str, nn.Module], targets: str = "") -> dict[str, nn.
 
 
 def block_of(layer: str) -> str:
-    """The transformer block that a linear layer is in, by its canonical name."""
+    """The transformer block that a linear layer is in, by its canonical name; "" if it is in none."""
     match = re.match(r".*\.transformer_blocks\.\d+(?=\.)", layer)
-    if not match:
-        raise ValueError(f"{layer!r} is no layer of a transformer block")
-    return match[0]
+    return match[0] if match else ""
 
 
 def _has(block: nn.Module, part: str) -> bool:

@@ -24,6 +24,7 @@ class Backbone(Protocol):
     unet: nn.Module
     blocks: Mapping[str, nn.Module]  # canonical name -> transformer block, in layer order
     cross_attention: Mapping[str, nn.Module]  # the attn2 of each, under its own name
+    layers: Mapping[str, nn.Module]  # all linear layers and convolutions of the U-Net
     device: torch.device
     dtype: torch.dtype  # that the U-Net computes in
     schedule: Schedule  # of the 1000 trained timesteps

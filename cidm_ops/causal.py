@@ -32,6 +32,16 @@ def attention_layers(models: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def linear_layers(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the attention and ``clip_l.encoder.layers.0.mlp.fc1`` and so on: all that a LoRA can change."""
+    return attention_layers(models) | {
+        f"{encoder}.encoder.layers.{i}.mlp.{part}": getattr(layer.mlp, part)
+        for encoder, model in models.items()
+        for i, layer in enumerate(transformer_of(model).encoder.layers)
+        for part in ("fc1", "fc2")
+    }
+
+
 def text_states(model: Any, rows: Tensor, shared: int, depth: int, norm: bool) -> Tensor:
     """Hidden states ``[V, N, D]`` after ``depth`` layers of token rows ``[V, N, D]``, with the final norm if ``norm``; differentiable.
 

@@ -13,10 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LowRank:
-    """``delta W = up @ down`` with ``up [out, r]`` and ``down [r, in]`` (the paper's A and B)."""
+    """``delta W = up @ down`` with ``up [out, r]`` and ``down [r, in]`` (the paper's A and B).
+
+    Of a convolution, ``kernel`` is ``(kh, kw)`` and ``in`` runs over channels, rows and columns of its weight.
+    """
 
     up: Tensor
     down: Tensor
+    kernel: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
@@ -29,6 +33,17 @@ class LowRank:
     def delta(self) -> Tensor:
         """The full change of the weight, ``[out, in]``."""
         return self.up @ self.down
+
+    def to(self, device: torch.device | str) -> "LowRank":
+        return LowRank(self.up.to(device), self.down.to(device), self.kernel)
+
+    @classmethod
+    def nearest(cls, delta: Tensor, rank: int, kernel: tuple[int, ...] = ()) -> tuple["LowRank", float]:
+        """The best factors of a rank for ``delta [out, in]`` (truncated SVD), and their error relative to it in the Frobenius norm."""
+        u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
+        root = s[:rank].sqrt()
+        error = float(s[rank:].norm() / s.norm().clamp(min=1e-300))
+        return cls((u[:, :rank] * root).to(delta.dtype), (root[:, None] * v[:rank]).to(delta.dtype), kernel), error
 
     def __call__(self, x: Tensor) -> Tensor:
         """``up (down x)`` for ``x [..., in]``, in autocast's precision or the factors' own; ``[..., out]`` in that of ``x``."""
@@ -43,6 +58,7 @@ class Stack:
     up: Tensor
     down: Tensor
     ranks: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, factors: Sequence[LowRank]) -> "Stack":
@@ -52,7 +68,8 @@ class Stack:
         shapes = {(f.up.shape[0], f.down.shape[1]) for f in factors}
         if len(shapes) > 1:
             raise ValueError(f"factors of different layers cannot be stacked: (out, in) are {sorted(shapes)}")
-        return cls(torch.cat([f.up for f in factors], 1), torch.cat([f.down for f in factors], 0), tuple(f.rank for f in factors))
+        up, down = torch.cat([f.up for f in factors], 1), torch.cat([f.down for f in factors], 0)
+        return cls(up, down, tuple(f.rank for f in factors), factors[0].kernel)
 
     def spread(self, weights: Tensor) -> Tensor:
         """Weights per concept ``[..., G]`` to weights per rank ``[..., R]``."""
@@ -63,7 +80,7 @@ class Stack:
 
     def merged(self, weights: Tensor) -> LowRank:
         """One pair of factors of rank R whose delta is ``sum_g weights[g] * delta_g``; ``weights [G]``."""
-        return LowRank(self.up * self.spread(weights), self.down)
+        return LowRank(self.up * self.spread(weights), self.down, self.kernel)
 
     def routed(self, x: Tensor, weights: Tensor) -> Tensor:
         """``sum_g weights[..., g] * up_g (down_g x)`` for ``x [..., in]``, ``weights`` broadcasting to ``[..., G]``.

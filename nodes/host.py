@@ -23,9 +23,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..cidm_ops.adapters import block_of
 from ..cidm_ops.backbone import Backbone
-from ..cidm_ops.bank.concept import Concept
+from ..cidm_ops.bank.concept import Concept, unfolded
 from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import layerwise
@@ -142,6 +141,8 @@ class ComfyBackbone(ComfyText, Backbone):
                 f"the CLIP has {len(self.encoders)} text encoders and the model reads a text of width {width}: connect its own CLIP"
             )
         self.blocks = {name: self.unet.get_submodule(own) for name, own in block_names(model).items()}
+        layers = dict(self.unet.named_modules())
+        self.layers = {name: layers[own] for name, own in layer_names(model).items()}
         self.cross_attention: dict[str, nn.Module] = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
         self.architecture = architecture(self.cross_attention, self.encoders)
         keys = [f"diffusion_model.{name}.attn2.to_k.weight" for name in block_names(model).values()]
@@ -209,6 +210,14 @@ def block_names(model: ModelPatcher) -> dict[str, str]:
     return dict(sorted(((d, c) for d, c in names.items() if c in have), key=lambda item: _place(item[0])))
 
 
+def layer_names(model: ModelPatcher) -> dict[str, str]:
+    """Canonical name -> the host's name of every linear layer and convolution."""
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    pairs = ((d.removesuffix(".weight"), c.removesuffix(".weight")) for d, c in names.items() if d.endswith(".weight"))
+    have = dict(model.model.diffusion_model.named_modules())
+    return {d: c for d, c in pairs if isinstance(have.get(c), nn.Linear | nn.Conv2d)}
+
+
 def _place(name: str) -> tuple[int, ...]:
     block = next(i for i, kind in enumerate(BLOCKS) if name.startswith(kind))
     return (block, *(int(piece) for piece in name.split(".") if piece.isdigit()))
@@ -216,12 +225,14 @@ def _place(name: str) -> tuple[int, ...]:
 
 def lora_model(model: ModelPatcher, factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
     """Factors as the host's LORA_MODEL: what its own nodes save, load and apply."""
-    names = block_names(model)
+    names = layer_names(model)
     state: dict[str, Tensor] = {}
     for layer, f in factors.items():
-        block = block_of(layer)
-        key = f"diffusion_model.{names[block]}{layer.removeprefix(block)}"
-        state |= {f"{key}.lora_up.weight": f.up.contiguous(), f"{key}.lora_down.weight": f.down.contiguous()}
+        if layer not in names:
+            raise KeyError(f"the model has no layer {layer!r}: the concept is for another architecture")
+        key = f"diffusion_model.{names[layer]}"
+        up, down = unfolded(f)
+        state |= {f"{key}.lora_up.weight": up.contiguous(), f"{key}.lora_down.weight": down.contiguous()}
         state[f"{key}.alpha"] = torch.tensor(float(f.rank))
     return state
 
@@ -276,11 +287,11 @@ def _read_layers(executor: Callable, x: Tensor, t: Tensor, context: Tensor, *arg
     return executor(x, t, kwargs.pop(CONTEXT, context), *args, **kwargs)
 
 
-def encode_prompt(clip: comfy.sd.CLIP, prompt: str, concepts: Sequence[Concept]) -> list:
+def encode_prompt(clip: comfy.sd.CLIP, prompt: str, concepts: Sequence[Concept], strengths: Mapping[str, float]) -> list:
     """A CONDITIONING with the layer-wise text of a prompt whose handles are written out, with the host's word weights."""
     text = ComfyText(clip)
     plain, _ = hide(prompt, tables_of(concepts))
-    encoded = encode_prompts(text, [prompt], concepts)
+    encoded = encode_prompts(text, [prompt], concepts, strengths)
     context = text.emphasise(plain, encoded.context[0]).to(comfy.model_management.intermediate_device())
     pooled = {} if encoded.pooled is None else {"pooled_output": encoded.pooled.to(context.device)}
     return [[context.mean(0, keepdim=True), {CONTEXT: context} | pooled]]

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.aggregation import MODES, table
-from ..cidm_ops.run.prompt import concepts_for, factors_for
+from ..cidm_ops.run.prompt import mix
 from . import host, say
 from .bank import ConceptBank
 
@@ -34,11 +34,11 @@ class CIDMEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, bank: Bank, text: str) -> io.NodeOutput:
-        words = bank.expand(text)
-        concepts = [bank.get(name) for name in bank.spoken(words)]
+        said = bank.read(text)
+        concepts = [bank.get(name) for name in said.strengths]
         if not concepts:
-            return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(words)), text)
-        return io.NodeOutput(host.encode_prompt(clip, words, concepts), text)
+            return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(said.text)), text)
+        return io.NodeOutput(host.encode_prompt(clip, said.text, concepts, said.strengths), text)
 
 
 class CIDMAggregate(io.ComfyNode):
@@ -78,10 +78,9 @@ class CIDMAggregate(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, bank: Bank, text: str, mode: str, strength: float) -> io.NodeOutput:
         backbone = host.ComfyBackbone(model, clip)
-        words, concepts, warnings = concepts_for(bank, text, mode, backbone)
-        factors, weights = factors_for(backbone, words, concepts, mode, strength)
-        shown = table(weights, concepts, list(backbone.cross_attention)) if concepts else "no concept in the prompt"
-        return say.output(cls, host.apply(model, factors), shown, text=shown, warnings=warnings)
+        mixture = mix(backbone, bank, text, mode, strength)
+        shown = table(mixture.weights, mixture.concepts, list(backbone.cross_attention)) if mixture.concepts else "no concept in the prompt"
+        return say.output(cls, host.apply(model, mixture.factors(backbone)), shown, text=shown, warnings=mixture.warnings)
 
 
 PAINT_NODES = [CIDMEncodePrompt, CIDMAggregate]

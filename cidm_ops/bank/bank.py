@@ -1,30 +1,30 @@
 """A concept bank: a folder with one file per concept, in the order they were learned."""
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..tokens import words_in
-from .concept import Concept, check_name, load_concept, read_header, save_concept, write_atomically
+from .concept import Concept, check_name, load_concept, save_concept, write_atomically
+from .index import read_headers
+from .lock import writing
+from .mentions import Prompt, Vocabulary
 
 
 class Bank:
     """The concepts of a folder. Opening reads headers only; a damaged file is set aside in ``damaged`` by name.
 
-    A bank holds concepts of one architecture. Each file is written atomically and nothing else is: a bank survives a
+    A bank holds concepts of one architecture. Each file is written atomically, one writer at a time: a bank survives a
     crash at any instant.
     """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        self.headers: dict[str, dict[str, Any]] = {}
-        self.damaged: dict[str, str] = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
-            try:
-                self.headers[file.stem] = read_header(file)
-            except ValueError as error:
-                self.damaged[file.stem] = str(error)
-        self.headers = dict(sorted(self.headers.items(), key=lambda item: (item[1]["task"], item[0])))
+        self.headers, self.damaged = read_headers(self.folder)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.headers)
 
     @property
     def names(self) -> list[str]:
@@ -67,8 +67,21 @@ class Bank:
     def add(self, concept: Concept) -> "Bank":
         """Write a concept as the latest task and return the bank reopened. A concept of the same name is replaced in place.
 
-        Raises ``ValueError`` if the bank's concepts are for another architecture or its words are taken.
+        Raises ``ValueError`` if the bank's concepts are for another architecture or its words are taken, ``TimeoutError`` if another
+        process goes on writing.
         """
+        check_name(concept.name)
+        with writing(self.folder):
+            now = Bank(self.folder)  # another process may have written since this one was opened
+            now.check_fits(concept)
+            known = now.headers.get(concept.name)
+            task = known["task"] if known else 1 + max((h["task"] for h in now.headers.values()), default=0)
+            save_concept(replace(concept, task=task), self.file(concept.name))
+        return Bank(self.folder)
+
+    def check_fits(self, concept: Concept) -> None:
+        """Raises ``ValueError`` if the bank's concepts are for another architecture, or words or triggers are taken."""
+        mine = {*concept.words, *(trigger.lower() for trigger in concept.triggers)}
         for name, header in self.headers.items():
             if name == concept.name:
                 continue
@@ -76,40 +89,28 @@ class Bank:
                 raise ValueError(
                     f"concept {concept.name!r} is for {concept.architecture}, this bank for {header['architecture']}: use another bank"
                 )
-            if taken := set(header["words"]) & set(concept.words):
+            if taken := mine & {*header["words"], *(trigger.lower() for trigger in header["triggers"])}:
                 raise ValueError(f"the word {sorted(taken)[0]} belongs to concept {name!r} already: choose another name")
-        known = self.headers.get(concept.name)
-        task = known["task"] if known else 1 + max((h["task"] for h in self.headers.values()), default=0)
-        save_concept(replace(concept, task=task), self.file(concept.name))
-        return Bank(self.folder)
 
-    def expand(self, prompt: str) -> str:
-        """Write out handles: ``<dog>`` becomes ``<dog.1> <dog.2>``.
+    def read(self, prompt: str) -> Prompt:
+        """A prompt with its handles written out, and the concepts it mentions.
 
         Raises ``ValueError`` for a word no concept has.
         """
-        known = {word for header in self.headers.values() for word in header["words"]}
-        for word in words_in(prompt):
-            name = word[1:-1]
-            if name in self.headers:
-                prompt = prompt.replace(word, " ".join(self.headers[name]["words"]))
-            elif word not in known:
-                if name in self.damaged:
-                    raise ValueError(self.damaged[name])
-                have = ", ".join(f"<{n}>" for n in self.names) or "none yet"
-                raise ValueError(f"no concept has the word {word}: bank {self.folder.name!r} has {have}")
-        return prompt
-
-    def spoken(self, prompt: str) -> list[str]:
-        """Names of the concepts whose words occur in a prompt, in the order learned."""
-        words = set(words_in(self.expand(prompt)))
-        return [name for name, header in self.headers.items() if words & set(header["words"])]
+        try:
+            return self.vocabulary.read(prompt)
+        except KeyError as error:
+            word = error.args[0]
+            if word[1:-1] in self.damaged:
+                raise ValueError(self.damaged[word[1:-1]]) from error
+            have = ", ".join(f"<{n}>" for n in self.names[:20]) + (", ..." if len(self.names) > 20 else "")
+            raise ValueError(f"no concept has the word {word}: bank {self.folder.name!r} has {have or 'none yet'}") from error
 
 
 def check_base(header: dict[str, Any], architecture: str, fingerprint: str) -> str | None:
     """Whether a concept fits a base: a warning for another checkpoint, ``ValueError`` for another architecture."""
     if header["architecture"] != architecture:
         raise ValueError(f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load its base")
-    if header["fingerprint"] != fingerprint:
+    if header["fingerprint"] and header["fingerprint"] != fingerprint:
         return f"concept {header['name']!r} was learned on another checkpoint of {architecture}: likeness may suffer"
     return None

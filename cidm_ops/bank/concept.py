@@ -5,6 +5,7 @@ unscaled. Token tables are base64 fp32 in the metadata: a key that a LoRA loader
 """
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,23 @@ from ..lowrank import LowRank
 from ..tokens import Table
 
 FORMAT = 1
+ABOUT = ("author", "license", "description")  # names of the ModelSpec standard
+FIELDS: dict[str, type] = {
+    "name": str,
+    "class_word": str,
+    "words": list,
+    "layers": list,
+    "architecture": str,
+    "fingerprint": str,
+    "task": int,
+    "training": dict,
+    "token_shapes": dict,
+    "token_layers": list,
+    "text_layers": list,
+    "triggers": list,
+}
+DEFAULTS: dict[str, Any] = {"token_layers": [], "text_layers": [], "triggers": []}  # fields younger than the format
+JPEG = "data:image/jpeg;base64,"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -32,7 +50,9 @@ class Concept:
 
     ``factors`` maps canonical layer names to ``LowRank``; ``tokens`` maps a text encoder ("clip_l", "clip_g") to ``[k, R, D]``,
     R rows per word, and ``token_layers`` says which of them each cross-attention layer reads: its own, if it is empty.
-    ``text_factors`` are those of the text encoders, if they learned.
+    ``text_factors`` are those of the text encoders, if they learned. A LoRA that was learned elsewhere has no words and no tokens:
+    it takes part where a prompt holds one of its ``triggers`` or its handle. ``about`` has author, license and description;
+    ``preview`` is a small JPEG.
     """
 
     name: str
@@ -46,10 +66,18 @@ class Concept:
     training: Mapping[str, Any] = field(default_factory=dict)
     token_layers: tuple[int, ...] = ()
     text_factors: Mapping[str, LowRank] = field(default_factory=dict)
+    triggers: tuple[str, ...] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
+    preview: bytes = b""
+
+    @property
+    def all_factors(self) -> dict[str, LowRank]:
+        """Those of the U-Net and those of the text encoders; their names differ."""
+        return {**self.factors, **self.text_factors}
 
     def tables(self) -> dict[str, Table]:
         """Token rows by word."""
-        layers = self.token_layers or tuple(range(next(iter(self.tokens.values())).shape[1]))
+        layers = self.token_layers or tuple(range(next((t.shape[1] for t in self.tokens.values()), 0)))
         return {w: Table({e: t[i] for e, t in self.tokens.items()}, layers) for i, w in enumerate(self.words)}
 
 
@@ -60,24 +88,39 @@ def check_name(name: str) -> str:
     return name
 
 
-def _key(layer: str, encoders: int) -> str:
+def lora_key(layer: str, architecture: str) -> str:
     """Kohya's name of a layer; that of a text encoder begins with te, or te1 and te2 where there are two."""
     encoder, _, rest = layer.partition(".")
     if encoder not in ("clip_l", "clip_g"):
         return "lora_unet_" + layer.replace(".", "_")
-    number = "" if encoders == 1 else "1" if encoder == "clip_l" else "2"
+    number = "" if not architecture.startswith("sdxl") else "1" if encoder == "clip_l" else "2"
     return f"lora_te{number}_text_model_" + rest.replace(".", "_")
 
 
 def lora_state(concept: Concept) -> dict[str, Tensor]:
     """The factors as a LoRA state dict: ``<key>.lora_up.weight``, ``.lora_down.weight``, ``.alpha`` (= rank)."""
     out: dict[str, Tensor] = {}
-    for layer, f in {**concept.factors, **concept.text_factors}.items():
-        key = _key(layer, len(concept.tokens))
-        out[f"{key}.lora_up.weight"] = f.up.detach().float().cpu().contiguous()
-        out[f"{key}.lora_down.weight"] = f.down.detach().float().cpu().contiguous()
+    for layer, f in concept.all_factors.items():
+        key = lora_key(layer, concept.architecture)
+        up, down = unfolded(f)
+        out[f"{key}.lora_up.weight"] = up.detach().float().cpu().contiguous()
+        out[f"{key}.lora_down.weight"] = down.detach().float().cpu().contiguous()
         out[f"{key}.alpha"] = torch.tensor(float(f.rank))
     return out
+
+
+def unfolded(f: LowRank) -> tuple[Tensor, Tensor]:
+    """Up and down as files have them: those of a convolution are ``[out, r, 1, 1]`` and ``[r, in, kh, kw]``."""
+    if not f.kernel:
+        return f.up, f.down
+    return f.up[:, :, None, None], f.down.unflatten(1, (-1, *f.kernel))
+
+
+def folded(up: Tensor, down: Tensor) -> LowRank:
+    """Factors from the tensors of a file. Raises ``ValueError`` when they do not fit together."""
+    if up.ndim == 4 and down.ndim == 4 and up.shape[2:] == (1, 1):
+        return LowRank(up.flatten(1), down.flatten(1), tuple(down.shape[2:]))
+    return LowRank(up, down)
 
 
 def save_concept(concept: Concept, file: Path) -> None:
@@ -95,13 +138,19 @@ def save_concept(concept: Concept, file: Path) -> None:
         "token_shapes": {k: list(t.shape) for k, t in concept.tokens.items()},
         "token_layers": list(concept.token_layers),
         "text_layers": list(concept.text_factors),
+        "triggers": list(concept.triggers),
     }
     tokens = {
         k: base64.b64encode(t.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
         for k, t in concept.tokens.items()
     }
     metadata = {"cidm": json.dumps(header), "cidm.tokens": json.dumps(tokens), "modelspec.title": concept.name}
-    write_atomically(save(lora_state(concept), metadata), file)
+    metadata |= {f"modelspec.{key}": concept.about[key] for key in ABOUT if concept.about.get(key)}
+    if concept.preview:
+        metadata["modelspec.thumbnail"] = JPEG + base64.b64encode(concept.preview).decode()
+    state = lora_state(concept)
+    metadata["cidm.sha256"] = checksum(metadata, state)
+    write_atomically(save(state, metadata), file)
 
 
 def write_atomically(data: bytes, file: Path) -> None:
@@ -134,57 +183,106 @@ def read_header(file: Path) -> dict[str, Any]:
     return _open(file)[0]
 
 
+def read_preview(file: Path) -> bytes:
+    """The small JPEG in a concept file, empty if it has none."""
+    return _preview(_open(file)[1])
+
+
+def _preview(metadata: Mapping[str, str]) -> bytes:
+    try:
+        return base64.b64decode(metadata.get("modelspec.thumbnail", "").removeprefix(JPEG))
+    except ValueError:
+        return b""
+
+
+def damaged(file: Path, what: object) -> ValueError:
+    return ValueError(f"{file.name}: damaged concept file ({what}): restore it from a copy or remove it from the bank")
+
+
 def _open(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with safe_open(file, "pt") as f:
             metadata = f.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file.name}: damaged concept file ({error}): restore it from a copy or remove it from the bank") from error
+        raise damaged(file, error) from error
     if "cidm" not in metadata:
-        raise ValueError(f"{file.name}: an ordinary safetensors file, not a concept (metadata key 'cidm' is missing)")
+        raise ValueError(f"{file.name}: an ordinary safetensors file, not a concept (metadata key 'cidm' is missing): import it")
     try:
         header = json.loads(metadata["cidm"])
-        tokens = json.loads(metadata["cidm.tokens"])
         version = int(header["format"])
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{file.name}: damaged concept header ({error!r}): restore it from a copy or remove it from the bank") from error
+        raise damaged(file, f"header: {error!r}") from error
     if version > FORMAT:
         raise ValueError(f"{file.name}: written in format {version}, this version reads up to {FORMAT}: update the pack")
-    return header, tokens
+    header = {**DEFAULTS, **header}
+    for key, kind in FIELDS.items():
+        if not isinstance(header.get(key), kind):
+            raise damaged(file, f"header: {key!r} is {str(header.get(key))[:40]!r}, expected {kind.__name__}")
+    for key in ("words", "layers", "text_layers", "triggers"):
+        if not all(isinstance(entry, str) for entry in header[key]):
+            raise damaged(file, f"header: {key!r} has entries that are no text")
+    if not NAME.fullmatch(header["name"]):
+        raise damaged(file, f"header: 'name' is {header['name'][:40]!r}")
+    return header, metadata
 
 
 def load_concept(file: Path) -> Concept:
     """Read a concept. Raises ``ValueError`` naming the file, and the key where there is one, if anything is amiss."""
     file = Path(file)
-    header, encoded = _open(file)
-    factors, text_layers = {}, header.get("text_layers", [])
+    header, metadata = _open(file)
+    layers, text_layers = header["layers"], header["text_layers"]
     with safe_open(file, "pt") as f:
-        for layer in [*header["layers"], *text_layers]:
-            key = _key(layer, len(header["token_shapes"]))
+        state = {}
+        for key in f.keys():  # noqa: SIM118 -- an open file, not a dict
             try:
-                up, down = (f.get_tensor(f"{key}.lora_{side}.weight") for side in ("up", "down"))
-                factors[layer] = LowRank(up, down)
-            except (SafetensorError, ValueError) as error:
-                raise ValueError(f"{file.name}: {key}: {error}") from error
-            if not (up.isfinite().all() and down.isfinite().all()):
-                raise ValueError(f"{file.name}: {key}: not all factors are finite numbers")
+                state[key] = f.get_tensor(key)
+            except (SafetensorError, ValueError, RuntimeError) as error:
+                raise damaged(file, f"{key}: {error}") from error
+    factors = {}
+    for layer in [*layers, *text_layers]:
+        key = lora_key(layer, header["architecture"])
+        try:
+            up, down = (state[f"{key}.lora_{side}.weight"] for side in ("up", "down"))
+            factors[layer] = folded(up, down)
+        except KeyError as error:
+            raise damaged(file, f"{error.args[0]} is missing") from error
+        except ValueError as error:
+            raise damaged(file, f"{key}: {error}") from error
+        if not (up.isfinite().all() and down.isfinite().all()):
+            raise damaged(file, f"{key}: not all factors are finite numbers")
+    if metadata.get("cidm.sha256", expected := checksum(metadata, state)) != expected:
+        raise damaged(file, "its contents are not what was written")
     try:
+        encoded = json.loads(metadata["cidm.tokens"])
         tokens = {
-            k: torch.from_numpy(np.frombuffer(base64.b64decode(encoded[k]), "<f4").reshape(shape).copy())
+            k: torch.from_numpy(np.frombuffer(base64.b64decode(encoded[k], validate=True), "<f4").reshape(shape).copy())
             for k, shape in header["token_shapes"].items()
         }
-        return Concept(
-            header["name"],
-            header["class_word"],
-            tuple(header["words"]),
-            {layer: factors[layer] for layer in header["layers"]},
-            tokens,
-            header["architecture"],
-            header["fingerprint"],
-            header["task"],
-            header["training"],
-            tuple(header.get("token_layers", ())),
-            {layer: factors[layer] for layer in text_layers},
-        )
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{file.name}: damaged concept header ({error!r}): restore it from a copy or remove it from the bank") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise damaged(file, f"tokens: {error!r}") from error
+    return Concept(
+        header["name"],
+        header["class_word"],
+        tuple(header["words"]),
+        {layer: factors[layer] for layer in layers},
+        tokens,
+        header["architecture"],
+        header["fingerprint"],
+        header["task"],
+        header["training"],
+        tuple(header["token_layers"]),
+        {layer: factors[layer] for layer in text_layers},
+        tuple(header["triggers"]),
+        {key: metadata[f"modelspec.{key}"] for key in ABOUT if f"modelspec.{key}" in metadata},
+        _preview(metadata),
+    )
+
+
+def checksum(metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what decides a concept: its header, its tokens, its tensors; a title or an author may be edited by other tools."""
+    digest = hashlib.sha256((metadata["cidm"] + metadata.get("cidm.tokens", "")).encode())
+    for key in sorted(state):
+        tensor = state[key].contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

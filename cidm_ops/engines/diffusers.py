@@ -43,6 +43,7 @@ class DiffusersBackbone(Backbone):
         named = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, BasicTransformerBlock)]
         self.blocks = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
         self.cross_attention = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
+        self.layers = {name: m for name, m in self.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
         self.size: int = 8 * self.unet.config.sample_size  # pixels of a side that the base was made for
         self.architecture = architecture(self.cross_attention, self.encoders)
         layers: list[Any] = list(self.cross_attention.values())

@@ -1,10 +1,12 @@
 """Elastic weight aggregation (CIDM 3.2): how much of each concept every layer gets for a prompt.
 
-``exact`` routes by the identity of the concept words. ``released`` is the authors' code and ``paper`` their Eq. 3; both
-compare the prompt's layer-wise text states with those of all concept words, encoded together in task order.
+``exact`` routes by the identity of the concept words. The soft modes compare the prompt's layer-wise text states with those
+of the concepts' words: ``released`` as in the authors' code, ``paper`` as in Eq. 3, ``soft`` with each concept encoded on its
+own, so that neither their order nor their number matters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,61 +16,123 @@ from ..adapters import block_of
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
-from ..tokens import Table, encode_layerwise, words_in
+from ..tokens import END, Table, encode_layerwise, hide
 
-MODES = ("exact", "released", "paper")
-RELEASED_SCALE = 0.8  # the released code's --alpha; the paper has no scale
+NORMS = ("l1", "l2", "max", "none")
+SIMILARITIES = ("cosine", "dot")
+POSITIONS = ("words", "all")
 
 
-def released_weights(context: Tensor, keys: Tensor, offsets: Sequence[int]) -> Tensor:
-    """Weights ``[L, G]`` as in the authors' code: cosine, maximum over all prompt positions, mean over a concept's words,
-    fourth power, L1 norm. ``context [L, N, C]`` of the prompt, ``keys [L, K, C]`` of all words, concept g owning rows
-    ``offsets[g]:offsets[g + 1]``.
+@dataclass(frozen=True)
+class Rule:
+    """From similarities to weights: those below ``threshold`` are 0, then ``scale * s^power / norm``.
+
+    ``positions`` of the prompt that count: its words, or all 77 with start, end and padding. ``mean_first`` averages a concept's
+    words before it looks for the best position, else after. ``joint`` encodes all concepts in one text, as the authors do.
     """
-    cosine = torch.einsum("lkc,lnc->lkn", F.normalize(keys, dim=-1), F.normalize(context, dim=-1))
-    best = cosine.amax(-1)
-    similarity = torch.stack([best[:, a:b].mean(1) for a, b in zip(offsets, offsets[1:], strict=False)], 1)
-    return F.normalize(similarity.pow(4), p=1, dim=1)
+
+    power: float = 8.0
+    norm: str = "none"
+    similarity: str = "cosine"
+    positions: str = "words"
+    threshold: float = 0.0
+    scale: float = 1.0
+    mean_first: bool = False
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("norm", self.norm, NORMS),
+            ("similarity", self.similarity, SIMILARITIES),
+            ("positions", self.positions, POSITIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"{what} {value!r}: expected one of {', '.join(known)}")
 
 
-def paper_weights(context: Tensor, keys: Tensor, offsets: Sequence[int]) -> Tensor:
-    """Weights ``[L, G]`` of Eq. 3: ``M = max over tokens of c (mean of the concept's e)^T``, ``M^2 / ||M^2||_F``."""
-    mean = torch.stack([keys[:, a:b].mean(1) for a, b in zip(offsets, offsets[1:], strict=False)], 1)
-    m = torch.einsum("lgc,lnc->lgn", mean, context).amax(-1)
-    return F.normalize(m.square(), p=2, dim=1)
+EVERY = float("-inf")  # no threshold
+RULES = {
+    "soft": Rule(),
+    "released": Rule(4.0, "l1", positions="all", threshold=EVERY, scale=0.8, joint=True),  # 0.8: the code's --alpha
+    "paper": Rule(2.0, "l2", "dot", "all", threshold=EVERY, mean_first=True, joint=True),
+}
+MODES = ("exact", "released", "paper", "soft")
 
 
-def exact_weights(prompt: str, concepts: Sequence[Concept], layers: int) -> Tensor:
-    """1 for every concept whose words occur in the prompt (handles written out), 0 for the others; ``[L, G]``."""
-    spoken = set(words_in(prompt))
-    return torch.tensor([1.0 if spoken & set(c.words) else 0.0 for c in concepts]).expand(layers, -1)
+def soft_weights(context: Tensor, keys: Sequence[Tensor], rule: Rule) -> Tensor:
+    """Weights ``[L, G]`` from the prompt's states ``context [L, N, C]`` and those of each concept's words ``keys[g] [L, k, C]``."""
+    if rule.mean_first:
+        keys = [k.mean(1, keepdim=True) for k in keys]
+    if rule.similarity == "cosine":
+        context, keys = F.normalize(context, dim=-1), [F.normalize(k, dim=-1) for k in keys]
+    best = torch.einsum("lkc,lnc->lkn", torch.cat(list(keys), 1), context).amax(-1)
+    similarity = torch.stack([part.mean(1) for part in best.split([k.shape[1] for k in keys], 1)], 1)
+    raised = torch.where(similarity >= rule.threshold, similarity, 0.0).abs().pow(rule.power)
+    return rule.scale * (raised if rule.norm == "none" else F.normalize(raised, p=ORDER[rule.norm], dim=1))
 
 
-def joint_keys(backbone: Backbone, concepts: Sequence[Concept]) -> tuple[Tensor, list[int]]:
-    """Text states ``[L, 77, C]`` of all concept words in task order, and the offsets of each concept's rows.
+ORDER = {"l1": 1.0, "l2": 2.0, "max": float("inf")}
 
-    Raises ``ValueError`` when the words do not fit the encoder's 75 tokens: use ``exact``.
+
+def word_states(backbone: Backbone, concepts: Sequence[Concept], joint: bool) -> list[Tensor]:
+    """Text states ``[L, k, C]`` of each concept's words: each on its own after "a", or all in one text in task order.
+
+    Raises ``ValueError`` when the words do not fit into one text of 75 tokens: use another mode.
     """
-    words = [w for c in concepts for w in c.words]
-    if len(words) > 75:
-        raise ValueError(f"{len(concepts)} concepts have {len(words)} words, the text encoder takes 75 at once: use mode 'exact'")
-    keys = encode_layerwise(backbone, [" ".join(words)], tables_of(concepts)).context[0]
-    offsets = [1]
-    for c in concepts:
-        offsets.append(offsets[-1] + len(c.words))
-    return keys, offsets
+    tables = tables_of(concepts)
+    if not joint:
+        return [encode_layerwise(backbone, [f"a {spoken_as(c)}"], tables).context[0][:, 2 : 2 + length(backbone, c)] for c in concepts]
+    lengths = [length(backbone, c) for c in concepts]
+    if sum(lengths) > 75:
+        raise ValueError(
+            f"{len(concepts)} concepts have {sum(lengths)} words, the text encoder takes 75 at once: use mode 'exact' or 'soft'"
+        )
+    keys = encode_layerwise(backbone, [" ".join(map(spoken_as, concepts))], tables).context[0]
+    return list(keys[:, 1 : 1 + sum(lengths)].split(lengths, 1))
 
 
-def weights(mode: str, backbone: Backbone, prompt: str, concepts: Sequence[Concept]) -> Tensor:
-    """Weights ``[L, G]`` of ``concepts`` for a prompt whose handles are written out. Raises ``ValueError`` for an unknown mode."""
+def spoken_as(concept: Concept) -> str:
+    return " ".join(concept.words) or next(iter(concept.triggers), concept.name)
+
+
+def length(backbone: Backbone, concept: Concept) -> int:
+    """Tokens that a concept's words take in a text."""
+    if concept.words:
+        return len(concept.words)
+    ids = backbone.tokenize(spoken_as(concept))[0].tolist()
+    return ids.index(END) - 1
+
+
+@torch.no_grad()
+def weights(
+    mode: str, backbone: Backbone, prompt: str, concepts: Sequence[Concept], strengths: Mapping[str, float], rule: Rule | None = None
+) -> Tensor:
+    """Weights ``[L, G]`` of ``concepts`` for a prompt whose handles are written out; ``strengths`` are those in its text.
+
+    ``rule`` takes the place of that of a soft mode. Raises ``ValueError`` for an unknown mode.
+    """
     if mode not in MODES:
         raise ValueError(f"aggregation mode {mode!r}: expected one of {', '.join(MODES)}")
+    layers = len(backbone.cross_attention)
     if mode == "exact" or not concepts:
-        return exact_weights(prompt, concepts, len(backbone.cross_attention))
-    with torch.no_grad():
-        context = encode_layerwise(backbone, [prompt], tables_of(concepts)).context[0]
-        keys, offsets = joint_keys(backbone, concepts)
-        return released_weights(context, keys, offsets) * RELEASED_SCALE if mode == "released" else paper_weights(context, keys, offsets)
+        return torch.tensor([strengths.get(c.name, 0.0) for c in concepts]).expand(layers, -1)
+    rule = rule or RULES[mode]
+    tables = tables_of(concepts)
+    context = encode_layerwise(backbone, [prompt], tables).context[0]
+    if rule.positions == "words":
+        ids = backbone.tokenize(hide(prompt, tables)[0])
+        real = (ids != END).cumprod(1).bool()
+        real[:, 0] = False
+        context = context[:, real.flatten().to(context.device)]
+    if not context.shape[1]:
+        return torch.zeros(layers, len(concepts))
+    found = soft_weights(context, word_states(backbone, concepts, rule.joint), rule)
+    return found * torch.tensor([strengths.get(c.name, 1.0) for c in concepts]).to(found)
+
+
+def in_layer(weights: Tensor, layers: Sequence[str]) -> "dict[str, Tensor]":
+    """Weights ``[..., L, G]`` by transformer block, and under "" the mean for what is in none, such as a convolution: ``[..., G]``."""
+    return {block_of(name): weights[..., i, :] for i, name in enumerate(layers)} | {"": weights.mean(-2)}
 
 
 def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str]) -> dict[str, LowRank]:
@@ -76,24 +140,53 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
     ``layers`` are the canonical names of the L cross-attention layers in order.
     """
-    index = {block_of(name): i for i, name in enumerate(layers)}
-    parts: dict[str, list[tuple[LowRank, Tensor]]] = {}
+    row, parts = in_layer(weights, layers), {}
     for g, concept in enumerate(concepts):
         for name, factors in concept.factors.items():
-            weight = weights[index[block_of(name)], g]
+            weight = row.get(block_of(name), row[""])[g]
             if weight != 0:
                 parts.setdefault(name, []).append((factors, weight))
     return {name: Stack.of([f for f, _ in pairs]).merged(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
 
 
+@dataclass(frozen=True)
+class Routed:
+    """A stack whose weights differ from row to row of a batch: ``weights [B, R]``, one per row and rank."""
+
+    stack: Stack
+    weights: Tensor
+
+    @property
+    def factors(self) -> LowRank:
+        return LowRank(self.stack.up, self.stack.down, self.stack.kernel)
+
+
+def route(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str]) -> dict[str, Routed]:
+    """The stack of all concepts per linear layer, and the weights ``[B, L, G]`` of every row of a batch spread over its ranks."""
+    row, owners = in_layer(weights, layers), {}
+    for g, concept in enumerate(concepts):
+        for name in concept.factors:
+            owners.setdefault(name, []).append(g)
+    routed = {}
+    for name, having in owners.items():
+        stack = Stack.of([concepts[g].factors[name] for g in having])
+        routed[name] = Routed(stack, stack.spread(row.get(block_of(name), row[""])[..., having]))
+    return routed
+
+
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:
     """The weights as text: a line per layer, a column per concept."""
     width = max([len(c.name) for c in concepts] + [6])
-    names = [name.replace(".transformer_blocks.0.attn2", "").replace("attentions.", "") for name in layers]
+    names = [short(name) for name in layers]
     left = max(map(len, names), default=5)
     head = " " * left + "".join(f"  {c.name:>{width}}" for c in concepts)
     rows = [f"{name:<{left}}" + "".join(f"  {w:>{width}.3f}" for w in row) for name, row in zip(names, weights.tolist(), strict=True)]
     return "\n".join([head, *rows])
+
+
+def short(layer: str) -> str:
+    """A layer's name for reading."""
+    return layer.replace(".transformer_blocks.0.attn2", "").replace("attentions.", "")
 
 
 def tables_of(concepts: Sequence[Concept]) -> dict[str, Table]:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..adapters import attached, linears
+from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank
-from ..lowrank import LowRank
-from .prompt import concepts_for, encode_prompts, factors_for
+from ..method.aggregation import Rule
+from .prompt import encode_prompts, mix
 from .sampling import sample
 
 
@@ -23,22 +23,23 @@ def paint(
     negative: str = "",
     mode: str = "exact",
     strength: float = 1.0,
+    rule: Rule | None = None,
     steps: int = 25,
     guidance: float = 5.0,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> tuple[Tensor, list[str]]:
     """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about the concepts' base.
 
-    ``mode`` and ``strength`` are those of the aggregation (CIDM 3.2). Raises ``ValueError`` for a word that no concept of the
+    ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2). Raises ``ValueError`` for a word that no concept of the
     bank has and for a concept of another architecture.
     """
-    text, concepts, warnings = concepts_for(bank, prompt, mode, backbone)
-    factors, _ = factors_for(backbone, text, concepts, mode, strength)
-    here = {name: LowRank(f.up.to(backbone.device), f.down.to(backbone.device)) for name, f in factors.items()}
-    wanted, unwanted = (encode_prompts(backbone, [words], used).expand(len(noise)) for words, used in ((text, concepts), (negative, [])))
-    with attached(linears(backbone.blocks), here):
+    mixture = mix(backbone, bank, prompt, mode, strength, rule)
+    here = {name: f.to(backbone.device) for name, f in mixture.factors(backbone).items()}
+    wanted = encode_prompts(backbone, [mixture.text], mixture.concepts, mixture.strengths).expand(len(noise))
+    unwanted = encode_prompts(backbone, [negative], [], {}).expand(len(noise))
+    with attached(backbone.layers, here):
         latents = sample(backbone, wanted, unwanted, noise.to(backbone.device), steps=steps, guidance=guidance, on_step=on_step)
-    return backbone.decode_latent(latents), warnings
+    return backbone.decode_latent(latents), mixture.warnings
 
 
 def unit_noise(seed: int, count: int, height: int, width: int) -> Tensor:

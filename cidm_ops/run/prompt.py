@@ -1,6 +1,7 @@
 """From a prompt and a bank to what the model needs: a layer-wise context and the aggregated factors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,44 +10,56 @@ from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
 from ..bank.concept import Concept
-from ..causal import attention_layers
+from ..causal import linear_layers
 from ..lowrank import LowRank, Stack
-from ..method.aggregation import aggregate, tables_of, weights
-from ..tokens import Text, encode_layerwise, words_in
+from ..method.aggregation import Rule, aggregate, tables_of, weights
+from ..tokens import Text, encode_layerwise
 
 
-def concepts_for(bank: Bank, prompt: str, mode: str, backbone: Backbone) -> tuple[str, list[Concept], list[str]]:
-    """The prompt with handles written out, the concepts that take part and warnings about their base.
-
-    ``exact`` loads only the concepts in the prompt, the soft modes load all. Raises ``ValueError`` for a word no concept
-    has and for a concept of another architecture.
+@dataclass(frozen=True)
+class Mixture:
+    """What a prompt takes from a bank: its ``text`` with handles written out, the concepts that take part, their weights ``[L, G]``,
+    the strength given to each that is mentioned, and warnings about their base.
     """
-    text = bank.expand(prompt)
-    names = bank.spoken(text) if mode == "exact" else bank.names
+
+    text: str
+    concepts: list[Concept]
+    weights: Tensor
+    strengths: dict[str, float]
+    warnings: list[str]
+
+    def factors(self, backbone: Backbone) -> dict[str, LowRank]:
+        """Aggregated factors per layer."""
+        return aggregate(self.concepts, self.weights, list(backbone.cross_attention))
+
+
+def mix(backbone: Backbone, bank: Bank, prompt: str, mode: str = "exact", strength: float = 1.0, rule: Rule | None = None) -> Mixture:
+    """``exact`` loads only the concepts in the prompt, the soft modes load all (CIDM 3.2).
+
+    Raises ``ValueError`` for a word no concept has and for a concept of another architecture.
+    """
+    said = bank.read(prompt)
+    names = list(said.strengths) if mode == "exact" else bank.names
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
-    return text, [bank.get(name) for name in names], [w for w in warnings if w]
+    concepts = [bank.get(name) for name in names]
+    w = strength * weights(mode, backbone, said.text, concepts, said.strengths, rule).cpu()
+    return Mixture(said.text, concepts, w, {n: strength * s for n, s in said.strengths.items()}, [w for w in warnings if w])
 
 
 @torch.no_grad()
-def encode_prompts(backbone: Backbone, prompts: list[str], concepts: Sequence[Concept]) -> Text:
+def encode_prompts(backbone: Backbone, prompts: list[str], concepts: Sequence[Concept], strengths: Mapping[str, float]) -> Text:
     """Prompts whose handles are written out, encoded for every layer, with what their concepts changed in the text encoders."""
-    spoken = {word for prompt in prompts for word in words_in(prompt)}
-    with attached(attention_layers(backbone.texts), text_deltas([c for c in concepts if spoken & set(c.words)], backbone.device)):
+    with attached(linear_layers(backbone.texts), text_deltas(concepts, strengths, backbone.device)):
         return encode_layerwise(backbone, prompts, tables_of(concepts))
 
 
-def text_deltas(concepts: Sequence[Concept], device: torch.device) -> dict[str, LowRank]:
-    """The sum of the concepts' factors for each layer of the text encoders."""
-    layers: dict[str, list[LowRank]] = {}
+def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], device: torch.device) -> dict[str, LowRank]:
+    """The weighted sum of the concepts' factors for each layer of the text encoders; concepts without a strength take no part."""
+    layers: dict[str, list[tuple[LowRank, float]]] = {}
     for concept in concepts:
-        for name, f in concept.text_factors.items():
-            layers.setdefault(name, []).append(LowRank(f.up.to(device), f.down.to(device)))
-    return {name: Stack.of(parts).merged(torch.ones(len(parts), device=device)) for name, parts in layers.items()}
-
-
-def factors_for(
-    backbone: Backbone, prompt: str, concepts: Sequence[Concept], mode: str, strength: float
-) -> tuple[dict[str, LowRank], Tensor]:
-    """Aggregated factors per linear layer for a prompt, and the weights ``[L, G]`` behind them."""
-    w = strength * weights(mode, backbone, prompt, concepts).cpu()
-    return aggregate(concepts, w, list(backbone.cross_attention)), w
+        if strength := strengths.get(concept.name, 0.0):
+            for name, f in concept.text_factors.items():
+                layers.setdefault(name, []).append((f.to(device), strength))
+    return {
+        name: Stack.of([f for f, _ in parts]).merged(torch.tensor([s for _, s in parts], device=device)) for name, parts in layers.items()
+    }

@@ -15,7 +15,7 @@ from cidm_ops.run import task
 from cidm_ops.run.checkpoint import checkpoint_file
 from cidm_ops.run.dataset import Dataset
 from cidm_ops.run.painting import paint, unit_noise
-from cidm_ops.run.prompt import factors_for
+from cidm_ops.run.prompt import mix
 from cidm_ops.run.recipe import Recipe
 from cidm_ops.run.task import learn_into
 from cidm_ops.run.training import Run
@@ -222,8 +222,7 @@ def test_settings_that_cannot_work_are_refused(change, error):
 def test_other_layers_learn_and_paint(backbone, tmp_path, targets, per_block):
     bank, concept, _ = learn(Bank(tmp_path), backbone, recipe=replace(RECIPE, steps=2, targets=targets))
     assert len(concept.factors) == per_block * len(backbone.blocks)
-    factors, _ = factors_for(backbone, "a <rex.1> <rex.2>", [bank.get("rex")], "exact", 1.0)
-    assert factors.keys() == concept.factors.keys()
+    assert mix(backbone, bank, "a <rex>").factors(backbone).keys() == concept.factors.keys()
     assert paint(backbone, bank, "a <rex>", unit_noise(0, 1, 64, 64), steps=1)[0].isfinite().all()
 
 

@@ -39,8 +39,9 @@ from pack.cidm_ops.adapters import attached, linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
+from pack.cidm_ops.method.aggregation import MODES  # noqa: E402
 from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
-from pack.cidm_ops.run.prompt import concepts_for, factors_for  # noqa: E402
+from pack.cidm_ops.run.prompt import mix  # noqa: E402
 from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
 from pack.cidm_ops.run.task import learn_into  # noqa: E402
 from pack.nodes import host, native  # noqa: E402
@@ -357,9 +358,10 @@ def the_text_encoder_learns_too():
             recipe = Recipe(steps=2, lr_text=1e-2)
             bank, concept, _ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
         assert len(concept.text_factors) == 8 and all(f.up.abs().max() > 0 for f in concept.text_factors.values())
-        text, concepts, _ = concepts_for(bank, "a <dog> on the beach", "exact", backbone)
-        changed = host.encode_prompt(clip, text, concepts)[0][1][host.CONTEXT]
-        same = host.encode_prompt(clip, text, [replace(c, text_factors={}) for c in concepts])[0][1][host.CONTEXT]
+        mixture = mix(backbone, bank, "a <dog> on the beach")
+        changed = host.encode_prompt(clip, mixture.text, mixture.concepts, mixture.strengths)[0][1][host.CONTEXT]
+        bare = [replace(c, text_factors={}) for c in mixture.concepts]
+        same = host.encode_prompt(clip, mixture.text, bare, mixture.strengths)[0][1][host.CONTEXT]
         assert float((changed - same).abs().max()) > 1e-3
         lora = safetensors.torch.load_file(bank.file("dog"))
         loaded = comfy.lora.load_lora(lora, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
@@ -380,11 +382,11 @@ def the_prompt_reaches_the_picture():
         with torch.inference_mode(False):
             backbone = host.ComfyBackbone(model, clip, vae)
             bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2, lr=1e-2))
-        for mode in ("exact", "released", "paper"):
-            text, concepts, warnings = concepts_for(bank, "a <dog> on the beach", mode, backbone)
-            factors, weights = factors_for(backbone, text, concepts, mode, 1.0)
-            assert weights.shape == (7, 1) and not warnings and len(factors) == 28
-        conditioning = host.encode_prompt(clip, text, concepts)
+        for mode in MODES:
+            mixture = mix(backbone, bank, "a <dog> on the beach", mode)
+            factors = mixture.factors(backbone)
+            assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
+        conditioning = host.encode_prompt(clip, mixture.text, mixture.concepts, mixture.strengths)
         assert conditioning[0][1][host.CONTEXT].shape == (7, 77, 128)
         assert sample(host.apply(model, factors), conditioning, plain(clip, "")).isfinite().all()
 
@@ -396,9 +398,9 @@ def the_host_paints_for_a_comparison():
         backbone = host.ComfyBackbone(model, clip, vae)
         recipe = Recipe(steps=5, lr=1e-2)
         bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
-    text, concepts, _ = concepts_for(bank, "a <dog> on the beach", "exact", backbone)
-    factors, _ = factors_for(backbone, text, concepts, "exact", 1.0)
-    latents = sample(host.apply(model, factors), host.encode_prompt(clip, text, concepts), plain(clip, ""), steps=10)
+    mixture = mix(backbone, bank, "a <dog> on the beach")
+    conditioning = host.encode_prompt(clip, mixture.text, mixture.concepts, mixture.strengths)
+    latents = sample(host.apply(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)
     save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
 
 

@@ -1,14 +1,21 @@
 """Aggregation weights against plain loops over the table in the method notes and against known values."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from cidm_ops.bank.concept import Concept
 from cidm_ops.lowrank import LowRank
-from cidm_ops.method.aggregation import aggregate, exact_weights, paper_weights, released_weights, table
+from cidm_ops.method.aggregation import RULES, aggregate, soft_weights, table, weights
 
 LAYERS, POSITIONS, WIDTH = 3, 77, 12
 OFFSETS = [1, 3, 6, 8]
+
+
+def of_words(rule, context, keys, offsets):
+    return soft_weights(context, [keys[:, a:b] for a, b in zip(offsets, offsets[1:], strict=False)], RULES[rule])
 
 
 def cosine(a, b):
@@ -23,7 +30,7 @@ def states():
 
 def test_released_mode_equals_a_plain_loop(states):
     context, keys = states
-    got = released_weights(context, keys, OFFSETS)
+    got = of_words("released", context, keys, OFFSETS) / 0.8
     for layer in range(LAYERS):
         raw = []
         for a, b in zip(OFFSETS, OFFSETS[1:], strict=False):
@@ -35,7 +42,7 @@ def test_released_mode_equals_a_plain_loop(states):
 
 def test_paper_mode_equals_a_plain_loop(states):
     context, keys = states
-    got = paper_weights(context, keys, OFFSETS)
+    got = of_words("paper", context, keys, OFFSETS)
     for layer in range(LAYERS):
         squares = []
         for a, b in zip(OFFSETS, OFFSETS[1:], strict=False):
@@ -67,7 +74,7 @@ def test_one_target_among_ten(floor, released, paper):
         context[0, g, 1 + g] = similarity[0, 0, g]
         context[0, g, 0] = (1 - similarity[0, 0, g] ** 2).clamp(min=0).sqrt()
     offsets = list(range(1, 12))
-    for got, want in ((released_weights(context, keys, offsets), released), (paper_weights(context, keys, offsets), paper)):
+    for got, want in ((of_words("released", context, keys, offsets) / 0.8, released), (of_words("paper", context, keys, offsets), paper)):
         assert abs(float(got[0, 0]) - want[0]) < 6e-4
         assert abs(float(got[0, 1]) - want[1]) < 6e-4
 
@@ -80,18 +87,18 @@ def concept(name: str) -> Concept:
 
 
 def test_exact_mode_routes_by_the_words():
+    backbone: Any = SimpleNamespace(cross_attention=range(LAYERS))
     concepts = [concept("dog"), concept("cat"), concept("toy")]
-    weights = exact_weights("a <dog.1> <dog.2> with a <toy.1> <toy.2>", concepts, LAYERS)
-    assert weights.tolist() == [[1, 0, 1]] * LAYERS
+    assert weights("exact", backbone, "", concepts, {"dog": 1.0, "toy": 0.5}).tolist() == [[1, 0, 0.5]] * LAYERS
 
 
 def test_aggregated_factors_are_the_weighted_sum_layer_by_layer():
     concepts = [concept("dog"), concept("catty")]
-    weights = torch.rand(LAYERS, 2)
+    given = torch.rand(LAYERS, 2)
     layers = [f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn2" for i in range(LAYERS)]
-    merged = aggregate(concepts, weights, layers)
+    merged = aggregate(concepts, given, layers)
     for name, factors in merged.items():
-        row = weights[layers.index(name.split(".to_")[0])]
+        row = given[layers.index(name.split(".to_")[0])]
         loop = sum(row[g] * c.factors[name].delta() for g, c in enumerate(concepts))
         torch.testing.assert_close(factors.delta(), loop, atol=1e-5, rtol=0)
 
@@ -99,6 +106,6 @@ def test_aggregated_factors_are_the_weighted_sum_layer_by_layer():
 def test_a_concept_of_weight_zero_costs_nothing():
     concepts = [concept("dog"), concept("catty")]
     layers = [f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn2" for i in range(LAYERS)]
-    weights = torch.tensor([[1.0, 0.0]]).expand(LAYERS, -1)
-    assert all(f.rank == 4 for f in aggregate(concepts, weights, layers).values())
-    assert "dog" in table(weights, concepts, layers)
+    given = torch.tensor([[1.0, 0.0]]).expand(LAYERS, -1)
+    assert all(f.rank == 4 for f in aggregate(concepts, given, layers).values())
+    assert "dog" in table(given, concepts, layers)

@@ -1,0 +1,37 @@
+"""One writer at a time in a bank. The lock is the system's, so that it ends with its holder, however that ends."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+WAIT = 30.0  # seconds
+
+
+@contextmanager
+def writing(folder: Path, wait: float = WAIT) -> Iterator[None]:
+    """While open, no one else writes into the bank; waits for another writer.
+
+    Raises ``TimeoutError`` that says who holds it, and ``OSError`` if the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".lock.json"
+    try:
+        with FileLock(folder / ".lock", timeout=wait):
+            me = {"process": os.getpid(), "machine": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+            holder.write_text(json.dumps(me), encoding="utf-8")
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
+    except Timeout as error:
+        try:
+            who = "process {process} on {machine} since {since}".format(**json.loads(holder.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError):
+            who = "another process"
+        raise TimeoutError(f"{who} is writing into the bank {folder.name!r}: nothing was changed; wait for it, or stop it") from error

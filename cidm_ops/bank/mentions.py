@@ -1,0 +1,59 @@
+"""Which concepts a prompt mentions, and how strongly: ``<dog>``, ``<dog:0.8>`` or ``<dog>:0.8``, and triggers of other LoRAs.
+
+The host's own ``(<dog>:1.2)`` stays in the text: it weighs words, not the concept's factors.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..tokens import WORD
+
+NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
+MENTION = re.compile(rf"<([A-Za-z0-9][A-Za-z0-9_.-]*)(?::({NUMBER}))?>(?::({NUMBER})(?![\d.]|\s*\)))?")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``text`` has the handles written out; ``strengths`` says by name how strongly the concepts in it act, in the order learned."""
+
+    text: str
+    strengths: Mapping[str, float]
+
+
+class Vocabulary:
+    """The words, handles and triggers of a bank's concepts."""
+
+    def __init__(self, headers: Mapping[str, Mapping[str, Any]]):
+        self.headers = headers
+        self.owner = {word: name for name, header in headers.items() for word in header["words"]}
+        self.triggers = {trigger.lower(): name for name, header in headers.items() for trigger in header["triggers"]}
+        self.place = {name: i for i, name in enumerate(headers)}
+
+    def read(self, prompt: str) -> Prompt:
+        """Raises ``KeyError`` for a ``<word>`` that no concept has, ``ValueError`` for two different strengths of one concept."""
+        mentioned: dict[str, float | None] = {}
+
+        def write_out(match: re.Match[str]) -> str:
+            name, word = match[1], f"<{match[1]}>"
+            owner = name if name in self.headers else self.owner[word]
+            strength = match[2] or match[3]
+            given = mentioned.get(owner)
+            if strength and given not in (None, float(strength)):
+                raise ValueError(f"<{owner}> has two strengths in one prompt, {given:g} and {float(strength):g}: give one")
+            mentioned[owner] = float(strength) if strength else given
+            return self.written(name) if name in self.headers else word
+
+        text = MENTION.sub(write_out, prompt)
+        said = WORD.sub(" ", text).lower()
+        for trigger, owner in self.triggers.items():
+            if trigger in said and re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", said):
+                mentioned.setdefault(owner, None)
+        known = sorted(mentioned, key=self.place.__getitem__)
+        return Prompt(text, {name: 1.0 if mentioned[name] is None else float(mentioned[name] or 0) for name in known})
+
+    def written(self, name: str) -> str:
+        """What a handle stands for: all words of the concept, or the first trigger of a LoRA that was learned elsewhere."""
+        header = self.headers[name]
+        return " ".join(header["words"]) or next(iter(header["triggers"]), "")
