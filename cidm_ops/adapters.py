@@ -52,7 +52,9 @@ def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Ten
 def convolved(factors: Any, module: Any, x: Tensor) -> Tensor:
     """The change of a convolution's output: down with its kernel, stride and padding, then up at every place."""
     down = factors.down.to(x).unflatten(1, (-1, *factors.kernel))
-    return F.conv2d(F.conv2d(x, down, None, module.stride, module.padding, module.dilation), factors.up.to(x)[:, :, None, None])
+    between = F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
+    between = factors.weighed(between.movedim(1, -1)).movedim(-1, 1)
+    return F.conv2d(between, factors.up.to(x)[:, :, None, None])
 
 
 def linears(blocks: Mapping[str, nn.Module], targets: str = "") -> dict[str, nn.Module]:

@@ -5,7 +5,7 @@ A concept changes a linear layer ``W [out, in]`` by ``up @ down``. A stack of G 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from torch import Tensor
 class LowRank:
     """``delta W = up @ down`` with ``up [out, r]`` and ``down [r, in]`` (the paper's A and B).
 
-    Of a convolution, ``kernel`` is ``(kh, kw)`` and ``in`` runs over channels, rows and columns of its weight.
+    Of a convolution, ``kernel`` is ``(kh, kw)`` and ``in`` runs over channels, rows and columns of its weight. ``scale [B, r]`` weighs
+    the ranks, for each row of a batch on its own.
     """
 
     up: Tensor
     down: Tensor
     kernel: tuple[int, ...] = ()
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
@@ -35,7 +37,7 @@ class LowRank:
         return self.up @ self.down
 
     def to(self, device: torch.device | str) -> "LowRank":
-        return LowRank(self.up.to(device), self.down.to(device), self.kernel)
+        return replace(self, up=self.up.to(device), down=self.down.to(device))
 
     @classmethod
     def nearest(cls, delta: Tensor, rank: int, kernel: tuple[int, ...] = ()) -> tuple["LowRank", float]:
@@ -48,7 +50,11 @@ class LowRank:
     def __call__(self, x: Tensor) -> Tensor:
         """``up (down x)`` for ``x [..., in]``, in autocast's precision or the factors' own; ``[..., out]`` in that of ``x``."""
         own = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
-        return ((own @ self.down.T) @ self.up.T).to(x.dtype)
+        return (self.weighed(own @ self.down.T) @ self.up.T).to(x.dtype)
+
+    def weighed(self, h: Tensor) -> Tensor:
+        """What ``down`` made of a batch, ``[B, ..., r]``, times the scale."""
+        return h if self.scale is None else h * self.scale.view(len(h), *[1] * (h.ndim - 2), -1)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,10 @@ class Stack:
     def merged(self, weights: Tensor) -> LowRank:
         """One pair of factors of rank R whose delta is ``sum_g weights[g] * delta_g``; ``weights [G]``."""
         return LowRank(self.up * self.spread(weights), self.down, self.kernel)
+
+    def rows(self, weights: Tensor) -> LowRank:
+        """Beside a layer: row b of a batch gets ``sum_g weights[b, g] * delta_g``; ``weights [B, G]``."""
+        return LowRank(self.up, self.down, self.kernel, self.spread(weights))
 
     def routed(self, x: Tensor, weights: Tensor) -> Tensor:
         """``sum_g weights[..., g] * up_g (down_g x)`` for ``x [..., in]``, ``weights`` broadcasting to ``[..., G]``.

@@ -4,8 +4,7 @@ The host's objects stay as they are: what training needs of them is swapped in f
 on a clone.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,19 +19,14 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..cidm_ops.backbone import Backbone
-from ..cidm_ops.bank.concept import Concept, unfolded
 from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import layerwise
-from ..cidm_ops.lowrank import LowRank
-from ..cidm_ops.method.aggregation import tables_of
-from ..cidm_ops.run.prompt import encode_prompts
 from ..cidm_ops.schedule import Schedule
-from ..cidm_ops.tokens import END, hide
+from ..cidm_ops.tokens import END
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order
 PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
@@ -221,77 +215,3 @@ def layer_names(model: ModelPatcher) -> dict[str, str]:
 def _place(name: str) -> tuple[int, ...]:
     block = next(i for i, kind in enumerate(BLOCKS) if name.startswith(kind))
     return (block, *(int(piece) for piece in name.split(".") if piece.isdigit()))
-
-
-def lora_model(model: ModelPatcher, factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    """Factors as the host's LORA_MODEL: what its own nodes save, load and apply."""
-    names = layer_names(model)
-    state: dict[str, Tensor] = {}
-    for layer, f in factors.items():
-        if layer not in names:
-            raise KeyError(f"the model has no layer {layer!r}: the concept is for another architecture")
-        key = f"diffusion_model.{names[layer]}"
-        up, down = unfolded(f)
-        state |= {f"{key}.lora_up.weight": up.contiguous(), f"{key}.lora_down.weight": down.contiguous()}
-        state[f"{key}.alpha"] = torch.tensor(float(f.rank))
-    return state
-
-
-def apply(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
-    """A clone of ``model`` with the factors merged into its weights and a reader for layer-wise texts."""
-    patched = model.clone()
-    patched.add_patches(comfy.lora.load_lora(lora_model(model, factors), comfy.lora.model_lora_keys_unet(model.model, {})))
-    order = {_block(name): layer for layer, name in enumerate(block_names(model).values())}
-
-    def own_slice(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        if context.ndim == 4:
-            layer = order[(*extra["block"][:2], extra["block_index"])]
-            context, value = context[:, layer], value[:, layer]
-        return n, context, value
-
-    patched.set_model_attn2_patch(own_slice)
-    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "cidm", _give_all_layers)
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cidm", _read_layers)
-    return patched
-
-
-def _block(module: str) -> tuple[str, int, int]:
-    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
-    kind, number = module.split(".")[:2]
-    index = int(module.partition("transformer_blocks.")[2])
-    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
-
-
-def _give_all_layers(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
-    """If one text is layer-wise, make all so, in one length, so that the host runs them in one batch.
-
-    A shorter text is repeated, which attention does not notice; the host does the same with plain texts.
-    """
-    present = [c for cond in conds for c in cond or []]
-    wise = [c[CONTEXT] for c in present if CONTEXT in c]
-    if not wise:
-        return executor(model, conds, x, timestep, options)
-    layers = wise[0].shape[0]
-    length = math.lcm(*(c["model_conds"]["c_crossattn"].cond.shape[1] for c in present))
-
-    def layered(cond: dict) -> dict:
-        text = cond[CONTEXT][None] if CONTEXT in cond else cond["model_conds"]["c_crossattn"].cond[:, None].expand(-1, layers, -1, -1)
-        text = text.repeat(1, 1, length // text.shape[2], 1).to(x.device)
-        return {**cond, "model_conds": {**cond["model_conds"], CONTEXT: comfy.conds.CONDRegular(text)}}
-
-    return executor(model, [cond and [layered(c) for c in cond] for cond in conds], x, timestep, options)
-
-
-def _read_layers(executor: Callable, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Hand the layer-wise texts ``[B, L, N, C]`` to the U-Net in place of the plain ones."""
-    return executor(x, t, kwargs.pop(CONTEXT, context), *args, **kwargs)
-
-
-def encode_prompt(clip: comfy.sd.CLIP, prompt: str, concepts: Sequence[Concept], strengths: Mapping[str, float]) -> list:
-    """A CONDITIONING with the layer-wise text of a prompt whose handles are written out, with the host's word weights."""
-    text = ComfyText(clip)
-    plain, _ = hide(prompt, tables_of(concepts))
-    encoded = encode_prompts(text, [prompt], concepts, strengths)
-    context = text.emphasise(plain, encoded.context[0]).to(comfy.model_management.intermediate_device())
-    pooled = {} if encoded.pooled is None else {"pooled_output": encoded.pooled.to(context.device)}
-    return [[context.mean(0, keepdim=True), {CONTEXT: context} | pooled]]

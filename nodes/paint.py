@@ -1,15 +1,35 @@
 """Painting with concepts: the text of a prompt, and the model for it."""
 
+import numpy as np
+import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.method.aggregation import MODES, table
-from ..cidm_ops.run.prompt import mix
-from . import host, say
+from ..cidm_ops.measure.pictures import heat_map
+from ..cidm_ops.method.aggregation import MODES, short, table
+from ..cidm_ops.run.prompt import Mixture, mix, read
+from . import host, patches, say
+from .aggregation import AggregationSettings, Way
 from .bank import ConceptBank
 
 PROMPT = "a <dog> and a <cat> on the beach"
-HANDLES = "Write a concept as <name>; everything else is ordinary text"
+HANDLES = "Write a concept as <name>, or as <name:0.8> for less of it; everything else is ordinary text"
+BATCH = "a <dog> on the beach\na <cat> in the snow"
+
+MODEL = io.Model.Input("model", tooltip="The model that the concepts were learned on. It stays as it is: a patched copy comes out.")
+CLIP = io.Clip.Input("clip", tooltip="Its text encoder.")
+BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
+MODE = io.Combo.Input(
+    "mode",
+    options=list(MODES),
+    default="exact",
+    tooltip="exact: the concepts named in the prompt, fully. released: weights by likeness of words, as in the authors' code. paper: "
+    "weights by the paper's equation 3. soft: by likeness too, each concept on its own; see Aggregation Settings.",
+)
+STRENGTH = io.Float.Input(
+    "strength", default=1.0, min=0.0, max=2.0, step=0.01, tooltip="How strongly the concepts act; 0 leaves the model plain."
+)
+SETTINGS = AggregationSettings.Input("settings", optional=True, tooltip="How mode soft weighs, and where concepts act.")
 
 
 class CIDMEncodePrompt(io.ComfyNode):
@@ -23,7 +43,7 @@ class CIDMEncodePrompt(io.ComfyNode):
             "own version of their words; use it with a model from Aggregate Concepts.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that the concepts were learned on."),
-                ConceptBank.Input("bank", tooltip="The bank with the concepts."),
+                BANK,
                 io.String.Input("text", default=PROMPT, multiline=True, tooltip=f"{HANDLES}, with weights such as (word:1.2) if you like."),
             ],
             outputs=[
@@ -34,11 +54,10 @@ class CIDMEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, bank: Bank, text: str) -> io.NodeOutput:
-        said = bank.read(text)
-        concepts = [bank.get(name) for name in said.strengths]
-        if not concepts:
+        said = read(bank, text)
+        if not said.concepts:
             return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(said.text)), text)
-        return io.NodeOutput(host.encode_prompt(clip, said.text, concepts, said.strengths), text)
+        return io.NodeOutput(patches.conditioning(clip, [said]), text)
 
 
 class CIDMAggregate(io.ComfyNode):
@@ -51,36 +70,97 @@ class CIDMAggregate(io.ComfyNode):
             description="Merges the concepts of a prompt into the model, layer by layer: as fast as the plain model, with any sampler. "
             "The model also reads the layer-wise words of Encode Prompt with Concepts.",
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model that the concepts were learned on. It stays as it is: a patched copy comes out."
-                ),
-                io.Clip.Input("clip", tooltip="Its text encoder."),
-                ConceptBank.Input("bank", tooltip="The bank with the concepts."),
+                MODEL,
+                CLIP,
+                BANK,
                 io.String.Input("text", default=PROMPT, multiline=True, tooltip="The same prompt as in Encode Prompt with Concepts."),
-                io.Combo.Input(
-                    "mode",
-                    options=list(MODES),
-                    default="exact",
-                    tooltip="exact: the concepts named in the prompt, fully. released: weights by likeness of words, as in the authors' "
-                    "code. paper: weights by the paper's equation 3.",
-                ),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=2.0, step=0.01, tooltip="How strongly the concepts act; 0 leaves the model plain."
-                ),
+                MODE,
+                STRENGTH,
+                SETTINGS,
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the concepts in it, for a sampler."),
                 io.String.Output(display_name="weights", tooltip="The weight of every concept in every cross-attention layer, as a table."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The text encoder with what LoRAs changed in it, for prompts that other nodes encode; Encode Prompt with "
+                    "Concepts needs it not, but may have it.",
+                ),
+                io.Image.Output(display_name="picture", tooltip="The weights as a heat map: layers by concepts."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, bank: Bank, text: str, mode: str, strength: float) -> io.NodeOutput:
-        backbone = host.ComfyBackbone(model, clip)
-        mixture = mix(backbone, bank, text, mode, strength)
-        shown = table(mixture.weights, mixture.concepts, list(backbone.cross_attention)) if mixture.concepts else "no concept in the prompt"
-        return say.output(cls, host.apply(model, mixture.factors(backbone)), shown, text=shown, warnings=mixture.warnings)
+    def execute(cls, model, clip, bank: Bank, text: str, mode: str, strength: float, settings: Way | None = None) -> io.NodeOutput:
+        backbone, way = host.ComfyBackbone(model, clip), settings or Way()
+        mixture = mix(backbone, bank, text, mode, strength, way.rule if settings and mode == "soft" else None)
+        layers = list(backbone.cross_attention)
+        shown = table(mixture.weights, mixture.concepts, layers) if mixture.concepts else "no concept in the prompt"
+        patched = way.apply(model, [mixture], backbone)
+        encoder = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
+        return say.output(cls, patched, shown, encoder, picture_of(mixture, layers), text=shown, warnings=mixture.warnings)
 
 
-PAINT_NODES = [CIDMEncodePrompt, CIDMAggregate]
+class CIDMAggregateBatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMAggregateBatch",
+            display_name="Aggregate Concepts for a Batch",
+            category="CIDM/painting",
+            description="One prompt for each picture of a batch, each with its own concepts, in one run of the sampler. Set the batch size "
+            "of the latent to the number of lines.",
+            inputs=[
+                MODEL,
+                CLIP,
+                BANK,
+                io.String.Input("texts", default=BATCH, multiline=True, tooltip=f"One prompt a line, one line a picture. {HANDLES}."),
+                MODE,
+                STRENGTH,
+                SETTINGS,
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model, for a sampler."),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The texts, one for each picture of the batch."),
+                io.Int.Output(display_name="count", tooltip="How many prompts there are, for the batch size of the latent."),
+                io.String.Output(display_name="weights", tooltip="The weights of each prompt, as a table."),
+                io.Image.Output(display_name="pictures", tooltip="The weights of each prompt as a heat map, one after another."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, bank: Bank, texts: str, mode: str, strength: float, settings: Way | None = None) -> io.NodeOutput:
+        prompts = [line.strip() for line in texts.splitlines() if line.strip()]
+        if not prompts:
+            raise ValueError("there is no prompt: write one a line")
+        backbone, way = host.ComfyBackbone(model, clip), settings or Way()
+        rule = way.rule if settings and mode == "soft" else None
+        mixtures = [mix(backbone, bank, prompt, mode, strength, rule) for prompt in prompts]
+        layers = list(backbone.cross_attention)
+        tables = [table(m.weights, m.concepts, layers) if m.concepts else "no concept in the prompt" for m in mixtures]
+        shown = "\n\n".join(f"{prompt}\n{weights}" for prompt, weights in zip(prompts, tables, strict=True))
+        warnings = list(dict.fromkeys(w for m in mixtures for w in m.warnings))
+        patched = way.apply(model, mixtures, backbone)
+        pictures = stacked([picture_of(m, layers) for m in mixtures])
+        return say.output(cls, patched, patches.conditioning(clip, mixtures), len(prompts), shown, pictures, text=shown, warnings=warnings)
+
+
+def picture_of(mixture: Mixture, layers: list[str]) -> torch.Tensor:
+    """The weights of a prompt as an IMAGE ``[1, H, W, 3]``."""
+    names = [c.name for c in mixture.concepts]
+    picture = heat_map(mixture.weights.numpy(), [short(name) for name in layers], names, mixture.text)
+    return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).float()[None] / 255
+
+
+def stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
+    """Pictures of different sizes as one IMAGE, white where one is smaller."""
+    height, width = (max(p.shape[d] for p in pictures) for d in (1, 2))
+    whole = torch.ones(len(pictures), height, width, 3)
+    for canvas, picture in zip(whole, pictures, strict=True):
+        canvas[: picture.shape[1], : picture.shape[2]] = picture[0]
+    return whole
+
+
+PAINT_NODES = [CIDMEncodePrompt, CIDMAggregate, CIDMAggregateBatch]

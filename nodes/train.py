@@ -11,7 +11,7 @@ from ..cidm_ops.run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ..cidm_ops.run.dataset import Dataset, from_images
 from ..cidm_ops.run.recipe import Recipe
 from ..cidm_ops.run.task import EXISTING, learn_into
-from . import host, say
+from . import host, patches, say
 from .bank import ConceptBank
 from .data import ConceptDataset, lines_of
 from .settings import TrainingSettings
@@ -164,7 +164,7 @@ class CIDMTrainConcept(io.ComfyNode):
                 on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
             )
         text = f"{concept.name} learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
-        lora = host.lora_model(model, concept.factors)
+        lora = patches.lora_model(model, concept.factors)
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=data.warnings)
 
 

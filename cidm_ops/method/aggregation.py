@@ -6,7 +6,7 @@ own, so that neither their order nor their number matters.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -130,9 +130,10 @@ def weights(
     return found * torch.tensor([strengths.get(c.name, 1.0) for c in concepts]).to(found)
 
 
-def in_layer(weights: Tensor, layers: Sequence[str]) -> "dict[str, Tensor]":
-    """Weights ``[..., L, G]`` by transformer block, and under "" the mean for what is in none, such as a convolution: ``[..., G]``."""
-    return {block_of(name): weights[..., i, :] for i, name in enumerate(layers)} | {"": weights.mean(-2)}
+def weights_in(weights: Tensor, layers: Sequence[str], name: str) -> Tensor:
+    """Of weights ``[..., L, G]`` those in a linear layer: ``[..., G]``. Outside of all transformer blocks it is the mean."""
+    block = block_of(name)
+    return weights[..., layers.index(f"{block}.attn2"), :] if block else weights.mean(-2)
 
 
 def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str]) -> dict[str, LowRank]:
@@ -140,38 +141,39 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
     ``layers`` are the canonical names of the L cross-attention layers in order.
     """
-    row, parts = in_layer(weights, layers), {}
+    parts: dict[str, list[tuple[LowRank, Tensor]]] = {}
     for g, concept in enumerate(concepts):
         for name, factors in concept.factors.items():
-            weight = row.get(block_of(name), row[""])[g]
+            weight = weights_in(weights, layers, name)[g]
             if weight != 0:
                 parts.setdefault(name, []).append((factors, weight))
     return {name: Stack.of([f for f, _ in pairs]).merged(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
 
 
 @dataclass(frozen=True)
-class Routed:
-    """A stack whose weights differ from row to row of a batch: ``weights [B, R]``, one per row and rank."""
+class Route:
+    """The stack of a layer, and which of the L layers and the G concepts its weights are those of."""
 
     stack: Stack
-    weights: Tensor
+    name: str
+    layers: Sequence[str]
+    owners: Sequence[int]
 
-    @property
-    def factors(self) -> LowRank:
-        return LowRank(self.stack.up, self.stack.down, self.stack.kernel)
+    def to(self, x: Tensor) -> "Route":
+        return replace(self, stack=replace(self.stack, up=self.stack.up.to(x), down=self.stack.down.to(x)))
+
+    def rows(self, weights: Tensor) -> LowRank:
+        """With weights ``[B, L, G]`` for the rows of a batch."""
+        return self.stack.rows(weights_in(weights, self.layers, self.name)[:, list(self.owners)])
 
 
-def route(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str]) -> dict[str, Routed]:
-    """The stack of all concepts per linear layer, and the weights ``[B, L, G]`` of every row of a batch spread over its ranks."""
-    row, owners = in_layer(weights, layers), {}
+def route(concepts: Sequence[Concept], layers: Sequence[str]) -> dict[str, Route]:
+    """The stack of all concepts for each linear layer that one of them changes."""
+    owners: dict[str, list[int]] = {}
     for g, concept in enumerate(concepts):
         for name in concept.factors:
             owners.setdefault(name, []).append(g)
-    routed = {}
-    for name, having in owners.items():
-        stack = Stack.of([concepts[g].factors[name] for g in having])
-        routed[name] = Routed(stack, stack.spread(row.get(block_of(name), row[""])[..., having]))
-    return routed
+    return {n: Route(Stack.of([concepts[g].factors[n] for g in having]), n, layers, having) for n, having in owners.items()}
 
 
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..method.aggregation import Rule
-from .prompt import encode_prompts, mix
+from .prompt import Said, encode, mix
 from .sampling import sample
 
 
@@ -35,11 +35,10 @@ def paint(
     """
     mixture = mix(backbone, bank, prompt, mode, strength, rule)
     here = {name: f.to(backbone.device) for name, f in mixture.factors(backbone).items()}
-    wanted = encode_prompts(backbone, [mixture.text], mixture.concepts, mixture.strengths).expand(len(noise))
-    unwanted = encode_prompts(backbone, [negative], [], {}).expand(len(noise))
+    wanted, unwanted = (encode(backbone, said).expand(len(noise)) for said in (mixture, Said(negative)))
     with attached(backbone.layers, here):
         latents = sample(backbone, wanted, unwanted, noise.to(backbone.device), steps=steps, guidance=guidance, on_step=on_step)
-    return backbone.decode_latent(latents), mixture.warnings
+    return backbone.decode_latent(latents), list(mixture.warnings)
 
 
 def unit_noise(seed: int, count: int, height: int, width: int) -> Tensor:

@@ -1,7 +1,7 @@
 """From a prompt and a bank to what the model needs: a layer-wise context and the aggregated factors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,20 +17,33 @@ from ..tokens import Text, encode_layerwise
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """What a prompt takes from a bank: its ``text`` with handles written out, the concepts that take part, their weights ``[L, G]``,
-    the strength given to each that is mentioned, and warnings about their base.
-    """
+class Said:
+    """A prompt with its handles written out, the concepts that its words may name, and how strongly each that it mentions acts."""
 
     text: str
-    concepts: list[Concept]
-    weights: Tensor
-    strengths: dict[str, float]
-    warnings: list[str]
+    concepts: Sequence[Concept] = ()
+    strengths: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mixture(Said):
+    """What a prompt takes from a bank: the weights ``[L, G]`` of its concepts, and warnings about their base."""
+
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    warnings: Sequence[str] = ()
 
     def factors(self, backbone: Backbone) -> dict[str, LowRank]:
         """Aggregated factors per layer."""
         return aggregate(self.concepts, self.weights, list(backbone.cross_attention))
+
+
+def read(bank: Bank, prompt: str) -> Said:
+    """The concepts that a prompt mentions, by name: what they add up to does not depend on the order in which they were learned.
+
+    Raises ``ValueError`` for a word no concept has.
+    """
+    said = bank.read(prompt)
+    return Said(said.text, [bank.get(name) for name in sorted(said.strengths)], said.strengths)
 
 
 def mix(backbone: Backbone, bank: Bank, prompt: str, mode: str = "exact", strength: float = 1.0, rule: Rule | None = None) -> Mixture:
@@ -39,18 +52,18 @@ def mix(backbone: Backbone, bank: Bank, prompt: str, mode: str = "exact", streng
     Raises ``ValueError`` for a word no concept has and for a concept of another architecture.
     """
     said = bank.read(prompt)
-    names = list(said.strengths) if mode == "exact" else bank.names
+    names = sorted(said.strengths) if mode == "exact" else bank.names
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
     concepts = [bank.get(name) for name in names]
-    w = strength * weights(mode, backbone, said.text, concepts, said.strengths, rule).cpu()
-    return Mixture(said.text, concepts, w, {n: strength * s for n, s in said.strengths.items()}, [w for w in warnings if w])
+    found = strength * weights(mode, backbone, said.text, concepts, said.strengths, rule).cpu()
+    return Mixture(said.text, concepts, {n: strength * s for n, s in said.strengths.items()}, found, [w for w in warnings if w])
 
 
 @torch.no_grad()
-def encode_prompts(backbone: Backbone, prompts: list[str], concepts: Sequence[Concept], strengths: Mapping[str, float]) -> Text:
-    """Prompts whose handles are written out, encoded for every layer, with what their concepts changed in the text encoders."""
-    with attached(linear_layers(backbone.texts), text_deltas(concepts, strengths, backbone.device)):
-        return encode_layerwise(backbone, prompts, tables_of(concepts))
+def encode(backbone: Backbone, said: Said) -> Text:
+    """A prompt encoded for every layer, with what its concepts changed in the text encoders."""
+    with attached(linear_layers(backbone.texts), text_deltas(said.concepts, said.strengths, backbone.device)):
+        return encode_layerwise(backbone, [said.text], tables_of(said.concepts))
 
 
 def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], device: torch.device) -> dict[str, LowRank]:

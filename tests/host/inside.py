@@ -44,7 +44,7 @@ from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
 from pack.cidm_ops.run.prompt import mix  # noqa: E402
 from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
 from pack.cidm_ops.run.task import learn_into  # noqa: E402
-from pack.nodes import host, native  # noqa: E402
+from pack.nodes import host, native, patches  # noqa: E402
 
 
 def near(a, b, tolerance):
@@ -82,7 +82,7 @@ def plain(clip, text):
 
 
 def wise(context):
-    return [[context.mean(0, keepdim=True), {host.CONTEXT: context}]]
+    return [[context.mean(0, keepdim=True), {patches.CONTEXT: context}]]
 
 
 def the_layers_have_the_names_and_the_order_of_diffusers():
@@ -175,18 +175,18 @@ def the_merged_factors_equal_the_attached_ones():
     factors = random_factors(backbone)
     positive, negative = plain(clip, "a dog"), plain(clip, "")
     bare = sample(model, positive, negative)
-    merged = sample(host.apply(model, factors), positive, negative)
+    merged = sample(patches.merged(model, factors), positive, negative)
     with attached(linears(backbone.blocks), factors):
         beside = sample(model, positive, negative)
     near(merged, beside, 2e-3 * float(beside.abs().max()))
     assert float((merged - bare).abs().max()) > 0.1
     near(sample(model, positive, negative), bare, 0)
-    near(sample(host.apply(model, {}), positive, negative), bare, 0)
+    near(sample(patches.merged(model, {}), positive, negative), bare, 0)
 
 
 def the_layers_read_their_own_text_in_a_batch_as_alone():
     model, clip, _ = doodle()
-    painted = host.apply(model, {})
+    painted = patches.merged(model, {})
     batches = []
     painted.add_wrapper_with_key(
         "diffusion_model", "count", lambda executor, x, *args, **kwargs: batches.append(len(x)) or executor(x, *args, **kwargs)
@@ -222,7 +222,7 @@ def the_layers_read_their_own_text_in_a_batch_as_alone():
         noisy, level = got[2], sigmas.sigma_max
         scale = (1 + level**2).sqrt()
         for result, text in zip(got, (cond, uncond), strict=False):
-            own = text[0][1].get(host.CONTEXT, text[0][0])[None] if host.CONTEXT in text[0][1] else text[0][0]
+            own = text[0][1].get(patches.CONTEXT, text[0][0])[None] if patches.CONTEXT in text[0][1] else text[0][0]
             near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), own), 2e-3)
     # several conds with areas of their own run too
     both = [[wise(context)[0][0], {**wise(context)[0][1], "area": (8, 16, 0, 0), "strength": 1.0}], negative[0]]
@@ -359,9 +359,8 @@ def the_text_encoder_learns_too():
             bank, concept, _ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
         assert len(concept.text_factors) == 8 and all(f.up.abs().max() > 0 for f in concept.text_factors.values())
         mixture = mix(backbone, bank, "a <dog> on the beach")
-        changed = host.encode_prompt(clip, mixture.text, mixture.concepts, mixture.strengths)[0][1][host.CONTEXT]
-        bare = [replace(c, text_factors={}) for c in mixture.concepts]
-        same = host.encode_prompt(clip, mixture.text, bare, mixture.strengths)[0][1][host.CONTEXT]
+        changed = patches.conditioning(clip, [mixture])[0][1][patches.CONTEXT]
+        same = patches.conditioning(clip, [replace(mixture, strengths={})])[0][1][patches.CONTEXT]
         assert float((changed - same).abs().max()) > 1e-3
         lora = safetensors.torch.load_file(bank.file("dog"))
         loaded = comfy.lora.load_lora(lora, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
@@ -386,9 +385,9 @@ def the_prompt_reaches_the_picture():
             mixture = mix(backbone, bank, "a <dog> on the beach", mode)
             factors = mixture.factors(backbone)
             assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
-        conditioning = host.encode_prompt(clip, mixture.text, mixture.concepts, mixture.strengths)
-        assert conditioning[0][1][host.CONTEXT].shape == (7, 77, 128)
-        assert sample(host.apply(model, factors), conditioning, plain(clip, "")).isfinite().all()
+        conditioning = patches.conditioning(clip, [mixture])
+        assert conditioning[0][1][patches.CONTEXT].shape == (7, 77, 128)
+        assert sample(patches.merged(model, factors), conditioning, plain(clip, "")).isfinite().all()
 
 
 def the_host_paints_for_a_comparison():
@@ -399,8 +398,8 @@ def the_host_paints_for_a_comparison():
         recipe = Recipe(steps=5, lr=1e-2)
         bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
     mixture = mix(backbone, bank, "a <dog> on the beach")
-    conditioning = host.encode_prompt(clip, mixture.text, mixture.concepts, mixture.strengths)
-    latents = sample(host.apply(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)
+    conditioning = patches.conditioning(clip, [mixture])
+    latents = sample(patches.merged(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)
     save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
 
 
@@ -408,10 +407,10 @@ def the_lora_is_one_for_the_host():
     model, clip, _ = doodle()
     backbone = host.ComfyBackbone(model, clip)
     factors = random_factors(backbone)
-    lora = host.lora_model(model, factors)
+    lora = patches.lora_model(model, factors)
     loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     positive, negative = plain(clip, "a dog"), plain(clip, "")
-    near(sample(loaded, positive, negative), sample(host.apply(model, factors), positive, negative), 0)
+    near(sample(loaded, positive, negative), sample(patches.merged(model, factors), positive, negative), 0)
 
 
 def the_model_of_another_kind_is_refused():

@@ -7,7 +7,7 @@ from cidm_ops.adapters import attached
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.run.painting import unit_noise
-from cidm_ops.run.prompt import encode_prompts, mix
+from cidm_ops.run.prompt import Said, encode, mix
 from cidm_ops.run.sampling import sample
 
 
@@ -16,8 +16,7 @@ def test_the_latents_agree(results, inside):
     backbone, bank = load("doodle"), Bank(inside / "bank")
     mixture = mix(backbone, bank, "a <dog> on the beach")
     assert not mixture.warnings, "both engines give the base one fingerprint"
-    context = encode_prompts(backbone, [mixture.text], mixture.concepts, mixture.strengths)
-    negative = encode_prompts(backbone, [""], [], {})
+    context, negative = encode(backbone, mixture), encode(backbone, Said(""))
     with torch.no_grad(), attached(backbone.layers, mixture.factors(backbone)):
         latents = sample(backbone, context, negative, unit_noise(1, 1, 128, 128), steps=10, guidance=4.0)
     difference = float((latents - load_file(inside / "painted.safetensors")["latents"]).abs().max())

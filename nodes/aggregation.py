@@ -1,0 +1,109 @@
+"""How concepts are weighed and how they act, beyond the inputs of Aggregate Concepts."""
+
+from dataclasses import dataclass
+
+import torch
+from comfy_api.latest import io
+
+from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
+from ..cidm_ops.run.prompt import Mixture
+from . import host, patches
+
+AggregationSettings = io.Custom("CIDM_AGGREGATION")
+ALONE, TOGETHER = "each on its own", "all in one text"
+MERGED, ROUTED = "merged", "routed"
+DEFAULT = RULES["soft"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """The rule of mode soft, whether concepts act on the negative half too, and whether they lie beside the layers."""
+
+    rule: Rule = DEFAULT
+    negative: bool = True
+    routed: bool = False
+
+    def apply(self, model, mixtures: list[Mixture], backbone: host.ComfyBackbone):
+        """A patched clone of the host's MODEL for one prompt, or one for each row of a batch."""
+        if len(mixtures) == 1 and self.negative and not self.routed:
+            return patches.merged(model, mixtures[0].factors(backbone))
+        concepts = {c.name: c for m in mixtures for c in m.concepts}
+        weights = torch.zeros(len(mixtures), len(backbone.cross_attention), len(concepts))
+        for row, mixture in enumerate(mixtures):
+            for g, concept in enumerate(mixture.concepts):
+                weights[row, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
+        return patches.routed(model, list(concepts.values()), weights, self.negative)
+
+
+class CIDMAggregationSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMAggregationSettings",
+            display_name="Aggregation Settings",
+            category="CIDM/painting",
+            description="How mode soft turns the likeness of words into weights, and where concepts act, for Aggregate Concepts.",
+            inputs=[
+                io.Float.Input(
+                    "power",
+                    default=DEFAULT.power,
+                    min=0.1,
+                    max=64.0,
+                    step=0.1,
+                    tooltip="The likeness to this power: the higher, the less an unlike concept gets. Paper 2, released code 4.",
+                ),
+                io.Combo.Input(
+                    "norm",
+                    options=list(NORMS),
+                    default=DEFAULT.norm,
+                    tooltip="What the weights of a layer are divided by: their sum (l1, released code), their Euclidean norm (l2, paper), "
+                    "the largest (max), nothing (none). With l1, two concepts get half each.",
+                ),
+                io.Combo.Input(
+                    "similarity",
+                    options=list(SIMILARITIES),
+                    default=DEFAULT.similarity,
+                    tooltip="Likeness of two words: cosine (released code), or the plain product (paper).",
+                ),
+                io.Combo.Input(
+                    "positions",
+                    options=list(POSITIONS),
+                    default=DEFAULT.positions,
+                    tooltip="Which positions of the prompt count: its words, or all 77, end and padding included (paper, released code).",
+                ),
+                io.Float.Input(
+                    "threshold", default=DEFAULT.threshold, min=-1.0, max=1.0, step=0.01, tooltip="Less likeness than this counts as none."
+                ),
+                io.Float.Input(
+                    "scale", default=DEFAULT.scale, min=0.0, max=2.0, step=0.01, tooltip="All weights times this. Released code 0.8."
+                ),
+                io.Combo.Input(
+                    "encoding",
+                    options=[ALONE, TOGETHER],
+                    default=ALONE,
+                    tooltip="Each concept's words are encoded on their own, so that neither order nor number matters, or all in one text, "
+                    "as in the released code, which takes 75 words.",
+                ),
+                io.Boolean.Input(
+                    "negative",
+                    default=True,
+                    tooltip="Concepts act on the negative half too, as a LoRA does. Off: on texts of Encode Prompt with Concepts only.",
+                ),
+                io.Combo.Input(
+                    "path",
+                    options=[MERGED, ROUTED],
+                    default=MERGED,
+                    tooltip="merged: into the weights, at no cost per step. routed: beside the layers, so quantised weights stay "
+                    "as they are. Both give the same picture; with negative off it is always routed.",
+                ),
+            ],
+            outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Aggregate Concepts.")],
+        )
+
+    @classmethod
+    def execute(cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path) -> io.NodeOutput:
+        rule = Rule(power, norm, similarity, positions, threshold, scale, joint=encoding == TOGETHER)
+        return io.NodeOutput(Way(rule, negative, path == ROUTED))
+
+
+AGGREGATION_NODES = [CIDMAggregationSettings]
