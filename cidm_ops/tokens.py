@@ -129,7 +129,7 @@ def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping
 
     The states of several text encoders lie side by side in C; the pooled state is that of the first variant's first chunk.
     """
-    counts = {len(t.layers) for t in tables.values()} or {len(backbone.cross_attention)}
+    counts = {len(t.layers) for t in tables.values()} or {len(backbone.cross_attention) or 1}
     if len(counts) > 1:
         raise ValueError(f"token tables of {sorted(counts)} layers cannot share a prompt: expected one number of layers")
     (count,) = counts

@@ -4,7 +4,7 @@ The host's objects stay as they are: what training needs of them is swapped in f
 on a clone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,8 @@ def differentiable(module: nn.Module) -> Iterator[None]:
 
 class ComfyText:
     """The text half of a backbone: tokens and text states through the host's CLIP, with its clip skip."""
+
+    cross_attention: Mapping[str, nn.Module] = {}  # unknown without a MODEL
 
     def __init__(self, clip: comfy.sd.CLIP | None):
         if clip is None:
@@ -137,7 +139,7 @@ class ComfyBackbone(ComfyText, Backbone):
         self.blocks = {name: self.unet.get_submodule(own) for name, own in block_names(model).items()}
         layers = dict(self.unet.named_modules())
         self.layers = {name: layers[own] for name, own in layer_names(model).items()}
-        self.cross_attention: dict[str, nn.Module] = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
+        self.cross_attention = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
         self.architecture = architecture(self.cross_attention, self.encoders)
         keys = [f"diffusion_model.{name}.attn2.to_k.weight" for name in block_names(model).values()]
         self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])

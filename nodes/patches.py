@@ -143,7 +143,10 @@ def _read_layers(executor: Callable, x: Tensor, t: Tensor, context: Tensor, *arg
 
 
 def conditioning(clip: comfy.sd.CLIP, prompts: Sequence[Said]) -> list:
-    """A CONDITIONING with the layer-wise text of one prompt, or of one for each row of a batch, with the host's word weights."""
+    """A CONDITIONING with the layer-wise text of one prompt, or of one for each row of a batch, with the host's word weights.
+
+    Without learned words it is a plain one.
+    """
     text, states, pooled = ComfyText(clip), [], []
     known = clip.patcher.model_options.get(PATCHED, ())
     for said in prompts:
@@ -151,10 +154,13 @@ def conditioning(clip: comfy.sd.CLIP, prompts: Sequence[Said]) -> list:
         encoded = encode(text, replace(said, strengths={n: s for n, s in said.strengths.items() if n not in known}))
         states.append(text.emphasise(plain, encoded.context[0]))
         pooled += [] if encoded.pooled is None else [encoded.pooled]
-    length = math.lcm(*(s.shape[1] for s in states))
-    context = torch.stack([s.repeat(1, length // s.shape[1], 1) for s in states]).to(comfy.model_management.intermediate_device())
-    summary = {"pooled_output": torch.cat(pooled).to(context.device)} if pooled else {}
-    return [[context.mean(1), {CONTEXT: context if len(prompts) > 1 else context[0]} | summary]]
+    layers, length = max(len(s) for s in states), math.lcm(*(s.shape[1] for s in states))
+    context = torch.stack([s.repeat(1, length // s.shape[1], 1).expand(layers, -1, -1) for s in states])
+    context = context.to(comfy.model_management.intermediate_device())
+    more = {"pooled_output": torch.cat(pooled).to(context.device)} if pooled else {}
+    if layers > 1:
+        more[CONTEXT] = context if len(prompts) > 1 else context[0]
+    return [[context.mean(1), more]]
 
 
 def patched_clip(clip: comfy.sd.CLIP, concepts: Sequence[Concept], strengths: Mapping[str, float]) -> comfy.sd.CLIP:

@@ -10,16 +10,17 @@ from comfy_server import (
     server,  # noqa: F401
 )
 
-SCRIPT = Path(__file__).with_name("inside.py")
+SCRIPTS = [Path(__file__).with_name(name) for name in ("inside.py", "inside_painting.py")]
 
 
 @pytest.fixture(scope="session")
 def inside(comfy_host, tmp_path_factory) -> Path:
-    """The folder of a finished run of inside.py: ``results.json`` and what its checks left for others."""
+    """The folder of finished runs of the scripts: ``results.json`` and what their checks left for others."""
     folder = tmp_path_factory.mktemp("inside")
-    found = folder / "results.json"
-    run = subprocess.run([comfy_host.python, SCRIPT, install(folder), found], cwd=comfy_host.path, capture_output=True, text=True)
-    assert found.exists(), run.stderr[-4000:]
+    found, pack = folder / "results.json", install(folder)
+    for script in SCRIPTS:
+        run = subprocess.run([comfy_host.python, script, pack, found], cwd=comfy_host.path, capture_output=True, text=True)
+        assert not run.returncode and found.exists(), run.stderr[-4000:]
     return folder
 
 

@@ -1,6 +1,6 @@
 """Checks that run inside a ComfyUI, with its Python and its classes: ``python inside.py PACK RESULTS [--slow]``, in the checkout.
 
-Each function whose name starts with ``the_`` is one; test_inside.py makes a test of it.
+Each function whose name starts with ``the_`` is one; test_inside.py makes a test of it. Those of painting are in inside_painting.py.
 """
 
 import importlib.util
@@ -28,18 +28,16 @@ import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401 -- as main.py does: comfy has a module of that name
 from comfy_extras import nodes_model_advanced  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
 
-from pack.cidm_ops.adapters import attached, linears  # noqa: E402
+from pack.cidm_ops.adapters import linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
-from pack.cidm_ops.method.aggregation import MODES  # noqa: E402
 from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
 from pack.cidm_ops.run.prompt import mix  # noqa: E402
 from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
@@ -167,72 +165,6 @@ def the_pictures_come_back_from_the_latents():
 def the_image_tower_loads():
     out = native.vision().encode_image(torch.rand(2, 128, 128, 3))
     assert out["image_embeds"].shape == (2, 128)
-
-
-def the_merged_factors_equal_the_attached_ones():
-    model, clip, _ = doodle()
-    backbone = host.ComfyBackbone(model, clip)
-    factors = random_factors(backbone)
-    positive, negative = plain(clip, "a dog"), plain(clip, "")
-    bare = sample(model, positive, negative)
-    merged = sample(patches.merged(model, factors), positive, negative)
-    with attached(linears(backbone.blocks), factors):
-        beside = sample(model, positive, negative)
-    near(merged, beside, 2e-3 * float(beside.abs().max()))
-    assert float((merged - bare).abs().max()) > 0.1
-    near(sample(model, positive, negative), bare, 0)
-    near(sample(patches.merged(model, {}), positive, negative), bare, 0)
-
-
-def the_layers_read_their_own_text_in_a_batch_as_alone():
-    model, clip, _ = doodle()
-    painted = patches.merged(model, {})
-    batches = []
-    painted.add_wrapper_with_key(
-        "diffusion_model", "count", lambda executor, x, *args, **kwargs: batches.append(len(x)) or executor(x, *args, **kwargs)
-    )
-    generator = torch.Generator().manual_seed(0)
-    context = torch.randn(7, 77, 128, generator=generator)
-    x, sigma = torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([5.0])
-    negative = plain(clip, "")
-
-    backbone = host.ComfyBackbone(model, clip)
-    sigmas = model.model.model_sampling
-    t = sigmas.timestep(sigma).long()
-    scale = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
-
-    def denoised(text):
-        return x - sigma * backbone.predict(x / scale, t, text)
-
-    sampled = []
-    painted.set_model_sampler_post_cfg_function(
-        lambda args: sampled.append((args["cond_denoised"], args["uncond_denoised"], args["input"])) or args["denoised"]
-    )
-    for cond, uncond in (
-        (wise(context), negative),
-        (wise(context), wise(context.flip(0))),
-        (negative, wise(context)),
-        (plain(clip, "dog " * 100), wise(context)),
-    ):
-        batches.clear()
-        sampled.clear()
-        comfy.sample.sample(painted, x, 1, 4.0, "euler", "normal", cond, uncond, torch.zeros(1, 4, 16, 16), seed=1)
-        got = sampled[0]
-        assert batches[0] == 2, f"cond and uncond ran apart: batches {batches}"
-        noisy, level = got[2], sigmas.sigma_max
-        scale = (1 + level**2).sqrt()
-        for result, text in zip(got, (cond, uncond), strict=False):
-            own = text[0][1].get(patches.CONTEXT, text[0][0])[None] if patches.CONTEXT in text[0][1] else text[0][0]
-            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), own), 2e-3)
-    # several conds with areas of their own run too
-    both = [[wise(context)[0][0], {**wise(context)[0][1], "area": (8, 16, 0, 0), "strength": 1.0}], negative[0]]
-    assert sample(painted, both, negative).isfinite().all()
-
-
-def the_plain_model_takes_layerwise_text_as_its_mean():
-    model, clip, _ = doodle()
-    context = torch.randn(7, 77, 128, generator=torch.Generator().manual_seed(0))
-    near(sample(model, wise(context), plain(clip, "")), sample(model, [[context.mean(0, keepdim=True), {}]], plain(clip, "")), 0)
 
 
 def the_base_is_the_same_after_learning():
@@ -375,44 +307,6 @@ def the_room_for_a_step_can_grow():
     near(backbone.predict(x, torch.tensor([500]), context), before, 0)
 
 
-def the_prompt_reaches_the_picture():
-    model, clip, vae = doodle()
-    with tempfile.TemporaryDirectory() as folder:
-        with torch.inference_mode(False):
-            backbone = host.ComfyBackbone(model, clip, vae)
-            bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2, lr=1e-2))
-        for mode in MODES:
-            mixture = mix(backbone, bank, "a <dog> on the beach", mode)
-            factors = mixture.factors(backbone)
-            assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
-        conditioning = patches.conditioning(clip, [mixture])
-        assert conditioning[0][1][patches.CONTEXT].shape == (7, 77, 128)
-        assert sample(patches.merged(model, factors), conditioning, plain(clip, "")).isfinite().all()
-
-
-def the_host_paints_for_a_comparison():
-    """Latents of a prompt with a concept learned here, and the bank, kept for test_two_engines.py."""
-    model, clip, vae = doodle()
-    with torch.inference_mode(False):
-        backbone = host.ComfyBackbone(model, clip, vae)
-        recipe = Recipe(steps=5, lr=1e-2)
-        bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
-    mixture = mix(backbone, bank, "a <dog> on the beach")
-    conditioning = patches.conditioning(clip, [mixture])
-    latents = sample(patches.merged(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)
-    save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
-
-
-def the_lora_is_one_for_the_host():
-    model, clip, _ = doodle()
-    backbone = host.ComfyBackbone(model, clip)
-    factors = random_factors(backbone)
-    lora = patches.lora_model(model, factors)
-    loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
-    positive, negative = plain(clip, "a dog"), plain(clip, "")
-    near(sample(loaded, positive, negative), sample(patches.merged(model, factors), positive, negative), 0)
-
-
 def the_model_of_another_kind_is_refused():
     model, clip, _ = doodle()
     model.model.model_config.unet_config["in_channels"] = 9
@@ -426,9 +320,10 @@ def the_model_of_another_kind_is_refused():
         model.model.model_config.unet_config["in_channels"] = 4
 
 
-def main():
-    results = {}
-    for name, check in [(n, c) for n, c in globals().items() if n.startswith("the_")]:
+def run(checks):
+    """Every function of a module whose name starts with ``the_``; what went wrong with it is kept under its name."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name, check in [(n, c) for n, c in checks.items() if n.startswith("the_")]:
         try:
             with torch.inference_mode():  # as the executor does
                 check()
@@ -439,4 +334,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(globals())

@@ -1,13 +1,15 @@
-"""The host's own classes agree with the backbone: inside.py runs once in every ComfyUI, each of its checks is a test here."""
+"""The host's own classes agree with the backbone: the scripts inside*.py run once in every ComfyUI, each of their checks is a test here."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("inside.py")
 CHECKS = [
-    n.name for n in ast.parse(SCRIPT.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef) and n.name.startswith("the_")
+    n.name
+    for script in sorted(Path(__file__).parent.glob("inside*.py"))
+    for n in ast.parse(script.read_text(encoding="utf-8")).body
+    if isinstance(n, ast.FunctionDef) and n.name.startswith("the_")
 ]
 
 

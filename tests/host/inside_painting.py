@@ -1,0 +1,348 @@
+"""Checks of painting inside a ComfyUI, as in inside.py: whatever the host does with a LoRA of its own, it does with concepts."""
+
+import tempfile
+from dataclasses import replace
+
+from inside import RESULTS, data_of, doodle, host, near, plain, random_factors, run, sample, wise
+
+# isort: split
+
+import comfy.controlnet
+import comfy.hooks
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.cldm.cldm import ControlNet
+from comfy.ldm.modules.attention import optimized_attention
+from pack.cidm_ops.adapters import attached, linears
+from pack.cidm_ops.bank.bank import Bank
+from pack.cidm_ops.bank.concept import Concept
+from pack.cidm_ops.causal import linear_layers
+from pack.cidm_ops.lowrank import LowRank
+from pack.cidm_ops.method.aggregation import MODES
+from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.run.recipe import Recipe
+from pack.cidm_ops.run.task import learn_into
+from pack.nodes import native, patches
+from pack.nodes.aggregation import Way
+from safetensors.torch import save_file
+
+
+def the_merged_factors_equal_the_attached_ones():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    factors = random_factors(backbone)
+    positive, negative = plain(clip, "a dog"), plain(clip, "")
+    bare = sample(model, positive, negative)
+    merged = sample(patches.merged(model, factors), positive, negative)
+    with attached(linears(backbone.blocks), factors):
+        beside = sample(model, positive, negative)
+    near(merged, beside, 2e-3 * float(beside.abs().max()))
+    assert float((merged - bare).abs().max()) > 0.1
+    near(sample(model, positive, negative), bare, 0)
+    near(sample(patches.merged(model, {}), positive, negative), bare, 0)
+
+
+def the_layers_read_their_own_text_in_a_batch_as_alone():
+    model, clip, _ = doodle()
+    painted = patches.merged(model, {})
+    batches = []
+    painted.add_wrapper_with_key(
+        "diffusion_model", "count", lambda executor, x, *args, **kwargs: batches.append(len(x)) or executor(x, *args, **kwargs)
+    )
+    generator = torch.Generator().manual_seed(0)
+    context = torch.randn(7, 77, 128, generator=generator)
+    x, sigma = torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([5.0])
+    negative = plain(clip, "")
+
+    backbone = host.ComfyBackbone(model, clip)
+    sigmas = model.model.model_sampling
+    t = sigmas.timestep(sigma).long()
+    scale = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
+
+    def denoised(text):
+        return x - sigma * backbone.predict(x / scale, t, text)
+
+    sampled = []
+    painted.set_model_sampler_post_cfg_function(
+        lambda args: sampled.append((args["cond_denoised"], args["uncond_denoised"], args["input"])) or args["denoised"]
+    )
+    for cond, uncond in (
+        (wise(context), negative),
+        (wise(context), wise(context.flip(0))),
+        (negative, wise(context)),
+        (plain(clip, "dog " * 100), wise(context)),
+    ):
+        batches.clear()
+        sampled.clear()
+        comfy.sample.sample(painted, x, 1, 4.0, "euler", "normal", cond, uncond, torch.zeros(1, 4, 16, 16), seed=1)
+        got = sampled[0]
+        assert batches[0] == 2, f"cond and uncond ran apart: batches {batches}"
+        noisy, level = got[2], sigmas.sigma_max
+        scale = (1 + level**2).sqrt()
+        for result, text in zip(got, (cond, uncond), strict=False):
+            own = text[0][1].get(patches.CONTEXT, text[0][0])[None] if patches.CONTEXT in text[0][1] else text[0][0]
+            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), own), 2e-3)
+    # several conds with areas of their own run too
+    both = [[wise(context)[0][0], {**wise(context)[0][1], "area": (8, 16, 0, 0), "strength": 1.0}], negative[0]]
+    assert sample(painted, both, negative).isfinite().all()
+
+
+def the_plain_model_takes_layerwise_text_as_its_mean():
+    model, clip, _ = doodle()
+    context = torch.randn(7, 77, 128, generator=torch.Generator().manual_seed(0))
+    near(sample(model, wise(context), plain(clip, "")), sample(model, [[context.mean(0, keepdim=True), {}]], plain(clip, "")), 0)
+
+
+def the_prompt_reaches_the_picture():
+    model, clip, vae = doodle()
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.inference_mode(False):
+            backbone = host.ComfyBackbone(model, clip, vae)
+            bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2, lr=1e-2))
+        for mode in MODES:
+            mixture = mix(backbone, bank, "a <dog> on the beach", mode)
+            factors = mixture.factors(backbone)
+            assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
+        conditioning = patches.conditioning(clip, [mixture])
+        assert conditioning[0][1][patches.CONTEXT].shape == (7, 77, 128)
+        assert sample(patches.merged(model, factors), conditioning, plain(clip, "")).isfinite().all()
+
+
+def the_host_paints_for_a_comparison():
+    """Latents of a prompt with a concept learned here, and the bank, kept for test_two_engines.py."""
+    model, clip, vae = doodle()
+    with torch.inference_mode(False):
+        backbone = host.ComfyBackbone(model, clip, vae)
+        recipe = Recipe(steps=5, lr=1e-2)
+        bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+    mixture = mix(backbone, bank, "a <dog> on the beach")
+    conditioning = patches.conditioning(clip, [mixture])
+    latents = sample(patches.merged(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)
+    save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
+
+
+def the_lora_is_one_for_the_host():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    factors = random_factors(backbone)
+    lora = patches.lora_model(model, factors)
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    positive, negative = plain(clip, "a dog"), plain(clip, "")
+    near(sample(loaded, positive, negative), sample(patches.merged(model, factors), positive, negative), 0)
+
+
+def concept(backbone, name, seed, **extra):
+    """A concept of random factors and words."""
+    rows = torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(seed)) * 0.02
+    words = (f"<{name}.1>", f"<{name}.2>")
+    factors = random_factors(backbone, seed)
+    return Concept(name, "dog", words, factors, {"clip_l": rows}, backbone.architecture, backbone.fingerprint, **extra)
+
+
+def bank_of(backbone, folder, *names):
+    bank = Bank(folder)
+    for name in names:
+        bank = bank.add(concept(backbone, name, sum(map(ord, name))))
+    return bank
+
+
+def with_core(model, bank, *names, clip=None):
+    """MODEL and CLIP with concept files loaded by the host's own LoRA loader."""
+    for name in names:
+        model, clip = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(str(bank.file(name))), 1.0, 1.0)
+    return model, clip
+
+
+def with_ours(model, clip, bank, prompt, **how):
+    backbone = host.ComfyBackbone(model, clip)
+    return Way(**how).apply(model, [mix(backbone, bank, prompt)], backbone)
+
+
+def the_concept_alone_is_what_the_core_loader_makes_of_its_file():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    positive, negative = plain(clip, "a dog"), plain(clip, "")
+    bare = sample(model, positive, negative)
+    with tempfile.TemporaryDirectory() as folder:
+        bank = bank_of(backbone, folder, "rex", "tom")
+        near(
+            sample(with_ours(model, clip, bank, "a <rex>"), positive, negative),
+            sample(with_core(model, bank, "rex")[0], positive, negative),
+            0,
+        )
+        both = sample(with_core(model, bank, "rex", "tom")[0], positive, negative)
+        ours = with_ours(model, clip, bank, "a <rex> and a <tom>")
+        near(sample(ours, positive, negative), both, 1e-5 * float(both.abs().max()))
+        half = mix(backbone, bank, "a <rex:0.5>").factors(backbone)
+        scaled = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(bank.file("rex"))), 0.5, 0.0)[0]
+        near(sample(patches.merged(model, half), positive, negative), sample(scaled, positive, negative), 1e-4)
+        near(sample(with_ours(model, clip, bank, "a <rex:0>"), positive, negative), bare, 0)
+        near(sample(with_ours(model, clip, bank, "a dog"), positive, negative), bare, 0)
+    near(sample(model, positive, negative), bare, 0)
+
+
+def the_order_in_which_concepts_were_learned_does_not_show():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    names, negative, pictures = ["rex", "tom", "ann", "bob"], plain(clip, ""), []
+    for turn in range(10):
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(turn)).tolist()
+        with tempfile.TemporaryDirectory() as folder:
+            bank = bank_of(backbone, folder, *(names[i] for i in order))
+            said = mix(backbone, bank, "a <tom> and a <rex:0.7> and <ann> in the snow")
+            pictures.append(sample(patches.merged(model, said.factors(backbone)), patches.conditioning(clip, [said]), negative))
+    assert all(torch.equal(pictures[0], other) for other in pictures[1:])
+
+
+def the_routed_model_paints_what_the_merged_one_does():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    negative = plain(clip, "")
+    with tempfile.TemporaryDirectory() as folder:
+        bank = bank_of(backbone, folder, "rex", "tom")
+        mixtures = [mix(backbone, bank, text) for text in ("a <rex> in the snow", "a <tom> and a <rex:0.5>", "a dog", "<tom> " * 40)]
+        texts = [patches.conditioning(clip, [m]) for m in mixtures]
+        merged = [sample(patches.merged(model, m.factors(backbone)), t, negative) for m, t in zip(mixtures, texts, strict=True)]
+        scale = 1e-4 * max(float(m.abs().max()) for m in merged)
+        for mixture, text, want in zip(mixtures, texts, merged, strict=True):
+            near(sample(Way(routed=True).apply(model, [mixture], backbone), text, negative), want, scale)
+        batch = Way().apply(model, mixtures, backbone)
+        latent = torch.zeros(4, 4, 16, 16)
+        noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(4, 1, 1, 1)
+        text = patches.conditioning(clip, mixtures)
+        got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", text, negative, latent, seed=1)
+        near(got, torch.cat(merged), scale)
+        # the negative half without concepts: the bare model there, the merged one elsewhere
+        one_sided = Way(negative=False).apply(model, [mixtures[0]], backbone)
+        seen = []
+        one_sided.set_model_sampler_post_cfg_function(lambda a: seen.append((a["cond_denoised"], a["uncond_denoised"])) or a["denoised"])
+        sample(one_sided, texts[0], negative, steps=1)
+        for patched, row in ((patches.merged(model, mixtures[0].factors(backbone)), 0), (model, 1)):
+            patched = patched.clone()
+            patched.set_model_sampler_post_cfg_function(lambda a: seen.append((a["cond_denoised"], a["uncond_denoised"])) or a["denoised"])
+            sample(patched, texts[0], negative, steps=1)
+            near(seen[0][row], seen[-1][row], 1e-3)
+
+
+def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    generator = torch.Generator().manual_seed(3)
+
+    def factors_of(layers):
+        made = {}
+        for name, layer in layers.items():
+            out, *inner = layer.weight.shape
+            down = torch.randn(4, int(torch.tensor(inner).prod()), generator=generator) * 0.05
+            made[name] = LowRank(torch.randn(out, 4, generator=generator) * 0.05, down, tuple(inner[1:]))
+        return made
+
+    lora = Concept("far", "", (), factors_of(backbone.layers), {}, backbone.architecture, "", triggers=("ohwx",))
+    lora = replace(lora, text_factors=factors_of(linear_layers(backbone.texts)))
+    assert any(f.kernel == (3, 3) for f in lora.factors.values()) and len(lora.text_factors) == 12
+    with tempfile.TemporaryDirectory() as folder:
+        bank = Bank(folder).add(lora)
+        core, core_clip = with_core(model, bank, "far", clip=clip)
+        mixture = mix(backbone, bank, "an OHWX dog")
+        assert mixture.strengths == {"far": 1.0} and mixture.text == "an OHWX dog"
+        positive, negative = plain(core_clip, "an ohwx dog"), plain(clip, "")
+        want = sample(core, positive, negative)
+        near(sample(patches.merged(model, mixture.factors(backbone)), positive, negative), want, 0)
+        near(sample(Way(routed=True).apply(model, [mixture], backbone), positive, negative), want, 1e-3 * float(want.abs().max()))
+        ours = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
+        near(plain(ours, "an ohwx dog")[0][0], positive[0][0], 0)
+        for encoder in (clip, ours):  # the factors act once
+            near(patches.conditioning(encoder, [mixture])[0][0], positive[0][0], 1e-4 * float(positive[0][0].abs().max()))
+        near(plain(clip, "an ohwx dog")[0][0], plain(native.clip(), "an ohwx dog")[0][0], 0)
+
+
+def control_net(seed=0):
+    torch.manual_seed(seed)
+    unused = ("out_channels", "transformer_depth_output", "use_temporal_attention", "legacy")
+    config = {k: v for k, v in native.UNET.items() if k not in unused}
+    net = ControlNet(**config, hint_channels=3, num_head_channels=32, dtype=torch.float32)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    return comfy.controlnet.ControlNet(net.eval().requires_grad_(False), load_device=torch.device("cpu"))
+
+
+def the_other_parts_of_the_host_work_beside_concepts():
+    """Each with a concept from our node and from the core loader: the pictures are the same."""
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    positive, negative = plain(clip, "a dog"), plain(clip, "")
+    with tempfile.TemporaryDirectory() as folder:
+        bank = bank_of(backbone, folder, "rex", "tom")
+        ours, core = with_ours(model, clip, bank, "a <rex>"), with_core(model, bank, "rex")[0]
+        other = comfy.utils.load_torch_file(str(bank.file("tom")))
+        both = sample(with_core(model, bank, "rex", "tom")[0], positive, negative)
+
+        # the core's LoRA loader before and after
+        after = comfy.sd.load_lora_for_models(ours, None, other, 1.0, 0.0)[0]
+        before = with_ours(with_core(model, bank, "tom")[0], clip, bank, "a <rex>")
+        for loaded in (after, before):
+            near(sample(loaded, positive, negative), both, 1e-4 * float(both.abs().max()))
+
+        # a LoRA hook on the text
+        hooks = comfy.hooks.create_hook_lora(other, 1.0, 1.0)
+        hooked = comfy.hooks.set_hooks_for_conditioning(positive, hooks)
+        registered = [m.clone() for m in (ours, core)]
+        near(*(sample(m, hooked, negative) for m in registered), 0)
+        assert float((sample(ours, hooked, negative) - sample(ours, positive, negative)).abs().max()) > 1e-3
+
+        # a ControlNet
+        net = control_net()
+        controlled = []
+        for patched in (ours, core):
+            hint = net.copy().set_cond_hint(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)), 1.0, (0.0, 1.0))
+            text = [[positive[0][0], {**positive[0][1], "control": hint, "control_apply_to_uncond": True}]]
+            controlled.append(sample(patched, text, negative))
+        near(*controlled, 0)
+        assert float((controlled[0] - sample(ours, positive, negative)).abs().max()) > 1e-3
+
+        # another pack's replacement of an attention, its patch, its function around the model
+        pictures = []
+        for patched in (ours, core):
+            patched = patched.clone()
+            patched.set_model_attn2_replace(lambda q, k, v, extra: optimized_attention(q, k, 0.5 * v, extra["n_heads"]), "middle", 0)
+            patched.set_model_attn2_patch(lambda q, k, v, extra: (q, 1.1 * k, v))
+            patched.set_model_unet_function_wrapper(lambda apply, args: 0.9 * apply(args["input"], args["timestep"], **args["c"]))
+            pictures.append(sample(patched, positive, negative))
+        near(*pictures, 0)
+
+        # weights that the host leaves off the device, patched one by one as they are used
+        low = ours.clone()
+        comfy.model_management.unload_all_models()
+        low.load(torch.device("cpu"), lowvram_model_memory=1)
+        picture = low.model.apply_model(torch.ones(1, 4, 16, 16), torch.tensor([5.0]), c_crossattn=positive[0][0])
+        low.detach()
+        full = ours.clone()
+        full.load(torch.device("cpu"))
+        near(picture, full.model.apply_model(torch.ones(1, 4, 16, 16), torch.tensor([5.0]), c_crossattn=positive[0][0]), 1e-5)
+        full.detach()
+
+
+def the_patches_come_and_go_with_the_prompt():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    positive, negative = plain(clip, "a dog"), plain(clip, "")
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        bank = bank_of(backbone, folder, "rex", "tom")
+        rex, tom = (with_ours(model, clip, bank, f"a <{name}>") for name in ("rex", "tom"))
+        bare, first, second = (sample(m, positive, negative) for m in (model, rex, tom))
+        for unload in (False, True):
+            for patched, want in ((tom, second), (rex, first), (model, bare), (rex, first), (tom, second)):
+                if unload:
+                    comfy.model_management.unload_all_models()
+                near(sample(patched, positive, negative), want, 0)
+    comfy.model_management.unload_all_models()
+    assert all(torch.equal(before[k], v) for k, v in model.model.state_dict().items()) and not model.patches
+    assert not model.model_options["transformer_options"].get("patches") and not model.wrappers
+
+
+if __name__ == "__main__":
+    run(globals())
