@@ -139,9 +139,10 @@ def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
 def bench(options: argparse.Namespace, rest: list[str]) -> None:
     import json
 
-    from .measure.bench import consolidation, modes, tokens, train
+    from .measure.bench import aggregate, consolidation, modes, tokens, train
 
     sides = {
+        "aggregate": lambda: aggregate.run(options.comfy),
         "consolidation": lambda: consolidation.run(),
         "modes": lambda: modes.run(options.folder, options.seeds, options.modes or modes.MODES),
         "tokens": lambda: tokens.run(),
@@ -257,15 +258,17 @@ def arguments() -> argparse.ArgumentParser:
     time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
     time.add_argument(
         "name",
-        choices=("consolidation", "modes", "tokens", "train"),
-        help="what earlier concepts cost a step; what each consolidation mode does to ten Doodle concepts; what layer-wise words cost; "
-        "our trainer and ComfyUI's own",
+        choices=("aggregate", "consolidation", "modes", "tokens", "train"),
+        help="what concepts cost when painting; what earlier ones cost a training step; what each consolidation mode does to ten Doodle "
+        "concepts; what layer-wise words cost; our trainer and ComfyUI's own",
     )
     time.add_argument("--json", type=Path, help="write the figures here too")
     time.add_argument("--folder", type=Path, default=Path("runs/modes"), help="for modes: keeps what is done (default: %(default)s)")
     time.add_argument("--seeds", type=whole(1), default=3, help="for modes (default: %(default)s)")
     time.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
-    time.add_argument("--comfy", type=Path, default=Path("~/comfy/ComfyUI"), help="for train: a ComfyUI checkout (default: %(default)s)")
+    time.add_argument(
+        "--comfy", type=Path, default=Path("~/comfy/ComfyUI"), help="for aggregate and train: a ComfyUI checkout (default: %(default)s)"
+    )
 
     doodle = commands.add_parser("doodle", help="the model that ships with the pack").add_subparsers(required=True, metavar="COMMAND")
     command("train", doodle_train, "train Doodle from scratch; see its own --help", doodle, add_help=False)

@@ -33,8 +33,8 @@ HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}
 RISKY = {"eval", "exec", "compile", "__import__"}
 RISKY_MODULES = {"subprocess", "socket", "urllib", "requests", "http", "ctypes"}
 
-IN_HOST = PACK / "cidm_ops" / "measure" / "bench" / "host_steps.py"  # a script for the host's Python, on its own
-OPS = sorted({*(PACK / "cidm_ops").rglob("*.py")} - {IN_HOST})
+IN_HOST = {*(PACK / "cidm_ops" / "measure" / "bench").glob("*host*.py")}  # scripts for the host's Python, on their own
+OPS = sorted({*(PACK / "cidm_ops").rglob("*.py")} - IN_HOST)
 FACE = sorted((PACK / "nodes").rglob("*.py")) + [file for file in [PACK / "__init__.py"] if file.exists()]
 
 

@@ -1,47 +1,28 @@
-"""Training steps inside a ComfyUI, with its Python, in its folder: ``python host_steps.py PACK CHECKPOINT OUT SIDE ROUNDS PIXELS``.
+"""Training steps inside a ComfyUI: ``python host_steps.py PACK OUT CHECKPOINT SIDE ROUNDS PIXELS``.
 
 SIDE is ``ours``, ``host`` or ``both`` in turns. A step is what lies between two steps of an optimiser, whoever's it is.
 """
 
-import importlib.util
-import json
 import resource
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-PACK, CHECKPOINT, OUT, SIDE = Path(sys.argv[1]), *sys.argv[2:5]
-ROUNDS, PIXELS = int(sys.argv[5]), int(sys.argv[6])
-sys.argv[1:] = []
-sys.path[0] = str(Path.cwd())
+from in_host import ARGUMENTS, tell
 
-import torch  # noqa: E402
+# isort: split
 
-if not torch.cuda.is_available():
-    sys.argv.append("--cpu")
+import comfy.sd
+import torch
+from comfy_extras import nodes_train
+from pack.cidm_ops.measure.bench.timing import figures, ratio
+from pack.cidm_ops.run.dataset import Dataset
+from pack.cidm_ops.run.recipe import Recipe
+from pack.cidm_ops.run.training import Run
+from pack.nodes.host import ComfyBackbone
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.sd  # noqa: E402
-import comfyui_version  # noqa: E402
-import utils.extra_config  # noqa: E402, F401 -- as main.py does: comfy has a module of that name
-from comfy_extras import nodes_train  # noqa: E402
-from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
-
-spec: Any = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-pack = importlib.util.module_from_spec(spec)
-sys.modules["pack"] = pack
-spec.loader.exec_module(pack)
-
-from pack.cidm_ops.measure.bench.timing import figures, machine, ratio  # noqa: E402
-from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
-from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
-from pack.cidm_ops.run.training import Run  # noqa: E402
-from pack.nodes.host import ComfyBackbone  # noqa: E402
-
+CHECKPOINT, SIDE = ARGUMENTS[:2]
+ROUNDS, PIXELS = map(int, ARGUMENTS[2:])
 STEPS = 3  # a call; the first one sets up and does not count
 
 
@@ -99,10 +80,10 @@ def main():
                 stamps.clear()
                 call()
                 times[name] += [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
-    result = {"peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    result: dict[str, Any] = {"peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
     if SIDE == "both":
         result |= {"time_ratio": ratio(times, "ours", "host"), "frozen_time_ratio": ratio(times, "ours_frozen", "host")}
-    Path(OUT).write_text(json.dumps(result | figures(times) | machine() | {"comfyui": comfyui_version.__version__}))
+    tell(result | figures(times))
 
 
 main()

@@ -22,11 +22,13 @@ def random_backbone(family: Family, dtype: torch.dtype = torch.float32) -> Diffu
     return DiffusersBackbone((unet, texts, vae), SCHEDULE, torch.device(device), dtype)
 
 
-def random_concepts(backbone: DiffusersBackbone, shapes: dict[str, tuple[int, int]], count: int, rank: int = 4) -> list[Concept]:
-    """Concepts of random factors, as many earlier ones as a bank may hold."""
-    generator = torch.Generator().manual_seed(1)
+def random_concepts(
+    backbone: DiffusersBackbone, shapes: dict[str, tuple[int, int]], count: int, rank: int = 4, first: int = 1
+) -> list[Concept]:
+    """Concepts of random factors, as many earlier ones as a bank may hold; the first of them learned as task ``first``."""
+    generator = torch.Generator().manual_seed(first)
     concepts = []
-    for task in range(1, count + 1):
+    for task in range(first, first + count):
         factors = {
             n: LowRank(0.01 * torch.randn(out, rank, generator=generator), torch.randn(rank, inn, generator=generator))
             for n, (out, inn) in shapes.items()
