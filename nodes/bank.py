@@ -23,6 +23,11 @@ def bank_folder(name: str) -> Path:
     return next((place for place in places if place.is_dir()), places[0])
 
 
+def listing(bank: Bank) -> str:
+    lines = [f"{header['task']}. <{n}>, a {header['class_word']}" for n, header in bank.headers.items()]
+    return "\n".join(lines) or "no concepts yet"
+
+
 class CIDMOpenBank(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -50,8 +55,7 @@ class CIDMOpenBank(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         bank = Bank(bank_folder(name))
-        lines = [f"{header['task']}. <{n}>, a {header['class_word']}" for n, header in bank.headers.items()]
-        return say.output(cls, bank, text="\n".join(lines) or "no concepts yet", warnings=list(bank.damaged.values()))
+        return say.output(cls, bank, text=listing(bank), warnings=list(bank.damaged.values()))
 
 
 BANK_NODES = [CIDMOpenBank]

@@ -4,9 +4,13 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.bank.concept import load_concept
 from ..cidm_ops.doodle.concepts import CONCEPTS, examples, instance
 from ..cidm_ops.doodle.figures import FIGURES
-from . import native
+from ..cidm_ops.doodle.files import TEN
+from . import native, say
+from .bank import CIDMOpenBank, ConceptBank, bank_folder, listing
 
 ANOTHER = "another "
 
@@ -75,4 +79,31 @@ class CIDMDoodleConcept(io.ComfyNode):
         return io.NodeOutput(pictures, "\n".join(e.caption for e in drawn), masks, thing.class_word)
 
 
-DOODLE_NODES = [CIDMDoodleModel, CIDMDoodleConcept]
+class CIDMDoodleBank(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMDoodleBank",
+            display_name="Doodle Concept Bank",
+            category="CIDM/doodle",
+            description="Opens a bank with the ten concepts of the Doodle world, learned one after another: ready to paint with. The first "
+            "time it copies them into models/cidm_banks; from then on the bank is yours.",
+            inputs=[io.String.Input("name", default="doodle_ten", tooltip="Name of the bank. One that exists is opened as it is.")],
+            outputs=[ConceptBank.Output(display_name="bank", tooltip="The bank, for painting with the Doodle model.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> list[tuple[str, int, int]]:
+        return CIDMOpenBank.fingerprint_inputs(name)
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        bank = Bank(bank_folder(name))
+        if not bank.names and not bank.damaged:
+            for concept in sorted(map(load_concept, TEN.glob("*.safetensors")), key=lambda c: c.task):
+                bank = bank.add(concept)
+        return say.output(cls, bank, text=listing(bank), warnings=list(bank.damaged.values()))
+
+
+DOODLE_NODES = [CIDMDoodleModel, CIDMDoodleConcept, CIDMDoodleBank]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"
+TEN = Path(__file__).parent / "ten"  # a bank: the ten concepts, learned one after another
 
 UNET_CONFIG: dict[str, Any] = dict(
     sample_size=16,

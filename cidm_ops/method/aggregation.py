@@ -31,7 +31,7 @@ class Rule:
     words before it looks for the best position, else after. ``joint`` encodes all concepts in one text, as the authors do.
     """
 
-    power: float = 8.0
+    power: float = 16.0
     norm: str = "none"
     similarity: str = "cosine"
     positions: str = "words"

@@ -15,8 +15,8 @@ from cidm_ops.bank.concept import load_concept, save_concept
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows" / "api").glob("*.json"))
 NODES = [
-    "Aggregate", "DatasetFromFolder", "DatasetFromImages", "DoodleConcept", "DoodleModel", "EncodePrompt", "LoadConceptImages", "OpenBank",
-    "PreviewDataset", "TrainConcept", "TrainingSettings",
+    "Aggregate", "AggregateBatch", "AggregationSettings", "DatasetFromFolder", "DatasetFromImages", "DoodleBank", "DoodleConcept",
+    "DoodleModel", "EncodePrompt", "LoadConceptImages", "OpenBank", "PreviewDataset", "TrainConcept", "TrainingSettings",
 ]  # fmt: skip
 
 SETTINGS = {
