@@ -45,7 +45,7 @@ def compress_bank(bank: Bank, file: Path | None = None, tolerance: float = 0.05,
     worst = max(small.errors, key=small.errors.__getitem__)
     lines = [
         f"{len(concepts)} concepts: {before / 1e6:.2f} MB in files, {after / 1e6:.2f} MB compressed ({before / after:.2f} times smaller)",
-        f"largest error {small.errors[worst]:.4f} (<{worst}>), largest bound {max(small.bounds.values()):.4f}, relative to what was learned",
+        f"largest error {small.errors[worst]:.4f} (<{worst}>), largest bound {max(small.bounds.values()):.4f} of what was learned",
         f"bases on {sum(x is not None for b in small.bases.values() for x in (b.up, b.down))} of {2 * len(small.bases)} sides of layers; "
         f"token rows are kept exactly, {100 * tokens / after:.1f} % of the file",
     ]
@@ -97,7 +97,9 @@ def load_compressed(file: Path) -> Compressed:
         with safe_open(file, "pt") as f:
             metadata = f.metadata() or {}
             if "cidm.bank" not in metadata:
-                raise ValueError(f"{file.name}: not a compressed bank (metadata key 'cidm.bank' is missing): make one with `cidm bank compress`")
+                raise ValueError(
+                    f"{file.name}: not a compressed bank (metadata key 'cidm.bank' is missing): make one with `cidm bank compress`"
+                )
             state = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 -- an open file, not a dict
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(wrong.format(error)) from error
@@ -125,9 +127,12 @@ def _read(header: dict[str, Any], table: list[dict[str, Any]], state: dict[str, 
     def factors(entries: list[Any]) -> dict[str, LowRank]:
         return {n: LowRank(take(f"{n}.cu", up), take(f"{n}.cd", down), tuple(kernel)) for n, up, down, kernel in entries}
 
+    def texts(entry: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(entry[key]) if key in TUPLES else entry[key] for key in TEXTS}
+
     concepts = [
         Concept(
-            **{key: tuple(entry[key]) if key in TUPLES else entry[key] for key in TEXTS},
+            **texts(entry),
             factors=factors(entry["factors"]),
             text_factors=factors(entry["text_factors"]),
             tokens={encoder: take(f"tokens.{encoder}", shape) for encoder, shape in entry["tokens"].items()},

@@ -136,7 +136,7 @@ def contents(concept: Concept) -> str:
 def verify(bank: Bank) -> dict[str, str]:
     """What is wrong with each concept, empty for nothing: every file is read as a whole, every word has one owner."""
     now = Bank(bank.folder)
-    found, owner = dict(now.damaged), {}
+    found, owner = dict(now.damaged), dict[str, str]()
     for name, header in now.headers.items():
         try:
             now.get(name)
