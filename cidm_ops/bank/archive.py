@@ -21,6 +21,7 @@ from .bank import Bank
 from .compress import Compressed, Layer, compress
 from .concept import Concept, check_name, checksum, save_concept, write_atomically
 from .lock import writing
+from .manage import contents
 
 FORMAT = 1
 SUFFIX = ".compressed.safetensors"
@@ -146,15 +147,17 @@ def _read(header: dict[str, Any], table: list[dict[str, Any]], state: dict[str, 
 
 
 def expand_into(file: Path, folder: Path) -> Bank:
-    """Write the concepts of a compressed bank as files into a folder without any: the same bytes every time.
+    """Write the concepts of a compressed bank as files into a folder: the same bytes every time. What is there already is left.
 
-    Raises ``ValueError`` if there are concepts in the folder.
+    Raises ``ValueError`` if the folder has other concepts.
     """
-    concepts = load_compressed(file).expand()
+    concepts = {check_name(c.name): c for c in load_compressed(file).expand()}
     with writing(folder):
         now = Bank(folder)
-        if now.names or now.damaged:
-            raise ValueError(f"{folder} has concepts already: expand into a new folder, then merge the two banks")
-        for c in concepts:
-            save_concept(c, folder / f"{check_name(c.name)}.safetensors")
+        for name in [*now.names, *now.damaged]:
+            if name not in concepts or contents(now.get(name)) != contents(concepts[name]):
+                raise ValueError(f"{folder} has another concept {name!r}: expand into a new folder, then merge the two banks")
+        for name, c in concepts.items():
+            if name not in now.headers:
+                save_concept(c, now.file(name))
     return Bank(folder)

@@ -171,7 +171,9 @@ def describe(bank: Bank, name: str, about: Mapping[str, str], preview: Image.Ima
         now = known(bank, name)
         concept = now.get(name)
         texts = {key: text for key, text in {**concept.about, **about}.items() if text}
-        save_concept(replace(concept, about=texts, preview=thumbnail(preview) if preview else concept.preview), now.file(name))
+        small = thumbnail(preview) if preview else concept.preview
+        if (texts, small) != (concept.about, concept.preview):
+            save_concept(replace(concept, about=texts, preview=small), now.file(name))
     return Bank(bank.folder)
 
 

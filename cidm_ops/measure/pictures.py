@@ -53,6 +53,11 @@ def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)[None]
 
 
+def from_image(images: Tensor) -> Image.Image:
+    """The first picture of the host's ``[B, H, W, 3]`` in [0, 1]."""
+    return Image.fromarray(images[0].clamp(0, 1).mul(255).round().byte().cpu().numpy())
+
+
 def sideways(text: str, size: int, colour: Colour) -> Image.Image:
     """Text from bottom to top."""
     label = Image.new("RGB", (width_of(text, size) + 2, size + 5), PAPER)

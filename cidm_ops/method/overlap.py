@@ -40,3 +40,10 @@ def overlaps(concepts: Sequence[Mapping[str, LowRank]]) -> Tensor:
         shared[rows[i], rows[j]] += 1
     mean = (total / shared.clamp(min=1)).triu()
     return mean + mean.triu(1).T
+
+
+def closest(found: Tensor, names: Sequence[str], count: int = 10) -> str:
+    """The pairs with the largest mean cosines of ``found [G, G]``, a line each."""
+    i, j = torch.triu_indices(len(names), len(names), 1)
+    values, places = found[i, j].topk(min(count, len(i)))
+    return "\n".join(f"<{names[i[p]]}> and <{names[j[p]]}>: {v:.3f}" for v, p in zip(values.tolist(), places.tolist(), strict=True))
