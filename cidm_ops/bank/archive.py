@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..lowrank import LowRank
 from .bank import Bank
 from .compress import Compressed, Layer, compress
-from .concept import Concept, check_name, checksum, save_concept, write_atomically
+from .concept import Concept, check_name, checksum, packed, save_concept, write_atomically
 from .lock import writing
 from .manage import contents
 
@@ -68,7 +67,7 @@ def save_compressed(compressed: Compressed, file: Path) -> None:
     header = {"format": FORMAT, "tolerance": compressed.tolerance, "rank": compressed.rank, "dtype": compressed.dtype}
     metadata = {"cidm.bank": json.dumps(header)}
     metadata["cidm.sha256"] = checksum({"cidm": metadata["cidm.bank"]}, state)
-    write_atomically(save(state, metadata), file)
+    write_atomically(packed(state, metadata), file)
 
 
 def _entry(c: Concept, compressed: Compressed) -> dict[str, Any]:

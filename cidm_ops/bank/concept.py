@@ -150,7 +150,18 @@ def save_concept(concept: Concept, file: Path) -> None:
         metadata["modelspec.thumbnail"] = JPEG + base64.b64encode(concept.preview).decode()
     state = lora_state(concept)
     metadata["cidm.sha256"] = checksum(metadata, state)
-    write_atomically(save(state, metadata), file)
+    write_atomically(packed(state, metadata), file)
+
+
+def packed(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose metadata stand in order: the same contents are the same bytes."""
+    data = save(dict(state), dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def write_atomically(data: bytes, file: Path) -> None:
@@ -271,6 +282,8 @@ def load_concept(file: Path) -> Concept:
         }
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise damaged(file, f"tokens: {error!r}") from error
+    if header["words"] and not tokens:
+        raise damaged(file, f"tokens: there are none for the words {', '.join(header['words'])[:80]}")
     for encoder, rows in tokens.items():
         fits = rows.ndim == 3 and len(rows) == len(header["words"]) and max(header["token_layers"], default=0) < rows.shape[1]
         if not (fits and rows.isfinite().all()):
