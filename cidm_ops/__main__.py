@@ -4,9 +4,12 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from . import bank_commands
+from .bank_commands import warn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,11 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def refuse(reason: object) -> int:
     print(f"cidm: {' '.join(str(reason).split())}", file=sys.stderr)
     return 2
-
-
-def warn(warnings: Iterable[str | None]) -> None:
-    for warning in filter(None, warnings):
-        print(f"cidm: warning: {warning}", file=sys.stderr)
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> None:
@@ -111,17 +109,6 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
             file = options.out / f"{number:02d}-{words}-{seed}.png"
             Image.fromarray(pixels).save(file)
             print(file)
-
-
-def bank_list(options: argparse.Namespace, rest: list[str]) -> None:
-    from .bank.bank import Bank
-
-    if not options.bank.is_dir():
-        raise FileNotFoundError(f"there is no bank at {options.bank}: `cidm train` makes one")
-    bank = Bank(options.bank)
-    for name, header in bank.headers.items():
-        print(f"{header['task']:3d}  <{name}>  {header['class_word']}  {' '.join(header['words'])}  {header['architecture']}")
-    warn(bank.damaged.values())
 
 
 def doodle_train(options: argparse.Namespace, rest: list[str]) -> None:
@@ -252,9 +239,8 @@ def arguments() -> argparse.ArgumentParser:
     make.add_argument("--count", type=whole(1), default=1, help="pictures per prompt, seeds counting up (default: %(default)s)")
     make.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
 
-    bank = commands.add_parser("bank", help="look into a concept bank").add_subparsers(required=True, metavar="COMMAND")
-    look = command("list", bank_list, "the concepts of a bank in the order learned", bank)
-    look.add_argument("bank", type=Path, help="folder of the concept bank")
+    bank = commands.add_parser("bank", help="look into a concept bank and keep it").add_subparsers(required=True, metavar="COMMAND")
+    bank_commands.add_commands(bank, command, whole)
 
     time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
     time.add_argument(

@@ -6,6 +6,8 @@ from .aggregation import AGGREGATION_NODES
 from .bank import BANK_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
+from .exchange import EXCHANGE_NODES
+from .keep import KEEP_NODES
 from .paint import PAINT_NODES
 from .settings import SETTINGS_NODES
 from .train import TRAIN_NODES
@@ -13,4 +15,5 @@ from .train import TRAIN_NODES
 
 class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*DOODLE_NODES, *BANK_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *PAINT_NODES, *AGGREGATION_NODES]
+        groups = (DOODLE_NODES, BANK_NODES, KEEP_NODES, EXCHANGE_NODES, DATA_NODES, SETTINGS_NODES, TRAIN_NODES, PAINT_NODES, AGGREGATION_NODES)
+        return [node for group in groups for node in group]

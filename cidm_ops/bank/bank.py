@@ -35,12 +35,12 @@ class Bank:
         return self.folder / f"{check_name(name)}.safetensors"
 
     def get(self, name: str) -> Concept:
-        """Load one concept. Raises ``KeyError`` for an unknown name, ``ValueError`` for a damaged file."""
+        """Load one concept, under the name of its file. Raises ``KeyError`` for an unknown name, ``ValueError`` for a damaged file."""
         if name in self.damaged:
             raise ValueError(self.damaged[name])
         if name not in self.headers:
             raise KeyError(f"no concept {name!r} in bank {self.folder}: it has {', '.join(self.names) or 'none yet'}")
-        return load_concept(self.file(name))
+        return replace(load_concept(self.file(name)), name=name)
 
     def concepts(self) -> list[Concept]:
         """All concepts in the order learned. Raises ``ValueError`` if one is damaged: training and merging need them all."""

@@ -150,7 +150,18 @@ def save_concept(concept: Concept, file: Path) -> None:
         metadata["modelspec.thumbnail"] = JPEG + base64.b64encode(concept.preview).decode()
     state = lora_state(concept)
     metadata["cidm.sha256"] = checksum(metadata, state)
-    write_atomically(save(state, metadata), file)
+    write_atomically(packed(state, metadata), file)
+
+
+def packed(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose metadata stand in order: the same contents are the same bytes."""
+    data = save(dict(state), dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def write_atomically(data: bytes, file: Path) -> None:
@@ -210,20 +221,27 @@ def _open(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         header = json.loads(metadata["cidm"])
         version = int(header["format"])
-    except (KeyError, ValueError, TypeError) as error:
+        header = {**DEFAULTS, **header}
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise damaged(file, f"header: {error!r}") from error
     if version > FORMAT:
         raise ValueError(f"{file.name}: written in format {version}, this version reads up to {FORMAT}: update the pack")
-    header = {**DEFAULTS, **header}
+    if wrong := wrong_in(header):
+        raise damaged(file, f"header: {wrong}")
+    return header, metadata
+
+
+def wrong_in(header: Mapping[str, Any]) -> str:
+    """The first field of a header that is not what it should be; empty if all are."""
     for key, kind in FIELDS.items():
-        if not isinstance(header.get(key), kind):
-            raise damaged(file, f"header: {key!r} is {str(header.get(key))[:40]!r}, expected {kind.__name__}")
+        if not isinstance(header.get(key), kind) or isinstance(header[key], bool):
+            return f"{key!r} is {str(header.get(key))[:40]!r}, expected {kind.__name__}"
     for key in ("words", "layers", "text_layers", "triggers"):
         if not all(isinstance(entry, str) for entry in header[key]):
-            raise damaged(file, f"header: {key!r} has entries that are no text")
-    if not NAME.fullmatch(header["name"]):
-        raise damaged(file, f"header: 'name' is {header['name'][:40]!r}")
-    return header, metadata
+            return f"{key!r} has entries that are no text"
+    if not all(type(row) is int and row >= 0 for row in header["token_layers"]):
+        return "'token_layers' has entries that are no row"
+    return "" if NAME.fullmatch(header["name"]) else f"'name' is {header['name'][:40]!r}"
 
 
 def load_concept(file: Path) -> Concept:
@@ -242,13 +260,17 @@ def load_concept(file: Path) -> Concept:
     for layer in [*layers, *text_layers]:
         key = lora_key(layer, header["architecture"])
         try:
-            up, down = (state[f"{key}.lora_{side}.weight"] for side in ("up", "down"))
+            up, down, alpha = (state[f"{key}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+            if not (up.is_floating_point() and down.is_floating_point()):
+                raise ValueError(f"the factors are {up.dtype} and {down.dtype}, expected numbers with a fraction")
             factors[layer] = folded(up, down)
+            if alpha.numel() != 1 or alpha.item() != factors[layer].rank:
+                raise ValueError(f"alpha is {str(alpha.tolist())[:40]}, expected the rank {factors[layer].rank}")
         except KeyError as error:
             raise damaged(file, f"{error.args[0]} is missing") from error
         except ValueError as error:
             raise damaged(file, f"{key}: {error}") from error
-        if not (up.isfinite().all() and down.isfinite().all()):
+        if not (up.float().isfinite().all() and down.float().isfinite().all()):
             raise damaged(file, f"{key}: not all factors are finite numbers")
     if metadata.get("cidm.sha256", expected := checksum(metadata, state)) != expected:
         raise damaged(file, "its contents are not what was written")
@@ -258,8 +280,14 @@ def load_concept(file: Path) -> Concept:
             k: torch.from_numpy(np.frombuffer(base64.b64decode(encoded[k], validate=True), "<f4").reshape(shape).copy())
             for k, shape in header["token_shapes"].items()
         }
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise damaged(file, f"tokens: {error!r}") from error
+    if header["words"] and not tokens:
+        raise damaged(file, f"tokens: there are none for the words {', '.join(header['words'])[:80]}")
+    for encoder, rows in tokens.items():
+        fits = rows.ndim == 3 and len(rows) == len(header["words"]) and max(header["token_layers"], default=0) < rows.shape[1]
+        if not (fits and rows.isfinite().all()):
+            raise damaged(file, f"tokens: {encoder} has {tuple(rows.shape)} rows for {len(header['words'])} words, or some are not finite")
     return Concept(
         header["name"],
         header["class_word"],

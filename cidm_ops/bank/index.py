@@ -1,6 +1,6 @@
 """The index of a bank: the headers of its files, so that opening a thousand concepts reads one file.
 
-The files are the truth. An entry holds for a file of that size and time; what the index does not know, or knows wrongly, is
+The files are the truth. An entry holds for a file of that size, time and inode; what the index does not know, or knows wrongly, is
 read from the file, and a missing or damaged index costs time only.
 """
 
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .concept import read_header, write_atomically
+from .concept import read_header, write_atomically, wrong_in
 
 INDEX = "index.json"
 FORMAT = 1
@@ -24,7 +24,7 @@ def read_headers(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str
         files = {e.name: e.stat() for e in entries if e.name.endswith(".safetensors") and not e.name.startswith(".")}
     known, found, damaged = read_index(folder), {}, {}
     for name, stat in files.items():
-        stamp = [stat.st_size, stat.st_mtime_ns]
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         entry = known.get(name, {})
         if entry.get("stamp") == stamp:
             found[name] = entry
@@ -48,8 +48,8 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         entries = index["concepts"] if index["format"] == FORMAT else {}
-        return {name: e for name, e in entries.items() if isinstance(e["header"], dict) and isinstance(e["header"]["task"], int)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {name: e for name, e in entries.items() if not wrong_in(dict.fromkeys(LARGE, []) | e["header"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -53,6 +53,21 @@ class Vocabulary:
         known = sorted(mentioned, key=self.place.__getitem__)
         return Prompt(text, {name: 1.0 if mentioned[name] is None else float(mentioned[name] or 0) for name in known})
 
+    def parts(self, prompt: str) -> list[tuple[str, str | None]]:
+        """The prompt in pieces, each with the concept it mentions: a name, "" for a ``<word>`` that no concept has, None for the rest."""
+        marks = [(m.start(), m.end(), m[1] if m[1] in self.headers else self.owner.get(f"<{m[1]}>", "")) for m in MENTION.finditer(prompt)]
+        plain = MENTION.sub(lambda m: " " * len(m[0]), prompt).lower()
+        for trigger, owner in self.triggers.items():
+            if trigger in plain:
+                marks += [(m.start(), m.end(), owner) for m in re.finditer(rf"(?<!\w){re.escape(trigger)}(?!\w)", plain)]
+        pieces: list[tuple[str, str | None]] = []
+        at = 0
+        for begin, end, owner in sorted(marks):
+            if begin >= at:
+                pieces += [(prompt[at:begin], None), (prompt[begin:end], owner)]
+                at = end
+        return [(text, owner) for text, owner in [*pieces, (prompt[at:], None)] if text]
+
     def written(self, name: str) -> str:
         """What a handle stands for: all words of the concept, or the first trigger of a LoRA that was learned elsewhere."""
         header = self.headers[name]

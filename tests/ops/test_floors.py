@@ -9,6 +9,7 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 FLOORS = {
     "__main__": 6,
+    "bank_commands": 6,
     "demo": 6,
     "measure": 5,
     "run": 4,

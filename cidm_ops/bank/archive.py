@@ -1,0 +1,162 @@
+"""The file of a compressed bank: ``<bank>.compressed.safetensors``, written in one piece and checked as a whole.
+
+Per layer the bases ``<layer>.U`` and ``<layer>.V`` and all cores end to end, ``.cu`` and ``.cd``; token rows in float32 and previews
+as they were; and a table, zipped JSON, that says whose numbers lie where and holds the headers.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..lowrank import LowRank
+from .bank import Bank
+from .compress import Compressed, Layer, compress
+from .concept import Concept, check_name, checksum, packed, save_concept, write_atomically
+from .lock import writing
+from .manage import contents
+
+FORMAT = 1
+SUFFIX = ".compressed.safetensors"
+TEXTS = ("name", "class_word", "words", "architecture", "fingerprint", "task", "training", "token_layers", "triggers", "about")
+TUPLES = ("words", "token_layers", "triggers")
+LARGEST = 1 << 30  # bytes of the table, unzipped
+
+
+def compress_bank(bank: Bank, file: Path | None = None, tolerance: float = 0.05, rank: int = 0, dtype: str = "float32") -> tuple[Path, str]:
+    """Compress a bank into one file, beside its folder unless told; returns the file and a report of size and error.
+
+    Raises ``ValueError`` if the bank is empty or a file in it damaged.
+    """
+    concepts = bank.concepts()
+    if not concepts:
+        raise ValueError(f"bank {bank.folder} has no concepts: there is nothing to compress")
+    small = compress(concepts, tolerance, rank, dtype)
+    file = file or bank.folder.with_name(bank.folder.name + SUFFIX)
+    save_compressed(small, file)
+    before, after = sum(bank.file(name).stat().st_size for name in bank.names), file.stat().st_size
+    tokens = sum(4 * t.numel() for c in concepts for t in c.tokens.values())
+    worst = max(small.errors, key=small.errors.__getitem__)
+    lines = [
+        f"{len(concepts)} concepts: {before / 1e6:.2f} MB in files, {after / 1e6:.2f} MB compressed ({before / after:.2f} times smaller)",
+        f"largest error {small.errors[worst]:.4f} (<{worst}>), largest bound {max(small.bounds.values()):.4f} of what was learned",
+        f"bases on {sum(x is not None for b in small.bases.values() for x in (b.up, b.down))} of {2 * len(small.bases)} sides of layers; "
+        f"token rows are kept exactly, {100 * tokens / after:.1f} % of the file",
+    ]
+    return file, "\n".join(lines)
+
+
+def save_compressed(compressed: Compressed, file: Path) -> None:
+    """Write atomically."""
+    state: dict[str, Tensor] = {}
+    for name, basis in compressed.bases.items():
+        cores = [c.all_factors[name] for c in compressed.concepts if name in c.all_factors]
+        state[f"{name}.cu"] = torch.cat([f.up.flatten() for f in cores])
+        state[f"{name}.cd"] = torch.cat([f.down.flatten() for f in cores])
+        state |= {f"{name}.{key}": rows for key, rows in (("U", basis.up), ("V", basis.down)) if rows is not None}
+    for encoder in dict.fromkeys(e for c in compressed.concepts for e in c.tokens):
+        state[f"tokens.{encoder}"] = torch.cat([c.tokens[encoder].float().flatten() for c in compressed.concepts if encoder in c.tokens])
+    state["previews"] = _bytes(b"".join(c.preview for c in compressed.concepts))
+    state["table"] = _bytes(zlib.compress(json.dumps([_entry(c, compressed) for c in compressed.concepts]).encode(), 9))
+    header = {"format": FORMAT, "tolerance": compressed.tolerance, "rank": compressed.rank, "dtype": compressed.dtype}
+    metadata = {"cidm.bank": json.dumps(header)}
+    metadata["cidm.sha256"] = checksum({"cidm": metadata["cidm.bank"]}, state)
+    write_atomically(packed(state, metadata), file)
+
+
+def _entry(c: Concept, compressed: Compressed) -> dict[str, Any]:
+    def shapes(factors: Any) -> list[Any]:
+        return [[name, list(f.up.shape), list(f.down.shape), list(f.kernel)] for name, f in factors.items()]
+
+    return {
+        **{key: getattr(c, key) for key in TEXTS},
+        "factors": shapes(c.factors),
+        "text_factors": shapes(c.text_factors),
+        "tokens": {encoder: list(t.shape) for encoder, t in c.tokens.items()},
+        "preview": len(c.preview),
+        "error": compressed.errors[c.name],
+        "bound": compressed.bounds[c.name],
+    }
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8)
+
+
+def load_compressed(file: Path) -> Compressed:
+    """Read a compressed bank. Raises ``ValueError`` naming the file if it is damaged, newer or another kind of file."""
+    file = Path(file)
+    wrong = f"{file.name}: damaged compressed bank ({{}}): restore it from a copy"
+    try:
+        with safe_open(file, "pt") as f:
+            metadata = f.metadata() or {}
+            if "cidm.bank" not in metadata:
+                raise ValueError(
+                    f"{file.name}: not a compressed bank (metadata key 'cidm.bank' is missing): make one with `cidm bank compress`"
+                )
+            state = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 -- an open file, not a dict
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(wrong.format(error)) from error
+    try:
+        header = json.loads(metadata["cidm.bank"])
+        version = int(header.pop("format"))
+        if version <= FORMAT and metadata.get("cidm.sha256") == checksum({"cidm": metadata["cidm.bank"]}, state):
+            table = json.loads(zlib.decompressobj().decompress(state["table"].numpy().tobytes(), LARGEST))
+            return _read(header, table, state)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError, zlib.error) as error:
+        raise ValueError(wrong.format(repr(error))) from error
+    if version > FORMAT:
+        raise ValueError(f"{file.name}: written in format {version}, this version reads up to {FORMAT}: update the pack")
+    raise ValueError(wrong.format("its contents are not what was written"))
+
+
+def _read(header: dict[str, Any], table: list[dict[str, Any]], state: dict[str, Tensor]) -> Compressed:
+    place: dict[str, int] = {}
+
+    def take(key: str, shape: Sequence[int]) -> Tensor:
+        begin = place.get(key, 0)
+        place[key] = begin + prod(shape)
+        return state[key][begin : place[key]].reshape(*shape).clone()
+
+    def factors(entries: list[Any]) -> dict[str, LowRank]:
+        return {n: LowRank(take(f"{n}.cu", up), take(f"{n}.cd", down), tuple(kernel)) for n, up, down, kernel in entries}
+
+    def texts(entry: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(entry[key]) if key in TUPLES else entry[key] for key in TEXTS}
+
+    concepts = [
+        Concept(
+            **texts(entry),
+            factors=factors(entry["factors"]),
+            text_factors=factors(entry["text_factors"]),
+            tokens={encoder: take(f"tokens.{encoder}", shape) for encoder, shape in entry["tokens"].items()},
+            preview=take("previews", [entry["preview"]]).numpy().tobytes(),
+        )
+        for entry in table
+    ]
+    bases = {key[:-3]: Layer(state.get(f"{key[:-3]}.U"), state.get(f"{key[:-3]}.V")) for key in state if key.endswith(".cu")}
+    errors, bounds = ({entry["name"]: entry[key] for entry in table} for key in ("error", "bound"))
+    return Compressed(bases, tuple(concepts), errors, bounds, **header)
+
+
+def expand_into(file: Path, folder: Path) -> Bank:
+    """Write the concepts of a compressed bank as files into a folder: the same bytes every time. What is there already is left.
+
+    Raises ``ValueError`` if the folder has other concepts.
+    """
+    concepts = {check_name(c.name): c for c in load_compressed(file).expand()}
+    with writing(folder):
+        now = Bank(folder)
+        for name in [*now.names, *now.damaged]:
+            if name not in concepts or contents(now.get(name)) != contents(concepts[name]):
+                raise ValueError(f"{folder} has another concept {name!r}: expand into a new folder, then merge the two banks")
+        for name, c in concepts.items():
+            if name not in now.headers:
+                save_concept(c, now.file(name))
+    return Bank(folder)

@@ -1,0 +1,302 @@
+"""Keeping a bank in order and looking into it, without a model."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..cidm_ops.bank import archive, manage
+from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.bank.compress import DTYPES
+from ..cidm_ops.measure.cards import bank_table, concept_card
+from ..cidm_ops.measure.pictures import from_image, overlap_map, pair_map, to_image
+from ..cidm_ops.measure.routing import routing_preview
+from ..cidm_ops.method.overlap import closest
+from . import say
+from .bank import FOLDER, CIDMOpenBank, ConceptBank, bank_folder
+from .paint import HANDLES, PROMPT
+
+CATEGORY = "CIDM/bank"
+ACTIONS = ("verify", "repair", "remove", "rename", "move", "merge", "describe")
+
+
+def bank_input() -> io.Input:
+    return ConceptBank.Input("bank", tooltip="The bank with the concepts.")
+
+
+def picture_outputs(what: str) -> list[io.Output]:
+    return [io.Image.Output(display_name="picture", tooltip=what), io.String.Output(display_name="text", tooltip="The same in words.")]
+
+
+def listed(bank: Bank) -> str:
+    lines = [f"{header['task']}. <{name}>, a {header['class_word']}" for name, header in bank.headers.items()]
+    return "\n".join(lines) or "no concepts yet"
+
+
+def compressed_file(name: str) -> Path:
+    """The compressed bank of that name, which lies beside the folders of banks, or at that path."""
+    if name.endswith(archive.SUFFIX):
+        return Path(name)
+    places = [Path(place) / f"{name}{archive.SUFFIX}" for place in folder_paths.get_folder_paths(FOLDER)]
+    return next((place for place in places if place.is_file()), bank_folder(name).with_name(f"{name}{archive.SUFFIX}"))
+
+
+class CIDMManageBank(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMManageBank",
+            display_name="Manage Concept Bank",
+            category=CATEGORY,
+            description="Checks a bank, repairs its index, removes, renames, moves or describes a concept, or takes in those of another "
+            "bank. What is done already is not done again.",
+            inputs=[
+                bank_input(),
+                io.Combo.Input(
+                    "action",
+                    options=list(ACTIONS),
+                    default="verify",
+                    tooltip="verify: read every file as a whole. repair: make the index anew. remove, rename, move, describe: one concept. "
+                    "merge: the concepts of another bank behind these.",
+                ),
+                io.String.Input("concept", default="", tooltip="The concept's name, for remove, rename, move and describe."),
+                io.String.Input("new_name", default="", tooltip="For rename. The concept's words change with it."),
+                io.Int.Input("place", default=1, min=1, max=100000, tooltip="For move: the place in the order, from 1."),
+                io.String.Input("other_bank", default="", tooltip="For merge: the name of the other bank. It stays as it is."),
+                io.Combo.Input(
+                    "existing",
+                    options=["skip", "refuse", "replace"],
+                    default="skip",
+                    tooltip="For merge: what becomes of names that both banks have.",
+                ),
+                io.String.Input("author", default="", tooltip="For describe. Empty leaves what is there."),
+                io.String.Input("license", default="", tooltip="For describe. Empty leaves what is there."),
+                io.String.Input("description", default="", multiline=True, tooltip="For describe. Empty leaves what is there."),
+                io.Image.Input("preview", optional=True, tooltip="For describe: a picture for the thumbnail."),
+            ],
+            outputs=[
+                ConceptBank.Output(display_name="bank", tooltip="The bank as it is now."),
+                io.String.Output(display_name="report", tooltip="What was done or found."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, action: str = "", other_bank: str = "", **rest) -> list[tuple[str, int, int]]:
+        """Changes when the other bank does; the bank itself is watched where it is opened."""
+        return CIDMOpenBank.fingerprint_inputs(other_bank) if action == "merge" and other_bank else []
+
+    @classmethod
+    def execute(
+        cls, bank: Bank, action, concept, new_name, place, other_bank, existing, author, license, description, preview=None
+    ) -> io.NodeOutput:
+        concept, new_name, warnings = concept.strip(), new_name.strip(), []
+        if action == "verify":
+            found = manage.verify(bank)
+            warnings = [f"{' and '.join(names)} have the same contents" for names in manage.duplicates(bank)]
+            report = "\n".join(f"{name}: {wrong or 'whole'}" for name, wrong in found.items()) or "no concepts yet"
+        elif action == "repair":
+            bank = manage.repair(bank)
+            report, warnings = f"made anew:\n{listed(bank)}", list(bank.damaged.values())
+        elif action == "remove":
+            gone = concept not in bank.headers and concept not in bank.damaged
+            bank = bank if gone else manage.remove(bank, concept)
+            report = f"<{concept}> is not in the bank:\n{listed(bank)}"
+        elif action == "rename":
+            done = concept not in bank.headers and new_name in bank.headers
+            bank = bank if done else manage.rename(bank, concept, new_name)
+            report = f"<{concept}> is <{new_name}>:\n{listed(bank)}"
+        elif action == "move":
+            bank = manage.move(bank, concept, place)
+            report = listed(bank)
+        elif action == "merge":
+            bank = manage.merge(bank, Bank(bank_folder(other_bank)), existing)
+            report = listed(bank)
+        else:
+            given = {"author": author, "license": license, "description": description}
+            about = {key: text for key, text in given.items() if text.strip()}
+            bank = manage.describe(bank, concept, about, None if preview is None else from_image(preview))
+            report = f"<{concept}> is described"
+        return say.output(cls, bank, report, text=report, warnings=warnings)
+
+
+class CIDMBankTable(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMBankTable",
+            display_name="Bank Table",
+            category=CATEGORY,
+            description="All concepts of a bank in one picture: thumbnail, words, base, rank, size, author and licence. Damaged files "
+            "are red.",
+            inputs=[bank_input()],
+            outputs=picture_outputs("The table."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank) -> io.NodeOutput:
+        picture, text = to_image(bank_table(bank)), listed(bank)
+        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
+
+
+class CIDMConceptCard(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMConceptCard",
+            display_name="Concept Card",
+            category=CATEGORY,
+            description="All about one concept: thumbnail, words, training settings, and how much was learned in each layer.",
+            inputs=[bank_input(), io.String.Input("name", default="dog", tooltip="The concept's name.")],
+            outputs=picture_outputs("The card."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank, name: str) -> io.NodeOutput:
+        concept = bank.get(name.strip())
+        picture = to_image(concept_card(concept, bank.file(concept.name)))
+        text = f"<{concept.name}>, a {concept.class_word}: {' '.join([*concept.words, *concept.triggers])}"
+        return say.output(cls, picture, text, text=text, picture=picture)
+
+
+class CIDMOverlapMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMOverlapMap",
+            display_name="Overlap Map",
+            category=CATEGORY,
+            description="How much concepts write into the same directions: cosines of principal angles, 0 nothing in common, 1 the same. "
+            "All pairs, or one pair layer by layer.",
+            inputs=[
+                bank_input(),
+                io.String.Input("first", default="", tooltip="A concept's name, to compare one pair layer by layer. Empty: all pairs."),
+                io.String.Input("second", default="", tooltip="The other concept of the pair."),
+            ],
+            outputs=picture_outputs("The map."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank, first: str, second: str) -> io.NodeOutput:
+        if first.strip() and second.strip():
+            drawn, found = pair_map(bank.get(first.strip()), bank.get(second.strip()))
+            text = f"<{first.strip()}> and <{second.strip()}>: {found.mean():.3f} on average, at most {found.max():.3f}"
+        else:
+            concepts = [bank.get(name) for name in bank.names]
+            drawn, found = overlap_map(concepts)
+            text = closest(found, bank.names) or "fewer than two concepts"
+        picture = to_image(drawn)
+        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
+
+
+class CIDMRoutingPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMRoutingPreview",
+            display_name="Routing Preview",
+            category=CATEGORY,
+            description="What a prompt takes from a bank, before anything is painted: whose words are in it, how strongly each concept "
+            "acts, what the text encoder reads, and which words nobody has.",
+            inputs=[
+                bank_input(),
+                io.String.Input("text", default=PROMPT, multiline=True, tooltip=f"{HANDLES}; <name:0.8> makes it weaker."),
+            ],
+            outputs=picture_outputs("The prompt and its concepts."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank, text: str) -> io.NodeOutput:
+        drawn, said = routing_preview(bank, text)
+        picture = to_image(drawn)
+        return say.output(cls, picture, said, text=said, picture=picture)
+
+
+class CIDMCompressBank(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMCompressBank",
+            display_name="Compress Concept Bank",
+            category=CATEGORY,
+            description="Writes the whole bank into one small file beside its folder, models/cidm_banks/<bank>.compressed.safetensors. "
+            "No concept loses more than the tolerance; words and texts are kept exactly. The bank stays as it is.",
+            inputs=[
+                bank_input(),
+                io.Float.Input(
+                    "tolerance",
+                    default=0.05,
+                    min=0.001,
+                    max=0.9,
+                    step=0.001,
+                    tooltip="The largest error of a concept, as a part of what was learned.",
+                ),
+                io.Combo.Input("dtype", options=list(DTYPES), default="float16", tooltip="float16 halves the file again."),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="Size and error."),
+                io.String.Output(display_name="file", tooltip="The full path of the file."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank, tolerance: float, dtype: str) -> io.NodeOutput:
+        file, report = archive.compress_bank(bank, None, tolerance, 0, dtype)
+        return say.output(cls, report, str(file), text=f"{report}\n{file.name}")
+
+
+class CIDMExpandBank(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMExpandBank",
+            display_name="Expand Concept Bank",
+            category=CATEGORY,
+            description="Makes a bank from a compressed one: a file per concept again, the same every time.",
+            inputs=[
+                io.String.Input(
+                    "compressed",
+                    default="my_concepts",
+                    tooltip="Name of the bank that was compressed (its file is models/cidm_banks/<name>.compressed.safetensors), or the "
+                    "full path of such a file, as Compress Concept Bank gives it.",
+                ),
+                io.String.Input("name", default="my_concepts_expanded", tooltip="Name of the bank to make, without other concepts."),
+            ],
+            outputs=[ConceptBank.Output(display_name="bank", tooltip="The bank, for learning and painting.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, compressed: str = "", name: str = "") -> list[tuple[str, int, int]]:
+        """Changes when the file or the bank does; what is linked is not known here."""
+        file = compressed_file(compressed) if compressed else None
+        packed = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)] if file and file.is_file() else []
+        return packed + (CIDMOpenBank.fingerprint_inputs(name) if name else [])
+
+    @classmethod
+    def execute(cls, compressed: str, name: str) -> io.NodeOutput:
+        bank = archive.expand_into(compressed_file(compressed), bank_folder(name))
+        return say.output(cls, bank, text=listed(bank), warnings=list(bank.damaged.values()))
+
+
+KEEP_NODES = [
+    CIDMManageBank,
+    CIDMBankTable,
+    CIDMConceptCard,
+    CIDMOverlapMap,
+    CIDMRoutingPreview,
+    CIDMCompressBank,
+    CIDMExpandBank,
+]
