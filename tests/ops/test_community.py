@@ -1,0 +1,454 @@
+"""Files of others become concepts: every naming gives the same deltas, every way of scaling its own, and nothing is lost silently."""
+
+import base64
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cidm_ops.bank.bank import Bank
+from cidm_ops.bank.community import DOODLE, SD1, SDXL, read_lora
+from cidm_ops.bank.concept import Concept, load_concept
+from cidm_ops.bank.exchange import import_file, import_into
+from cidm_ops.bank.export import export_concept, export_merged
+from cidm_ops.bank.factorised import truncated
+from cidm_ops.bank.names import canonical
+from cidm_ops.lowrank import LowRank
+
+BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
+KEY = f"{BLOCK}.attn2.to_k"
+# our name -> shape of the weight; one layer of every kind, of Stable Diffusion 1
+LAYERS = {
+    f"{BLOCK}.attn1.to_q": (6, 8),
+    f"{BLOCK}.attn1.to_out.0": (8, 6),
+    KEY: (6, 768),
+    f"{BLOCK}.ff.net.0.proj": (16, 8),
+    f"{BLOCK}.ff.net.2": (8, 8),
+    "mid_block.attentions.0.proj_in": (8, 8, 1, 1),
+    "up_blocks.2.attentions.1.proj_out": (8, 8, 1, 1),
+    "down_blocks.0.resnets.1.conv1": (4, 5, 3, 3),
+    "mid_block.resnets.1.conv2": (4, 5, 3, 3),
+    "up_blocks.0.resnets.2.conv_shortcut": (4, 5, 1, 1),
+    "down_blocks.2.resnets.0.time_emb_proj": (4, 7),
+    "down_blocks.1.downsamplers.0.conv": (4, 5, 3, 3),
+    "up_blocks.0.upsamplers.0.conv": (4, 5, 3, 3),
+    "conv_in": (4, 5, 3, 3),
+    "conv_out": (4, 5, 3, 3),
+    "time_embedding.linear_1": (4, 5),
+    "time_embedding.linear_2": (4, 5),
+    "clip_l.encoder.layers.3.self_attn.q_proj": (6, 6),
+    "clip_l.encoder.layers.3.self_attn.out_proj": (6, 6),
+    "clip_l.encoder.layers.3.mlp.fc1": (6, 6),
+}
+# the same layers in the original layout, two resnets to a block
+ORIGINAL = {
+    f"{BLOCK}.": "input_blocks.4.1.transformer_blocks.0.",
+    "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
+    "up_blocks.2.attentions.1.proj_out": "output_blocks.7.1.proj_out",
+    "down_blocks.0.resnets.1.conv1": "input_blocks.2.0.in_layers.2",
+    "mid_block.resnets.1.conv2": "middle_block.2.out_layers.3",
+    "up_blocks.0.resnets.2.conv_shortcut": "output_blocks.2.0.skip_connection",
+    "down_blocks.2.resnets.0.time_emb_proj": "input_blocks.7.0.emb_layers.1",
+    "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
+
+
+def factors(rank=2, layers=LAYERS):
+    """Up and down of every layer, of the rank of a file's dimension, as files have them."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = {}
+    for layer, (out, *rest) in layers.items():
+        kernel = rest[1:]
+        up = torch.randn(out, rank, *[1] * len(kernel), generator=generator)
+        pairs[layer] = up, torch.randn(rank, *rest, generator=generator)
+    return pairs
+
+
+def delta(up, down):
+    return up.flatten(1) @ down.flatten(1)
+
+
+def text(layer, root="text_encoder", old=False):
+    """A text encoder's layer as transformers names it."""
+    path = layer.removeprefix("clip_l.")
+    return f"{root}.text_model.{path}"
+
+
+def original(layer):
+    return next((layer.replace(ours, theirs) for ours, theirs in ORIGINAL.items() if layer.startswith(ours)), layer)
+
+
+def kohya(layer, up, down):
+    name = f"lora_te_text_model_{layer.removeprefix('clip_l.')}" if layer.startswith("clip_l") else f"lora_unet_{layer}"
+    name = name.replace(".", "_")
+    return {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(2.0)}
+
+
+def kohya_original(layer, up, down):
+    return kohya(original(layer), up, down)
+
+
+def core(layer, up, down):
+    name = f"text_encoders.clip_l.transformer.text_model.{layer.removeprefix('clip_l.')}"
+    name = name if layer.startswith("clip_l") else f"diffusion_model.{original(layer)}"
+    return {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(2.0)}
+
+
+def diffusers(layer, up, down):
+    name = text(layer) if layer.startswith("clip_l") else f"unet.{layer}"
+    return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+
+
+def diffusers_dots(layer, up, down):
+    name = f"{text(layer)}.lora_linear_layer" if layer.startswith("clip_l") else f"unet.{layer}.lora"
+    return {f"{name}.down.weight": down, f"{name}.up.weight": up}
+
+
+def diffusers_processors(layer, up, down):
+    if ".to_" not in layer:
+        name = text(layer).replace("q_proj", "to_q").replace("out_proj", "to_out") if "self_attn" in layer else None
+        return {f"{name}_lora.down.weight": down, f"{name}_lora.up.weight": up} if name else diffusers_dots(layer, up, down)
+    name = f"unet.{layer.replace('to_out.0', 'to_out').replace('.to_', '.processor.to_')}_lora"
+    return {f"{name}.down.weight": down, f"{name}.up.weight": up}
+
+
+def peft(layer, up, down):
+    name = f"text_model.{layer.removeprefix('clip_l.')}" if layer.startswith("clip_l") else layer
+    return {f"base_model.model.{name}.lora_A.default.weight": down, f"base_model.model.{name}.lora_B.default.weight": up}
+
+
+def old_peft(layer, up, down):
+    name = text(layer, "text_encoder.base_model.model") if layer.startswith("clip_l") else f"unet.base_model.model.{layer}"
+    return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+
+
+def lycoris(layer, up, down):
+    return {key.replace("lora_unet_", "lycoris_"): tensor for key, tensor in kohya(layer, up, down).items()}
+
+
+NAMINGS = (kohya, kohya_original, core, diffusers, diffusers_dots, diffusers_processors, peft, old_peft, lycoris)
+
+
+@pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: naming.__name__)
+def test_every_naming_gives_the_same_deltas(naming, tmp_path):
+    pairs = factors()
+    state = {key: tensor for layer, pair in pairs.items() for key, tensor in naming(layer, *pair).items()}
+    save_file(state, tmp_path / "x.safetensors")
+    (concept,), warnings = import_file(tmp_path / "x.safetensors", triggers=["x"])
+    assert not warnings and concept.architecture == SD1 and set(concept.all_factors) == set(LAYERS)
+    for layer, pair in pairs.items():
+        found = concept.all_factors[layer]
+        torch.testing.assert_close(found.delta(), delta(*pair), atol=1e-6, rtol=1e-6)
+        assert found.kernel == tuple(LAYERS[layer][2:])
+
+
+def test_sdxl_is_known_by_its_text_and_its_layers_by_kohyas_names():
+    widths = {"input_blocks_4_1_transformer_blocks_1_attn2_to_k": (6, 2048), "label_emb_0_2": (4, 4), "input_blocks_8_1_proj_in": (4, 4)}
+    state = {}
+    for module, shape in widths.items():
+        up, down = torch.randn(shape[0], 2), torch.randn(2, shape[1])
+        state |= {f"lora_unet_{module}.lora_up.weight": up, f"lora_unet_{module}.lora_down.weight": down}
+    for te in ("te1", "te2"):
+        name = f"lora_{te}_text_model_encoder_layers_0_mlp_fc2"
+        state |= {f"{name}.lora_up.weight": torch.randn(4, 2), f"{name}.lora_down.weight": torch.randn(2, 4)}
+    read = read_lora(state)
+    assert read.architecture == SDXL
+    assert set(read.factors) == {
+        "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k", "add_embedding.linear_2", "down_blocks.2.attentions.1.proj_in"
+    }  # fmt: skip
+    assert set(read.text_factors) == {"clip_l.encoder.layers.0.mlp.fc2", "clip_g.encoder.layers.0.mlp.fc2"}
+    assert all(not f.kernel for f in read.factors.values())  # SDXL's projections are linear
+
+
+def test_doodles_original_layout_has_one_resnet_to_a_block():
+    state = kohya("x", torch.randn(4, 2), torch.randn(2, 128))
+    state = {key.replace("unet_x", "unet_input_blocks_3_1_transformer_blocks_0_attn2_to_k"): t for key, t in state.items()}
+    read = read_lora(state)
+    assert read.architecture == DOODLE and set(read.factors) == {f"{BLOCK}.attn2.to_k"}
+
+
+@pytest.mark.parametrize(
+    "alpha, settings, scale",
+    [
+        (None, {}, 1.0),  # as they are
+        (1.0, {}, 1 / 4),  # kohya: alpha / rank
+        (None, {"lora_alpha": 8}, 2.0),  # peft: lora_alpha / r
+        (None, {"lora_alpha": 8, "use_rslora": True}, 8 / 2),  # rsLoRA: lora_alpha / sqrt(r)
+        (None, {"lora_alpha": 8, "alpha_pattern": {"attn2.to_k": 2}}, 1 / 2),
+        (1.0, {"lora_alpha": 8}, 1 / 4),  # an alpha in the file goes before
+    ],
+)
+def test_every_way_of_scaling(alpha, settings, scale):
+    up, down = torch.randn(6, 4), torch.randn(4, 768)
+    state = {f"unet.{KEY}.lora_A.weight": down, f"unet.{KEY}.lora_B.weight": up}
+    if alpha is not None:
+        state[f"unet.{KEY}.alpha"] = torch.tensor(alpha)
+    read = read_lora(state, {"": settings} if settings else {})
+    torch.testing.assert_close(read.factors[KEY].delta(), scale * up @ down)
+
+
+def test_settings_stand_in_the_metadata_or_beside_the_file(tmp_path):
+    state = {f"unet.{KEY}.lora_A.weight": torch.ones(2, 768), f"unet.{KEY}.lora_B.weight": torch.ones(6, 2)}
+    save_file(state, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 6})})
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
+    for file in ("a.safetensors", "adapter_model.safetensors"):
+        assert import_file(tmp_path / file)[0][0].factors[KEY].delta()[0, 0] == 2 * 3
+
+
+def hadamard(a, b, c, d):
+    return (a @ b) * (c @ d)
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+CONV = "down_blocks_0_resnets_0_conv1"
+K = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+TUCKER = "i j h w, j r, i p -> p r h w"
+OTHERS = {
+    # layer, parts, the formula of LyCORIS, whether it is exact at rank 16
+    "loha": (
+        K, dict(hada_w1_a=randn(6, 2), hada_w1_b=randn(2, 768), hada_w2_a=randn(6, 2), hada_w2_b=randn(2, 768)),
+        lambda p: hadamard(p["hada_w1_a"], p["hada_w1_b"], p["hada_w2_a"], p["hada_w2_b"]), 2,
+    ),
+    "loha of a convolution": (
+        CONV, dict(hada_w1_a=randn(6, 2), hada_w1_b=randn(2, 45), hada_w2_a=randn(6, 2), hada_w2_b=randn(2, 45)),
+        lambda p: hadamard(p["hada_w1_a"], p["hada_w1_b"], p["hada_w2_a"], p["hada_w2_b"]), 2,
+    ),
+    "loha with a core": (
+        CONV, dict(hada_w1_a=randn(2, 6), hada_w1_b=randn(2, 5), hada_t1=randn(2, 2, 3, 3),
+                   hada_w2_a=randn(2, 6) + 1, hada_w2_b=randn(2, 5) + 1, hada_t2=randn(2, 2, 3, 3) + 1),
+        lambda p: torch.einsum(TUCKER, p["hada_t1"], p["hada_w1_b"], p["hada_w1_a"])
+        * torch.einsum(TUCKER, p["hada_t2"], p["hada_w2_b"], p["hada_w2_a"]), 2,
+    ),
+    "lokr, both whole": (K, dict(lokr_w1=randn(2, 4), lokr_w2=randn(3, 192)), lambda p: torch.kron(p["lokr_w1"], p["lokr_w2"]), 0),
+    "lokr of products": (
+        K, dict(lokr_w1_a=randn(2, 3), lokr_w1_b=randn(3, 4), lokr_w2_a=randn(3, 2), lokr_w2_b=randn(2, 192)),
+        lambda p: torch.kron(p["lokr_w1_a"] @ p["lokr_w1_b"], p["lokr_w2_a"] @ p["lokr_w2_b"]), 2,
+    ),
+    "lokr of a convolution": (
+        CONV, dict(lokr_w1=randn(2, 2), lokr_w2=randn(3, 4, 3, 3)),
+        lambda p: torch.kron(p["lokr_w1"][:, :, None, None], p["lokr_w2"]), 0,
+    ),
+    "lokr with a core": (
+        CONV, dict(lokr_w1=randn(2, 2), lokr_w2_a=randn(2, 3), lokr_w2_b=randn(2, 4), lokr_t2=randn(2, 2, 3, 3)),
+        lambda p: torch.kron(
+            p["lokr_w1"][:, :, None, None], torch.einsum(TUCKER, p["lokr_t2"], p["lokr_w2_b"], p["lokr_w2_a"]).contiguous()
+        ), 2,
+    ),
+    "locon in three parts": (
+        CONV, {"lora_up.weight": randn(6, 2, 1, 1), "lora_down.weight": randn(2, 5, 1, 1), "lora_mid.weight": randn(2, 2, 3, 3)},
+        lambda p: torch.einsum(
+            "op,prhw,ri->oihw", p["lora_up.weight"].flatten(1), p["lora_mid.weight"], p["lora_down.weight"].flatten(1)
+        ), 2,
+    ),
+    "full delta": (K, dict(diff=randn(6, 768)), lambda p: p["diff"], 0),
+    "full delta of a convolution": (CONV, dict(diff=randn(6, 5, 3, 3)), lambda p: p["diff"], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_plain_lora_becomes_factors(kind):
+    module, parts, formula, dim = OTHERS[kind]
+    state = {f"lora_unet_{module}.{part}": t for part, t in parts.items()} | {f"lora_unet_{module}.alpha": torch.tensor(1.0)}
+    whole = formula(parts).flatten(1) * (1 / dim if dim else 1.0)
+    read = read_lora(state, {}, SD1)
+    assert not read.warnings
+    (found,) = read.factors.values()
+    torch.testing.assert_close(found.delta(), whole, atol=1e-6 * whole.abs().max().item(), rtol=1e-5)
+    assert found.kernel == ((3, 3) if module == CONV else ())
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr, both whole", "full delta", "loha with a core"])
+def test_a_lower_rank_is_the_nearest_and_its_error_is_told(kind):
+    module, parts, formula, dim = OTHERS[kind]
+    whole = formula(parts).flatten(1) * (1 / dim if dim else 1.0)
+    state = {f"lora_unet_{module}.{part}": t for part, t in parts.items()} | {f"lora_unet_{module}.alpha": torch.tensor(1.0)}
+    read = read_lora(state, {}, SD1, rank=2)
+    (found,) = read.factors.values()
+    s = torch.linalg.svdvals(whole)
+    best = float(s[2:].norm() / s.norm())
+    assert found.rank == 2
+    assert float((found.delta() - whole).norm() / whole.norm()) == pytest.approx(best, abs=1e-5)
+    assert f"relative error at most {best:.3f}" in read.warnings[0]
+
+
+def test_truncating_factors_is_truncating_their_delta():
+    f = LowRank(randn(30, 12), randn(12, 40))
+    short, error = truncated(f, 5)
+    best, known = LowRank.nearest(f.delta(), 5)
+    torch.testing.assert_close(short.delta(), best.delta(), atol=1e-4, rtol=1e-4)
+    assert error == pytest.approx(known, abs=1e-6)
+
+
+def plain(**more):
+    return kohya(KEY, randn(6, 2), randn(2, 768)) | {key: t for key, t in more.items()}
+
+
+def test_what_cannot_be_taken_over_is_counted_and_named():
+    read = read_lora(plain(**{"lora_unet_conv_in.diff_b": randn(4), "lora_unet_down_blocks_0_resnets_0_norm1.diff": randn(4)}))
+    assert "2 of 5 keys are left out, the first is 'lora_unet_conv_in.diff_b'" in read.warnings[0]
+
+
+NAME = "lora_unet_" + KEY.replace(".", "_")
+BAD = {
+    "dora": (plain(**{f"{NAME}.dora_scale": randn(6, 1)}), "DoRA"),
+    "dora of peft": (plain(**{f"unet.{KEY}.lora_magnitude_vector.weight": randn(6)}), "DoRA"),
+    "not a number": (plain(**{f"{NAME}.lora_up.weight": torch.full((6, 2), torch.nan)}), f"{NAME}: not all factors are finite"),
+    "no up": ({k: t for k, t in plain().items() if "up" not in k}, f"{NAME}: up is missing"),
+    "ranks differ": (plain(**{f"{NAME}.lora_up.weight": randn(6, 3)}), r"\(6, 3\)"),
+    "Stable Diffusion 2": (kohya(KEY, randn(6, 2), randn(2, 1024)), "width 1024"),
+    "Flux": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": randn(4, 2)}, "no LoRA of Stable Diffusion 1 or SDXL"),
+    "something else": ({"model.weight": randn(4, 2)}, "no LoRA of Stable Diffusion 1 or SDXL.*'model.weight'"),
+    "twice": (plain(**diffusers(KEY, randn(6, 2), randn(2, 768))), "stands twice"),
+    "no base": (kohya("mid_block.resnets.0.conv1", randn(4, 2, 1, 1), randn(2, 4, 3, 3)), "give the architecture"),
+    "kernel": (plain(**kohya("conv_in", randn(4, 2, 1, 1), randn(2, 4, 5, 5))), r"kernel \(5, 5\)"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_file_that_cannot_be_a_concept_is_refused(what, tmp_path):
+    state, said = BAD[what]
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=rf"(?s)bad\.safetensors: .*{said}"):
+        import_file(tmp_path / "bad.safetensors")
+
+
+def test_a_given_architecture_is_taken_where_it_fits():
+    state = kohya("mid_block.resnets.0.conv1", randn(4, 2, 1, 1), randn(2, 4, 3, 3))
+    assert read_lora(state, {}, "sd1-2x32").architecture == "sd1-2x32"
+    with pytest.raises(ValueError, match="does not fit sdxl-70x2048"):
+        read_lora(plain(), {}, SDXL)
+
+
+def test_triggers_and_authors_come_from_the_metadata(tmp_path):
+    picture = base64.b64encode(b"\xff\xd8picture").decode()
+    metadata = {
+        "modelspec.trigger_phrase": "sks dog, fluffy", "modelspec.author": "someone", "modelspec.license": "CC0",
+        "modelspec.thumbnail": f"data:image/jpeg;base64,{picture}", "ss_tag_frequency": json.dumps({"10_dog": {"dog": 3, "sks": 9}}),
+    }  # fmt: skip
+    save_file(plain(), tmp_path / "my dog v1.0.safetensors", metadata)
+    (concept,), warnings = import_file(tmp_path / "my dog v1.0.safetensors")
+    assert (concept.name, concept.words, concept.triggers) == ("my_dog_v1_0", (), ("sks dog", "fluffy"))
+    assert concept.about == {"author": "someone", "license": "CC0"} and concept.preview == b"\xff\xd8picture" and not warnings
+    assert import_file(tmp_path / "my dog v1.0.safetensors", triggers=["rex"])[0][0].triggers == ("rex",)
+    del metadata["modelspec.trigger_phrase"]
+    save_file(plain(), tmp_path / "x.safetensors", metadata)
+    (concept,), (warning,) = import_file(tmp_path / "x.safetensors")
+    assert concept.triggers == () and "<x>" in warning and "'sks'" in warning
+
+
+def test_a_bank_takes_a_lora_once_and_prompts_find_it_by_its_trigger(tmp_path):
+    save_file(plain(), tmp_path / "rex.safetensors")
+    bank = Bank(tmp_path / "bank")
+    bank, (concept,), _ = import_into(bank, tmp_path / "rex.safetensors", triggers=("sks dog",))
+    assert bank.read("a SKS dog in the snow").strengths == {"rex": 1.0} and bank.read("<rex:0.5>").text == "sks dog"
+    torch.testing.assert_close(bank.get("rex").factors[KEY].delta(), concept.factors[KEY].delta())
+    again = import_into(bank, tmp_path / "rex.safetensors", triggers=("sks dog",))[0]
+    assert again.names == ["rex"]
+    with pytest.raises(ValueError, match="'rex' already"):
+        import_into(bank, tmp_path / "rex.safetensors", triggers=("other",))
+    bank = import_into(bank, tmp_path / "rex.safetensors", triggers=("other",), existing="replace")[0]
+    assert bank.get("rex").triggers == ("other",)
+
+
+EMBEDDINGS = {
+    "emb_params": ({"emb_params": randn(2, 768)}, SD1),
+    "diffusers": ({"<cat-toy>": randn(768)}, SD1),
+    "automatic1111": ({"string_to_param": {"*": torch.nn.Parameter(randn(3, 768))}, "string_to_token": {"*": 265}, "name": "cat"}, SD1),
+    "sdxl": ({"clip_l": randn(2, 768), "clip_g": randn(2, 1280)}, SDXL),
+    "doodle": ({"clip_l": randn(2, 128)}, DOODLE),
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_an_embedding_becomes_words_that_all_layers_read_alike(kind, tmp_path):
+    content, architecture = EMBEDDINGS[kind]
+    if "string_to_param" in content:
+        torch.save(content, file := tmp_path / "cat.pt")
+    else:
+        save_file(content, file := tmp_path / "cat.safetensors")
+    (concept,), _ = import_file(file, class_word="cat")
+    rows = next(iter(content.get("string_to_param", content).values())).reshape(-1, 128 if kind == "doodle" else 768)
+    assert concept.architecture == architecture and not concept.all_factors
+    assert concept.words == tuple(f"<cat.{i + 1}>" for i in range(len(rows)))
+    assert torch.equal(concept.tokens["clip_l"][:, 0], rows)
+    assert concept.token_layers == (0,) * int(architecture.split("-")[1].split("x")[0])
+    bank = Bank(tmp_path / "bank").add(concept)
+    assert bank.read("a <cat>").text == "a " + " ".join(concept.words)
+    assert torch.equal(bank.get("cat").tokens["clip_l"], concept.tokens["clip_l"])
+
+
+@pytest.mark.parametrize("content", [{"emb_params": randn(2, 1024)}, {"clip_g": randn(2, 1280)}, {"emb_params": randn(1, 768) * math.nan}])
+def test_an_embedding_for_another_model_is_refused(content, tmp_path):
+    save_file(content, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=r"bad\.safetensors: "):
+        import_file(tmp_path / "bad.safetensors")
+
+
+def ours(name="dog", rank=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {k: (torch.randn(8, rank, generator=generator), torch.randn(rank, 6, generator=generator)) for k in (KEY, f"{BLOCK}.ff.net.2")}
+    conv = LowRank(torch.randn(4, rank, generator=generator), torch.randn(rank, 45, generator=generator), (3, 3))
+    layers = {layer: LowRank(*pair) for layer, pair in pairs.items()} | {"conv_in": conv}
+    tokens = {"clip_l": torch.randn(2, 3, 128, generator=generator)}
+    words = (f"<{name}.1>", f"<{name}.2>")
+    return Concept(name, "dog", words, layers, tokens, DOODLE, "abc", token_layers=(0, 0, 1, 1, 1, 2, 2), about={"author": "me"})
+
+
+def test_an_export_is_a_lora_and_an_embedding_and_comes_back(tmp_path):
+    concept = ours()
+    lora, words = export_concept(concept, tmp_path)
+    assert [file.name for file in (lora, words)] == ["dog.safetensors", "dog_words.safetensors"]
+    (back,), _ = import_file(lora, architecture=DOODLE.replace("128", "6"))
+    for layer, f in concept.factors.items():
+        assert torch.equal(back.factors[layer].delta(), f.delta()) and back.factors[layer].kernel == f.kernel
+    assert back.about == {"author": "me"}
+    (spoken,), _ = import_file(words, name="dog")
+    mean = concept.tokens["clip_l"][:, [0, 0, 1, 1, 1, 2, 2]].mean(1)
+    torch.testing.assert_close(spoken.tokens["clip_l"][:, 0], mean)
+
+
+def test_our_own_file_is_imported_whole_under_any_name(tmp_path):
+    bank = Bank(tmp_path).add(ours())
+    (back,), warnings = import_file(bank.file("dog"), name="rex")
+    assert back.words == ("<rex.1>", "<rex.2>") and not warnings
+    assert replace(back, name="dog", words=ours().words, factors={}, tokens={}) == replace(
+        load_concept(bank.file("dog")), factors={}, tokens={}
+    )
+
+
+def test_several_concepts_as_one_lora_and_its_error(tmp_path):
+    concepts, weights = [ours("dog"), ours("cat", 3, 1)], [1.0, -0.5]
+    layers = concepts[0].factors
+    whole = {layer: sum(w * c.factors[layer].delta() for w, c in zip(weights, concepts, strict=True)) for layer in layers}
+    assert export_merged(concepts, weights, 5, tmp_path / "all.safetensors") < 1e-6
+    (exact,), _ = import_file(tmp_path / "all.safetensors", architecture="sd1-7x6")
+    error = export_merged(concepts, weights, 2, tmp_path / "two.safetensors")
+    (near,), _ = import_file(tmp_path / "two.safetensors", architecture="sd1-7x6")
+    for layer in layers:
+        torch.testing.assert_close(exact.factors[layer].delta(), whole[layer], atol=1e-5, rtol=1e-5)
+        assert near.factors[layer].rank == 2 and near.factors[layer].kernel == layers[layer].kernel
+    lost = sum(float((near.factors[layer].delta() - whole[layer]).norm() ** 2) for layer in layers)
+    assert error == pytest.approx(math.sqrt(lost / sum(float(d.norm() ** 2) for d in whole.values())), rel=1e-4)
+    with pytest.raises(ValueError, match="1 strengths for 2 concepts"):
+        export_merged(concepts, [1.0], 2, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="sd1-16x768 and for sd1-7x128"):
+        export_merged([ours(), replace(ours("cat"), architecture=SD1)], weights, 2, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "module", ["lora_unet_down_blocks_0_resnets_0_norm1", "unet.conv_norm_out", "transformer.blocks.0", "lora_te_text_projection"]
+)
+def test_layers_that_factors_cannot_change_have_no_name(module):
+    assert canonical(module) is None
