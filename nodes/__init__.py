@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .bank import BANK_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
+from .exchange import EXCHANGE_NODES
 from .paint import PAINT_NODES
 from .settings import SETTINGS_NODES
 from .train import TRAIN_NODES
@@ -12,4 +13,4 @@ from .train import TRAIN_NODES
 
 class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*DOODLE_NODES, *BANK_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *PAINT_NODES]
+        return [*DOODLE_NODES, *BANK_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *PAINT_NODES, *EXCHANGE_NODES]

@@ -66,6 +66,8 @@ def differentiable(module: nn.Module) -> Iterator[None]:
 class ComfyText:
     """The text half of a backbone: tokens and text states through the host's CLIP, with its clip skip."""
 
+    cross_attention: Mapping[str, nn.Module] = {"": nn.Identity()}  # without a model, a text without words is one for all layers
+
     def __init__(self, clip: comfy.sd.CLIP | None):
         if clip is None:
             raise ValueError(f"{ONLY} with a text encoder: there is no CLIP, as in files of the diffusion model alone; connect one")
@@ -294,4 +296,5 @@ def encode_prompt(clip: comfy.sd.CLIP, prompt: str, concepts: Sequence[Concept],
     encoded = encode_prompts(text, [prompt], concepts, strengths)
     context = text.emphasise(plain, encoded.context[0]).to(comfy.model_management.intermediate_device())
     pooled = {} if encoded.pooled is None else {"pooled_output": encoded.pooled.to(context.device)}
-    return [[context.mean(0, keepdim=True), {CONTEXT: context} | pooled]]
+    layered = {CONTEXT: context} if len(context) > 1 else {}  # else no concept has words: an ordinary text
+    return [[context.mean(0, keepdim=True), layered | pooled]]
