@@ -59,9 +59,11 @@ def read_lora(state: Mapping[str, Tensor], settings: Mapping[str, Settings] = {}
         if layer is None:
             left_out += written[module]
             continue
+        alpha = parts.pop("alpha", None)
+        if alpha is not None and alpha.numel() != 1:
+            raise ValueError(f"{module}: its alpha is {tuple(alpha.shape)}: expected one number")
         if layer in factors:
             raise ValueError(f"{module}: layer {layer} stands twice in it, under two names: remove one of them")
-        alpha = parts.pop("alpha", None)
         try:
             f, dim, errors[layer] = factors_of(parts, rank, kernel_of(layer, family))
         except ValueError as error:
@@ -109,7 +111,7 @@ def width_in(parts: Mapping[str, Tensor]) -> int:
     """How many features a linear layer reads. 0 if its parts do not say."""
     if "lokr_w1" in parts or "lokr_w1_b" in parts:
         inner = [next((parts[k] for k in (f"lokr_w{i}_b", f"lokr_w{i}") if k in parts), None) for i in (1, 2)]
-        return math.prod(0 if w is None else w.shape[1] for w in inner)
+        return math.prod(0 if w is None or w.ndim < 2 else w.shape[1] for w in inner)
     return next((parts[k].shape[1] for k in ("down", "hada_w1_b", "diff") if k in parts and parts[k].ndim > 1), 0)
 
 

@@ -25,7 +25,11 @@ def is_embedding(content: Mapping[str, Any]) -> bool:
 def embedding_rows(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Rows ``[k, D]`` by text encoder. Raises ``ValueError`` when there are none for Stable Diffusion 1, SDXL or Doodle."""
     content = content.get("string_to_param", content)
-    tensors = {k: t.detach().float() for k, t in content.items() if isinstance(t, Tensor) and t.is_floating_point() and t.numel()}
+    tensors = {
+        k: t.detach().float()
+        for k, t in content.items()
+        if isinstance(t, Tensor) and t.is_floating_point() and t.ndim in (1, 2) and t.numel()
+    }
     rows = {encoder: tensors[encoder] for encoder in WIDTHS if encoder in tensors}
     if not rows and tensors:
         rows = {"clip_l": next(iter(tensors.values()))}

@@ -30,7 +30,7 @@ def factors_of(parts: Mapping[str, Tensor], rank: int, kernel: tuple[int, ...] =
             factors, dim, error = lora(parts["up"], parts["down"], parts.get("mid")), len(parts["down"]), 0.0
     except KeyError as missing:
         raise ValueError(f"{missing.args[0]} is missing beside {', '.join(sorted(parts))}") from None
-    except (RuntimeError, IndexError) as error_:
+    except (RuntimeError, IndexError, TypeError, ValueError) as error_:
         raise ValueError(f"its parts do not fit: {', '.join(f'{k} {tuple(t.shape)}' for k, t in sorted(parts.items()))}") from error_
     given = max((tuple(t.shape[2:]) for t in parts.values() if t.ndim == 4), default=kernel)
     if given != kernel and (given, kernel) != ((1, 1), ()):

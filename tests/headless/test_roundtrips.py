@@ -4,17 +4,19 @@ import warnings
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 from test_diffusers_lora import pipeline
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept import Concept, lora_key
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept
-from cidm_ops.causal import attention_layers, linear_layers
+from cidm_ops.bank.names import canonical, kernel_of
+from cidm_ops.causal import linear_layers
 from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.families import SD1, SDXL, new_text_encoder
 from cidm_ops.lowrank import LowRank
 
 peft = pytest.importorskip("peft", reason="diffusers loads LoRAs through peft")
@@ -25,6 +27,17 @@ LAYERS = (
 UNET = f".*({'|'.join(LAYERS.split())})"
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 CLOSE = dict(atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family, architecture", [(SD1, "sd1-16x768"), (SDXL, "sdxl-70x2048")], ids=lambda x: getattr(x, "name", ""))
+def test_every_layer_of_the_full_models_has_its_name_and_kernel(family, architecture):
+    with torch.device("meta"):
+        unet, texts = UNet2DConditionModel(**family.unet), {e: new_text_encoder(e, c) for e, c in family.texts.items()}
+    layers = {n: m for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
+    for name, module in (layers | linear_layers(texts)).items():
+        assert canonical(lora_key(name, architecture)) == name
+        assert kernel_of(name, architecture.split("-")[0]) == getattr(module, "kernel_size", ())
+    assert all(canonical(name) == canonical(f"unet.{name}") == name for name in layers)
 
 
 def config(targets, **more):
@@ -96,8 +109,7 @@ def test_an_export_goes_into_diffusers_and_back(base, kind, request, tmp_path):
     backbone = load(request.getfixturevalue(base))
     torch.manual_seed(4)
     layers = {**dict(backbone.unet.named_modules()), **linear_layers(backbone.texts)}
-    wanted = [n for n in layers if n.endswith(("attn2.to_k", "ff.net.2", "resnets.0.conv1", "proj_in", "_emb_proj", "fc1"))]
-    wanted += attention_layers(backbone.texts)
+    wanted = [name for name in [*backbone.layers, *linear_layers(backbone.texts)] if "add_embedding" not in name]  # diffusers knows not
     factors = {}
     for name in wanted:
         out, *rest = layers[name].weight.shape

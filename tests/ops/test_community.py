@@ -3,11 +3,12 @@
 import base64
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.community import DOODLE, SD1, SDXL, read_lora
@@ -452,3 +453,39 @@ def test_several_concepts_as_one_lora_and_its_error(tmp_path):
 )
 def test_layers_that_factors_cannot_change_have_no_name(module):
     assert canonical(module) is None
+
+
+def test_a_damaged_file_is_refused_by_its_name_or_read_and_nothing_else(tmp_path):
+    pick, file = random.Random(0), tmp_path / "x.safetensors"
+    sources = [save({k: t for layer, pair in factors().items() for k, t in naming(layer, *pair).items()}) for naming in NAMINGS]
+    sources += [save({f"lora_unet_{module}.{part}": t for part, t in parts.items()}) for module, parts, *_ in OTHERS.values()]
+    refused = 0
+    for _ in range(400):
+        data = bytearray(pick.choice(sources))
+        if pick.random() < 0.2:
+            data = data[: pick.randrange(len(data))]
+        for _ in range(pick.choice([1, 30])):
+            data[pick.randrange(min(len(data), 3000))] ^= 1 << pick.randrange(8)
+        file.write_bytes(data)
+        try:
+            (concept,), _ = import_file(file)
+            assert all(f.up.isfinite().all() and f.down.isfinite().all() for f in concept.all_factors.values())
+        except ValueError as error:
+            assert "x.safetensors: " in str(error)
+            refused += 1
+    assert refused > 100
+
+
+SHAPES = {
+    "alpha": (f"{NAME}.alpha", (2,), r"alpha is \(2,\): expected one number"),
+    "no dimensions": (f"{NAME}.lora_down.weight", (), "do not fit"),
+    "one dimension": (f"{NAME}.lora_down.weight", (768,), "do not fit"),
+    "of another rank": (f"{NAME}.lora_down.weight", (3, 768), "do not fit"),
+}
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_wrong_shapes_are_named_with_their_key(what):
+    key, shape, said = SHAPES[what]
+    with pytest.raises(ValueError, match=f"{NAME}: .*{said}"):
+        read_lora(plain(**{key: torch.ones(shape)}), {}, SD1)
