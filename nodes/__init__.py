@@ -15,5 +15,15 @@ from .train import TRAIN_NODES
 
 class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        groups = (DOODLE_NODES, BANK_NODES, KEEP_NODES, EXCHANGE_NODES, DATA_NODES, SETTINGS_NODES, TRAIN_NODES, PAINT_NODES, AGGREGATION_NODES)
+        groups = (
+            DOODLE_NODES,
+            BANK_NODES,
+            KEEP_NODES,
+            EXCHANGE_NODES,
+            DATA_NODES,
+            SETTINGS_NODES,
+            TRAIN_NODES,
+            PAINT_NODES,
+            AGGREGATION_NODES,
+        )
         return [node for group in groups for node in group]

@@ -36,6 +36,7 @@ spec.loader.exec_module(pack)
 
 from pack.cidm_ops.adapters import linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
+from pack.cidm_ops.bank.names import canonical  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
 from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
@@ -318,6 +319,24 @@ def the_model_of_another_kind_is_refused():
         raise AssertionError("an inpainting model was accepted")
     finally:
         model.model.model_config.unet_config["in_channels"] = 4
+
+
+def the_names_of_the_original_layout_are_those_of_the_host():
+    shapes = (
+        (2, [1, 2, 4, 4], [1] * 6 + [0, 0], [1] * 9 + [0] * 3, 1),
+        (2, [1, 2, 4], [0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10),
+        (1, [1, 2, 3], [0, 1, 1], [0, 0, 1, 1, 1, 1], 1),  # Doodle
+    )
+    for resnets, channels, down, up, middle in shapes:
+        config = dict(num_res_blocks=[resnets] * len(channels), channel_mult=channels)
+        config |= dict(transformer_depth=down, transformer_depth_output=up, transformer_depth_middle=middle)
+        names = comfy.utils.unet_to_diffusers(config).items()
+        pairs = [(d, c) for d, c in ((d.removesuffix(".weight"), c.removesuffix(".weight")) for d, c in names) if "bias" not in d]
+        for ours, theirs in pairs:
+            if "class_embedding" not in ours:
+                expected = None if "norm" in ours else ours
+                assert canonical(f"lora_unet_{theirs.replace('.', '_')}", resnets) == expected, theirs
+                assert canonical(f"diffusion_model.{theirs}", resnets) == expected, theirs
 
 
 def run(checks):

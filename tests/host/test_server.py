@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cidm_ops.bank.concept import load_concept, save_concept
 
@@ -20,6 +22,8 @@ NODES = [
     "DatasetFromImages", "DoodleBank", "DoodleConcept", "DoodleModel", "EncodePrompt", "ExpandBank", "ExportConcept", "ImportConcept",
     "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "PreviewDataset", "RoutingPreview", "TrainConcept", "TrainingSettings",
 ]  # fmt: skip
+
+ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
 
 SETTINGS = {
     "mode": "corrected", "targets": "attention_ff", "groups": "block", "shared": 0.0, "accumulate": 1, "alpha": 0.0, "weight_decay": 0.01,
@@ -77,6 +81,20 @@ def photos(folder, captions=("a dog on the grass", "a dog at home")):
     return folder
 
 
+def community_lora(server, file="loras/my_lora.safetensors", **more):
+    """A LoRA of Doodle as kohya's tools name it, alpha half the rank, in the server's folder; and what it adds to one layer."""
+    generator, state = torch.Generator().manual_seed(0), {}
+    for module, out, read in ((ATTENTION.format("to_k"), 128, 128), (ATTENTION.format("to_v"), 128, 128)):
+        state[f"{module}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
+        state[f"{module}.lora_down.weight"] = torch.randn(4, read, generator=generator)
+        state[f"{module}.alpha"] = torch.tensor(2.0)
+    place = server.folder / "models" / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state | more, place)
+    module = ATTENTION.format("to_k")
+    return place, state[f"{module}.lora_up.weight"] @ state[f"{module}.lora_down.weight"] / 2
+
+
 def test_the_pack_loads(server):
     log = server.log.read_text()
     assert "IMPORT FAILED" not in log
@@ -123,6 +141,8 @@ def test_every_workflow_runs_to_pictures(server, file):
             step["inputs"]["steps"] = 3
         elif step["class_type"] == "CIDMLoadConceptImages":
             step["inputs"] |= {"folder": str(photos(server.folder / "input" / "own")), "size": 128}
+        elif step["class_type"] == "CIDMImportConcept":
+            community_lora(server, step["inputs"]["file"])
         elif step["class_type"] == "EmptyLatentImage":
             step["inputs"] |= {"width": 128, "height": 128}
     outputs = server.run(prompt)
@@ -273,3 +293,97 @@ def test_a_damaged_file_is_named_and_the_rest_stays_usable(server):
     assert "cat.safetensors" in server.run(speak("damaged", "a <dog>"))["2"]["text"][0]
     assert "cat.safetensors" in server.error(speak("damaged", "a <cat>"))
     assert "cat.safetensors" in server.error(learn("damaged", name="duck"))
+
+
+def take_in(bank, file, **inputs):
+    """A prompt that imports a file into a bank."""
+    given = dict(name="", triggers="", class_word="", rank=16, existing="refuse") | inputs
+    return {
+        "2": node("CIDMOpenBank", name=bank),
+        "3": node("CIDMImportConcept", bank=["2", 0], file=file, **given),
+        "4": node("PreviewAny", source=["3", 1]),
+    }
+
+
+def paint(bank, text, lora=None):
+    """A prompt that paints with a bank, or with the host's own LoRA loader."""
+    prompt = speak(bank, text) if lora is None else {"1": node("CIDMDoodleModel")}
+    if lora is not None:
+        prompt["4"] = node("LoraLoaderModelOnly", model=["1", 0], lora_name=lora, strength_model=1.0)
+        prompt["3"] = node("CLIPTextEncode", clip=["1", 1], text=text)
+    return prompt | {
+        "6": node("CLIPTextEncode", clip=["1", 1], text=""),
+        "7": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "8": node(
+            "KSampler",
+            **{"model": ["4", 0], "positive": ["3", 0], "negative": ["6", 0], "latent_image": ["7", 0], "seed": 1, "steps": 4, "cfg": 2.0},
+            **{"sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+        ),
+        "9": node("VAEDecode", samples=["8", 0], vae=["1", 2]),
+        "10": node("SaveImage", images=["9", 0], filename_prefix="painted"),
+    }
+
+
+def picture(server, prompt):
+    image = server.run(prompt)["10"]["images"][0]
+    return np.asarray(Image.open(server.folder / "output" / image["subfolder"] / image["filename"]), np.int16)
+
+
+def test_an_imported_lora_paints_as_in_the_hosts_own_loader(server):
+    file, delta = community_lora(server)
+    said = server.run(take_in("taken", "loras/my_lora.safetensors", triggers="zzz"))["3"]["text"][0]
+    assert "sd1-7x128" in said and "<my_lora>, zzz" in said
+    concept = load_concept(server.bank("taken") / "my_lora.safetensors")
+    assert any(torch.allclose(f.delta(), delta, atol=1e-6) for f in concept.factors.values())
+    ours, theirs = picture(server, paint("taken", "a dog, zzz")), picture(server, paint("", "a dog, zzz", lora=file.name))
+    without = picture(server, paint("taken", "a dog"))
+    assert np.abs(ours - theirs).max() <= 1 and np.abs(ours - without).max() > 20
+
+
+def test_an_import_queued_again_changes_nothing_and_another_is_refused(server):
+    file, _ = community_lora(server, "loras/again.safetensors")
+    server.run(take_in("reimported", "loras/again.safetensors"))
+    written = server.bank("reimported") / "again.safetensors"
+    first = written.stat().st_mtime_ns
+    server.run(take_in("reimported", "loras/again.safetensors"))
+    assert written.stat().st_mtime_ns == first
+    assert "'again' already" in server.error(take_in("reimported", "loras/again.safetensors", triggers="other"))
+    server.run(take_in("reimported", "loras/again.safetensors", triggers="other", existing="replace"))
+    assert load_concept(written).triggers == ("other",)
+
+
+def test_an_imported_embedding_is_a_word(server):
+    (server.folder / "models" / "embeddings").mkdir(exist_ok=True)
+    rows = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    save_file({"clip_l": rows}, server.folder / "models" / "embeddings" / "toy.safetensors")
+    server.run(take_in("words", "embeddings/toy.safetensors", class_word="toy"))
+    ours = picture(server, paint("words", "a <toy> on the grass"))
+    assert np.abs(ours - picture(server, paint("words", "a on the grass"))).max() > 5
+
+
+def test_an_import_that_cannot_be_is_named(server):
+    community_lora(server, "loras/dora.safetensors", **{f"{ATTENTION.format('to_k')}.dora_scale": torch.ones(128, 1)})
+    assert "dora.safetensors" in (said := server.error(take_in("bad", "loras/dora.safetensors"))) and "DoRA" in said
+    (server.folder / "models" / "loras" / "code.pth").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
+    assert "code.pth: it wants to run code (posix.system): refused" in server.error(take_in("bad", "loras/code.pth"))
+
+
+def test_concepts_are_exported_as_files_that_the_host_reads(server):
+    server.run(learn("exported", name="dog"))
+    server.run(learn("exported", name="cat"))
+    bank = {"1": node("CIDMOpenBank", name="exported")}
+    how = dict(bank=["1", 0], rank=2, strengths="1, 0.5", merged_name="both")
+    server.run(bank | {"2": node("CIDMExportConcept", names="dog", form="lora and embedding", **how)})
+    folder = server.folder / "output" / "loras"
+    assert sorted(file.name for file in folder.iterdir()) == ["dog.safetensors", "dog_words.safetensors"]
+    concept = load_concept(server.bank("exported") / "dog.safetensors")
+    assert torch.allclose(load_file(folder / "dog_words.safetensors")["clip_l"], next(iter(concept.tokens.values())).mean(1), atol=1e-6)
+    (server.folder / "models" / "embeddings").mkdir(exist_ok=True)
+    for name, place in (("dog.safetensors", "loras"), ("dog_words.safetensors", "embeddings")):
+        (server.folder / "models" / place / name).write_bytes((folder / name).read_bytes())
+    picture(server, paint("", "a embedding:dog_words on the grass", lora="dog.safetensors"))
+    log = server.log.read_text()
+    assert "lora key not loaded" not in log and "dog_words" not in log
+    said = server.run(bank | {"2": node("CIDMExportConcept", names="", form="one merged LoRA", **how)})["2"]["text"][0]
+    assert "both.safetensors" in said and "relative error 0." in said
+    assert "2 strengths for 1 concepts" in server.error(bank | {"2": node("CIDMExportConcept", names="dog", form="one merged LoRA", **how)})

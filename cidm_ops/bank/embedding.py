@@ -1,0 +1,67 @@
+"""Textual-inversion embeddings (Gal et al. 2022) as concepts: each of their vectors is a word that all layers read alike.
+
+Known are the files of AUTOMATIC1111 (``string_to_param``, ``emb_params``), diffusers (``{"<word>": rows}``) and those
+for SDXL (``clip_l`` and ``clip_g``).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .community import BASES, SDXL
+from .concept import Concept, check_name
+
+WIDTHS = {"clip_l": (128, 768), "clip_g": (1280,)}
+
+
+def is_embedding(content: Mapping[str, Any]) -> bool:
+    """Whether what a file holds is rows for a text encoder and nothing else."""
+    if "string_to_param" in content or "emb_params" in content or {*content} & {*WIDTHS}:
+        return True
+    return bool(content) and all(isinstance(t, Tensor) and t.ndim in (1, 2) and "." not in key for key, t in content.items())
+
+
+def embedding_rows(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rows ``[k, D]`` by text encoder. Raises ``ValueError`` when there are none for Stable Diffusion 1, SDXL or Doodle."""
+    content = content.get("string_to_param", content)
+    tensors = {
+        k: t.detach().float()
+        for k, t in content.items()
+        if isinstance(t, Tensor) and t.is_floating_point() and t.ndim in (1, 2) and t.numel()
+    }
+    rows = {encoder: tensors[encoder] for encoder in WIDTHS if encoder in tensors}
+    if not rows and tensors:
+        rows = {"clip_l": next(iter(tensors.values()))}
+    rows = {encoder: t.reshape(-1, t.shape[-1]) for encoder, t in rows.items()}
+    for encoder, t in rows.items():
+        if t.shape[-1] not in WIDTHS[encoder]:
+            raise ValueError(f"an embedding of width {t.shape[-1]}: expected {' or '.join(map(str, WIDTHS[encoder]))} for {encoder}")
+        if not t.isfinite().all():
+            raise ValueError(f"not all rows for {encoder} are finite numbers")
+    if len({len(t) for t in rows.values()}) != 1 or "clip_l" not in rows:
+        raise ValueError(f"an embedding with {', '.join(f'{len(t)} rows for {e}' for e, t in rows.items()) or 'no rows'}: expected as many "
+                         "for clip_l as for clip_g in SDXL, for clip_l alone elsewhere")  # fmt: skip
+    return rows
+
+
+def embedding_concept(content: Mapping[str, Any], *, name: str, architecture: str = "", class_word: str = "") -> Concept:
+    """An embedding as a concept of k words ``<name.1>`` ... without factors.
+
+    Raises ``ValueError`` for an embedding of another width, or for another number of text encoders than ``architecture`` has.
+    """
+    rows = embedding_rows(content)
+    found = architecture or (SDXL if "clip_g" in rows else BASES[rows["clip_l"].shape[-1]])
+    if found.startswith("sdxl") != ("clip_g" in rows):
+        raise ValueError(f"an embedding for {', '.join(rows)}: it does not fit {found}")
+    layers = int(found.split("-")[1].split("x")[0])
+    count = len(rows["clip_l"])
+    words = tuple(f"<{name}.{i}>" for i in range(1, count + 1))
+    tokens = {encoder: t[:, None].contiguous() for encoder, t in rows.items()}
+    return Concept(check_name(name), class_word, words, {}, tokens, found, "", token_layers=(0,) * layers)
+
+
+def single_rows(concept: Concept) -> dict[str, Tensor]:
+    """One row ``[k, D]`` per word and text encoder for programs without layer-wise words: the mean of what the layers read."""
+    layers = list(concept.token_layers)
+    return {e: (t[:, layers] if layers else t).mean(1) for e, t in concept.tokens.items()}

@@ -1,0 +1,83 @@
+"""Concepts for other programs: a plain LoRA and an embedding, or several concepts as one LoRA of a chosen rank."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..lowrank import LowRank, Stack
+from .concept import ABOUT, Concept, check_name, lora_state, write_atomically
+from .embedding import single_rows
+from .factorised import truncated
+
+ARCHITECTURES = {"sd1": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}  # names of the ModelSpec standard
+
+
+def export_concept(concept: Concept, folder: Path) -> list[Path]:
+    """Write ``<name>.safetensors``, a LoRA with kohya's names and alpha equal to the rank, if the concept has factors, and
+    ``<name>_words.safetensors``, its words as an embedding of one row each, if it has words; ``embedding:<name>_words`` in ComfyUI.
+
+    Raises ``OSError`` naming a file that cannot be written.
+    """
+    files = []
+    stem = check_name(concept.name)
+    if concept.all_factors:
+        files.append(folder / f"{stem}.safetensors")
+        write_atomically(save(lora_state(concept), described(concept)), files[-1])
+    if concept.tokens:
+        files.append(folder / f"{stem}_words.safetensors")
+        rows: dict[str, Tensor] = {encoder: t.contiguous() for encoder, t in single_rows(concept).items()}
+        write_atomically(save(rows, {"modelspec.title": stem}), files[-1])
+    return files
+
+
+def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: int, file: Path) -> float:
+    """Write ``sum_g weights[g] * delta_g`` as one LoRA of at most ``rank``, and return its error relative to the sum (Frobenius).
+
+    The sum stays in factors: QR of both sides of the stack, then the SVD of a small core. Raises ``ValueError`` when concepts and
+    weights do not fit, the concepts are for several architectures, or there is nothing to merge.
+    """
+    if len(concepts) != len(weights):
+        raise ValueError(f"{len(weights)} strengths for {len(concepts)} concepts: expected one for each")
+    if rank < 1:
+        raise ValueError(f"rank {rank}: expected at least 1")
+    if len(kinds := sorted({c.architecture for c in concepts})) > 1:
+        raise ValueError(f"concepts for {' and for '.join(kinds)} cannot be merged: choose those of one base")
+    layers: dict[str, list[tuple[LowRank, float]]] = {}
+    for concept, weight in zip(concepts, weights, strict=True):
+        for layer, f in concept.all_factors.items():
+            layers.setdefault(layer, []).append((f, weight))
+    if not layers:
+        raise ValueError("nothing to merge: no concept has factors")
+    merged, lost, whole = {}, 0.0, 0.0
+    for layer, parts in layers.items():
+        total = Stack.of([f for f, _ in parts]).merged(torch.tensor([w for _, w in parts]))
+        merged[layer], error = truncated(total, rank)
+        size = norm(total) ** 2
+        lost, whole = lost + error**2 * size, whole + size
+    triggers = tuple(t for c in concepts for t in c.triggers)
+    one = replace(concepts[0], name=check_name(file.stem), factors=merged, text_factors={}, triggers=triggers, about={}, preview=b"")
+    metadata = described(one) | {"cidm.merged": json.dumps(dict(zip([c.name for c in concepts], weights, strict=True)))}
+    write_atomically(save(lora_state(one), metadata), file)
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+def norm(factors: LowRank) -> float:
+    """The Frobenius norm of a delta by its factors: ``|up down|^2 = tr((up^T up)(down down^T))``."""
+    up, down = factors.up.double(), factors.down.double()
+    return math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
+
+
+def described(concept: Concept) -> dict[str, str]:
+    """The metadata of a plain LoRA, by the ModelSpec standard."""
+    found = {key: concept.about[key] for key in ABOUT if concept.about.get(key)} | {
+        "title": concept.name,
+        "architecture": ARCHITECTURES[concept.architecture.split("-")[0]],
+        "trigger_phrase": ", ".join(concept.triggers),
+    }
+    return {f"modelspec.{key}": value for key, value in found.items() if value}

@@ -1,0 +1,68 @@
+"""Checkpoints of the CIDM reference implementation, and of Mix-of-Show, which it grew from (``.pth``).
+
+``params.new_concept_embedding`` has 16 rows for each word, one per cross-attention layer, and ``params.unet`` factors under
+diffusers' names that act as they are, without a division by the rank.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .community import read_lora
+from .concept import Concept, check_name
+
+EMBEDDINGS = {"clip_l": "new_concept_embedding", "clip_g": "new_concept_embedding_2"}
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+def is_reference(content: Mapping[str, Any]) -> bool:
+    params = content.get("params", content)
+    return isinstance(params, Mapping) and isinstance(params.get("new_concept_embedding"), Mapping)
+
+
+def own_name(content: Mapping[str, Any]) -> str:
+    """What the words of a checkpoint have in common: ``dog`` of ``<dog1> <dog2>``; "" if they differ."""
+    words = content.get("params", content)["new_concept_embedding"]
+    stems = {re.sub(r"\d*>?$", "", str(word)).removeprefix("<") for word in words}
+    return stems.pop() if len(stems) == 1 else ""
+
+
+def reference_concept(
+    content: Mapping[str, Any], *, name: str, architecture: str = "", class_word: str = "", rank: int = 16
+) -> tuple[Concept, list[str]]:
+    """A checkpoint as a concept, its words renamed to ``<name.1>`` ... in their order, and warnings.
+
+    Raises ``ValueError`` naming the part for one that is not whole.
+    """
+    params = content.get("params", content)
+    for key in (*EMBEDDINGS.values(), *PARTS):
+        if not isinstance(params.get(key) or {}, Mapping) or not all(isinstance(name, str) for name in params.get(key) or {}):
+            raise ValueError(f"params.{key} is {type(params[key]).__name__}: expected tensors by name")
+    state = {f"{part}.{key}": tensor for part in PARTS for key, tensor in (params.get(part) or {}).items() if isinstance(tensor, Tensor)}
+    lora = read_lora(state, {}, architecture, rank)
+    layers = int(lora.architecture.split("-")[1].split("x")[0])
+    words: list[str] = []
+    tokens: dict[str, Tensor] = {}
+    for encoder, key in EMBEDDINGS.items():
+        if not params.get(key):
+            continue
+        for word, rows in params[key].items():
+            if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != layers or not rows.isfinite().all():
+                shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+                raise ValueError(f"params.{key}[{word!r}] is {shape}: expected finite numbers [{layers}, D], one row per layer")
+        words = words or list(params[key])
+        if list(params[key]) != words or len({rows.shape for rows in params[key].values()}) > 1:
+            raise ValueError(f"params.{key} has other words or widths than params.new_concept_embedding: expected {', '.join(words)}")
+        tokens[encoder] = torch.stack([rows.detach().float() for rows in params[key].values()])
+    if not tokens:
+        raise ValueError("params.new_concept_embedding has no words")
+    renamed = tuple(f"<{name}.{i + 1}>" for i in range(len(words)))
+    warnings = [*lora.warnings, f"the words {' '.join(words)} are now {' '.join(renamed)}"]
+    known = {*EMBEDDINGS.values(), *PARTS}
+    if rest := [key for key, value in params.items() if key not in known and not (isinstance(value, Mapping) and not value)]:
+        warnings.append(f"params.{rest[0]} is left out ({len(rest)} in all): only words and factors are known")
+    concept = Concept(check_name(name), class_word, renamed, lora.factors, tokens, lora.architecture, "", text_factors=lora.text_factors)
+    return concept, warnings
