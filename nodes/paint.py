@@ -1,11 +1,10 @@
 """Painting with concepts: the text of a prompt, and the model for it."""
 
-import numpy as np
 import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.measure.pictures import heat_map
+from ..cidm_ops.measure.pictures import heat_map, to_image
 from ..cidm_ops.method.aggregation import MODES, short, table
 from ..cidm_ops.run.prompt import Mixture, mix, read
 from . import host, patches, say
@@ -150,8 +149,7 @@ class CIDMAggregateBatch(io.ComfyNode):
 def picture_of(mixture: Mixture, layers: list[str]) -> torch.Tensor:
     """The weights of a prompt as an IMAGE ``[1, H, W, 3]``."""
     names = [c.name for c in mixture.concepts]
-    picture = heat_map(mixture.weights.numpy(), [short(name) for name in layers], names, mixture.text)
-    return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).float()[None] / 255
+    return to_image(heat_map(mixture.weights, [short(name) for name in layers], names, mixture.text))
 
 
 def stacked(pictures: list[torch.Tensor]) -> torch.Tensor:

@@ -6,9 +6,8 @@ Hours on two cores. Banks and scores stay in a folder, and a run that was stoppe
 import json
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import torch
 from ...bank.bank import Bank
 from ...bank.concept import write_atomically
 from ...doodle.concepts import CONCEPTS
-from ...lowrank import LowRank, orthonormal_basis
 from ...method.consolidation import MODES
+from ...method.overlap import overlaps
 from ...run.task import learn_into
 from ..doodle import RECIPE, Easel, lesson, templates
 from .timing import machine
@@ -30,7 +29,8 @@ def run(folder: Path, seeds: int = 3, modes: Sequence[str] = MODES) -> dict[str,
     """Means and spreads (standard deviations) over the seeds, per mode.
 
     ``ia``, ``ta``: alignment of each concept after the last task, with exact routing; ``forgetting``: best minus last;
-    ``*_released``: the same with the released code's soft routing, where concepts do mix; ``overlap``: see ``up_overlap``.
+    ``*_released``: the same with the released code's soft routing, where concepts do mix; ``overlap``: mean cosine
+    of the angles between the up-spaces of two concepts, over pairs and layers.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     easel = Easel()
@@ -66,7 +66,9 @@ def sequence(easel: Easel, folder: Path, mode: str, seed: int) -> dict[str, floa
     means = {key: statistics.mean(s[key] for s in last.values()) for key in next(iter(last.values()))}
     for key, lost in (("ia", "forgetting"), ("ia_released", "forgetting_released")):
         means[lost] = statistics.mean(max(first[name][key], last[name][key]) - last[name][key] for name in CONCEPTS)
-    return means | {"overlap": up_overlap([concept.factors for concept in bank.concepts()])}
+    found = overlaps([concept.factors for concept in bank.concepts()])
+    i, j = torch.triu_indices(len(found), len(found), 1)
+    return means | {"overlap": float(found[i, j].mean())}
 
 
 def score(easel: Easel, bank: Bank, name: str) -> dict[str, float]:
@@ -78,10 +80,3 @@ def score(easel: Easel, bank: Bank, name: str) -> dict[str, float]:
         "ia_released": easel.ia(name, soft),
         "ta_released": easel.ta(name, soft),
     }
-
-
-def up_overlap(concepts: Sequence[Mapping[str, LowRank]]) -> float:
-    """Mean cosine of the principal angles between the up-spaces of two concepts, over pairs and layers; 0 is orthogonal."""
-    bases = [{name: orthonormal_basis(f.up) for name, f in factors.items()} for factors in concepts]
-    cosines = [torch.linalg.svdvals(a[name].T @ b[name]).mean() for a, b in combinations(bases, 2) for name in a]
-    return float(torch.stack(cosines).mean())
