@@ -149,7 +149,8 @@ class CIDMAggregateBatch(io.ComfyNode):
 def picture_of(mixture: Mixture, layers: list[str]) -> torch.Tensor:
     """The weights of a prompt as an IMAGE ``[1, H, W, 3]``."""
     names = [c.name for c in mixture.concepts]
-    return to_image(heat_map(mixture.weights, [short(name) for name in layers], names, mixture.text))
+    note = "" if names else "No concept in the prompt."
+    return to_image(heat_map(mixture.weights, [short(name) for name in layers], names, mixture.text, note))
 
 
 def stacked(pictures: list[torch.Tensor]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What a node tells its user: text in the node and in the history, warnings in the log too, progress, and Cancel."""
 
+import html
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[
     for warning in warnings:
         logging.warning("CIDM: %s", warning)
     shown = "\n".join([*(f"Warning: {w}" for w in warnings), text])
-    PromptServer.instance.send_progress_text(shown, cls.hidden.unique_id)
+    PromptServer.instance.send_progress_text(html.escape(shown, quote=False), cls.hidden.unique_id)  # <dog> would be a tag in the page
     seen = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
     return io.NodeOutput(*values, ui=seen | ui.PreviewText(shown).as_dict())
 

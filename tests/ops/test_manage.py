@@ -83,6 +83,14 @@ def test_a_name_that_is_taken_or_none_is_refused(bank, new, said):
     assert state(bank) == before
 
 
+def test_a_word_that_is_taken_is_refused(bank):
+    save_concept(small("cow", words=("<wasp.1>", "<cow.2>"), task=3), bank.file("cow"))
+    before = state(bank)
+    with pytest.raises(ValueError, match="<wasp.1> belongs to concept 'cow'"):
+        manage.rename(bank, "bee", "wasp")
+    assert state(bank) == before
+
+
 def test_a_renaming_cut_short_leaves_a_concept_that_works_and_is_finished_by_repair(bank, monkeypatch):
     monkeypatch.setattr(manage, "save_concept", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
