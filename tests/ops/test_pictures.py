@@ -11,7 +11,7 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import save_concept
 from cidm_ops.lowrank import LowRank
 from cidm_ops.measure.cards import bank_table, concept_card
-from cidm_ops.measure.pictures import RED, from_image, heat_map, overlap_map, pair_map, shade, to_image
+from cidm_ops.measure.pictures import RED, fitted, from_image, heat_map, overlap_map, pair_map, shade, to_image, width_of
 from cidm_ops.measure.routing import routing_preview
 from cidm_ops.method.overlap import closest, overlaps, principal_cosines
 
@@ -59,6 +59,12 @@ def test_a_heat_map_shows_every_cell_and_leaves_a_margin(rows, columns):
     assert picture.width < 2400 and picture.height < 2400 and (not rows or holds(picture, shade(1)))
 
 
+def test_a_text_stays_in_its_line_and_its_width():
+    assert (
+        fitted("a\nb  c", 12, 99) == "a b c" and fitted("w" * 99, 12, 60).endswith("...") and width_of(fitted("w" * 99, 12, 60), 12) <= 60
+    )
+
+
 def test_less_than_nothing_is_red():
     red, _, blue = shade(-1)
     assert red > blue and shade(0) == shade(-1e-9)
@@ -96,6 +102,7 @@ def test_a_prompt_is_shown_with_its_strengths_and_what_nobody_has(tmp_path):
     parts = bank.vocabulary.parts(prompt)
     assert "".join(text for text, _ in parts) == prompt
     assert [(t, o) for t, o in parts if o is not None] == [("<ant:0.5>", "ant"), ("Red Hat", "foreign"), ("<bee.1>", "bee"), ("<cow>", "")]
+    assert bank.vocabulary.parts("<ant><bee>") == [("<ant>", "ant"), ("<bee>", "bee")]
     picture, text = routing_preview(bank, prompt)
     assert holds(picture, RED) and "<ant>, a dog: 0.5" in text and "<foreign>, a dog: 1" in text and "<cow>: no concept" in text
     assert "encoded: an <ant.1> <ant.2> with a Red Hat, <bee.1> and , very" in text
