@@ -106,24 +106,32 @@ class PaperLiteral(Consolidation):
         self.earlier, self.lr = earlier, lr
         self.h: dict[str, Tensor] = {}  # [g, out, out], the last one of the task in training
         self.w: dict[str, Tensor] = {}
-        for name in earlier[0]:
-            up, down = earlier[0][name].up, earlier[0][name].down
-            self.h[name] = 0.01 * torch.randn(len(earlier) + 1, len(up), len(up), generator=generator)
-            self.w[name] = 0.01 * torch.randn(len(up), down.shape[1], generator=generator)
+        for name, f in {name: f for old in reversed(earlier) for name, f in old.items()}.items():
+            having = len(self.having(name))
+            self.h[name] = 0.01 * torch.randn(having + 1, len(f.up), len(f.up), generator=generator)
+            self.w[name] = 0.01 * torch.randn(len(f.up), f.down.shape[1], generator=generator)
+
+    def having(self, name: str) -> list[LowRank]:
+        """A layer's factors in the earlier concepts that changed it."""
+        return [old[name] for old in self.earlier if name in old]
 
     def loss(self, factors: Factors) -> Tensor:
         total = torch.zeros((), device=next(iter(factors.values())).up.device)
         for name, f in factors.items():
-            for old in self.earlier:
-                total = total + (old[name].up.to(f.up) @ f.up.T).abs().mean()
+            if name not in self.h:
+                continue
+            for old in self.having(name):
+                total = total + (old.up.to(f.up) @ f.up.T).abs().mean()
             total = total + self.SHARED * (f.delta() - (self.h[name][-1] @ self.w[name]).to(f.up)).square().sum()
         return total
 
     @torch.no_grad()
     def after_step(self, factors: Factors) -> None:
-        for name, f in factors.items():
-            h, w = self.h[name], self.w[name]
-            deltas = torch.stack([*(old[name].delta() for old in self.earlier), f.delta().to(w)])
+        for name, h in self.h.items():
+            if name not in factors:
+                continue
+            f, w = factors[name], self.w[name]
+            deltas = torch.stack([*(old.delta() for old in self.having(name)), f.delta().to(w)])
             rest = deltas - h @ w
             step_w = torch.einsum("goi,gon->in", h, rest)
             h += 2 * self.lr * rest @ w.T
