@@ -147,15 +147,11 @@ def overlap(options: Options, rest: list[str]) -> None:
 
 
 def take_in(options: Options, rest: list[str]) -> None:
-    from .bank.exchange import import_file
+    from .bank.exchange import import_into
 
-    triggers = tuple(options.trigger)
-    concepts, warnings = import_file(
-        options.file, name=options.name or "", class_word=options.class_word, triggers=triggers, rank=options.rank
-    )
-    bank = Bank(options.bank)
+    how = {key: getattr(options, key) for key in ("name", "class_word", "architecture", "rank", "existing")}
+    bank, concepts, warnings = import_into(Bank(options.bank), options.file, triggers=tuple(options.trigger), **how)
     for concept in concepts:
-        bank = bank.add(concept)
         print(bank.file(concept.name))
     warn(warnings)
 
@@ -225,10 +221,14 @@ def add_commands(into: Any, command: Command, whole: Callable[..., Any]) -> None
     foreign = command("import", take_in, "take a LoRA, an embedding or a reference file into a bank", into)
     foreign.add_argument("file", type=Path, help="the file")
     foreign.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
-    foreign.add_argument("--name", help="the concept's name (default: that of the file)")
+    foreign.add_argument("--name", default="", help="the concept's name (default: that of the file)")
     foreign.add_argument("--trigger", action="append", default=[], help="a word of prompts that it takes part in; may be repeated")
     foreign.add_argument("--class-word", default="", help="what it is in plain words")
     foreign.add_argument("--rank", type=whole(1), default=16, help="for kinds that are no low-rank factors (default: %(default)s)")
+    foreign.add_argument("--architecture", default="", help="such as sd1-16x768, where the file's layers do not say it")
+    foreign.add_argument(
+        "--existing", choices=("refuse", "replace"), default="refuse", help="a concept of that name (default: %(default)s)"
+    )
     out = on_bank("export", give_out, "concepts as plain LoRAs and embeddings")
     out.add_argument("names", nargs="+", metavar="NAME", help=one)
     out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")

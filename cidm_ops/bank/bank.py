@@ -5,7 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .concept import Concept, check_name, load_concept, save_concept, write_atomically
+from .concept import Concept, check_name, load_concept, save_concept
+from .files import write_atomically
 from .index import read_headers
 from .lock import writing
 from .mentions import Prompt, Vocabulary

@@ -7,7 +7,6 @@ unscaled. Token tables are base64 fp32 in the metadata: a key that a LoRA loader
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..lowrank import LowRank
 from ..tokens import Table
+from .files import packed, write_atomically
 
 FORMAT = 1
 ABOUT = ("author", "license", "description")  # names of the ModelSpec standard
@@ -151,42 +150,6 @@ def save_concept(concept: Concept, file: Path) -> None:
     state = lora_state(concept)
     metadata["cidm.sha256"] = checksum(metadata, state)
     write_atomically(packed(state, metadata), file)
-
-
-def packed(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file whose metadata stand in order: the same contents are the same bytes."""
-    data = save(dict(state), dict(metadata))
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]
-
-
-def write_atomically(data: bytes, file: Path) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. Raises ``OSError`` naming the file; what was there stays."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, file)
-    except OSError as error:
-        what = (
-            f"{file} cannot be written ({error.strerror}): nothing is lost, what was there before is unchanged; make room and start again"
-        )
-        raise type(error)(error.errno, what) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def read_header(file: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..lowrank import LowRank, Stack
-from .concept import ABOUT, Concept, check_name, lora_state, write_atomically
+from .concept import ABOUT, Concept, check_name, lora_state
 from .embedding import single_rows
 from .factorised import truncated
+from .files import write_atomically
 
 ARCHITECTURES = {"sd1": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}  # names of the ModelSpec standard
 

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .concept import read_header, write_atomically, wrong_in
+from .concept import read_header, wrong_in
+from .files import write_atomically
 
 INDEX = "index.json"
 FORMAT = 1

@@ -7,7 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..bank.bank import Bank
-from ..bank.concept import check_name, write_atomically
+from ..bank.concept import check_name
+from ..bank.files import write_atomically
 from .training import Run
 
 

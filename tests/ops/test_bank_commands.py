@@ -1,6 +1,9 @@
 """`cidm bank …`: every command does what it says, and refuses in one line."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from PIL import Image
 from test_manage import filled
 
@@ -44,6 +47,21 @@ def test_a_bank_goes_into_one_file_and_back(cidm, bank, tmp_path):
     code, out, err = cidm("compress", bank.folder, "--tolerance", 0.1, "--dtype", "float16")
     assert code == 0 and out.strip() == str(tmp_path / "bank.compressed.safetensors") and "largest error" in err
     assert cidm("expand", out.strip(), tmp_path / "back")[1].split() == bank.names == Bank(tmp_path / "back").names
+
+
+def test_concepts_go_out_as_loras_and_come_in(cidm, bank, tmp_path):
+    files = cidm("export", bank.folder, "ant", "--out", tmp_path / "out")[1].split()
+    assert [Path(file).name for file in files] == ["ant.safetensors", "ant_words.safetensors"]
+    code, out, err = cidm("export", bank.folder, "ant", "bee", "--out", tmp_path / "out", "--merged", "--rank", 8)
+    assert code == 0 and out.strip().endswith("ant_bee.safetensors") and "error of rank 8" in err
+    architecture = bank.headers["ant"]["architecture"]
+    taken = ("import", files[0], "--bank", bank.folder, "--name", "fly", "--trigger", "bzz", "--architecture", architecture)
+    assert cidm(*taken)[0] == 0
+    back, ant = Bank(bank.folder).get("fly"), bank.get("ant")
+    assert back.triggers == ("bzz",) and Bank(bank.folder).read("a bzz").strengths == {"fly": 1.0}
+    for name, f in ant.factors.items():
+        torch.testing.assert_close(back.factors[name].delta(), f.delta())
+    assert cidm(*taken[:-4], "--trigger", "sum")[0] == 2
 
 
 def test_the_overlap_of_all_and_of_two(cidm, bank, tmp_path):

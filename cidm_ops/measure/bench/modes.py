@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...bank.bank import Bank
-from ...bank.concept import write_atomically
+from ...bank.files import write_atomically
 from ...doodle.concepts import CONCEPTS
 from ...method.consolidation import MODES
 from ...method.overlap import overlaps
