@@ -11,6 +11,7 @@ from .keep import KEEP_NODES
 from .paint import PAINT_NODES
 from .settings import SETTINGS_NODES
 from .train import TRAIN_NODES
+from .views import VIEW_NODES
 
 
 class CIDM(ComfyExtension):

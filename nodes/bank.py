@@ -12,7 +12,9 @@ from . import say
 FOLDER = "cidm_banks"
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
+CATEGORY = "CIDM/bank"  # of the nodes that need no model
 ConceptBank = io.Custom("CIDM_BANK")
+BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
 
 
 def bank_folder(name: str) -> Path:

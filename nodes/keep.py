@@ -1,4 +1,4 @@
-"""Keeping a bank in order and looking into it, without a model."""
+"""Keeping a bank in order, without a model."""
 
 from pathlib import Path
 
@@ -8,29 +8,11 @@ from comfy_api.latest import io
 from ..cidm_ops.bank import archive, manage
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.bank.compress import DTYPES
-from ..cidm_ops.measure.cards import bank_table, concept_card
-from ..cidm_ops.measure.pictures import from_image, overlap_map, pair_map, to_image
-from ..cidm_ops.measure.routing import routing_preview
-from ..cidm_ops.method.overlap import closest
+from ..cidm_ops.measure.pictures import from_image
 from . import say
-from .bank import FOLDER, CIDMOpenBank, ConceptBank, bank_folder
-from .paint import HANDLES, PROMPT
+from .bank import BANK, CATEGORY, FOLDER, CIDMOpenBank, ConceptBank, bank_folder, listing
 
-CATEGORY = "CIDM/bank"
 ACTIONS = ("verify", "repair", "remove", "rename", "move", "merge", "describe")
-
-
-def bank_input() -> io.Input:
-    return ConceptBank.Input("bank", tooltip="The bank with the concepts.")
-
-
-def picture_outputs(what: str) -> list[io.Output]:
-    return [io.Image.Output(display_name="picture", tooltip=what), io.String.Output(display_name="text", tooltip="The same in words.")]
-
-
-def listed(bank: Bank) -> str:
-    lines = [f"{header['task']}. <{name}>, a {header['class_word']}" for name, header in bank.headers.items()]
-    return "\n".join(lines) or "no concepts yet"
 
 
 def compressed_file(name: str) -> Path:
@@ -51,7 +33,7 @@ class CIDMManageBank(io.ComfyNode):
             description="Checks a bank, repairs its index, removes, renames, moves or describes a concept, or takes in those of another "
             "bank. What is done already is not done again.",
             inputs=[
-                bank_input(),
+                BANK,
                 io.Combo.Input(
                     "action",
                     options=list(ACTIONS),
@@ -98,127 +80,27 @@ class CIDMManageBank(io.ComfyNode):
             report = "\n".join(f"{name}: {wrong or 'whole'}" for name, wrong in found.items()) or "no concepts yet"
         elif action == "repair":
             bank = manage.repair(bank)
-            report, warnings = f"made anew:\n{listed(bank)}", list(bank.damaged.values())
+            report, warnings = f"made anew:\n{listing(bank)}", list(bank.damaged.values())
         elif action == "remove":
             gone = concept not in bank.headers and concept not in bank.damaged
             bank = bank if gone else manage.remove(bank, concept)
-            report = f"<{concept}> is not in the bank:\n{listed(bank)}"
+            report = f"<{concept}> is not in the bank:\n{listing(bank)}"
         elif action == "rename":
             done = concept not in bank.headers and new_name in bank.headers
             bank = bank if done else manage.rename(bank, concept, new_name)
-            report = f"<{concept}> is <{new_name}>:\n{listed(bank)}"
+            report = f"<{concept}> is <{new_name}>:\n{listing(bank)}"
         elif action == "move":
             bank = manage.move(bank, concept, place)
-            report = listed(bank)
+            report = listing(bank)
         elif action == "merge":
             bank = manage.merge(bank, Bank(bank_folder(other_bank)), existing)
-            report = listed(bank)
+            report = listing(bank)
         else:
             given = {"author": author, "license": license, "description": description}
             about = {key: text for key, text in given.items() if text.strip()}
             bank = manage.describe(bank, concept, about, None if preview is None else from_image(preview))
             report = f"<{concept}> is described"
         return say.output(cls, bank, report, text=report, warnings=warnings)
-
-
-class CIDMBankTable(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CIDMBankTable",
-            display_name="Bank Table",
-            category=CATEGORY,
-            description="All concepts of a bank in one picture: thumbnail, words, base, rank, size, author and licence. Damaged files "
-            "are red.",
-            inputs=[bank_input()],
-            outputs=picture_outputs("The table."),
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, bank: Bank) -> io.NodeOutput:
-        picture, text = to_image(bank_table(bank)), listed(bank)
-        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
-
-
-class CIDMConceptCard(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CIDMConceptCard",
-            display_name="Concept Card",
-            category=CATEGORY,
-            description="All about one concept: thumbnail, words, training settings, and how much was learned in each layer.",
-            inputs=[bank_input(), io.String.Input("name", default="dog", tooltip="The concept's name.")],
-            outputs=picture_outputs("The card."),
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, bank: Bank, name: str) -> io.NodeOutput:
-        concept = bank.get(name.strip())
-        picture = to_image(concept_card(concept, bank.file(concept.name)))
-        text = f"<{concept.name}>, a {concept.class_word}: {' '.join([*concept.words, *concept.triggers])}"
-        return say.output(cls, picture, text, text=text, picture=picture)
-
-
-class CIDMOverlapMap(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CIDMOverlapMap",
-            display_name="Overlap Map",
-            category=CATEGORY,
-            description="How much concepts write into the same directions: cosines of principal angles, 0 nothing in common, 1 the same. "
-            "All pairs, or one pair layer by layer.",
-            inputs=[
-                bank_input(),
-                io.String.Input("first", default="", tooltip="A concept's name, to compare one pair layer by layer. Empty: all pairs."),
-                io.String.Input("second", default="", tooltip="The other concept of the pair."),
-            ],
-            outputs=picture_outputs("The map."),
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, bank: Bank, first: str, second: str) -> io.NodeOutput:
-        if first.strip() and second.strip():
-            drawn, found = pair_map(bank.get(first.strip()), bank.get(second.strip()))
-            text = f"<{first.strip()}> and <{second.strip()}>: {found.mean():.3f} on average, at most {found.max():.3f}"
-        else:
-            concepts = [bank.get(name) for name in bank.names]
-            drawn, found = overlap_map(concepts)
-            text = closest(found, bank.names) or "fewer than two concepts"
-        picture = to_image(drawn)
-        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
-
-
-class CIDMRoutingPreview(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CIDMRoutingPreview",
-            display_name="Routing Preview",
-            category=CATEGORY,
-            description="What a prompt takes from a bank, before anything is painted: whose words are in it, how strongly each concept "
-            "acts, what the text encoder reads, and which words nobody has.",
-            inputs=[
-                bank_input(),
-                io.String.Input("text", default=PROMPT, multiline=True, tooltip=f"{HANDLES}; <name:0.8> makes it weaker."),
-            ],
-            outputs=picture_outputs("The prompt and its concepts."),
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, bank: Bank, text: str) -> io.NodeOutput:
-        drawn, said = routing_preview(bank, text)
-        picture = to_image(drawn)
-        return say.output(cls, picture, said, text=said, picture=picture)
 
 
 class CIDMCompressBank(io.ComfyNode):
@@ -231,7 +113,7 @@ class CIDMCompressBank(io.ComfyNode):
             description="Writes the whole bank into one small file beside its folder, models/cidm_banks/<bank>.compressed.safetensors. "
             "No concept loses more than the tolerance; words and texts are kept exactly. The bank stays as it is.",
             inputs=[
-                bank_input(),
+                BANK,
                 io.Float.Input(
                     "tolerance",
                     default=0.05,
@@ -288,15 +170,7 @@ class CIDMExpandBank(io.ComfyNode):
     @classmethod
     def execute(cls, compressed: str, name: str) -> io.NodeOutput:
         bank = archive.expand_into(compressed_file(compressed), bank_folder(name))
-        return say.output(cls, bank, text=listed(bank), warnings=list(bank.damaged.values()))
+        return say.output(cls, bank, text=listing(bank), warnings=list(bank.damaged.values()))
 
 
-KEEP_NODES = [
-    CIDMManageBank,
-    CIDMBankTable,
-    CIDMConceptCard,
-    CIDMOverlapMap,
-    CIDMRoutingPreview,
-    CIDMCompressBank,
-    CIDMExpandBank,
-]
+KEEP_NODES = [CIDMManageBank, CIDMCompressBank, CIDMExpandBank]

@@ -9,7 +9,7 @@ from ..cidm_ops.method.aggregation import MODES, short, table
 from ..cidm_ops.run.prompt import Mixture, mix, read
 from . import host, patches, say
 from .aggregation import AggregationSettings, Way
-from .bank import ConceptBank
+from .bank import BANK
 
 PROMPT = "a <dog> and a <cat> on the beach"
 HANDLES = "Write a concept as <name>, or as <name:0.8> for less of it; everything else is ordinary text"
@@ -17,7 +17,6 @@ BATCH = "a <dog> on the beach\na <cat> in the snow"
 
 MODEL = io.Model.Input("model", tooltip="The model that the concepts were learned on. It stays as it is: a patched copy comes out.")
 CLIP = io.Clip.Input("clip", tooltip="Its text encoder.")
-BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
 MODE = io.Combo.Input(
     "mode",
     options=list(MODES),

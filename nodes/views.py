@@ -1,0 +1,119 @@
+"""Looking into a bank, without a model."""
+
+from comfy_api.latest import io
+
+from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.measure.cards import bank_table, concept_card
+from ..cidm_ops.measure.pictures import overlap_map, pair_map, to_image
+from ..cidm_ops.measure.routing import routing_preview
+from ..cidm_ops.method.overlap import closest
+from . import say
+from .bank import BANK, CATEGORY, listing
+from .paint import HANDLES, PROMPT
+
+
+def picture_outputs(what: str) -> list[io.Output]:
+    return [io.Image.Output(display_name="picture", tooltip=what), io.String.Output(display_name="text", tooltip="The same in words.")]
+
+
+class CIDMBankTable(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMBankTable",
+            display_name="Bank Table",
+            category=CATEGORY,
+            description="All concepts of a bank in one picture: thumbnail, words, base, rank, size, author and licence. Damaged files "
+            "are red.",
+            inputs=[BANK],
+            outputs=picture_outputs("The table."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank) -> io.NodeOutput:
+        picture, text = to_image(bank_table(bank)), listing(bank)
+        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
+
+
+class CIDMConceptCard(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMConceptCard",
+            display_name="Concept Card",
+            category=CATEGORY,
+            description="All about one concept: thumbnail, words, training settings, and how much was learned in each layer.",
+            inputs=[BANK, io.String.Input("name", default="dog", tooltip="The concept's name.")],
+            outputs=picture_outputs("The card."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank, name: str) -> io.NodeOutput:
+        concept = bank.get(name.strip())
+        picture = to_image(concept_card(concept, bank.file(concept.name)))
+        text = f"<{concept.name}>, a {concept.class_word}: {' '.join([*concept.words, *concept.triggers])}"
+        return say.output(cls, picture, text, text=text, picture=picture)
+
+
+class CIDMOverlapMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMOverlapMap",
+            display_name="Overlap Map",
+            category=CATEGORY,
+            description="How much concepts write into the same directions: cosines of principal angles, 0 nothing in common, 1 the same. "
+            "All pairs, or one pair layer by layer.",
+            inputs=[
+                BANK,
+                io.String.Input("first", default="", tooltip="A concept's name, to compare one pair layer by layer. Empty: all pairs."),
+                io.String.Input("second", default="", tooltip="The other concept of the pair."),
+            ],
+            outputs=picture_outputs("The map."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank, first: str, second: str) -> io.NodeOutput:
+        if first.strip() and second.strip():
+            drawn, found = pair_map(bank.get(first.strip()), bank.get(second.strip()))
+            text = f"<{first.strip()}> and <{second.strip()}>: {found.mean():.3f} on average, at most {found.max():.3f}"
+        else:
+            concepts = [bank.get(name) for name in bank.names]
+            drawn, found = overlap_map(concepts)
+            text = closest(found, bank.names) or "fewer than two concepts"
+        picture = to_image(drawn)
+        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
+
+
+class CIDMRoutingPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMRoutingPreview",
+            display_name="Routing Preview",
+            category=CATEGORY,
+            description="What a prompt takes from a bank, before anything is painted: whose words are in it, how strongly each concept "
+            "acts, what the text encoder reads, and which words nobody has.",
+            inputs=[
+                BANK,
+                io.String.Input("text", default=PROMPT, multiline=True, tooltip=f"{HANDLES}."),
+            ],
+            outputs=picture_outputs("The prompt and its concepts."),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, bank: Bank, text: str) -> io.NodeOutput:
+        drawn, said = routing_preview(bank, text)
+        picture = to_image(drawn)
+        return say.output(cls, picture, said, text=said, picture=picture)
+
+
+VIEW_NODES = [CIDMBankTable, CIDMConceptCard, CIDMOverlapMap, CIDMRoutingPreview]
