@@ -16,15 +16,6 @@ from .views import VIEW_NODES
 
 class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        groups = (
-            DOODLE_NODES,
-            BANK_NODES,
-            KEEP_NODES,
-            EXCHANGE_NODES,
-            DATA_NODES,
-            SETTINGS_NODES,
-            TRAIN_NODES,
-            PAINT_NODES,
-            AGGREGATION_NODES,
-        )
-        return [node for group in groups for node in group]
+        teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES]
+        keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES]
+        return [*teaching, *keeping, *PAINT_NODES, *AGGREGATION_NODES]

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.bank.community import BASES
+from ..cidm_ops.bank.concept import check_name
 from ..cidm_ops.bank.exchange import EXISTING, import_into
 from ..cidm_ops.bank.export import export_concept, export_merged
 from . import say
@@ -147,7 +148,7 @@ class CIDMExportConcept(io.ComfyNode):
             text = "\n".join(str(file) for concept in concepts for file in export_concept(concept, folder))
         else:
             weights = numbers(strengths, len(concepts))
-            file = folder / f"{merged_name.strip()}.safetensors"
+            file = folder / f"{check_name(merged_name.strip())}.safetensors"
             error = export_merged(concepts, weights, rank, file)
             text = f"{file}\nrelative error {error:.4f} at rank {rank}"
         return say.output(cls, text, text=text)
