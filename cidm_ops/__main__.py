@@ -231,7 +231,10 @@ def arguments() -> argparse.ArgumentParser:
     make.add_argument("--prompt", action="append", required=True, help="may be repeated; <name> stands for a concept")
     make.add_argument("--negative", default="", help="what the pictures should not be")
     make.add_argument(
-        "--mode", choices=("exact", "released", "paper"), default="exact", help="how the concepts' weights are found (default: %(default)s)"
+        "--mode",
+        choices=("exact", "released", "paper", "soft"),
+        default="exact",
+        help="how the concepts' weights are found (default: %(default)s)",
     )
     make.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     make.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
