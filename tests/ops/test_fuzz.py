@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from test_manage import small
 
-from cidm_ops.bank import concept as concept_file
+from cidm_ops.bank import files
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept, checksum, load_concept, lora_state, save_concept
 from cidm_ops.lowrank import LowRank
@@ -160,7 +160,7 @@ def sealed(state: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
 
 @pytest.mark.parametrize("seal", [False, True], ids=["as damaged", "with a new checksum"])
 def test_a_damaged_file_is_refused_by_name_or_is_what_was_written(tmp_path, monkeypatch, seal):
-    monkeypatch.setattr(concept_file.os, "fsync", lambda _: None)  # for speed
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)  # for speed
     folder, file = tmp_path / "bank", tmp_path / "bank" / "dog.safetensors"
     save_concept(WRITTEN, file)
     data, refused = file.read_bytes(), 0

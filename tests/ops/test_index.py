@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from test_manage import LAYER, filled, small
 
-from cidm_ops.bank import concept as concept_file
+from cidm_ops.bank import files
 from cidm_ops.bank import index as index_file
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import save_concept
+from cidm_ops.bank.concept import read_header, save_concept
 from cidm_ops.bank.index import INDEX
 
 
@@ -83,13 +83,13 @@ def test_a_file_renamed_by_hand_answers_to_its_new_name(bank):
 
 
 def test_a_thousand_concepts_open_from_the_index_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(concept_file.os, "fsync", lambda _: None)  # for speed
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)  # for speed
     one = small("c0")
     for i in range(1000):
         save_concept(replace(one, name=f"c{i}", words=(f"<c{i}.1>", f"<c{i}.2>"), task=i + 1), tmp_path / f"c{i}.safetensors")
     first = Bank(tmp_path)
     read = []
-    monkeypatch.setattr(index_file, "read_header", lambda file: read.append(file.name) or concept_file.read_header(file))
+    monkeypatch.setattr(index_file, "read_header", lambda file: read.append(file.name) or read_header(file))
     again = Bank(tmp_path)
     assert again.headers == first.headers and len(again.names) == 1000 and again.names[-1] == "c999" and read == []
     save_concept(replace(one, name="c5", words=("<c5.1>", "<c5.2>"), task=2000), tmp_path / "c5.safetensors")

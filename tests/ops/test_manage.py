@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cidm_ops.bank import concept as concept_file
-from cidm_ops.bank import manage
+from cidm_ops.bank import files, manage
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept, load_concept, save_concept
 from cidm_ops.bank.index import INDEX, read_index
@@ -273,7 +272,7 @@ def test_every_operation_can_be_killed_at_any_instant(bank, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="fork")
 def test_two_processes_add_fifty_concepts_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(concept_file.os, "fsync", lambda _: None)  # for speed; the order of writes is the same
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)  # for speed; the order of writes is the same
     processes = []
     for half in "ab":
         process = os.fork()
