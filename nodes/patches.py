@@ -60,7 +60,7 @@ def merged(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
 def reading(model: ModelPatcher) -> ModelPatcher:
     """A clone whose cross-attention layer l reads slice l of a layer-wise text."""
     patched = model.clone()
-    order = {_block(name): layer for layer, name in enumerate(block_names(model).values())}
+    order = {block_place(name): layer for layer, name in enumerate(block_names(model).values())}
 
     def own_slice(n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         if context.ndim == 4:
@@ -107,7 +107,7 @@ def routed(model: ModelPatcher, concepts: Sequence[Concept], weights: Tensor, ne
     return patched
 
 
-def _block(module: str) -> tuple[str, int, int]:
+def block_place(module: str) -> tuple[str, int, int]:
     """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
     kind, number = module.split(".")[:2]
     index = int(module.partition("transformer_blocks.")[2])

@@ -1,0 +1,98 @@
+"""Region features (CIDM 3.3): in one pass, the image tokens of a region attend to its own text, with its own mixture of concepts.
+
+The paper writes a region's features over those of the global prompt in every cross-attention layer. Here each token has shares in the
+texts, which add up to 1: what no region covers is the global prompt's, where regions overlap the higher priority wins.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+COVERED = 0.5  # of a cell, to belong to a region
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a region is: ``mask [H, W]`` in [0, 1] over the whole picture, how strongly it holds there, and who wins in overlaps."""
+
+    mask: Tensor
+    strength: float = 1.0
+    priority: int = 0
+
+
+def cells(mask: Tensor, height: int, width: int) -> Tensor:
+    """Cells of a grid that a mask covers by half or more, ``[height, width]`` of 0 and 1.
+
+    A mask too small to cover any keeps the cell that it covers most; an empty one stays empty.
+    """
+    covered = F.interpolate(mask[None, None].float(), (height, width), mode="area")[0, 0]
+    taken = (covered >= COVERED).float()
+    if not taken.any() and mask.any():
+        taken.view(-1)[covered.argmax()] = 1.0
+    return taken
+
+
+def shares(places: Sequence[Place], height: int, width: int) -> Tensor:
+    """Whose each cell is: ``[U + 1, height * width]``, the global prompt first; columns sum to 1.
+
+    Regions of the highest priority there divide a cell evenly; a strength below 1 leaves the rest of it to the global prompt.
+    """
+    if not places:
+        return torch.ones(1, height * width)
+    taken = torch.stack([cells(p.mask, height, width).flatten() for p in places])
+    rank = torch.tensor([float(p.priority) for p in places])[:, None].expand_as(taken)
+    best = torch.where(taken > 0, rank, -torch.inf).amax(0)
+    held = taken * (rank == best)
+    held = held / held.sum(0).clamp(min=1) * torch.tensor([p.strength for p in places])[:, None]
+    return torch.cat([1 - held.sum(0, keepdim=True), held])
+
+
+def lost(places: Sequence[Place], height: int, width: int) -> list[int]:
+    """Which regions have a mask and no cell of this grid, because others of higher priority hold all of it."""
+    held = shares(places, height, width)[1:]
+    return [u for u, place in enumerate(places) if place.mask.any() and place.strength and not held[u].any()]
+
+
+def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the layer that has so many tokens, in a U-Net that halves a latent ``[height, width]`` and rounds up."""
+    rows, columns = height, width
+    while rows * columns > tokens and rows * columns > 1:
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    if rows * columns != tokens:
+        raise ValueError(f"a layer has {tokens} tokens: no grid of a latent {height} x {width} has as many")
+    return rows, columns
+
+
+class Field:
+    """The shares of every token, at the resolution of each layer."""
+
+    def __init__(self, places: Sequence[Place], height: int, width: int):
+        self.places, self.height, self.width = places, height, width
+        self.known: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[U + 1, T]`` for tokens ``x [B, T, C]``."""
+        key = (x.shape[1], x.device, x.dtype)
+        if key not in self.known:
+            self.known[key] = shares(self.places, *grid_of(x.shape[1], self.height, self.width)).to(x)
+        return self.known[key]
+
+
+def region_attention(
+    whole: Tensor, q: Tensor, texts: Sequence[tuple[Tensor, Tensor]], owners: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Cross-attention output ``[B, T, C]``: of ``whole``, attention to the global text, tokens of region u get their attention to
+    ``texts[u] = (k, v)``, each ``[1 or B, N, C]``. Only tokens that a region has are computed again.
+    """
+    out = whole
+    for (k, v), held in zip(texts, owners[1:], strict=True):
+        at = held.nonzero()[:, 0]
+        if len(at):
+            if out is whole:
+                out = whole * owners[0][:, None]
+            own = attend(q[:, at], k.expand(len(q), -1, -1), v.expand(len(q), -1, -1))
+            out[:, at] += held[at, None] * own
+    return out

@@ -1,0 +1,162 @@
+"""Regions on the host's MODEL: one replacement of each cross-attention, and concepts beside the layers, in one pass.
+
+The texts of regions do not change over the steps, nor do their keys and values: they are computed once per run.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor
+
+from ..cidm_ops.adapters import attached
+from ..cidm_ops.lowrank import LowRank
+from ..cidm_ops.method.aggregation import Route, route, weights_in
+from ..cidm_ops.method.regions import Field, Place, region_attention
+from ..cidm_ops.run.prompt import Mixture
+from . import patches
+from .aggregation import Way
+from .host import ComfyBackbone, block_names, layer_names
+
+POSITIVE = 0  # in the host's cond_or_uncond
+
+
+@dataclass(frozen=True)
+class Region:
+    """What stands where: the text of a place for every layer ``[L, N, C]``, or for all of them ``[1, N, C]``, and its concepts."""
+
+    place: Place
+    text: Tensor
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Spread(LowRank):
+    """Factors whose ranks are weighed by ``scale_of(h)``, ``[..., T, r]``, for what comes between them, ``h [B, T, r]``."""
+
+    scale_of: Callable[[Tensor], Tensor] = torch.ones_like
+
+    def weighed(self, h: Tensor) -> Tensor:
+        tokens = h.flatten(1, -2) if h.ndim > 3 else h
+        return (tokens * self.scale_of(tokens)).view_as(h)
+
+
+def in_regions(backbone: ComfyBackbone, whole: Mixture, regions: Sequence[Region], negative: bool = True) -> ModelPatcher:
+    """A clone of the model that paints the text it is given, mixed as ``whole``, with regions in it."""
+    if not regions:
+        return Way(negative=negative).apply(backbone.model, [whole], backbone)
+    return Regions(backbone.model, whole, regions, negative).patched()
+
+
+class Regions:
+    """The state of one patched MODEL.
+
+    Image tokens of a region attend to its text, and every layer has their own mixture of concepts. Texts that are not the positive one
+    are read by all tokens, and concepts act on them as a LoRA does, unless ``negative`` is off.
+    """
+
+    def __init__(self, model: ModelPatcher, whole: Mixture, regions: Sequence[Region], negative: bool = True):
+        self.model, self.regions, self.negative = model, regions, negative
+        self.modules, blocks = layer_names(model), block_names(model)
+        self.blocks = {f"{name}.attn2": module for name, module in blocks.items()}
+        concepts = {c.name: c for m in (whole, *(r.mixture for r in regions)) for c in m.concepts}
+        self.weights = torch.zeros(1 + len(regions), len(blocks), len(concepts))
+        for u, mixture in enumerate([whole, *(r.mixture for r in regions)]):
+            for g, concept in enumerate(mixture.concepts):
+                self.weights[u, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
+        self.routes = route(list(concepts.values()), list(self.blocks))
+        self.placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
+        self.fields: dict[tuple[int, int], Field] = {}
+        self.kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # keys and values, for one run
+        self.owner = 0  # of the text that is going through a layer
+
+    def patched(self) -> ModelPatcher:
+        """A clone of the model. A replacement that is there already does the part of the global text."""
+        patched = patches.reading(self.model)
+        there = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+        for layer, module in enumerate(self.blocks.values()):
+            place = patches.block_place(module)
+            patched.set_model_attn2_replace(self.attention(layer, there.get(place, there.get(place[:2]))), *place)
+        patched.set_model_attn2_patch(self.see)
+        patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cidm", self.forward)
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "cidm", self.run)
+        return patched
+
+    def run(self, executor: Callable, *args: Any, **kwargs: Any) -> Any:
+        """A run of the sampler: nothing is kept for the next."""
+        self.kept.clear()
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self.kept.clear()
+
+    def forward(self, executor: WrapperExecutor, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """A pass through the U-Net."""
+        options = next(a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "cond_or_uncond" in a)
+        halves, height, width = options["cond_or_uncond"], *x.shape[-2:]
+        size = len(x) // len(halves)
+        self.rows = [(half, slice(i * size, (i + 1) * size)) for i, half in enumerate(halves)]
+        self.unet: Any = executor.class_obj
+        if (height, width) not in self.fields:
+            self.fields[height, width] = Field([r.place for r in self.regions], height, width)
+        self.field = self.fields[height, width]
+        if (x.device, x.dtype) not in self.placed:
+            self.placed[x.device, x.dtype] = {name: r.to(x) for name, r in self.routes.items()}
+        deltas = {name: self.beside(r) for name, r in self.placed[x.device, x.dtype].items()}
+        with attached({name: self.unet.get_submodule(self.modules[name]) for name in deltas}, deltas):
+            return executor(x, t, context, *args, **kwargs)
+
+    def beside(self, r: Route) -> Spread:
+        """What concepts add to a layer: to image tokens by their shares in the texts, to a text by its owner's mixture."""
+        weights = r.stack.spread(weights_in(self.weights, list(self.blocks), r.name)[:, list(r.owners)]).to(r.stack.up)
+        is_text = r.name.endswith(("attn2.to_k", "attn2.to_v"))
+
+        def scale_of(h: Tensor) -> Tensor:
+            scale = weights[self.owner] if is_text or h.ndim == 2 else self.field(h).T @ weights
+            if self.negative or self.owner:
+                return scale
+            acts = torch.cat([torch.full((rows.stop - rows.start,), float(half == POSITIVE)) for half, rows in self.rows])
+            return scale * acts.to(h).view(-1, *[1] * (h.ndim - 1))
+
+        return Spread(r.stack.up, r.stack.down, r.stack.kernel, scale_of=scale_of)
+
+    def see(self, n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """The texts of a layer before they are keys and values."""
+        self.context = context
+        return n, context, value
+
+    def attention(self, layer: int, inner: Callable | None) -> Callable:
+        """The replacement of a layer's cross-attention."""
+
+        def replacement(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+            attend = partial(optimized_attention, heads=extra["n_heads"])
+            whole = inner(q, k, v, extra) if inner else attend(q, k, v)
+            out = []
+            for i, (half, rows) in enumerate(self.rows):
+                if half != POSITIVE and not self.negative:
+                    out.append(whole[rows])
+                    continue
+                texts = [self.keys(layer, u, i, half, rows) for u in range(len(self.regions))]
+                out.append(region_attention(whole[rows], q[rows], texts, self.field(q), attend))
+            return torch.cat(out)
+
+        return replacement
+
+    def keys(self, layer: int, u: int, i: int, half: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values of what rows read in region u, with the region's concepts in them."""
+        key = (layer, u, -1 if half == POSITIVE else i)
+        if key not in self.kept:
+            text = self.regions[u].text
+            text = text[layer if len(text) > 1 else 0][None].to(self.context) if half == POSITIVE else self.context[rows]
+            attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
+            self.owner = u + 1
+            try:
+                self.kept[key] = attention.to_k(text), attention.to_v(text)
+            finally:
+                self.owner = 0
+        return self.kept[key]

@@ -1,0 +1,123 @@
+"""Checks of regions inside a ComfyUI, as in inside.py: exact statements about one pass with many texts."""
+
+import tempfile
+
+from inside import doodle, host, near, plain, run, sample
+from inside_painting import bank_of
+
+# isort: split
+
+import comfy.samplers
+import torch
+from pack.cidm_ops.method.regions import Place
+from pack.cidm_ops.run.prompt import mix
+from pack.nodes import patches
+from pack.nodes.regional import Region, in_regions
+
+
+def half(left=True):
+    mask = torch.zeros(16, 16)
+    mask[:, :8] = float(left)
+    mask[:, 8:] = float(not left)
+    return mask
+
+
+class Scene:
+    """A model, its text encoder and a bank of two concepts, and pictures of prompts in places."""
+
+    def __init__(self, folder):
+        self.model, self.clip, _ = doodle()
+        self.backbone = host.ComfyBackbone(self.model, self.clip)
+        self.bank = bank_of(self.backbone, folder, "rex", "tom")
+        self.nothing = plain(self.clip, "")
+
+    def mixed(self, prompt):
+        return mix(self.backbone, self.bank, prompt)
+
+    def text(self, prompt):
+        conditioning = patches.conditioning(self.clip, [self.mixed(prompt)])
+        return conditioning, conditioning[0][1].get(patches.CONTEXT, conditioning[0][0])
+
+    def regions(self, whole, *places, **how):
+        made = [Region(Place(mask, *rest), self.text(prompt)[1], self.mixed(prompt)) for prompt, mask, *rest in places]
+        return in_regions(self.backbone, self.mixed(whole), made, **how)
+
+    def paint(self, whole, *places, negative=None, **how):
+        return sample(self.regions(whole, *places, **how), self.text(whole)[0], negative or self.nothing)
+
+    def ordinary(self, prompt, negative=None):
+        model = patches.merged(self.model, self.mixed(prompt).factors(self.backbone))
+        return sample(model, self.text(prompt)[0], negative or self.nothing)
+
+
+def the_region_that_is_everywhere_is_the_ordinary_prompt():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        worded = plain(scene.clip, "a red boat")
+        for negative in (scene.nothing, worded):
+            want = scene.ordinary("a <rex> in the snow", negative)
+            near(scene.paint("a dog", ("a <rex> in the snow", torch.ones(16, 16)), negative=negative), want, 1e-4 * float(want.abs().max()))
+            near(scene.paint("a <rex> in the snow", negative=negative), want, 1e-4 * float(want.abs().max()))
+            none = scene.paint("a <rex> in the snow", ("a <tom>", torch.zeros(16, 16)), negative=negative)
+            near(none, want, 1e-4 * float(want.abs().max()))
+        bare = sample(scene.model, scene.text("a dog")[0], scene.nothing)
+        near(scene.paint("a dog"), bare, 0)
+        assert float((scene.paint("a dog", ("a <rex>", half())) - bare).abs().max()) > 0.01
+
+
+def the_order_of_regions_does_not_matter():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        left, right = ("a <rex> in the snow", half()), ("a <tom>", half(False))
+        one = scene.paint("in the snow", left, right)
+        near(scene.paint("in the snow", right, left), one, 1e-4 * float(one.abs().max()))
+        near(scene.paint("in the snow", left, right), one, 0)
+
+
+def the_regions_do_not_change_each_others_attention():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        outputs = []
+        for other in ("a <tom>", "a red boat"):
+            patched = scene.regions("in the snow", ("a <rex>", half()), (other, half(False)))
+            block = ("input", 3, 0)
+            inner = patched.model_options["transformer_options"]["patches_replace"]["attn2"][block]
+            seen = []
+
+            def watched(q, k, v, extra, inner=inner, seen=seen):
+                seen.append(inner(q, k, v, extra))
+                return seen[-1]
+
+            patched.set_model_attn2_replace(watched, *block)
+            sample(patched, scene.text("in the snow")[0], scene.nothing, steps=1)
+            outputs.append(seen[0].unflatten(1, (8, 8)))
+        near(outputs[0][:, :, :4], outputs[1][:, :, :4], 0)
+        assert float((outputs[0][:, :, 4:] - outputs[1][:, :, 4:]).abs().max()) > 1e-3
+
+
+def the_samplers_all_paint_regions():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        patched = scene.regions("in the snow", ("a <rex>", half()), ("a <tom>", half(False)))
+        text = scene.text("in the snow")[0]
+        for name in comfy.samplers.SAMPLER_NAMES:
+            latent = torch.zeros(1, 4, 16, 16)
+            noise = comfy.sample.prepare_noise(latent, 1)
+            picture = comfy.sample.sample(patched, noise, 3, 4.0, name, "normal", text, scene.nothing, latent, seed=1)
+            assert picture.isfinite().all(), name
+
+
+def the_region_in_another_shape_and_batch():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        patched = scene.regions("in the snow", ("a <rex>", half()), ("a <tom>", half(False), 0.5))
+        text = scene.text("in the snow")[0]
+        for shape in ((3, 4, 16, 16), (2, 4, 24, 16), (1, 4, 20, 28), (1, 4, 10, 14)):
+            latent = torch.zeros(shape)
+            noise = comfy.sample.prepare_noise(latent, 1)
+            picture = comfy.sample.sample(patched, noise, 2, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1)
+            assert picture.shape == shape and picture.isfinite().all()
+
+
+if __name__ == "__main__":
+    run(globals())
