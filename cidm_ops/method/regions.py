@@ -23,6 +23,20 @@ class Place:
     priority: int = 0
 
 
+def box_mask(left: float, top: float, right: float, bottom: float, side: int = 512) -> Tensor:
+    """A mask ``[side, side]`` of a box given in parts of the picture, from the top left.
+
+    Raises ``ValueError`` for a box that leaves the picture or has no area.
+    """
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        box = f"left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g}"
+        raise ValueError(f"box {box}: expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1")
+    mask = torch.zeros(side, side)
+    x0, y0, x1, y1 = (round(edge * side) for edge in (left, top, right, bottom))
+    mask[min(y0, side - 1) : max(y1, y0 + 1), min(x0, side - 1) : max(x1, x0 + 1)] = 1
+    return mask
+
+
 def cells(mask: Tensor, height: int, width: int) -> Tensor:
     """Cells of a grid that a mask covers by half or more, ``[height, width]`` of 0 and 1.
 

@@ -1,0 +1,158 @@
+"""Saying where: regions from masks, boxes and grids, and a model that paints them in one pass."""
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.method.regions import Place, box_mask, lost
+from ..cidm_ops.run.prompt import mix
+from . import host, patches, say
+from .aggregation import Way
+from .bank import BANK
+from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH
+from .regional import Region, in_regions
+
+RegionList = io.Custom("CIDM_REGIONS")
+WHOLE = "a dog on the left and a cat on the right in the snow"
+LEFT = "a <dog> on the left and a cat on the right in the snow"
+GRID = "a <dog> on the left and a cat on the right in the snow\na dog on the left and a <cat> on the right in the snow"
+
+
+class CIDMRegion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def side(name: str, default: float, what: str) -> io.Float.Input:
+            return io.Float.Input(
+                name, default=default, min=0.0, max=1.0, step=0.01, tooltip=f"{what} of the box, as a part of the picture."
+            )
+
+        return io.Schema(
+            node_id="CIDMRegion",
+            display_name="Region",
+            category="CIDM/regions",
+            description="A place in the picture with a prompt of its own: a mask, or else a box. Chain several.",
+            inputs=[
+                io.String.Input(
+                    "text",
+                    default=LEFT,
+                    multiline=True,
+                    tooltip=f"What is there. The whole scene with this region's concept in it works best. {HANDLES}.",
+                ),
+                side("left", 0.0, "Left edge"),
+                side("top", 0.0, "Top edge"),
+                side("right", 0.5, "Right edge"),
+                side("bottom", 1.0, "Bottom edge"),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1, the global prompt has the rest."),
+                io.Int.Input("priority", default=0, min=-100, max=100, tooltip="Where regions overlap, the highest wins; equals share."),
+                io.Mask.Input("mask", optional=True, tooltip="One mask of any size, instead of the box."),
+                RegionList.Input("regions", optional=True, tooltip="Regions before this one."),
+            ],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+        )
+
+    @classmethod
+    def execute(cls, text, left, top, right, bottom, strength, priority, mask=None, regions=()) -> io.NodeOutput:
+        if mask is not None and (mask := mask.reshape(-1, *mask.shape[-2:])).shape[0] != 1:
+            raise ValueError(f"a batch of {len(mask)} masks: expected one for a region; take one Region for each")
+        place = Place(box_mask(left, top, right, bottom) if mask is None else mask[0].float().cpu(), strength, priority)
+        return io.NodeOutput((*regions, (text, place)))
+
+
+class CIDMRegionGrid(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMRegionGrid",
+            display_name="Region Grid",
+            category="CIDM/regions",
+            description="Divides the picture into columns and rows, one prompt for each cell.",
+            inputs=[
+                io.String.Input("texts", default=GRID, multiline=True, tooltip=f"One prompt a line, cells row by row. {HANDLES}."),
+                io.Int.Input("columns", default=2, min=1, max=16, tooltip="Cells side by side."),
+                io.Int.Input("rows", default=1, min=1, max=16, tooltip="Cells one below another."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1, the global prompt has the rest."),
+                RegionList.Input("regions", optional=True, tooltip="Regions before these."),
+            ],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+        )
+
+    @classmethod
+    def execute(cls, texts: str, columns: int, rows: int, strength: float, regions=()) -> io.NodeOutput:
+        lines = texts.splitlines()
+        if len(lines) > columns * rows:
+            raise ValueError(f"{len(lines)} prompts for {columns} x {rows} cells: give at most one a cell; an empty line leaves a cell out")
+        made = []
+        for i, line in enumerate(lines):
+            row, column = divmod(i, columns)
+            if line.strip():
+                mask = box_mask(column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
+                made.append((line.strip(), Place(mask, strength)))
+        return io.NodeOutput((*regions, *made))
+
+
+class CIDMPaintRegions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMPaintRegions",
+            display_name="Paint in Regions",
+            category="CIDM/regions",
+            description="Several prompts in one picture, each in its place with its own concepts, in one pass of the model: at the speed of "
+            "one prompt, with any sampler.",
+            inputs=[
+                MODEL,
+                CLIP,
+                BANK,
+                RegionList.Input("regions", tooltip="From Region or Region Grid."),
+                io.String.Input(
+                    "text",
+                    default=WHOLE,
+                    multiline=True,
+                    tooltip=f"The global prompt: what no region covers, and the scene as a whole. {HANDLES}.",
+                ),
+                MODE,
+                STRENGTH,
+                SETTINGS,
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model, for a sampler."),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The global prompt, for the same sampler."),
+                io.String.Output(display_name="weights", tooltip="Which concepts act where, in words."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, bank: Bank, regions, text, mode, strength, settings: Way | None = None) -> io.NodeOutput:
+        backbone, way = host.ComfyBackbone(model, clip), settings or Way()
+        rule = way.rule if settings and mode == "soft" else None
+        whole = mix(backbone, bank, text, mode, strength, rule)
+        made, lines, warnings = [], [told("elsewhere", whole)], list(whole.warnings)
+        for u, (prompt, place) in enumerate(regions, 1):
+            mixture = mix(backbone, bank, prompt, mode, strength, rule)
+            made.append(Region(place, text_of(clip, mixture), mixture))
+            lines.append(told(f"region {u}", mixture))
+            warnings += mixture.warnings
+            if not place.mask.any():
+                warnings.append(f"region {u} is empty: nothing of it will be painted")
+        places = [place for _, place in regions]
+        warnings += [f"region {u + 1} is hidden by regions of higher priority" for u in lost(places, 64, 64)]
+        shown = "\n".join(lines)
+        patched = in_regions(backbone, whole, made, way.negative)
+        return say.output(cls, patched, patches.conditioning(clip, [whole]), shown, text=shown, warnings=dict.fromkeys(warnings))
+
+
+def text_of(clip, mixture) -> Tensor:
+    """The layer-wise text of a prompt ``[L, N, C]``, or ``[1, N, C]`` if it is the same for all layers."""
+    (states, more), *_ = patches.conditioning(clip, [mixture])
+    return more.get(patches.CONTEXT, states)
+
+
+def told(where: str, mixture) -> str:
+    """A region's concepts and their mean weights in words."""
+    weights = mixture.weights.mean(0).tolist() if mixture.concepts else []
+    parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixture.concepts, weights, strict=True) if w]
+    return f"{where}: {', '.join(parts) or 'no concept'}"
+
+
+REGION_NODES = [CIDMRegion, CIDMRegionGrid, CIDMPaintRegions]
