@@ -97,7 +97,7 @@ class CIDMPaintRegions(io.ComfyNode):
             node_id="CIDMPaintRegions",
             display_name="Paint in Regions",
             category="CIDM/regions",
-            description="Several prompts in one picture, each in its place with its own concepts, in one pass of the model: at the speed of "
+            description="Several prompts in one picture, each in its place with its own concepts, in one pass of the model: as fast as "
             "one prompt, with any sampler.",
             inputs=[
                 MODEL,
