@@ -4,7 +4,7 @@ The texts of regions do not change over the steps, nor do their keys and values:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,9 @@ from . import patches
 from .aggregation import Way
 from .host import ComfyBackbone, block_names, layer_names
 
-POSITIVE = 0  # in the host's cond_or_uncond
+NEGATIVE = 1  # in the host's cond_or_uncond; 0 is the positive text, what comes after are passes of single regions
+REGION = "cidm_region"  # of a pass, on its way to the U-Net: that region alone, ALL of them, or NONE
+ALL, NONE = 0, -1
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ def in_regions(backbone: ComfyBackbone, whole: Mixture, regions: Sequence[Region
     return Regions(backbone.model, whole, regions, negative).patched()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch that are one pass: where, whether they read the negative text, and which regions are in it."""
+
+    at: slice
+    negative: bool
+    region: int
+
+
 class Regions:
     """The state of one patched MODEL.
 
@@ -71,7 +82,7 @@ class Regions:
                 self.weights[u, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
         self.routes = route(list(concepts.values()), list(self.blocks))
         self.placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
-        self.fields: dict[tuple[int, int], Field] = {}
+        self.fields: dict[tuple[int, int, int], Field] = {}
         self.kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # keys and values, for one run
         self.owner = 0  # of the text that is going through a layer
 
@@ -98,13 +109,14 @@ class Regions:
     def forward(self, executor: WrapperExecutor, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A pass through the U-Net."""
         options = next(a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "cond_or_uncond" in a)
-        halves, height, width = options["cond_or_uncond"], *x.shape[-2:]
-        size = len(x) // len(halves)
-        self.rows = [(half, slice(i * size, (i + 1) * size)) for i, half in enumerate(halves)]
+        halves, self.size = options["cond_or_uncond"], x.shape[-2:]
+        each = len(x) // len(halves)
+        active = kwargs.pop(REGION)[::each, 0].tolist() if REGION in kwargs else [ALL] * len(halves)
+        self.rows = [
+            Rows(slice(i * each, (i + 1) * each), half == NEGATIVE, region)
+            for i, (half, region) in enumerate(zip(halves, active, strict=True))
+        ]
         self.unet: Any = executor.class_obj
-        if (height, width) not in self.fields:
-            self.fields[height, width] = Field([r.place for r in self.regions], height, width)
-        self.field = self.fields[height, width]
         if (x.device, x.dtype) not in self.placed:
             self.placed[x.device, x.dtype] = {name: r.to(x) for name, r in self.routes.items()}
         deltas = {name: self.beside(r) for name, r in self.placed[x.device, x.dtype].items()}
@@ -117,11 +129,14 @@ class Regions:
         is_text = r.name.endswith(("attn2.to_k", "attn2.to_v"))
 
         def scale_of(h: Tensor) -> Tensor:
-            scale = weights[self.owner] if is_text or h.ndim == 2 else self.field(h).T @ weights
-            if self.negative or self.owner:
-                return scale
-            acts = torch.cat([torch.full((rows.stop - rows.start,), float(half == POSITIVE)) for half, rows in self.rows])
-            return scale * acts.to(h).view(-1, *[1] * (h.ndim - 1))
+            if self.owner:  # a region's text, not a batch
+                return weights[self.owner]
+            scales = []
+            for rows in self.rows:
+                scale = weights[:1] if is_text or h.ndim == 2 else self.owners(rows.region, h).T @ weights
+                scale = torch.zeros_like(scale) if rows.negative and not self.negative else scale
+                scales.append(scale.expand(rows.at.stop - rows.at.start, *scale.shape[h.ndim == 2 :]))
+            return torch.cat(scales)
 
         return Spread(r.stack.up, r.stack.down, r.stack.kernel, scale_of=scale_of)
 
@@ -137,22 +152,31 @@ class Regions:
             attend = partial(optimized_attention, heads=extra["n_heads"])
             whole = inner(q, k, v, extra) if inner else attend(q, k, v)
             out = []
-            for i, (half, rows) in enumerate(self.rows):
-                if half != POSITIVE and not self.negative:
-                    out.append(whole[rows])
+            for i, rows in enumerate(self.rows):
+                if rows.negative and not self.negative:
+                    out.append(whole[rows.at])
                     continue
-                texts = [self.keys(layer, u, i, half, rows) for u in range(len(self.regions))]
-                out.append(region_attention(whole[rows], q[rows], texts, self.field(q), attend))
+                texts = [self.keys(layer, u, i, rows) for u in range(len(self.regions))]
+                out.append(region_attention(whole[rows.at], q[rows.at], texts, self.owners(rows.region, q), attend))
             return torch.cat(out)
 
         return replacement
 
-    def keys(self, layer: int, u: int, i: int, half: int, rows: slice) -> tuple[Tensor, Tensor]:
+    def owners(self, region: int, tokens: Tensor) -> Tensor:
+        """The shares ``[U + 1, T]`` of ``tokens [B, T, C]`` in a pass."""
+        key = (*self.size, region)
+        if key not in self.fields:
+            empty = torch.zeros(1, 1)
+            places = [r.place if region in (ALL, u) else replace(r.place, mask=empty) for u, r in enumerate(self.regions, 1)]
+            self.fields[key] = Field(places, *self.size)
+        return self.fields[key](tokens)
+
+    def keys(self, layer: int, u: int, i: int, rows: Rows) -> tuple[Tensor, Tensor]:
         """Keys and values of what rows read in region u, with the region's concepts in them."""
-        key = (layer, u, -1 if half == POSITIVE else i)
+        key = (layer, u, i if rows.negative else -1)
         if key not in self.kept:
             text = self.regions[u].text
-            text = text[layer if len(text) > 1 else 0][None].to(self.context) if half == POSITIVE else self.context[rows]
+            text = self.context[rows.at] if rows.negative else text[layer if len(text) > 1 else 0][None].to(self.context)
             attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
             self.owner = u + 1
             try:

@@ -12,6 +12,7 @@ import torch
 from pack.cidm_ops.method.regions import Place
 from pack.cidm_ops.run.prompt import mix
 from pack.nodes import patches
+from pack.nodes.estimation import Estimation, estimating
 from pack.nodes.regional import Region, in_regions
 
 
@@ -117,6 +118,44 @@ def the_region_in_another_shape_and_batch():
             noise = comfy.sample.prepare_noise(latent, 1)
             picture = comfy.sample.sample(patched, noise, 2, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1)
             assert picture.shape == shape and picture.isfinite().all()
+
+
+def the_noise_of_regions_is_blended_into_the_global_one():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        left, right = ("a <rex> in the snow", half()), ("a <tom>", half(False))
+        places = [Place(mask) for _, mask in (left, right)]
+        features = scene.regions("in the snow", left, right)
+        text = scene.text("in the snow")[0]
+
+        def painted(**how):
+            return sample(estimating(features, places, Estimation(**how)), text, scene.nothing)
+
+        globally = scene.ordinary("in the snow")
+        near(painted(alpha=1.0, features=True), sample(features, text, scene.nothing), 0)
+        near(painted(start=1.0), sample(features, text, scene.nothing), 0)
+        full = painted(alpha=0.1)
+        assert float((full - globally).abs().max()) > 0.01
+        near(painted(alpha=0.1, bootstrap=0.0), full, 0)
+        assert painted(alpha=0.1, bootstrap=0.5).isfinite().all()
+        # Eq. 5 from single passes: one step, no guidance
+        seen = {}
+        passes = {
+            "whole": scene.regions("in the snow"),
+            "left": scene.regions("in the snow", left),
+            "right": scene.regions("in the snow", right),
+        }
+        blended = estimating(features, places, Estimation(alpha=0.25))
+        for name, model in {**passes, "blended": blended}.items():
+            model = model.clone()
+            model.set_model_sampler_post_cfg_function(
+                lambda args, name=name: seen.setdefault(name, args["cond_denoised"]) * 0 + args["denoised"]
+            )
+            sample(model, text, scene.nothing, steps=1)
+        want = 0.25 * seen["whole"]
+        want[..., :8] += 0.75 * seen["left"][..., :8]
+        want[..., 8:] += 0.75 * seen["right"][..., 8:]
+        near(seen["blended"], want, 1e-3)
 
 
 if __name__ == "__main__":

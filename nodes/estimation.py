@@ -1,0 +1,76 @@
+"""Region noise estimation (CIDM 3.3, Eq. 4-5) in the host: passes for single regions, blended into the prediction of the positive text.
+
+The unconditional part of Eq. 4 is the same in every pass, so blending what the positive texts predict is Eq. 5, and whatever a sampler, a
+guider or another pack does with positive and negative predictions stays as it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.conds
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..cidm_ops.method.blending import blend, blend_weights
+from ..cidm_ops.method.regions import Place, cells
+from .regional import ALL, NONE, REGION
+
+
+@dataclass(frozen=True)
+class Estimation:
+    """``alpha`` of the global prediction inside regions; passes from ``start`` to ``end`` of the sampling, as parts of it; overlap and
+    feather of the blend; ``bootstrap``: so long, each pass sees plain background outside of its region. ``features``: the global pass has
+    the regions' features too.
+    """
+
+    alpha: float = 0.1
+    start: float = 0.0
+    end: float = 1.0
+    overlap: str = "mean"
+    feather: float = 0.0
+    bootstrap: float = 0.0
+    features: bool = False
+
+
+def estimating(model: ModelPatcher, places: Sequence[Place], how: Estimation) -> ModelPatcher:
+    """A clone of a model from ``in_regions`` with region noise estimation."""
+    patched = model.clone()
+    sampling = patched.get_model_object("model_sampling")
+    first, last, plain = (float(sampling.percent_to_sigma(part)) for part in (how.start, how.end, how.bootstrap))
+
+    def calc(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
+        sigma = float(timestep.max())
+        now = how.alpha < 1 and last <= sigma <= first
+        conds = [cond and [of_region(c, ALL if how.features or not now else NONE) for c in cond] for cond in conds]
+        if not now or not conds[0]:
+            return executor(base, conds, x, timestep, options)
+        passes = [[of_region(c, u) for c in conds[0]] for u in range(1, len(places) + 1)]
+        if not how.bootstrap or sigma <= plain:
+            whole, *rest = executor(base, [*conds, *passes], x, timestep, options)
+            rest, own = rest[: len(conds) - 1], rest[len(conds) - 1 :]
+        else:
+            whole, *rest = executor(base, conds, x, timestep, options)
+            own = [
+                executor(base, [single], alone(x, place, timestep), timestep, options)[0]
+                for single, place in zip(passes, places, strict=True)
+            ]
+        weights = blend_weights(places, *x.shape[-2:], alpha=how.alpha, overlap=how.overlap, feather=how.feather)
+        return [blend(whole, own, weights), *rest]
+
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "cidm_estimation", calc)
+    return patched
+
+
+def of_region(cond: dict, region: int) -> dict:
+    """A cond that tells the U-Net which regions are in its pass."""
+    return {**cond, "model_conds": {**cond["model_conds"], REGION: comfy.conds.CONDRegular(torch.tensor([[region]]))}}
+
+
+def alone(x: Tensor, place: Place, timestep: Tensor) -> Tensor:
+    """The latent with plain background, noised alike, outside of a region; the mask is binary, so that the noise keeps its variance."""
+    inside = cells(place.mask, *x.shape[-2:]).to(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    return x * inside + noise * timestep.view(-1, 1, 1, 1) * (1 - inside)
