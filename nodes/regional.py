@@ -93,9 +93,10 @@ class Regions:
         for layer, module in enumerate(self.blocks.values()):
             place = patches.block_place(module)
             patched.set_model_attn2_replace(self.attention(layer, there.get(place, there.get(place[:2]))), *place)
-        patched.set_model_attn2_patch(self.see)
-        patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cidm", self.forward)
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "cidm", self.run)
+        # functions, not methods: cloning a model copies the object of a method with it
+        patched.set_model_attn2_patch(lambda *args: self.see(*args))
+        patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cidm", lambda *args, **kwargs: self.forward(*args, **kwargs))
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "cidm", lambda *args, **kwargs: self.run(*args, **kwargs))
         return patched
 
     def run(self, executor: Callable, *args: Any, **kwargs: Any) -> Any:
