@@ -16,11 +16,14 @@ COVERED = 0.5  # of a cell, to belong to a region
 
 @dataclass(frozen=True)
 class Place:
-    """Where a region is: ``mask [H, W]`` in [0, 1] over the whole picture, how strongly it holds there, and who wins in overlaps."""
+    """Where a region is: ``mask [H, W]`` in [0, 1] over the whole picture, how strongly it holds there, who wins in overlaps (the
+    highest ``priority``), and how wide its edge is: ``feather``, as a part of the picture's shorter side.
+    """
 
     mask: Tensor
     strength: float = 1.0
     priority: int = 0
+    feather: float = 0.0
 
 
 def box_mask(left: float, top: float, right: float, bottom: float, side: int = 512) -> Tensor:
