@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..cidm_ops.method.blending import blend, blend_weights
-from ..cidm_ops.method.regions import Place, cells
+from ..cidm_ops.method.regions import Place
 from .regional import ALL, NONE, REGION
 
 
@@ -35,42 +35,36 @@ class Estimation:
     features: bool = False
 
 
+PRESETS = {"fast": None, "paper": Estimation(), "auto": Estimation(end=0.3, features=True)}
+
+
 def estimating(model: ModelPatcher, places: Sequence[Place], how: Estimation) -> ModelPatcher:
     """A clone of a model from ``in_regions`` with region noise estimation."""
     patched = model.clone()
     sampling = patched.get_model_object("model_sampling")
     first, last, plain = (float(sampling.percent_to_sigma(part)) for part in (how.start, how.end, how.bootstrap))
+    weights: dict[tuple[int, int], Tensor] = {}
 
     def calc(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
         sigma = float(timestep.max())
-        now = how.alpha < 1 and last <= sigma <= first
-        conds = [cond and [of_region(c, ALL if how.features or not now else NONE) for c in cond] for cond in conds]
-        if not now or not conds[0]:
-            return executor(base, conds, x, timestep, options)
-        passes = [[of_region(c, u) for c in conds[0]] for u in range(1, len(places) + 1)]
-        if not how.bootstrap or sigma <= plain:
-            whole, *rest = executor(base, [*conds, *passes], x, timestep, options)
-            rest, own = rest[: len(conds) - 1], rest[len(conds) - 1 :]
-        else:
-            whole, *rest = executor(base, conds, x, timestep, options)
-            own = [
-                executor(base, [single], alone(x, place, timestep), timestep, options)[0]
-                for single, place in zip(passes, places, strict=True)
-            ]
-        weights = blend_weights(places, *x.shape[-2:], alpha=how.alpha, overlap=how.overlap, feather=how.feather)
-        return [blend(whole, own, weights), *rest]
+        now = how.alpha < 1 and last < sigma <= first and bool(conds[0])
+        around = ALL if how.features or not now else NONE
+        marked = [cond and [of_region(c, around) for c in cond] for cond in conds]
+        if not now:
+            return executor(base, marked, x, timestep, options)
+        hidden = how.bootstrap > 0 and sigma > plain
+        passes = [[of_region(c, u, hidden) for c in conds[0]] for u in range(1, len(places) + 1)]
+        whole, *rest = executor(base, [*marked, *passes], x, timestep, options)
+        others, own = rest[: len(conds) - 1], rest[len(conds) - 1 :]
+        if (size := (x.shape[-2], x.shape[-1])) not in weights:
+            weights[size] = blend_weights(places, *size, alpha=how.alpha, overlap=how.overlap, feather=how.feather)
+        return [blend(whole, own, weights[size]), *others]
 
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "cidm_estimation", calc)
     return patched
 
 
-def of_region(cond: dict, region: int) -> dict:
+def of_region(cond: dict, region: int, hidden: bool = False) -> dict:
     """A cond that tells the U-Net which regions are in its pass."""
-    return {**cond, "model_conds": {**cond["model_conds"], REGION: comfy.conds.CONDRegular(torch.tensor([[region]]))}}
-
-
-def alone(x: Tensor, place: Place, timestep: Tensor) -> Tensor:
-    """The latent with plain background, noised alike, outside of a region; the mask is binary, so that the noise keeps its variance."""
-    inside = cells(place.mask, *x.shape[-2:]).to(x)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    return x * inside + noise * timestep.view(-1, 1, 1, 1) * (1 - inside)
+    marker = comfy.conds.CONDRegular(torch.tensor([[region, int(hidden)]]))
+    return {**cond, "model_conds": {**cond["model_conds"], REGION: marker}}

@@ -17,14 +17,14 @@ from torch import Tensor
 from ..cidm_ops.adapters import attached
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import Route, route, weights_in
-from ..cidm_ops.method.regions import Field, Place, region_attention
+from ..cidm_ops.method.regions import Field, Place, cells, region_attention
 from ..cidm_ops.run.prompt import Mixture
 from . import patches
 from .aggregation import Way
 from .host import ComfyBackbone, block_names, layer_names
 
 NEGATIVE = 1  # in the host's cond_or_uncond; 0 is the positive text, what comes after are passes of single regions
-REGION = "cidm_region"  # of a pass, on its way to the U-Net: that region alone, ALL of them, or NONE
+REGION = "cidm_region"  # of a pass, on its way to the U-Net: [that region alone, ALL of them, or NONE; whether what is around it is hidden]
 ALL, NONE = 0, -1
 
 
@@ -112,17 +112,32 @@ class Regions:
         options = next(a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "cond_or_uncond" in a)
         halves, self.size = options["cond_or_uncond"], x.shape[-2:]
         each = len(x) // len(halves)
-        active = kwargs.pop(REGION)[::each, 0].tolist() if REGION in kwargs else [ALL] * len(halves)
+        active = kwargs.pop(REGION)[::each].tolist() if REGION in kwargs else [(ALL, False)] * len(halves)
         self.rows = [
             Rows(slice(i * each, (i + 1) * each), half == NEGATIVE, region)
-            for i, (half, region) in enumerate(zip(halves, active, strict=True))
+            for i, (half, (region, _)) in enumerate(zip(halves, active, strict=True))
         ]
+        for rows, (region, hidden) in zip(self.rows, active, strict=True):
+            if hidden:
+                x = x.clone()
+                x[rows.at] = self.alone(x[rows.at], self.regions[region - 1].place, options["sigmas"])
         self.unet: Any = executor.class_obj
         if (x.device, x.dtype) not in self.placed:
             self.placed[x.device, x.dtype] = {name: r.to(x) for name, r in self.routes.items()}
         deltas = {name: self.beside(r) for name, r in self.placed[x.device, x.dtype].items()}
         with attached({name: self.unet.get_submodule(self.modules[name]) for name in deltas}, deltas):
             return executor(x, t, context, *args, **kwargs)
+
+    def alone(self, x: Tensor, place: Place, sigmas: Tensor) -> Tensor:
+        """What the U-Net reads, with plain background noised alike outside of a region; the mask is binary, so that noise keeps its
+        variance.
+        """
+        inside = cells(place.mask, *x.shape[-2:]).to(x)
+        channels = self.model.model.latent_format.latent_channels  # an inpainting model reads more
+        sigma = sigmas[: len(x)].view(-1, 1, 1, 1).to(x)
+        noise = torch.randn(x[:, :channels].shape, generator=torch.Generator().manual_seed(0)).to(x) * sigma
+        plain = self.model.get_model_object("model_sampling").calculate_input(sigma, noise)
+        return torch.cat([x[:, :channels] * inside + plain * (1 - inside), x[:, channels:]], 1)
 
     def beside(self, r: Route) -> Spread:
         """What concepts add to a layer: to image tokens by their shares in the texts, to a text by its owner's mixture."""

@@ -52,18 +52,32 @@ def cells(mask: Tensor, height: int, width: int) -> Tensor:
     return taken
 
 
+def softened(mask: Tensor, radius: float) -> Tensor:
+    """A mask ``[H, W]`` blurred by a Gaussian of that standard deviation in cells; at the picture's edges it stays as it is."""
+    if radius <= 0:
+        return mask
+    reach = max(1, round(3 * radius))
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / radius) ** 2)
+    bell = bell / bell.sum()
+    padded = F.pad(mask[None, None], (reach, reach, reach, reach), mode="replicate")
+    return F.conv2d(F.conv2d(padded, bell[None, None, None]), bell[None, None, :, None])[0, 0]
+
+
 def shares(places: Sequence[Place], height: int, width: int) -> Tensor:
     """Whose each cell is: ``[U + 1, height * width]``, the global prompt first; columns sum to 1.
 
-    Regions of the highest priority there divide a cell evenly; a strength below 1 leaves the rest of it to the global prompt.
+    The highest priority takes its part of a cell first, equals divide it evenly, the next ones have what is left. A strength
+    below 1 leaves the rest of a region's part to the global prompt.
     """
-    if not places:
-        return torch.ones(1, height * width)
-    taken = torch.stack([cells(p.mask, height, width).flatten() for p in places])
-    rank = torch.tensor([float(p.priority) for p in places])[:, None].expand_as(taken)
-    best = torch.where(taken > 0, rank, -torch.inf).amax(0)
-    held = taken * (rank == best)
-    held = held / held.sum(0).clamp(min=1) * torch.tensor([p.strength for p in places])[:, None]
+    held = torch.zeros(len(places), height * width)
+    left = torch.ones(height * width)
+    for priority in sorted({p.priority for p in places}, reverse=True):
+        equals = [u for u, p in enumerate(places) if p.priority == priority]
+        taken = torch.stack([softened(cells(places[u].mask, height, width), places[u].feather * min(height, width)) for u in equals])
+        taken = taken.flatten(1) / taken.flatten(1).sum(0).clamp(min=1)
+        held[equals] = left * taken
+        left = left * (1 - taken.sum(0)).clamp(min=0)
+    held = held * torch.tensor([p.strength for p in places]).reshape(-1, 1)
     return torch.cat([1 - held.sum(0, keepdim=True), held])
 
 

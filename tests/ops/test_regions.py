@@ -30,6 +30,16 @@ def test_shares_sum_to_one_and_priorities_win():
     assert lost([Place(left), Place(all_over, priority=1)], 4, 4) == [0] and not lost([Place(left), Place(right)], 4, 4)
 
 
+def test_soft_edges_meet_without_a_gap():
+    soft = [Place(box_mask(0, 0, 0.5, 1), feather=0.2), Place(box_mask(0.5, 0, 1, 1), feather=0.2)]
+    held = shares(soft, 8, 8).view(3, 8, 8)[:, 4]
+    torch.testing.assert_close(held[0], torch.zeros(8), atol=1e-6, rtol=0)
+    assert held[1, 3] > 0.5 > held[1, 4] > 0.05 and held[1, 0] > 0.95
+    front = shares([soft[0], Place(box_mask(0, 0, 1, 1), priority=-1)], 8, 8).view(3, 8, 8)[:, 4]
+    torch.testing.assert_close(front[1], held[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(front[1] + front[2], torch.ones(8))
+
+
 @pytest.mark.parametrize("box", [(-0.1, 0, 1, 1), (0.5, 0, 0.5, 1), (0, 0.8, 1, 0.2), (0, 0, 1.2, 1)])
 def test_a_box_outside_or_without_area_is_refused(box):
     with pytest.raises(ValueError, match="expected 0 <= left < right <= 1"):
@@ -75,7 +85,7 @@ def test_equation_5_completed():
     whole, own = torch.randn(1, 4, 4, 8), [torch.randn(1, 4, 4, 8), torch.randn(1, 4, 4, 8)]
     assert torch.equal(blend(whole, own, blend_weights([left, right], 4, 8, alpha=1.0)), whole)
     assert torch.equal(blend(whole, [], blend_weights([], 4, 8)), whole)
-    soft = blend_weights([left], 4, 8, feather=1.0)
+    soft = blend_weights([left], 4, 8, feather=0.25)
     torch.testing.assert_close(soft.sum(0), torch.ones(4, 8))
     assert 0 < soft[1, 0, 4] < 0.45 < soft[1, 0, 3] < 0.9
     for wrong in ({"alpha": 1.5}, {"overlap": "max"}):
