@@ -1,19 +1,11 @@
-"""Saying where: regions from masks, boxes and grids, and a model that paints them in one pass."""
+"""Saying where: regions from masks, boxes and grids."""
 
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.method.regions import Place, box_mask, lost
-from ..cidm_ops.run.prompt import mix
-from . import host, patches, say
-from .aggregation import Way
-from .bank import BANK
-from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH
-from .regional import Region, in_regions
+from ..cidm_ops.method.regions import Place, box_mask
+from .paint import HANDLES
 
 RegionList = io.Custom("CIDM_REGIONS")
-WHOLE = "a dog on the left and a cat on the right in the snow"
 LEFT = "a <dog> on the left and a cat on the right in the snow"
 GRID = "a <dog> on the left and a cat on the right in the snow\na dog on the left and a <cat> on the right in the snow"
 
@@ -90,69 +82,4 @@ class CIDMRegionGrid(io.ComfyNode):
         return io.NodeOutput((*regions, *made))
 
 
-class CIDMPaintRegions(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CIDMPaintRegions",
-            display_name="Paint in Regions",
-            category="CIDM/regions",
-            description="Several prompts in one picture, each in its place with its own concepts, in one pass of the model: as fast as "
-            "one prompt, with any sampler.",
-            inputs=[
-                MODEL,
-                CLIP,
-                BANK,
-                RegionList.Input("regions", tooltip="From Region or Region Grid."),
-                io.String.Input(
-                    "text",
-                    default=WHOLE,
-                    multiline=True,
-                    tooltip=f"The global prompt: what no region covers, and the scene as a whole. {HANDLES}.",
-                ),
-                MODE,
-                STRENGTH,
-                SETTINGS,
-            ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="The model, for a sampler."),
-                io.Conditioning.Output(display_name="conditioning", tooltip="The global prompt, for the same sampler."),
-                io.String.Output(display_name="weights", tooltip="Which concepts act where, in words."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(cls, model, clip, bank: Bank, regions, text, mode, strength, settings: Way | None = None) -> io.NodeOutput:
-        backbone, way = host.ComfyBackbone(model, clip), settings or Way()
-        rule = way.rule if settings and mode == "soft" else None
-        whole = mix(backbone, bank, text, mode, strength, rule)
-        made, lines, warnings = [], [told("elsewhere", whole)], list(whole.warnings)
-        for u, (prompt, place) in enumerate(regions, 1):
-            mixture = mix(backbone, bank, prompt, mode, strength, rule)
-            made.append(Region(place, text_of(clip, mixture), mixture))
-            lines.append(told(f"region {u}", mixture))
-            warnings += mixture.warnings
-            if not place.mask.any():
-                warnings.append(f"region {u} is empty: nothing of it will be painted")
-        places = [place for _, place in regions]
-        warnings += [f"region {u + 1} is hidden by regions of higher priority" for u in lost(places, 64, 64)]
-        shown = "\n".join(lines)
-        patched = in_regions(backbone, whole, made, way.negative)
-        return say.output(cls, patched, patches.conditioning(clip, [whole]), shown, text=shown, warnings=dict.fromkeys(warnings))
-
-
-def text_of(clip, mixture) -> Tensor:
-    """The layer-wise text of a prompt ``[L, N, C]``, or ``[1, N, C]`` if it is the same for all layers."""
-    (states, more), *_ = patches.conditioning(clip, [mixture])
-    return more.get(patches.CONTEXT, states)
-
-
-def told(where: str, mixture) -> str:
-    """A region's concepts and their mean weights in words."""
-    weights = mixture.weights.mean(0).tolist() if mixture.concepts else []
-    parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixture.concepts, weights, strict=True) if w]
-    return f"{where}: {', '.join(parts) or 'no concept'}"
-
-
-REGION_NODES = [CIDMRegion, CIDMRegionGrid, CIDMPaintRegions]
+REGION_NODES = [CIDMRegion, CIDMRegionGrid]

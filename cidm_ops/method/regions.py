@@ -87,6 +87,11 @@ def lost(places: Sequence[Place], height: int, width: int) -> list[int]:
     return [u for u, place in enumerate(places) if place.mask.any() and place.strength and not held[u].any()]
 
 
+def small(places: Sequence[Place], side: int = 8) -> list[int]:
+    """Which regions cover no cell of a coarse grid by half: its nearest one stands for them."""
+    return [u for u, p in enumerate(places) if p.mask.any() and F.adaptive_avg_pool2d(p.mask[None, None].float(), side).amax() < COVERED]
+
+
 def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the layer that has so many tokens, in a U-Net that halves a latent ``[height, width]`` and rounds up."""
     rows, columns = height, width

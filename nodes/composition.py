@@ -1,0 +1,185 @@
+"""Several prompts in one picture, each in its place: a patched model for any sampler, or a guider for the custom one."""
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.method.blending import OVERLAPS
+from ..cidm_ops.method.regions import lost, small
+from ..cidm_ops.run.prompt import Mixture, mix
+from . import host, patches, say
+from .aggregation import Way
+from .bank import BANK
+from .estimation import PRESETS, Estimation, estimating
+from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH
+from .regional import Region, in_regions
+from .regions import RegionList
+
+RegionNoise = io.Custom("CIDM_REGION_NOISE")
+WHOLE = "a dog on the left and a cat on the right in the snow"
+DEFAULT = Estimation()
+INPUTS = [
+    MODEL,
+    CLIP,
+    BANK,
+    RegionList.Input("regions", tooltip="From Draw Regions, Region or Region Grid."),
+    io.String.Input(
+        "text",
+        default=WHOLE,
+        multiline=True,
+        tooltip=f"The global prompt: what no region covers, and the scene as a whole. {HANDLES}.",
+    ),
+    io.Combo.Input(
+        "preset",
+        options=list(PRESETS),
+        default="fast",
+        tooltip="fast: every region its own text and concepts in one pass, as fast as one prompt. paper: a pass for each region too, in every "
+        "step. auto: as fast, with passes in the first steps, where the picture is laid out.",
+    ),
+    MODE,
+    STRENGTH,
+    SETTINGS,
+    RegionNoise.Input("noise", optional=True, tooltip="From Region Noise Estimation, instead of a preset."),
+]
+WEIGHTS = io.String.Output(display_name="weights", tooltip="Which concepts act where, in words.")
+
+
+class CIDMPaintRegions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMPaintRegions",
+            display_name="Paint in Regions",
+            category="CIDM/regions",
+            description="Several prompts in one picture, each in its place with its own concepts, with any sampler.",
+            inputs=INPUTS,
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model, for a sampler."),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The global prompt, for the same sampler."),
+                WEIGHTS,
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        model, conditioning, told, warnings = composed(**inputs)
+        return say.output(cls, model, conditioning, told, text=told, warnings=warnings)
+
+
+class CIDMRegionGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMRegionGuider",
+            display_name="Region Guider",
+            category="CIDM/regions",
+            description="Paint in Regions as a guider, for SamplerCustomAdvanced: the same picture as a KSampler paints with it.",
+            inputs=[
+                *INPUTS[:5],
+                io.Conditioning.Input("negative", tooltip="What the whole picture should not have."),
+                io.Float.Input("cfg", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance."),
+                *INPUTS[5:],
+            ],
+            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced."), WEIGHTS],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, negative, cfg: float, **inputs: Any) -> io.NodeOutput:
+        model, conditioning, told, warnings = composed(**inputs)
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(conditioning, negative)
+        guider.set_cfg(cfg)
+        return say.output(cls, guider, told, text=told, warnings=warnings)
+
+
+class CIDMRegionNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def part(name: str, default: float, tooltip: str) -> io.Float.Input:
+            return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+        return io.Schema(
+            node_id="CIDMRegionNoise",
+            display_name="Region Noise Estimation",
+            category="CIDM/regions",
+            description="Passes of the model for each single region, blended into the global prediction (the paper's equation 5). Each costs "
+            "half a step; regions that mix without it seldom need more than the first steps.",
+            inputs=[
+                part("alpha", DEFAULT.alpha, "How much of the global prediction stays inside regions; 1 makes no passes."),
+                part("start_percent", DEFAULT.start, "Passes begin here, as a part of the sampling."),
+                part("end_percent", DEFAULT.end, "Passes end here, as a part of the sampling."),
+                io.Combo.Input(
+                    "overlap",
+                    options=list(OVERLAPS),
+                    default=DEFAULT.overlap,
+                    tooltip="Where regions overlap: their mean, or the highest priority.",
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=DEFAULT.feather,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="Edges in the blend, as a part of the shorter side.",
+                ),
+                part("bootstrap_percent", DEFAULT.bootstrap, "Until here, a region's pass sees plain background around its region."),
+                io.Boolean.Input(
+                    "features",
+                    default=DEFAULT.features,
+                    tooltip="The global pass has the regions' texts and concepts too, as in preset fast.",
+                ),
+            ],
+            outputs=[RegionNoise.Output(display_name="noise", tooltip="For Paint in Regions or Region Guider.")],
+        )
+
+    @classmethod
+    def execute(cls, alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features) -> io.NodeOutput:
+        if start_percent > end_percent:
+            raise ValueError(f"start_percent {start_percent:g} is after end_percent {end_percent:g}: there would be no passes; swap them")
+        return io.NodeOutput(Estimation(alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features))
+
+
+def composed(
+    model, clip, bank: Bank, regions, text: str, preset: str, mode: str, strength: float, settings: Way | None = None, noise=None
+) -> tuple[Any, list, str, list[str]]:
+    """The model that paints regions, the global CONDITIONING, which concepts act where in words, and warnings."""
+    backbone, way = host.ComfyBackbone(model, clip), settings or Way()
+    rule = way.rule if settings and mode == "soft" else None
+    whole = mix(backbone, bank, text, mode, strength, rule)
+    made, lines, warnings = [], [told("elsewhere", whole)], list(whole.warnings)
+    for u, (prompt, place) in enumerate(regions, 1):
+        mixture = mix(backbone, bank, prompt, mode, strength, rule)
+        made.append(Region(place, text_of(clip, mixture), mixture))
+        lines.append(told(f"region {u}", mixture))
+        warnings += mixture.warnings
+        if not place.mask.any():
+            warnings.append(f"region {u} is empty: nothing of it will be painted")
+    places = [place for _, place in regions]
+    warnings += [f"region {u + 1} is hidden by regions of higher priority" for u in lost(places, 64, 64)]
+    warnings += [f"region {u + 1} is smaller than a cell of the coarsest layers: there it has its nearest cell" for u in small(places)]
+    patched = in_regions(backbone, whole, made, way.negative)
+    how = noise or PRESETS[preset]
+    if how and places:
+        patched = estimating(patched, places, how)
+    return patched, patches.conditioning(clip, [whole]), "\n".join(lines), list(dict.fromkeys(warnings))
+
+
+def text_of(clip, mixture: Mixture) -> Tensor:
+    """The layer-wise text of a prompt ``[L, N, C]``, or ``[1, N, C]`` if it is the same for all layers."""
+    (states, more), *_ = patches.conditioning(clip, [mixture])
+    return more.get(patches.CONTEXT, states)
+
+
+def told(where: str, mixture: Mixture) -> str:
+    """A region's concepts and their mean weights in words."""
+    weights = mixture.weights.mean(0).tolist() if mixture.concepts else []
+    parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixture.concepts, weights, strict=True) if w]
+    return f"{where}: {', '.join(parts) or 'no concept'}"
+
+
+COMPOSITION_NODES = [CIDMPaintRegions, CIDMRegionGuider, CIDMRegionNoise]
