@@ -36,8 +36,8 @@ INPUTS = [
         "preset",
         options=list(PRESETS),
         default="fast",
-        tooltip="fast: every region its own text and concepts in one pass, as fast as one prompt. paper: a pass for each region too, in every "
-        "step. auto: as fast, with passes in the first steps, where the picture is laid out.",
+        tooltip="fast: every region its own text and concepts in one pass, as fast as one prompt. paper: a pass for each region too, in "
+        "every step. auto: as fast, with passes in the first steps, where the picture is laid out.",
     ),
     MODE,
     STRENGTH,
@@ -107,8 +107,8 @@ class CIDMRegionNoise(io.ComfyNode):
             node_id="CIDMRegionNoise",
             display_name="Region Noise Estimation",
             category="CIDM/regions",
-            description="Passes of the model for each single region, blended into the global prediction (the paper's equation 5). Each costs "
-            "half a step; regions that mix without it seldom need more than the first steps.",
+            description="Passes of the model for each single region, blended into the global prediction (the paper's equation 5). "
+            "Each costs half a step.",
             inputs=[
                 part("alpha", DEFAULT.alpha, "How much of the global prediction stays inside regions; 1 makes no passes."),
                 part("start_percent", DEFAULT.start, "Passes begin here, as a part of the sampling."),
