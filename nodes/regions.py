@@ -1,13 +1,27 @@
-"""Saying where: regions from masks, boxes and grids."""
+"""Saying where: regions drawn, from masks, boxes and grids."""
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..cidm_ops.measure.pictures import from_image, to_image
+from ..cidm_ops.measure.places import region_map
+from ..cidm_ops.method.boxes import read_boxes
 from ..cidm_ops.method.regions import Place, box_mask
+from . import say
 from .paint import HANDLES
 
 RegionList = io.Custom("CIDM_REGIONS")
 LEFT = "a <dog> on the left and a cat on the right in the snow"
-GRID = "a <dog> on the left and a cat on the right in the snow\na dog on the left and a <cat> on the right in the snow"
+RIGHT = "a dog on the left and a <cat> on the right in the snow"
+GRID = f"{LEFT}\n{RIGHT}"
+BOXES = f"""[
+  {{"text": "{LEFT}", "box": [0, 0, 0.5, 1]}},
+  {{"text": "{RIGHT}", "box": [0.5, 0, 1, 1]}}
+]"""
+REGION_STRENGTH = io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1, the global prompt has the rest.")
+FEATHER = io.Float.Input(
+    "feather", default=0.0, min=0.0, max=0.5, step=0.01, tooltip="Width of the soft edge, as a part of the picture's shorter side."
+)
 
 
 class CIDMRegion(io.ComfyNode):
@@ -34,8 +48,9 @@ class CIDMRegion(io.ComfyNode):
                 side("top", 0.0, "Top edge"),
                 side("right", 0.5, "Right edge"),
                 side("bottom", 1.0, "Bottom edge"),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1, the global prompt has the rest."),
+                REGION_STRENGTH,
                 io.Int.Input("priority", default=0, min=-100, max=100, tooltip="Where regions overlap, the highest wins; equals share."),
+                FEATHER,
                 io.Mask.Input("mask", optional=True, tooltip="One mask of any size, instead of the box."),
                 RegionList.Input("regions", optional=True, tooltip="Regions before this one."),
             ],
@@ -43,10 +58,10 @@ class CIDMRegion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text, left, top, right, bottom, strength, priority, mask=None, regions=()) -> io.NodeOutput:
+    def execute(cls, text, left, top, right, bottom, strength, priority, feather, mask=None, regions=()) -> io.NodeOutput:
         if mask is not None and (mask := mask.reshape(-1, *mask.shape[-2:])).shape[0] != 1:
             raise ValueError(f"a batch of {len(mask)} masks: expected one for a region; take one Region for each")
-        place = Place(box_mask(left, top, right, bottom) if mask is None else mask[0].float().cpu(), strength, priority)
+        place = Place(box_mask(left, top, right, bottom) if mask is None else mask[0].float().cpu(), strength, priority, feather)
         return io.NodeOutput((*regions, (text, place)))
 
 
@@ -62,14 +77,15 @@ class CIDMRegionGrid(io.ComfyNode):
                 io.String.Input("texts", default=GRID, multiline=True, tooltip=f"One prompt a line, cells row by row. {HANDLES}."),
                 io.Int.Input("columns", default=2, min=1, max=16, tooltip="Cells side by side."),
                 io.Int.Input("rows", default=1, min=1, max=16, tooltip="Cells one below another."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1, the global prompt has the rest."),
+                REGION_STRENGTH,
+                FEATHER,
                 RegionList.Input("regions", optional=True, tooltip="Regions before these."),
             ],
             outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
         )
 
     @classmethod
-    def execute(cls, texts: str, columns: int, rows: int, strength: float, regions=()) -> io.NodeOutput:
+    def execute(cls, texts: str, columns: int, rows: int, strength: float, feather: float, regions=()) -> io.NodeOutput:
         lines = texts.splitlines()
         if len(lines) > columns * rows:
             raise ValueError(f"{len(lines)} prompts for {columns} x {rows} cells: give at most one a cell; an empty line leaves a cell out")
@@ -78,8 +94,61 @@ class CIDMRegionGrid(io.ComfyNode):
             row, column = divmod(i, columns)
             if line.strip():
                 mask = box_mask(column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
-                made.append((line.strip(), Place(mask, strength)))
+                made.append((line.strip(), Place(mask, strength, feather=feather)))
         return io.NodeOutput((*regions, *made))
 
 
-REGION_NODES = [CIDMRegion, CIDMRegionGrid]
+class CIDMRegionBoxes(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMRegionBoxes",
+            display_name="Draw Regions",
+            category="CIDM/regions",
+            description="Boxes drawn with the mouse or the keyboard, each with its prompt, strength, priority and soft edge.",
+            inputs=[
+                io.String.Input(
+                    "boxes",
+                    default=BOXES,
+                    multiline=True,
+                    dynamic_prompts=False,  # its braces are JSON's
+                    tooltip="The boxes as JSON: a list of text and box (left, top, right, bottom, as parts of the picture); strength, "
+                    f"priority and feather may be left out. {HANDLES}.",
+                ),
+                RegionList.Input("regions", optional=True, tooltip="Regions before these."),
+            ],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+        )
+
+    @classmethod
+    def execute(cls, boxes: str, regions=()) -> io.NodeOutput:
+        return io.NodeOutput((*regions, *read_boxes(boxes)))
+
+
+class CIDMRegionPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMRegionPreview",
+            display_name="Preview Regions",
+            category="CIDM/regions",
+            description="Which region has which part of the picture, with numbers and prompts, alone or over a picture.",
+            inputs=[
+                RegionList.Input("regions", tooltip="From Draw Regions, Region or Region Grid."),
+                io.Image.Input("image", optional=True, tooltip="A picture to see them over, dimmed; the first of a batch."),
+            ],
+            outputs=[io.Image.Output(display_name="picture", tooltip="The regions, and their prompts below.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, regions, image: Tensor | None = None) -> io.NodeOutput:
+        picture = to_image(region_map(regions, None if image is None else from_image(image)))
+        empty = [u for u, (_, place) in enumerate(regions, 1) if not place.mask.any()]
+        lines = [f"region {u}: {text}" for u, (text, _) in enumerate(regions, 1)]
+        warnings = [f"region {u} is empty: nothing of it will be painted" for u in empty]
+        return say.output(cls, picture, text="\n".join(lines) or "no region", warnings=warnings, picture=picture)
+
+
+REGION_NODES = [CIDMRegion, CIDMRegionGrid, CIDMRegionBoxes, CIDMRegionPreview]

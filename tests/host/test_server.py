@@ -20,7 +20,8 @@ WORKFLOWS = sorted(file for file in (PACK / "workflows" / "api").glob("*.json") 
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
     "DatasetFromImages", "DoodleBank", "DoodleConcept", "DoodleModel", "EncodePrompt", "ExpandBank", "ExportConcept", "ImportConcept",
-    "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "PreviewDataset", "RoutingPreview", "TrainConcept", "TrainingSettings",
+    "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "PaintRegions", "PreviewDataset", "Region", "RegionBoxes", "RegionGrid",
+    "RegionPreview", "RoutingPreview", "TrainConcept", "TrainingSettings",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
