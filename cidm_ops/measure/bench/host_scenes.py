@@ -37,7 +37,7 @@ from safetensors.torch import load_file
 
 FOLDER, WAYS = Path(ARGUMENTS[0]), ARGUMENTS[3].split(",")
 SCENES, SEEDS = map(int, ARGUMENTS[1:3])
-SAMPLER, SCHEDULER, STEPS, GUIDANCE = "dpmpp_2m", "karras", 12, 3.0
+SAMPLER, SCHEDULER, STEPS, GUIDANCE = "dpmpp_2m", "karras", 8, 3.0
 BANK = Path(PACK) / "cidm_ops" / "doodle" / "ten"
 NOTHING = "nothing"
 
