@@ -10,10 +10,11 @@ from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.blending import OVERLAPS
 from ..cidm_ops.method.regions import lost, small
 from ..cidm_ops.run.prompt import Mixture, mix
+from ..cidm_ops.tokens import positions_of
 from . import host, patches, say
 from .aggregation import Way
 from .bank import BANK
-from .estimation import PRESETS, Estimation, estimating
+from .estimation import PRESETS, Estimation
 from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH
 from .regional import Region, in_regions
 from .regions import RegionList
@@ -154,18 +155,18 @@ def composed(
     made, lines, warnings = [], [told("elsewhere", whole)], list(whole.warnings)
     for u, (prompt, place) in enumerate(regions, 1):
         mixture = mix(backbone, bank, prompt, mode, strength, rule)
-        made.append(Region(place, text_of(clip, mixture), mixture))
+        words = positions_of(backbone, mixture.text, [word for c in mixture.concepts if mixture.strengths.get(c.name) for word in c.words])
+        if place.sought and not words:
+            raise ValueError(f"region {u}, {prompt!r}, is to be found by its concept, and has none: write <name> into it, or draw it")
+        made.append(Region(place, text_of(clip, mixture), mixture, words))
         lines.append(told(f"region {u}", mixture))
         warnings += mixture.warnings
-        if not place.mask.any():
+        if not place.mask.any() and not place.sought:
             warnings.append(f"region {u} is empty: nothing of it will be painted")
     places = [place for _, place in regions]
     warnings += [f"region {u + 1} is hidden by regions of higher priority" for u in lost(places, 64, 64)]
     warnings += [f"region {u + 1} is smaller than a cell of the coarsest layers: there it has its nearest cell" for u in small(places)]
-    patched = in_regions(backbone, whole, made, way.negative)
-    how = noise or PRESETS[preset]
-    if how and places:
-        patched = estimating(patched, places, how)
+    patched = in_regions(backbone, whole, made, way.negative, noise or PRESETS[preset])
     return patched, patches.conditioning(clip, [whole]), "\n".join(lines), list(dict.fromkeys(warnings))
 
 

@@ -4,7 +4,7 @@ The unconditional part of Eq. 4 is the same in every pass, so blending what the 
 guider or another pack does with positive and negative predictions stays as it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..cidm_ops.method.blending import blend, blend_weights
-from ..cidm_ops.method.regions import Place
-from .regional import ALL, NONE, REGION
+from ..cidm_ops.method.blending import blend
+
+REGION = "cidm_region"  # of a pass, on its way to the U-Net: [that region alone, ALL of them, or NONE; whether what is around it is hidden]
+ALL, NONE = 0, -1
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,11 @@ class Estimation:
 PRESETS = {"fast": None, "paper": Estimation(), "auto": Estimation(end=0.3, features=True)}
 
 
-def estimating(model: ModelPatcher, places: Sequence[Place], how: Estimation) -> ModelPatcher:
-    """A clone of a model from ``in_regions`` with region noise estimation."""
+def estimating(model: ModelPatcher, regions: int, weights: Callable[[int, int], Tensor], how: Estimation) -> ModelPatcher:
+    """A clone of a model that paints so many regions, with region noise estimation by the ``weights [B or 1, U + 1, H, W]`` for a size."""
     patched = model.clone()
     sampling = patched.get_model_object("model_sampling")
     first, last, plain = (float(sampling.percent_to_sigma(part)) for part in (how.start, how.end, how.bootstrap))
-    weights: dict[tuple[int, int], Tensor] = {}
 
     def calc(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
         sigma = float(timestep.max())
@@ -53,12 +53,10 @@ def estimating(model: ModelPatcher, places: Sequence[Place], how: Estimation) ->
         if not now:
             return executor(base, marked, x, timestep, options)
         hidden = how.bootstrap > 0 and sigma > plain
-        passes = [[of_region(c, u, hidden) for c in conds[0]] for u in range(1, len(places) + 1)]
+        passes = [[of_region(c, u, hidden) for c in conds[0]] for u in range(1, regions + 1)]
         whole, *rest = executor(base, [*marked, *passes], x, timestep, options)
         others, own = rest[: len(conds) - 1], rest[len(conds) - 1 :]
-        if (size := (x.shape[-2], x.shape[-1])) not in weights:
-            weights[size] = blend_weights(places, *size, alpha=how.alpha, overlap=how.overlap, feather=how.feather)
-        return [blend(whole, own, weights[size]), *others]
+        return [blend(whole, own, weights(*x.shape[-2:])), *others]
 
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "cidm_estimation", calc)
     return patched

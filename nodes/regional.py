@@ -13,28 +13,33 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..cidm_ops.adapters import attached
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import Route, route, weights_in
-from ..cidm_ops.method.regions import Cut, Field, Place, alike, cells, cut, region_attention
+from ..cidm_ops.method.blending import blend_weights
+from ..cidm_ops.method.finding import attention_to, found
+from ..cidm_ops.method.regions import NOWHERE, Cut, Field, Place, alike, cells, cut, grid_of, region_attention
 from ..cidm_ops.run.prompt import Mixture
 from . import patches
 from .aggregation import Way
+from .estimation import ALL, NONE, REGION, Estimation, estimating
 from .host import ComfyBackbone, block_names, layer_names
 
 NEGATIVE = 1  # in the host's cond_or_uncond; 0 is the positive text, what comes after are passes of single regions
-REGION = "cidm_region"  # of a pass, on its way to the U-Net: [that region alone, ALL of them, or NONE; whether what is around it is hidden]
-ALL, NONE = 0, -1
 
 
 @dataclass(frozen=True)
 class Region:
-    """What stands where: the text of a place for every layer ``[L, N, C]``, or for all of them ``[1, N, C]``, and its concepts."""
+    """What stands where: the text of a place for every layer ``[L, N, C]``, or for all of them ``[1, N, C]``, and its concepts; where the
+    words of those are in the text, for a place that is to be found.
+    """
 
     place: Place
     text: Tensor
     mixture: Mixture
+    words: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,14 @@ class Spread(LowRank):
         return (tokens * self.scale_of(tokens)).view_as(h)
 
 
-def in_regions(backbone: ComfyBackbone, whole: Mixture, regions: Sequence[Region], negative: bool = True) -> ModelPatcher:
-    """A clone of the model that paints the text it is given, mixed as ``whole``, with regions in it."""
+def in_regions(
+    backbone: ComfyBackbone, whole: Mixture, regions: Sequence[Region], negative: bool = True, how: Estimation | None = None
+) -> ModelPatcher:
+    """A clone of the model that paints the text it is given, mixed as ``whole``, with regions in it, and with passes for each."""
     if not regions:
         return Way(negative=negative).apply(backbone.model, [whole], backbone)
-    return Regions(backbone.model, whole, regions, negative).patched()
+    state = Regions(backbone.model, whole, regions, negative)
+    return estimating(state.patched(), len(regions), partial(state.blending, how), how) if how else state.patched()
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,25 @@ class Regions:
         self.routes = route(list(concepts.values()), list(self.blocks))
         self.placed: dict[tuple[torch.device, torch.dtype], tuple[dict[str, Any], dict[str, Spread]]] = {}  # layers, what is beside them
         self.mixes: dict[tuple, Tensor] = {}  # weights of ranks, one tensor for all layers that have the same
-        self.fields: dict[tuple[int, int, int], Field] = {}
+        self.fields: dict[tuple[int, int, int], list[Field]] = {}
         self.cuts: dict[tuple, Cut] = {}
         self.kept: dict[tuple, Any] = {}  # for one run: keys and values, and scales
         self.reading: Sequence[int] = ()  # regions whose texts are going through a layer
+        sampling = model.get_model_object("model_sampling")
+        self.sought = {u: float(sampling.percent_to_sigma(r.place.sought)) for u, r in enumerate(regions, 1) if r.place.sought}
+        self.forget()
+
+    def forget(self) -> None:
+        """What belongs to one run: texts, and what was found."""
+        self.kept.clear()
+        self.place([[r.place for r in self.regions]])
+        self.seen: dict[int, Tensor] = {}  # how much the pictures look at the words of regions that are sought [B, H, W]
+
+    def place(self, here: list[list[Place]]) -> None:
+        """Where the regions are: alike in all pictures, or one list of places for each."""
+        self.here = here
+        for known in (self.fields, self.cuts, self.kept):
+            known.clear()
 
     def patched(self) -> ModelPatcher:
         """A clone of the model. A replacement that is there already does the part of the global text."""
@@ -103,11 +126,11 @@ class Regions:
 
     def run(self, executor: Callable, *args: Any, **kwargs: Any) -> Any:
         """A run of the sampler: nothing is kept for the next."""
-        self.kept.clear()
+        self.forget()
         try:
             return executor(*args, **kwargs)
         finally:
-            self.kept.clear()
+            self.forget()
 
     def forward(self, executor: WrapperExecutor, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A pass through the U-Net."""
@@ -119,10 +142,13 @@ class Regions:
             Rows(slice(i * each, (i + 1) * each), half == NEGATIVE, region)
             for i, (half, (region, _)) in enumerate(zip(halves, active, strict=True))
         ]
+        self.looking = bool(self.sought) and float(options["sigmas"].max()) > min(self.sought.values())
+        if self.seen and not self.looking:
+            self.find()
         for rows, (region, hidden) in zip(self.rows, active, strict=True):
             if hidden:
                 x = x.clone()
-                x[rows.at] = self.alone(x[rows.at], self.regions[region - 1].place, options["sigmas"])
+                x[rows.at] = self.alone(x[rows.at], region, options["sigmas"])
         self.layout = (*self.size, each, *((rows.negative, rows.region) for rows in self.rows))
         self.said = tuple(options["uuids"])
         self.unet: Any = executor.class_obj
@@ -132,11 +158,11 @@ class Regions:
         with attached(*self.placed[x.device, x.dtype]):
             return executor(x, t, context, *args, **kwargs)
 
-    def alone(self, x: Tensor, place: Place, sigmas: Tensor) -> Tensor:
+    def alone(self, x: Tensor, region: int, sigmas: Tensor) -> Tensor:
         """What the U-Net reads, with plain background noised alike outside of a region; the mask is binary, so that noise keeps its
         variance.
         """
-        inside = cells(place.mask, *x.shape[-2:]).to(x)
+        inside = torch.stack([cells(places[region - 1].mask, *x.shape[-2:]) for places in self.here])[:, None].to(x)
         channels = self.model.model.latent_format.latent_channels  # an inpainting model reads more
         sigma = sigmas[: len(x)].view(-1, 1, 1, 1).to(x)
         noise = torch.randn(x[:, :channels].shape, generator=torch.Generator().manual_seed(0)).to(x) * sigma
@@ -171,6 +197,8 @@ class Regions:
 
         def replacement(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
             attend = partial(optimized_attention, heads=extra["n_heads"])
+            if self.looking:
+                self.look(layer, q, extra["n_heads"])
             by, whole = self.cut(q), lambda at: attend(q[:, at], k, v)
             if inner:
                 done = inner(q, k, v, extra)
@@ -179,32 +207,70 @@ class Regions:
 
         return replacement
 
+    def look(self, layer: int, q: Tensor, heads: int) -> None:
+        """Add how much the tokens of a layer of middle size look at the words of the regions that are sought."""
+        height, width = grid_of(q.shape[1], *self.size)
+        rows = next((r for r in self.rows if not r.negative and r.region <= 0), None)
+        if rows is None or not 2 <= round(self.size[0] / height) <= 4:
+            return
+        attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
+        for u in self.sought:
+            if (key := (layer, u)) not in self.kept:
+                self.kept[key] = self.read((u,), attention.to_k, self.text(layer, u))
+            seen = attention_to(q[rows.at], self.kept[key], torch.tensor(self.regions[u - 1].words, device=q.device), heads)
+            seen = F.interpolate(seen.view(-1, 1, height, width), [-(-side // 2) for side in self.size], mode="bilinear")[:, 0].cpu()
+            self.seen[u] = self.seen[u] + seen if u in self.seen else seen
+
+    def find(self) -> None:
+        """Put the regions that were sought where the pictures looked at their words."""
+        masks = [found(maps) for maps in torch.stack(list(self.seen.values()), 1)]
+        at = {u: i for i, u in enumerate(self.seen)}
+        placed = [[replace(r.place, mask=mask[at[u]]) if u in at else r.place for u, r in enumerate(self.regions, 1)] for mask in masks]
+        self.place(placed)
+        self.seen = {}
+
+    def blending(self, how: Estimation, height: int, width: int) -> Tensor:
+        """How predictions of passes are blended, ``[1 or B, U + 1, H, W]``."""
+        if (key := (height, width)) not in self.kept:
+            each = [blend_weights(p, height, width, alpha=how.alpha, overlap=how.overlap, feather=how.feather) for p in self.here]
+            self.kept[key] = torch.stack(each)
+        return self.kept[key]
+
+    def read(self, regions: Sequence[int], layer: Callable[[Tensor], Tensor], text: Tensor) -> Tensor:
+        """Texts of regions through a layer, with the concepts of each."""
+        self.reading = regions
+        try:
+            return layer(text)
+        finally:
+            self.reading = ()
+
     def owners(self, region: int, tokens: Tensor) -> Tensor:
-        """The shares ``[U + 1, T]`` of ``tokens [B, T, C]`` in a pass."""
+        """The shares ``[1 or B, U + 1, T]`` of the tokens of pictures in a pass; ``tokens [..., T, C]`` of any batch."""
         key = (*self.size, region)
         if key not in self.fields:
-            empty = torch.zeros(1, 1)
-            places = [r.place if region in (ALL, u) else replace(r.place, mask=empty) for u, r in enumerate(self.regions, 1)]
-            self.fields[key] = Field(places, *self.size)
-        return self.fields[key](tokens)
+            shown = [[p if region in (ALL, u) else replace(p, mask=NOWHERE) for u, p in enumerate(places, 1)] for places in self.here]
+            self.fields[key] = [Field(places, *self.size) for places in shown]
+        return torch.stack([field(tokens) for field in self.fields[key]])
 
     def acts(self, h: Tensor, tokens: int) -> Tensor:
         """How far each mixture acts on the tokens of every row, ``[B, T, U + 1]``, or ``[1, T, U + 1]`` if it is alike in all rows.
 
         A text, or a whole row, is one token and the global prompt's.
         """
-        whole = torch.eye(len(self.regions) + 1, 1).to(h)
+        whole = torch.eye(len(self.regions) + 1, 1).to(h)[None]
         owners = [whole if tokens == 1 else self.owners(rows.region, h) for rows in self.rows]
-        acting = torch.stack([o.T * float(self.negative or not rows.negative) for o, rows in zip(owners, self.rows, strict=True)])
-        alike = bool((acting == acting[:1]).all())
-        return acting[:1] if alike else acting.repeat_interleave(len(h) // len(acting), 0)
+        acting = [o.mT * float(self.negative or not rows.negative) for o, rows in zip(owners, self.rows, strict=True)]
+        if all(len(a) == 1 and bool((a == acting[0]).all()) for a in acting):
+            return acting[0]
+        return torch.cat([a.expand(len(h) // len(acting), -1, -1) for a in acting])
 
     def cut(self, q: Tensor) -> Cut:
         """Which texts the queries ``[B, T, C]`` of a layer attend to."""
         key = (self.layout, q.shape[1], q.device, q.dtype)
         if key not in self.cuts:
-            owners = torch.stack([self.owners(NONE if rows.negative and not self.negative else rows.region, q) for rows in self.rows])
-            self.cuts[key] = cut(owners.repeat_interleave(len(q) // len(owners), 0).float().cpu()).to(q)
+            owners = [self.owners(NONE if rows.negative and not self.negative else rows.region, q) for rows in self.rows]
+            each = len(q) // len(owners)
+            self.cuts[key] = cut(torch.cat([o.expand(each, -1, -1) for o in owners]).float().cpu()).to(q)
         return self.cuts[key]
 
     def texts(self, layer: int, by: Cut) -> tuple[Tensor, Tensor]:
@@ -222,11 +288,7 @@ class Regions:
             said = list(dict.fromkeys(sources))
             text = alike([self.text(layer, u) if row is None else self.context[row : row + 1] for row, u in said])
             attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
-            self.reading = [u for _, u in said]
-            try:
-                k, v = attention.to_k(text), attention.to_v(text)
-            finally:
-                self.reading = ()
+            k, v = (self.read([u for _, u in said], layer, text) for layer in (attention.to_k, attention.to_v))
             at = [said.index(source) for source in sources]
             self.kept[key] = k, v, slice(None) if at == list(range(len(said))) else torch.tensor(at, device=k.device)
         k, v, at = self.kept[key]

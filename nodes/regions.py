@@ -6,7 +6,8 @@ from torch import Tensor
 from ..cidm_ops.measure.pictures import from_image, to_image
 from ..cidm_ops.measure.places import region_map
 from ..cidm_ops.method.boxes import read_boxes
-from ..cidm_ops.method.regions import Place, box_mask
+from ..cidm_ops.method.finding import UNTIL
+from ..cidm_ops.method.regions import NOWHERE, Place, box_mask
 from . import say
 from .paint import HANDLES
 
@@ -125,6 +126,33 @@ class CIDMRegionBoxes(io.ComfyNode):
         return io.NodeOutput((*regions, *read_boxes(boxes)))
 
 
+class CIDMFindRegions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMFindRegions",
+            display_name="Find Regions",
+            category="CIDM/regions",
+            description="Regions that nobody has to draw: in the first steps the global prompt lays the picture out, then each of these "
+            "prompts gets the place that looked most at its concept. They never overlap.",
+            inputs=[
+                io.String.Input("texts", default=GRID, multiline=True, tooltip=f"One prompt a line, with one concept each. {HANDLES}."),
+                io.Float.Input(
+                    "until_percent", default=UNTIL, min=0.01, max=1.0, step=0.01, tooltip="How long to look, as a part of the sampling."
+                ),
+                REGION_STRENGTH,
+                FEATHER,
+                RegionList.Input("regions", optional=True, tooltip="Regions before these."),
+            ],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+        )
+
+    @classmethod
+    def execute(cls, texts: str, until_percent: float, strength: float, feather: float, regions=()) -> io.NodeOutput:
+        place = Place(NOWHERE, strength, feather=feather, sought=until_percent)
+        return io.NodeOutput((*regions, *((line.strip(), place) for line in texts.splitlines() if line.strip())))
+
+
 class CIDMRegionPreview(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -151,4 +179,4 @@ class CIDMRegionPreview(io.ComfyNode):
         return say.output(cls, picture, text="\n".join(lines) or "no region", warnings=warnings, picture=picture)
 
 
-REGION_NODES = [CIDMRegion, CIDMRegionGrid, CIDMRegionBoxes, CIDMRegionPreview]
+REGION_NODES = [CIDMRegion, CIDMRegionGrid, CIDMRegionBoxes, CIDMFindRegions, CIDMRegionPreview]

@@ -34,8 +34,9 @@ def blend_weights(
 
 
 def blend(whole: Tensor, regions: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """One prediction ``[B, C, H, W]`` from the global one and those of the regions."""
-    out = whole * weights[0].to(whole)
-    for prediction, weight in zip(regions, weights[1:], strict=True):
-        out = out + prediction * weight.to(whole)
+    """One prediction ``[B, C, H, W]`` from the global one and those of the regions; ``weights [B or 1, U + 1, H, W]``."""
+    weights = weights.to(whole)
+    out = whole * weights[:, :1]
+    for u, prediction in enumerate(regions, 1):
+        out = out + prediction * weights[:, u : u + 1]
     return out

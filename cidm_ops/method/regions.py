@@ -13,18 +13,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 COVERED = 0.5  # of a cell, to belong to a region
+NOWHERE = torch.zeros(1, 1)
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a region is: ``mask [H, W]`` in [0, 1] over the whole picture, how strongly it holds there, who wins in overlaps (the
-    highest ``priority``), and how wide its edge is: ``feather``, as a part of the picture's shorter side.
+    highest ``priority``), and how wide its edge is: ``feather``, as a part of the picture's shorter side. ``sought``: nobody knows
+    yet, it is found after this part of the sampling.
     """
 
     mask: Tensor
     strength: float = 1.0
     priority: int = 0
     feather: float = 0.0
+    sought: float = 0.0
 
 
 def box_mask(left: float, top: float, right: float, bottom: float, side: int = 512) -> Tensor:

@@ -112,8 +112,8 @@ def test_equation_5_completed():
     )
     assert blend_weights([left, right], 4, 8, overlap="priority")[1, 0, 2] == 0
     whole, own = torch.randn(1, 4, 4, 8), [torch.randn(1, 4, 4, 8), torch.randn(1, 4, 4, 8)]
-    assert torch.equal(blend(whole, own, blend_weights([left, right], 4, 8, alpha=1.0)), whole)
-    assert torch.equal(blend(whole, [], blend_weights([], 4, 8)), whole)
+    assert torch.equal(blend(whole, own, blend_weights([left, right], 4, 8, alpha=1.0)[None]), whole)
+    assert torch.equal(blend(whole, [], blend_weights([], 4, 8)[None]), whole)
     soft = blend_weights([left], 4, 8, feather=0.25)
     torch.testing.assert_close(soft.sum(0), torch.ones(4, 8))
     assert 0 < soft[1, 0, 4] < 0.45 < soft[1, 0, 3] < 0.9

@@ -29,7 +29,7 @@ from pack.cidm_ops.run.painting import unit_noise
 from pack.cidm_ops.run.prompt import mix
 from pack.nodes import native, patches
 from pack.nodes.composition import text_of
-from pack.nodes.estimation import PRESETS, estimating
+from pack.nodes.estimation import PRESETS
 from pack.nodes.host import ComfyBackbone
 from pack.nodes.regional import Region, in_regions
 from PIL import Image
@@ -75,9 +75,7 @@ class Studio:
         places = [Place(box_mask(*box)) for box in scene.boxes]
         mixtures = [self.mixed(part) for part in scene.parts]
         regions = [Region(place, text_of(self.clip, m), m) for place, m in zip(places, mixtures, strict=True)]
-        model = in_regions(self.backbone, self.mixed(scene.plain), regions)
-        how = PRESETS[way]
-        return (estimating(model, places, how) if how else model), self.said(scene.plain), nothing
+        return in_regions(self.backbone, self.mixed(scene.plain), regions, how=PRESETS[way]), self.said(scene.plain), nothing
 
     def hooks(self, scene, nothing):
         """The host's own way, by its nodes: a mask, a LoRA hook and the layer-wise text for each region, a default for the rest."""
