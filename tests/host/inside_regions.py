@@ -1,19 +1,26 @@
 """Checks of regions inside a ComfyUI, as in inside.py: exact statements about one pass with many texts."""
 
 import tempfile
+from dataclasses import replace
+from functools import partial
 
 from inside import doodle, host, near, plain, run, sample
-from inside_painting import bank_of
+from inside_painting import bank_of, concept, control_net
 
 # isort: split
 
+import comfy.sample
 import comfy.samplers
 import torch
-from pack.cidm_ops.method.regions import Place
+from comfy.ldm.modules.attention import optimized_attention
+from pack.cidm_ops.bank.bank import Bank
+from pack.cidm_ops.lowrank import LowRank
+from pack.cidm_ops.method.regions import NOWHERE, Place
 from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.tokens import positions_of
 from pack.nodes import patches
-from pack.nodes.estimation import Estimation
-from pack.nodes.regional import Region, in_regions
+from pack.nodes.estimation import PRESETS, Estimation
+from pack.nodes.regional import Region, Regions, in_regions
 
 
 def half(left=True):
@@ -155,6 +162,118 @@ def the_noise_of_regions_is_blended_into_the_global_one():
         want[..., :8] += 0.75 * seen["left"][..., :8]
         want[..., 8:] += 0.75 * seen["right"][..., 8:]
         near(seen["blended"], want, 1e-3)
+
+
+def watched(module, seen, executor, *args, **kwargs):
+    """A pass through the U-Net that keeps what comes out of a layer."""
+    watch = module.register_forward_hook(lambda layer, args, out: seen.append(out.detach().clone()))
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        watch.remove()
+
+
+def the_layers_beside_attention_act_only_in_their_region():
+    """A concept with factors on one self-attention, one feed-forward and one convolution, as community LoRAs have them."""
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    generator = torch.Generator().manual_seed(0)
+    for layer in (
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v",
+        "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2",
+        "down_blocks.1.resnets.0.conv2",
+    ):
+        module = backbone.layers[layer]
+        out, *inner = module.weight.shape
+        down = torch.randn(4, int(torch.tensor(inner).prod()), generator=generator)
+        factors = {layer: LowRank(torch.randn(out, 4, generator=generator), down, tuple(inner[1:]))}
+        with tempfile.TemporaryDirectory() as folder:
+            scene = Scene.__new__(Scene)
+            scene.model, scene.clip, scene.backbone, scene.nothing = model, clip, backbone, plain(clip, "")
+            far = replace(concept(backbone, "far", 1), factors=factors, tokens={}, words=(), triggers=("ohwx",))
+            scene.bank = Bank(folder).add(far)
+            seen = []
+            for prompt in ("an ohwx dog", "an other dog"):
+                patched = scene.regions("a dog", (prompt, half()))
+                patched.add_wrapper_with_key("diffusion_model", "watch", partial(watched, module, seen))  # inside of ours
+                sample(patched, scene.text("a dog")[0], scene.nothing, steps=1)
+            assert len(seen) == 2
+            first, second = (o if o.ndim == 4 else o.unflatten(1, (8, 8)).movedim(-1, 1) for o in seen)
+            middle = first.shape[-1] // 2
+            near(first[..., middle:], second[..., middle:], 1e-5 * float(second.abs().max()))
+            assert float((first[..., :middle] - second[..., :middle]).abs().max()) > 1e-2 * float(second.abs().max()), layer
+
+
+def the_region_works_beside_other_parts_of_the_host():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        before = {k: v.clone() for k, v in scene.model.model.state_dict().items()}
+        places = ("a <rex>", half()), ("a <tom>", half(False))
+        patched, text = scene.regions("in the snow", *places), scene.text("in the snow")[0]
+        bare = sample(patched, text, scene.nothing)
+
+        # a ControlNet
+        hint = control_net().set_cond_hint(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)), 1.0, (0.0, 1.0))
+        controlled = [[text[0][0], {**text[0][1], "control": hint, "control_apply_to_uncond": True}]]
+        pushed = sample(patched, controlled, scene.nothing)
+        assert pushed.isfinite().all() and float((pushed - bare).abs().max()) > 1e-3
+
+        # an inpainting mask: what it leaves out stays
+        latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        noise, mask = comfy.sample.prepare_noise(latent, 1), torch.zeros(1, 1, 16, 16)
+        mask[..., 4:12, 4:12] = 1
+        filled = comfy.sample.sample(
+            patched, noise, 3, 4.0, "euler", "normal", text, scene.nothing, latent, noise_mask=mask, seed=1, disable_pbar=True
+        )
+        near((filled - latent) * (1 - mask), torch.zeros_like(latent), 1e-4)
+        assert float((filled - latent).abs().max()) > 0.1
+
+        # another pack's replacement of an attention does the part of the global prompt
+        taken = scene.model.clone()
+        taken.set_model_attn2_replace(lambda q, k, v, extra: optimized_attention(q, k, 0.5 * v, extra["n_heads"]), "middle", 0)
+        own, scene.model, scene.backbone = scene.model, taken, host.ComfyBackbone(taken, scene.clip)
+        beside = scene.paint("in the snow", places[0])
+        everywhere = ("a <rex>", torch.ones(16, 16))
+        scene.model, scene.backbone = own, host.ComfyBackbone(own, scene.clip)
+        want = scene.paint("in the snow", everywhere)
+        assert float((scene.paint("in the snow", places[0]) - beside).abs().max()) > 1e-3
+        scene.model, scene.backbone = taken, host.ComfyBackbone(taken, scene.clip)
+        near(scene.paint("in the snow", everywhere), want, 0)
+
+        # the model that went in is as it was
+        assert all(torch.equal(before[k], v) for k, v in own.model.state_dict().items()) and not own.patches
+        assert not own.model_options["transformer_options"].get("patches") and not own.wrappers
+
+
+def the_places_of_concepts_are_found_while_the_picture_is_laid_out():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        sought = []
+        for prompt in ("a <rex> and a cat", "a dog and a <tom>"):
+            mixture = scene.mixed(prompt)
+            words = positions_of(scene.backbone, mixture.text, [w for c in mixture.concepts for w in c.words])
+            assert len(words) == 2
+            sought.append(Region(Place(NOWHERE, sought=0.3), scene.text(prompt)[1], mixture, words))
+        whole, text = scene.mixed("a dog and a cat"), scene.text("a dog and a cat")[0]
+        state, placed = Regions(scene.model, whole, sought), []
+        place = state.place
+        state.place = lambda here: placed.append(here) or place(here)
+        patched, latent = state.patched(), torch.zeros(2, 4, 16, 16)
+        noise = comfy.sample.prepare_noise(latent, 1)
+
+        def paint(model):
+            return comfy.sample.sample(model, noise, 8, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1, disable_pbar=True)
+
+        picture = paint(patched)
+        found = next(here for here in placed if len(here) == 2)
+        assert len([here for here in placed if len(here) == 2]) == 1, "the places of both pictures are found once"
+        for places in found:
+            masks = torch.stack([p.mask for p in places])
+            assert masks.shape == (2, 8, 8) and masks.flatten(1).any(1).all() and float(masks.sum(0).max()) == 1
+        near(paint(patched), picture, 0)
+        assert float((picture - paint(in_regions(scene.backbone, whole, []))).abs().max()) > 1e-2
+        for how in PRESETS.values():
+            assert paint(in_regions(scene.backbone, whole, sought, how=how)).isfinite().all()
 
 
 if __name__ == "__main__":
