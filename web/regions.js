@@ -27,7 +27,8 @@ const STYLE = `
   font: 12px sans-serif; }
 .cidm-regions [hidden] { display: none !important; }
 .cidm-regions .bar { display: flex; gap: 6px; align-items: center; flex-wrap: wrap; }
-.cidm-regions .bar .count { margin-right: auto; opacity: 0.75; }
+.cidm-regions .count { opacity: 0.75; }
+.cidm-regions .help { margin-right: auto; opacity: 0.75; border: 1px solid; border-radius: 50%; padding: 0 5px; cursor: help; }
 .cidm-regions fieldset { display: contents; }
 .cidm-regions .stage-room { flex: 1 1 0; min-height: 160px; container-type: size; display: grid; place-items: center; }
 .cidm-regions .stage { position: relative; width: min(100cqw, 100cqh * var(--ratio)); aspect-ratio: var(--ratio); box-sizing: border-box;
@@ -119,7 +120,7 @@ class Editor {
     this.shape.onchange = () => this.done((this.node.properties.aspect = this.shape.value));
     this.opening = button("JSON", "Show the text", () => this.render((this.open = !this.open)));
     this.complaint = make("div", { className: "error", role: "alert" });
-    this.stage = make("div", { className: "stage", tabIndex: 0, role: "listbox", "aria-label": `Regions. ${HELP}`, title: HELP });
+    this.stage = make("div", { className: "stage", tabIndex: 0, role: "listbox", "aria-label": `Regions. ${HELP}` });
     for (const [event, act] of Object.entries({ pointerdown: this.press, pointermove: this.drag, keydown: this.key, wheel: this.wheel }))
       this.stage.addEventListener(event, act.bind(this));
     for (const event of ["pointerup", "pointercancel"]) this.stage.addEventListener(event, this.release.bind(this));
@@ -133,9 +134,10 @@ class Editor {
     const labels = this.fields.map((field) => make("label", { title: field.title }, field.name, field));
     this.about = make("fieldset", {}, this.prompt, make("div", { className: "bar" }, ...labels));
     this.about.addEventListener("change", () => this.done());
-    const bar = make("div", { className: "bar" }, this.count, this.adding, this.removing, this.shape, this.opening);
+    const help = make("span", { className: "help", textContent: "?", title: HELP });
+    const bar = make("div", { className: "bar" }, this.count, help, this.adding, this.removing, this.shape, this.opening);
     this.room = make("div", { className: "stage-room" }, this.stage);
-    this.element = make("div", { className: "cidm-regions" }, bar, this.complaint, this.raw, this.room, this.about);
+    this.element = make("div", { className: "cidm-regions", title: "" }, bar, this.complaint, this.raw, this.room, this.about);
     this.element.addEventListener("keydown", (event) => this.keep(event));
     this.element.addEventListener("pointerenter", () => this.read()); // a text changed behind the widget's back
     this.element.addEventListener("focusin", () => this.watch());
@@ -373,7 +375,9 @@ app.registerExtension({
     if (!widget?.element) return;
     const editor = new Editor(node, widget);
     widget.element = editor.element;
-    widget.type = "CIDM_BOXES"; // no type that the front end draws by itself
+    const minor = Number(window.__COMFYUI_FRONTEND_VERSION__?.split(".")[1] ?? Infinity);
+    if (minor >= 29) widget.type = "CIDM_BOXES"; // the Vue renderer mounts elements of types unknown to it; before, it left them out
+    widget.tooltip = "Regions of the picture, each with its prompt.";
     widget.options.getMinHeight = () => 340;
     widget.callback = also(widget.callback, () => editor.read());
     node.onConfigure = also(node.onConfigure, () => (editor.read(), editor.render()));

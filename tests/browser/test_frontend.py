@@ -14,12 +14,6 @@ WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
 
 
-@pytest.fixture(scope="session")
-def page(server):
-    with frontend.open_page(server.url) as page:
-        yield page
-
-
 def read(file):
     return json.loads(file.read_text(encoding="utf-8"))
 
