@@ -12,12 +12,11 @@ from . import say
 from .paint import HANDLES
 
 RegionList = io.Custom("CIDM_REGIONS")
-LEFT = "a <dog> on the left and a cat on the right in the snow"
-RIGHT = "a dog on the left and a <cat> on the right in the snow"
-GRID = f"{LEFT}\n{RIGHT}"
+ONE, OTHER = "a <dog> in the snow", "a <cat> in the snow"
+SOUGHT = "a <dog> on the left and a cat on the right in the snow\na dog on the left and a <cat> on the right in the snow"
 BOXES = f"""[
-  {{"text": "{LEFT}", "box": [0, 0, 0.5, 1]}},
-  {{"text": "{RIGHT}", "box": [0.5, 0, 1, 1]}}
+  {{"text": "{ONE}", "box": [0.02, 0.05, 0.48, 1]}},
+  {{"text": "{OTHER}", "box": [0.52, 0.05, 0.98, 1]}}
 ]"""
 REGION_STRENGTH = io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Below 1, the global prompt has the rest.")
 FEATHER = io.Float.Input(
@@ -41,7 +40,7 @@ class CIDMRegion(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "text",
-                    default=LEFT,
+                    default=ONE,
                     multiline=True,
                     tooltip=f"What is there. The whole scene with this region's concept in it works best. {HANDLES}.",
                 ),
@@ -75,7 +74,9 @@ class CIDMRegionGrid(io.ComfyNode):
             category="CIDM/regions",
             description="Divides the picture into columns and rows, one prompt for each cell.",
             inputs=[
-                io.String.Input("texts", default=GRID, multiline=True, tooltip=f"One prompt a line, cells row by row. {HANDLES}."),
+                io.String.Input(
+                    "texts", default=f"{ONE}\n{OTHER}", multiline=True, tooltip=f"One prompt a line, cells row by row. {HANDLES}."
+                ),
                 io.Int.Input("columns", default=2, min=1, max=16, tooltip="Cells side by side."),
                 io.Int.Input("rows", default=1, min=1, max=16, tooltip="Cells one below another."),
                 REGION_STRENGTH,
@@ -136,7 +137,7 @@ class CIDMFindRegions(io.ComfyNode):
             description="Regions that nobody has to draw: in the first steps the global prompt lays the picture out, then each of these "
             "prompts gets the place that looked most at its concept. They never overlap.",
             inputs=[
-                io.String.Input("texts", default=GRID, multiline=True, tooltip=f"One prompt a line, with one concept each. {HANDLES}."),
+                io.String.Input("texts", default=SOUGHT, multiline=True, tooltip=f"One prompt a line, with one concept each. {HANDLES}."),
                 io.Float.Input(
                     "until_percent", default=UNTIL, min=0.01, max=1.0, step=0.01, tooltip="How long to look, as a part of the sampling."
                 ),

@@ -10,7 +10,7 @@ const ABOUT = {
   priority: "Where regions overlap, the highest wins; equals share.",
   feather: "Width of the soft edge, as a part of the picture's shorter side.",
 };
-const SHAPES = ["1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16"];
+const SHAPES = ["1:1", "4:3", "3:2", "16:9", "2:1", "3:4", "2:3", "9:16"];
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const [LEFT, TOP, RIGHT, BOTTOM] = [0, 1, 2, 3];
 const ALL = [LEFT, TOP, RIGHT, BOTTOM];
