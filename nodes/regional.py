@@ -17,7 +17,7 @@ from torch import Tensor
 from ..cidm_ops.adapters import attached
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import Route, route, weights_in
-from ..cidm_ops.method.regions import Field, Place, region_attention
+from ..cidm_ops.method.regions import Cut, Field, Place, alike, cut, region_attention
 from ..cidm_ops.run.prompt import Mixture
 from . import patches
 from .aggregation import Way
@@ -81,10 +81,12 @@ class Regions:
             for g, concept in enumerate(mixture.concepts):
                 self.weights[u, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
         self.routes = route(list(concepts.values()), list(self.blocks))
-        self.placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
+        self.placed: dict[tuple[torch.device, torch.dtype], tuple[dict[str, Any], dict[str, Spread]]] = {}  # layers, what is beside them
+        self.mixes: dict[tuple, Tensor] = {}  # weights of ranks, one tensor for all layers that have the same
         self.fields: dict[tuple[int, int, int], Field] = {}
-        self.kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # keys and values, for one run
-        self.owner = 0  # of the text that is going through a layer
+        self.cuts: dict[tuple, Cut] = {}
+        self.kept: dict[tuple, Any] = {}  # for one run: keys and values, and scales
+        self.reading: Sequence[int] = ()  # regions whose texts are going through a layer
 
     def patched(self) -> ModelPatcher:
         """A clone of the model. A replacement that is there already does the part of the global text."""
@@ -117,27 +119,30 @@ class Regions:
             Rows(slice(i * each, (i + 1) * each), half == NEGATIVE, region)
             for i, (half, region) in enumerate(zip(halves, active, strict=True))
         ]
+        self.layout = (*self.size, each, *((rows.negative, rows.region) for rows in self.rows))
+        self.said = tuple(options["uuids"])
         self.unet: Any = executor.class_obj
         if (x.device, x.dtype) not in self.placed:
-            self.placed[x.device, x.dtype] = {name: r.to(x) for name, r in self.routes.items()}
-        deltas = {name: self.beside(r) for name, r in self.placed[x.device, x.dtype].items()}
-        with attached({name: self.unet.get_submodule(self.modules[name]) for name in deltas}, deltas):
+            layers = {name: self.unet.get_submodule(self.modules[name]) for name in self.routes}
+            self.placed[x.device, x.dtype] = layers, {name: self.beside(r.to(x)) for name, r in self.routes.items()}
+        with attached(*self.placed[x.device, x.dtype]):
             return executor(x, t, context, *args, **kwargs)
 
     def beside(self, r: Route) -> Spread:
         """What concepts add to a layer: to image tokens by their shares in the texts, to a text by its owner's mixture."""
         weights = r.stack.spread(weights_in(self.weights, list(self.blocks), r.name)[:, list(r.owners)]).to(r.stack.up)
+        weights = self.mixes.setdefault((*weights.flatten().tolist(), weights.device, weights.dtype), weights)
         is_text = r.name.endswith(("attn2.to_k", "attn2.to_v"))
 
         def scale_of(h: Tensor) -> Tensor:
-            if self.owner:  # a region's text, not a batch
-                return weights[self.owner]
-            scales = []
-            for rows in self.rows:
-                scale = weights[:1] if is_text or h.ndim == 2 else self.owners(rows.region, h).T @ weights
-                scale = torch.zeros_like(scale) if rows.negative and not self.negative else scale
-                scales.append(scale.expand(rows.at.stop - rows.at.start, *scale.shape[h.ndim == 2 :]))
-            return torch.cat(scales)
+            if self.reading:
+                return weights[list(self.reading), None]
+            tokens = 1 if is_text or h.ndim == 2 else h.shape[1]
+            key = (self.layout, tokens, id(weights))
+            if key not in self.kept:
+                self.kept[key] = self.acts(h, tokens) @ weights
+            scale = self.kept[key]
+            return scale[:, 0] if h.ndim == 2 else scale
 
         return Spread(r.stack.up, r.stack.down, r.stack.kernel, scale_of=scale_of)
 
@@ -151,15 +156,11 @@ class Regions:
 
         def replacement(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
             attend = partial(optimized_attention, heads=extra["n_heads"])
-            whole = inner(q, k, v, extra) if inner else attend(q, k, v)
-            out = []
-            for i, rows in enumerate(self.rows):
-                if rows.negative and not self.negative:
-                    out.append(whole[rows.at])
-                    continue
-                texts = [self.keys(layer, u, i, rows) for u in range(len(self.regions))]
-                out.append(region_attention(whole[rows.at], q[rows.at], texts, self.owners(rows.region, q), attend))
-            return torch.cat(out)
+            by, whole = self.cut(q), lambda at: attend(q[:, at], k, v)
+            if inner:
+                done = inner(q, k, v, extra)
+                whole = lambda at: done[:, at]  # noqa: E731
+            return region_attention(q, by, whole, lambda pieces: attend(pieces, *self.texts(layer, by)))
 
         return replacement
 
@@ -172,16 +173,51 @@ class Regions:
             self.fields[key] = Field(places, *self.size)
         return self.fields[key](tokens)
 
-    def keys(self, layer: int, u: int, i: int, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Keys and values of what rows read in region u, with the region's concepts in them."""
-        key = (layer, u, i if rows.negative else -1)
+    def acts(self, h: Tensor, tokens: int) -> Tensor:
+        """How far each mixture acts on the tokens of every row, ``[B, T, U + 1]``, or ``[1, T, U + 1]`` if it is alike in all rows.
+
+        A text, or a whole row, is one token and the global prompt's.
+        """
+        whole = torch.eye(len(self.regions) + 1, 1).to(h)
+        owners = [whole if tokens == 1 else self.owners(rows.region, h) for rows in self.rows]
+        acting = torch.stack([o.T * float(self.negative or not rows.negative) for o, rows in zip(owners, self.rows, strict=True)])
+        alike = bool((acting == acting[:1]).all())
+        return acting[:1] if alike else acting.repeat_interleave(len(h) // len(acting), 0)
+
+    def cut(self, q: Tensor) -> Cut:
+        """Which texts the queries ``[B, T, C]`` of a layer attend to."""
+        key = (self.layout, q.shape[1], q.device, q.dtype)
+        if key not in self.cuts:
+            owners = torch.stack([self.owners(NONE if rows.negative and not self.negative else rows.region, q) for rows in self.rows])
+            self.cuts[key] = cut(owners.repeat_interleave(len(q) // len(owners), 0).float().cpu()).to(q)
+        return self.cuts[key]
+
+    def texts(self, layer: int, by: Cut) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[P, N, C]`` of what each piece reads, with the concepts of its region in them."""
+        key = (layer, self.layout, self.said)
         if key not in self.kept:
-            text = self.regions[u].text
-            text = self.context[rows.at] if rows.negative else text[layer if len(text) > 1 else 0][None].to(self.context)
+            each, alone = self.layout[2], {}
+            for rows in self.rows:
+                if rows.negative:  # often one text for all rows
+                    alone[rows.at.start] = bool((self.context[rows.at] == self.context[rows.at][:1]).all())
+            sources = []
+            for row, u in by.readers:
+                first = row - row % each
+                sources.append((first if alone[first] else row, u) if first in alone else (None, u))
+            said = list(dict.fromkeys(sources))
+            text = alike([self.text(layer, u) if row is None else self.context[row : row + 1] for row, u in said])
             attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
-            self.owner = u + 1
+            self.reading = [u for _, u in said]
             try:
-                self.kept[key] = attention.to_k(text), attention.to_v(text)
+                k, v = attention.to_k(text), attention.to_v(text)
             finally:
-                self.owner = 0
-        return self.kept[key]
+                self.reading = ()
+            at = [said.index(source) for source in sources]
+            self.kept[key] = k, v, slice(None) if at == list(range(len(said))) else torch.tensor(at, device=k.device)
+        k, v, at = self.kept[key]
+        return k[at], v[at]
+
+    def text(self, layer: int, region: int) -> Tensor:
+        """What a layer reads in a region."""
+        text = self.regions[region - 1].text
+        return text[layer if len(text) > 1 else 0][None].to(self.context)

@@ -4,8 +4,9 @@ The paper writes a region's features over those of the global prompt in every cr
 texts, which add up to 1: what no region covers is the global prompt's, where regions overlap the higher priority wins.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -98,18 +99,73 @@ class Field:
         return self.known[key]
 
 
-def region_attention(
-    whole: Tensor, q: Tensor, texts: Sequence[tuple[Tensor, Tensor]], owners: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Cross-attention output ``[B, T, C]``: of ``whole``, attention to the global text, tokens of region u get their attention to
-    ``texts[u] = (k, v)``, each ``[1 or B, N, C]``. Only tokens that a region has are computed again.
+@dataclass(frozen=True)
+class Cut:
+    """Who reads what in a batch of B rows with T tokens each, so that attention to the texts of all regions is one call.
+
+    ``rest [S]``: tokens that read the global text in any row. ``pieces [P, M]``: which of the B * T tokens read the texts of regions, all
+    pieces of one length; piece p is of the row and the region ``readers[p]``. ``where [D, B * T]``: the up to D answers that each token
+    gets, among those of ``rest`` in every row and then of ``pieces``, and its ``shares [D, B * T, 1]`` in them, if not all are 1.
     """
-    out = whole
-    for (k, v), held in zip(texts, owners[1:], strict=True):
-        at = held.nonzero()[:, 0]
-        if len(at):
-            if out is whole:
-                out = whole * owners[0][:, None]
-            own = attend(q[:, at], k.expand(len(q), -1, -1), v.expand(len(q), -1, -1))
-            out[:, at] += held[at, None] * own
-    return out
+
+    rest: Tensor
+    pieces: Tensor
+    readers: Sequence[tuple[int, int]]
+    where: Tensor
+    shares: Tensor | None
+
+    def to(self, x: Tensor) -> "Cut":
+        """On the device of ``x``, with shares in its precision."""
+        rest, pieces, where = (t.to(x.device) for t in (self.rest, self.pieces, self.where))
+        return replace(self, rest=rest, pieces=pieces, where=where, shares=None if self.shares is None else self.shares.to(x))
+
+
+def cut(owners: Tensor, keys: int = 77) -> Cut:
+    """From the shares of the tokens in every row, ``[B, U + 1, T]``. A piece costs its tokens and so many ``keys``: of the lengths that
+    regions have, the cheapest is taken.
+    """
+    batch, _, tokens = owners.shape
+    rest = owners[:, 0].any(0).nonzero()[:, 0]
+    held = [(b, u, owners[b, u].nonzero()[:, 0]) for b in range(batch) for u in range(1, owners.shape[1]) if owners[b, u].any()]
+    sizes = {len(at) for *_, at in held}
+    most = min(sizes, key=lambda m: sum(-(-len(at) // m) for *_, at in held) * (m + keys), default=1)
+    parts = [(b, u, part) for b, u, at in held for part in at.split(most)]
+    pieces = torch.stack([b * tokens + F.pad(p[None], (0, most - len(p)), mode="replicate")[0] for b, _, p in parts] or [rest[:0]])
+    # every answer: of which token it is, where it is found, and what its share is
+    of = torch.cat([b * tokens + rest for b in range(batch)] + [b * tokens + part for b, _, part in parts])
+    first = batch * len(rest)
+    at = torch.cat([torch.arange(first)] + [first + i * most + torch.arange(len(part)) for i, (*_, part) in enumerate(parts)])
+    share = torch.cat([owners[:, 0, rest].flatten()] + [owners[b, u, part] for b, u, part in parts])
+    order = of.argsort(stable=True)
+    order = order[share[order] > 0]
+    of, at, share = of[order], at[order], share[order]
+    counts = of.bincount(minlength=batch * tokens)
+    rank = torch.arange(len(of)) - (counts.cumsum(0) - counts)[of]  # first, second ... answer of its token
+    where = torch.zeros(int(counts.max()), batch * tokens, dtype=torch.long)
+    shares = torch.zeros(*where.shape, 1)
+    where[rank, of], shares[rank, of, 0] = at, share
+    return Cut(rest, pieces, [(b, u) for b, u, _ in parts], where, None if (shares == 1).all() else shares)
+
+
+def region_attention(q: Tensor, by: Cut, whole: Callable[[Tensor | slice], Tensor], own: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cross-attention output of ``q [B, T, C]``: every token gets, by its shares, its attention to the global text and to those of its
+    regions. ``whole(tokens)`` is the former for some tokens of all rows, ``own(pieces [P, M, C])`` the latter for pieces of ``by``.
+    """
+    if not by.readers:
+        return whole(slice(None))
+    answers = [own(q.flatten(0, 1)[by.pieces])]
+    if len(by.rest):
+        answers.insert(0, whole(by.rest if len(by.rest) < q.shape[1] else slice(None)))
+    found = torch.cat([a.flatten(0, 1) for a in answers])
+    if by.shares is None:
+        return found[by.where[0]].view_as(q)
+    out = found[by.where[0]] * by.shares[0]
+    for at, share in zip(by.where[1:], by.shares[1:], strict=True):
+        out.addcmul_(found[at], share)
+    return out.view_as(q)
+
+
+def alike(texts: Sequence[Tensor]) -> Tensor:
+    """Texts ``[1, N, C]`` in one length, ``[J, N, C]``: a shorter one is repeated, which attention does not notice."""
+    length = math.lcm(*(t.shape[1] for t in texts))
+    return torch.cat([t.repeat(1, length // t.shape[1], 1) for t in texts])

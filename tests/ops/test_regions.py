@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from cidm_ops.method.blending import blend, blend_weights
-from cidm_ops.method.regions import Field, Place, box_mask, cells, grid_of, lost, region_attention, shares
+from cidm_ops.method.regions import Field, Place, alike, box_mask, cells, cut, grid_of, lost, region_attention, shares
 
 
 def test_a_region_covers_the_cells_that_it_has_by_half():
@@ -50,17 +50,46 @@ def test_every_layer_finds_its_grid():
 
 def test_attention_by_region_equals_a_plain_loop():
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 16, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    texts = [(torch.randn(1, n, 8), torch.randn(1, n, 8)) for n in (4, 7)]
-    places = [Place(box_mask(0, 0, 0.5, 1), 0.75), Place(box_mask(0.25, 0, 1, 0.5))]
-    owners = shares(places, 4, 4)
-    got = region_attention(scaled_dot_product_attention(q, k, v), q, texts, owners, scaled_dot_product_attention)
-    for token in range(16):
-        want = owners[0, token] * scaled_dot_product_attention(q[:, token : token + 1], k, v)
-        for u, (ku, vu) in enumerate(texts):
-            own = scaled_dot_product_attention(q[:, token : token + 1], ku.expand(2, -1, -1), vu.expand(2, -1, -1))
-            want = want + owners[u + 1, token] * own
-        torch.testing.assert_close(got[:, token], want[:, 0])
+    attend = scaled_dot_product_attention
+    q, k, v = torch.randn(3, 16, 8), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    texts = torch.randn(3, 3, 2, 7, 8)  # of every row and region: keys and values
+    whole, left, top, corner = torch.ones(4, 4), box_mask(0, 0, 0.5, 1), box_mask(0.25, 0, 1, 0.5), box_mask(0, 0, 0.25, 0.25)
+    empty = torch.zeros(4, 4)
+    soft = shares([Place(left, 0.75), Place(top), Place(empty)], 4, 4)
+    hard = shares([Place(left), Place(top, priority=1), Place(corner, priority=2)], 4, 4)
+    none, full = shares([Place(empty)] * 3, 4, 4), shares([Place(whole), Place(corner, priority=1), Place(empty)], 4, 4)
+    for owners in ((soft, hard, none), (hard, hard, full), (none, none, none), (full, full, full)):
+        by = cut(torch.stack(owners))
+        kv = torch.stack([texts[b, u - 1] for b, u in by.readers] or [texts[0, 0]], 1)
+        got = region_attention(q, by, lambda at: attend(q[:, at], k, v), lambda pieces, kv=kv: attend(pieces, *kv))
+        for row, owner in enumerate(owners):
+            for token in range(16):
+                one = q[row, token : token + 1]
+                want = owner[0, token] * attend(one, k[row], v[row])
+                for u in range(3):
+                    want = want + owner[u + 1, token] * attend(one, *texts[row, u])
+                torch.testing.assert_close(got[row, token], want[0])
+
+
+def test_regions_are_cut_into_pieces_that_waste_little():
+    half = [Place(box_mask(0, 0, 0.5, 1)), Place(box_mask(0.5, 0, 1, 1))]
+    by = cut(shares(half, 16, 16)[None])
+    assert by.pieces.shape == (2, 128) and by.shares is None and not len(by.rest)
+    assert by.readers == [(0, 1), (0, 2)]
+    tiny = [Place(box_mask(0, 0, 1 / 16, 1 / 16), priority=1), Place(box_mask(0, 0, 1, 1))]
+    by = cut(shares(tiny, 16, 16)[None])
+    assert by.pieces.shape == (2, 255)
+    by = cut(
+        shares([Place(box_mask(0, 0, 0.1, 0.1), priority=u) for u in range(8)] + [Place(box_mask(0, 0, 1, 1), priority=-1)], 64, 64)[None]
+    )
+    assert by.pieces.numel() <= 2 * 64 * 64
+
+
+def test_texts_of_different_lengths_are_read_alike():
+    q, short, long = torch.randn(1, 3, 8), torch.randn(1, 2, 8), torch.randn(1, 3, 8)
+    both = alike([short, long])
+    assert both.shape == (2, 6, 8)
+    torch.testing.assert_close(scaled_dot_product_attention(q, both[:1], both[:1]), scaled_dot_product_attention(q, short, short))
 
 
 def test_equation_5_completed():
