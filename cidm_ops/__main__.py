@@ -126,12 +126,13 @@ def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
 def bench(options: argparse.Namespace, rest: list[str]) -> None:
     import json
 
-    from .measure.bench import aggregate, consolidation, modes, routing, tokens, train
+    from .measure.bench import aggregate, consolidation, modes, regions, routing, tokens, train
 
     sides = {
         "aggregate": lambda: aggregate.run(options.comfy),
         "consolidation": lambda: consolidation.run(),
         "modes": lambda: modes.run(options.folder or Path("runs/modes"), options.seeds, options.modes or modes.MODES),
+        "regions": lambda: regions.run(options.comfy, options.pixels),
         "routing": lambda: routing.run(options.folder),
         "tokens": lambda: tokens.run(),
         "train": lambda: train.run(options.comfy),
@@ -248,18 +249,22 @@ def arguments() -> argparse.ArgumentParser:
     time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
     time.add_argument(
         "name",
-        choices=("aggregate", "consolidation", "modes", "routing", "tokens", "train"),
+        choices=("aggregate", "consolidation", "modes", "regions", "routing", "tokens", "train"),
         help="what concepts cost when painting; what earlier ones cost a training step; what each consolidation mode does to ten Doodle "
-        "concepts; where the weights of a prompt go; what layer-wise words cost; our trainer and ComfyUI's own",
+        "concepts; what regions cost; where the weights of a prompt go; what layer-wise words cost; our trainer and ComfyUI's own",
     )
     time.add_argument("--json", type=Path, help="write the figures here too")
     time.add_argument(
         "--folder", type=Path, help="for modes: keeps what is done (default: runs/modes); for routing: a bank (default: Doodle's)"
     )
     time.add_argument("--seeds", type=whole(1), default=3, help="for modes (default: %(default)s)")
+    time.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     time.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     time.add_argument(
-        "--comfy", type=Path, default=Path("~/comfy/ComfyUI"), help="for aggregate and train: a ComfyUI checkout (default: %(default)s)"
+        "--comfy",
+        type=Path,
+        default=Path("~/comfy/ComfyUI"),
+        help="for aggregate, regions and train: a ComfyUI checkout (default: %(default)s)",
     )
 
     doodle = commands.add_parser("doodle", help="the model that ships with the pack").add_subparsers(required=True, metavar="COMMAND")
