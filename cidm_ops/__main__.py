@@ -126,12 +126,13 @@ def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
 def bench(options: argparse.Namespace, rest: list[str]) -> None:
     import json
 
-    from .measure.bench import aggregate, consolidation, modes, routing, scenes, tokens, train
+    from .measure.bench import aggregate, consolidation, modes, regions, routing, scenes, tokens, train
 
     sides = {
         "aggregate": lambda: aggregate.run(options.comfy),
         "consolidation": lambda: consolidation.run(),
         "modes": lambda: modes.run(options.folder or Path("runs/modes"), options.seeds, options.modes or modes.MODES),
+        "regions": lambda: regions.run(options.comfy, options.pixels),
         "routing": lambda: routing.run(options.folder),
         "scenes": lambda: scenes.run(options.comfy, options.folder or Path("runs/scenes"), options.scenes, options.seeds),
         "tokens": lambda: tokens.run(),
@@ -249,10 +250,10 @@ def arguments() -> argparse.ArgumentParser:
     time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
     time.add_argument(
         "name",
-        choices=("aggregate", "consolidation", "modes", "routing", "scenes", "tokens", "train"),
+        choices=("aggregate", "consolidation", "modes", "regions", "routing", "scenes", "tokens", "train"),
         help="what concepts cost when painting; what earlier ones cost a training step; what each consolidation mode does to ten Doodle "
-        "concepts; where the weights of a prompt go; whether several concepts stand each in its place; what layer-wise words cost; "
-        "our trainer and ComfyUI's own",
+        "concepts; what regions cost; where the weights of a prompt go; whether several concepts stand each in its place; what "
+        "layer-wise words cost; our trainer and ComfyUI's own",
     )
     time.add_argument("--json", type=Path, help="write the figures here too")
     time.add_argument(
@@ -262,12 +263,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     time.add_argument("--seeds", type=whole(1), default=3, help="for modes and scenes (default: %(default)s)")
     time.add_argument("--scenes", type=whole(3), default=200, help="for scenes (default: %(default)s)")
+    time.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     time.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     time.add_argument(
         "--comfy",
         type=Path,
         default=Path("~/comfy/ComfyUI"),
-        help="for aggregate, scenes and train: a ComfyUI checkout (default: %(default)s)",
+        help="for aggregate, regions, scenes and train: a ComfyUI checkout (default: %(default)s)",
     )
 
     doodle = commands.add_parser("doodle", help="the model that ships with the pack").add_subparsers(required=True, metavar="COMMAND")

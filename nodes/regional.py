@@ -178,7 +178,7 @@ class Regions:
         def scale_of(h: Tensor) -> Tensor:
             if self.reading:
                 return weights[list(self.reading), None]
-            tokens = 1 if is_text or h.ndim == 2 else h.shape[1]
+            tokens = 0 if is_text or h.ndim == 2 else h.shape[1]
             key = (self.layout, tokens, id(weights))
             if key not in self.kept:
                 self.kept[key] = self.acts(h, tokens) @ weights
@@ -253,12 +253,12 @@ class Regions:
         return torch.stack([field(tokens) for field in self.fields[key]])
 
     def acts(self, h: Tensor, tokens: int) -> Tensor:
-        """How far each mixture acts on the tokens of every row, ``[B, T, U + 1]``, or ``[1, T, U + 1]`` if it is alike in all rows.
+        """How far each mixture acts on the image tokens of every row, ``[B, T, U + 1]``, or ``[1, T, U + 1]`` if that is alike in all rows.
 
-        A text, or a whole row, is one token and the global prompt's.
+        With ``tokens`` 0 it is a text, or what stands for a whole row: the global prompt's.
         """
         whole = torch.eye(len(self.regions) + 1, 1).to(h)[None]
-        owners = [whole if tokens == 1 else self.owners(rows.region, h) for rows in self.rows]
+        owners = [self.owners(rows.region, h) if tokens else whole for rows in self.rows]
         acting = [o.mT * float(self.negative or not rows.negative) for o, rows in zip(owners, self.rows, strict=True)]
         if all(len(a) == 1 and bool((a == acting[0]).all()) for a in acting):
             return acting[0]
@@ -277,14 +277,7 @@ class Regions:
         """Keys and values ``[P, N, C]`` of what each piece reads, with the concepts of its region in them."""
         key = (layer, self.layout, self.said)
         if key not in self.kept:
-            each, alone = self.layout[2], {}
-            for rows in self.rows:
-                if rows.negative:  # often one text for all rows
-                    alone[rows.at.start] = bool((self.context[rows.at] == self.context[rows.at][:1]).all())
-            sources = []
-            for row, u in by.readers:
-                first = row - row % each
-                sources.append((first if alone[first] else row, u) if first in alone else (None, u))
+            sources = [self.source(row, u) for row, u in by.readers]
             said = list(dict.fromkeys(sources))
             text = alike([self.text(layer, u) if row is None else self.context[row : row + 1] for row, u in said])
             attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
@@ -293,6 +286,14 @@ class Regions:
             self.kept[key] = k, v, slice(None) if at == list(range(len(said))) else torch.tensor(at, device=k.device)
         k, v, at = self.kept[key]
         return k[at], v[at]
+
+    def source(self, row: int, region: int) -> tuple[int | None, int]:
+        """Whose text a row reads in a region: that of a row of the batch, or, None, the region's own."""
+        rows = next(rows for rows in self.rows if row < rows.at.stop)
+        if not rows.negative:
+            return None, region
+        texts = self.context[rows.at]
+        return (rows.at.start if (texts == texts[:1]).all() else row), region  # often one text for all rows
 
     def text(self, layer: int, region: int) -> Tensor:
         """What a layer reads in a region."""

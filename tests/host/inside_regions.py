@@ -18,7 +18,7 @@ from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import NOWHERE, Place
 from pack.cidm_ops.run.prompt import mix
 from pack.cidm_ops.tokens import positions_of
-from pack.nodes import patches
+from pack.nodes import patches, regional
 from pack.nodes.estimation import PRESETS, Estimation
 from pack.nodes.regional import Region, Regions, in_regions
 
@@ -125,6 +125,41 @@ def the_region_in_another_shape_and_batch():
             noise = comfy.sample.prepare_noise(latent, 1)
             picture = comfy.sample.sample(patched, noise, 2, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1)
             assert picture.shape == shape and picture.isfinite().all()
+
+
+def the_regions_of_a_layer_are_one_call_of_attention():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        calls, attention, counts = [], regional.optimized_attention, []
+        regional.optimized_attention = lambda *args, **kwargs: calls.append(1) or attention(*args, **kwargs)
+        try:
+            for count in (2, 8):
+                strips = torch.zeros(count, 16, 16)
+                for u in range(count):
+                    strips[u, 2 * u : 2 * u + 2, :12] = 1
+                calls.clear()
+                scene.paint("in the snow", *(("a <rex>", mask) for mask in strips))
+                counts.append(len(calls))
+        finally:
+            regional.optimized_attention = attention
+        assert counts == [2 * 2 * 7] * 2, "two steps, seven layers, the global text and all the others"
+
+
+def the_rows_of_a_batch_read_their_own_negative_texts_in_regions():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        patched = scene.regions("in the snow", ("a <rex>", half()), ("a <tom> " + "in the snow " * 40, half(False)))
+        text, noise = scene.text("in the snow")[0], torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        texts = [plain(scene.clip, prompt)[0][0] for prompt in ("a red boat", "a dog")]
+
+        def painted(noise, negative):
+            latent = torch.zeros_like(noise)
+            return comfy.sample.sample(patched, noise, 2, 4.0, "euler", "normal", text, [[negative, {}]], latent, seed=1)
+
+        both = painted(noise, torch.cat(texts))
+        for row in range(2):
+            near(both[row], painted(noise[row : row + 1], texts[row])[0], 1e-4 * float(both.abs().max()))
+        assert float((both[1] - painted(noise[1:], texts[0])[0]).abs().max()) > 1e-3
 
 
 def the_noise_of_regions_is_blended_into_the_global_one():

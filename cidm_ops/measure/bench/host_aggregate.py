@@ -3,14 +3,11 @@
 BANK has a thousand concepts, SMALL_BANK the three that a prompt names.
 """
 
-import time
-
-from in_host import ARGUMENTS, tell
+from in_host import ARGUMENTS, painter, steps, tell
 
 # isort: split
 
 import comfy.model_management
-import comfy.sample
 import comfy.sd
 import torch
 from pack.cidm_ops.bank.bank import Bank
@@ -27,43 +24,6 @@ FOUR = [f"a <c{i}> on the beach" for i in range(1, 5)]
 THREE = "a <c1> and a <c2> and a <c3>"
 
 
-def painter(model, positive, negative, batch=1, steps=3):
-    """A call that paints, and the seconds of each of its steps but the first."""
-
-    def call():
-        stamps = []
-        latent = torch.zeros(batch, 4, PIXELS // 8, PIXELS // 8)
-        noise = comfy.sample.prepare_noise(latent, 1)
-        comfy.sample.sample(
-            model,
-            noise,
-            steps,
-            7.0,
-            "euler",
-            "normal",
-            positive,
-            negative,
-            latent,
-            seed=1,
-            callback=lambda *_: stamps.append(time.perf_counter()),
-            disable_pbar=True,
-        )
-        return [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
-
-    return call
-
-
-def steps(sides, rounds):
-    """Seconds per step of each side, in turns; the first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(-1, rounds):
-        for name, call in sides.items():
-            seconds = call()
-            if number >= 0:
-                times[name] += seconds
-    return times
-
-
 def main():
     with torch.inference_mode():  # as the executor does
         model, clip, *_ = comfy.sd.load_checkpoint_guess_config(CHECKPOINT)
@@ -72,14 +32,14 @@ def main():
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
         plain = clip.encode_from_tokens_scheduled(clip.tokenize("a dog on the beach"))
         text = patches.conditioning(clip, [ten])
-        bare = painter(model, plain, negative)
-        single = steps({"bare": bare, "merged": painter(Way().apply(model, [ten], backbone), text, negative)}, ROUNDS)
+        bare = painter(model, plain, negative, PIXELS)
+        single = steps({"bare": bare, "merged": painter(Way().apply(model, [ten], backbone), text, negative, PIXELS)}, ROUNDS)
 
         four = [mix(backbone, bank, prompt) for prompt in FOUR]
         routed = Way().apply(model, four, backbone)
         sides = {
-            "bare_4": painter(model, plain, negative, 4),
-            "routed_4": painter(routed, patches.conditioning(clip, four), negative, 4),
+            "bare_4": painter(model, plain, negative, PIXELS, 4),
+            "routed_4": painter(routed, patches.conditioning(clip, four), negative, PIXELS, 4),
         }
         batch = steps(sides, ROUNDS)
 

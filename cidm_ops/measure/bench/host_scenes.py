@@ -6,14 +6,13 @@ FOLDER has the captions' embeddings and keeps every score, and pictures of the f
 import json
 from pathlib import Path
 
-from in_host import ARGUMENTS, PACK, tell
+from in_host import ARGUMENTS, PACK, hooked, tell
 
 # isort: split
 
 import comfy.sample
 import folder_paths
 import torch
-from comfy_extras import nodes_hooks
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.files import write_atomically
 from pack.cidm_ops.doodle.compositions import compositions
@@ -78,20 +77,12 @@ class Studio:
         return in_regions(self.backbone, self.mixed(scene.plain), regions, how=PRESETS[way]), self.said(scene.plain), nothing
 
     def hooks(self, scene, nothing):
-        """The host's own way, by its nodes: a mask, a LoRA hook and the layer-wise text for each region, a default for the rest."""
-
-        def use(node, **inputs):
-            return getattr(node, node.FUNCTION)(**inputs)
-
-        pair: dict[str, list] = {}
-        for name, box, part in zip(scene.names, scene.boxes, scene.parts, strict=True):
-            (hook,) = use(nodes_hooks.CreateHookLora(), lora_name=self.bank.file(name).name, strength_model=1.0, strength_clip=0.0)
-            node = nodes_hooks.PairConditioningSetPropertiesAndCombine() if pair else nodes_hooks.PairConditioningSetProperties()
-            new = {"positive_NEW": self.said(part), "negative_NEW": nothing}
-            positive, negative = use(node, **pair, **new, strength=1.0, set_cond_area="default", mask=box_mask(*box)[None], hooks=hook)
-            pair = {"positive": positive, "negative": negative}
-        rest = {"positive_DEFAULT": self.said(scene.plain), "negative_DEFAULT": nothing}
-        return use(nodes_hooks.PairConditioningSetDefaultAndCombine(), **pair, **rest)
+        """The host's own way, with the layer-wise words for each region."""
+        parts = [
+            (box_mask(*box), self.bank.file(name).name, self.said(part), nothing)
+            for name, box, part in zip(scene.names, scene.boxes, scene.parts, strict=True)
+        ]
+        return hooked(parts, (self.said(scene.plain), nothing))
 
     def paint(self, way, scene):
         """Pictures ``[SEEDS, 3, H, W]`` in [-1, 1]."""
