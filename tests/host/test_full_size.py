@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_server import PACK, SETTINGS, node, photos
 
-from cidm_ops.bank.concept import load_concept
+from cidm_ops.bank.bank import Bank
+from cidm_ops.bank.concept import Concept, load_concept
+from cidm_ops.engines.families import SD1, SDXL
+from cidm_ops.lowrank import LowRank
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +73,70 @@ def paint_with_core(server, file, concept):
     )
     (server.folder / "models" / "loras" / "concept.safetensors").unlink()
     return server.log.read_text()[before:]
+
+
+def random_concept(name, unet, widths):
+    """A concept of rank 4 on all cross-attention of a U-Net of this configuration, with two words."""
+    from accelerate import init_empty_weights
+    from diffusers import UNet2DConditionModel
+
+    with init_empty_weights():
+        layers = UNet2DConditionModel(**unet).named_modules()
+        shapes = {n: m.weight.shape for n, m in layers if ".attn2.to_" in n and hasattr(m, "weight")}
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    factors = {
+        n: LowRank(0.01 * torch.randn(out, 4, generator=generator), torch.randn(4, inn, generator=generator))
+        for n, (out, inn) in shapes.items()
+    }
+    count = len(shapes) // 4
+    tokens = {encoder: 0.02 * torch.randn(2, count, width, generator=generator) for encoder, width in widths.items()}
+    return Concept(
+        name,
+        "dog",
+        (f"<{name}.1>", f"<{name}.2>"),
+        factors,
+        tokens,
+        f"{'sd1' if count == 16 else 'sdxl'}-{count}x{sum(widths.values())}",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "family", "widths"),
+    [("SD1", SD1, {"clip_l": 768}), ("SDXL", SDXL, {"clip_l": 768, "clip_g": 1280})],
+    indirect=["checkpoint"],
+)
+def test_regions_found_and_drawn(server, checkpoint, family, widths):
+    bank = Bank(server.bank("full-regions"))
+    for name in ("rex", "tom"):
+        bank = bank.add(random_concept(name, family.unet, widths))
+    sought = "a <rex> and a cat in the snow\na dog and a <tom> in the snow"
+    sides = {"model": ["1", 0], "clip": ["1", 1], "bank": ["2", 0], "text": "a dog and a cat in the snow", "mode": "exact", "strength": 1.0}
+    prompt = {
+        "1": node("CheckpointLoaderSimple", ckpt_name=checkpoint.name),
+        "2": node("CIDMOpenBank", name="full-regions"),
+        "3": node("CIDMRegionGrid", texts="a <rex> in the snow\na <tom> in the snow", columns=2, rows=1, strength=1.0, feather=0.1),
+        "4": node("CIDMFindRegions", texts=sought, until_percent=0.4, strength=1.0, feather=0.0),
+        "5": node("CLIPTextEncode", clip=["1", 1], text=""),
+        "6": node("EmptyLatentImage", width=256, height=128, batch_size=1),
+    }
+    for key, (regions, preset) in {"7": ("3", "fast"), "8": ("3", "paper"), "9": ("4", "auto")}.items():
+        prompt[key] = node("CIDMPaintRegions", **sides, regions=[regions, 0], preset=preset)
+        prompt[key + "1"] = node(
+            "KSampler",
+            **{"model": [key, 0], "positive": [key, 1], "negative": ["5", 0], "latent_image": ["6", 0], "seed": 1, "steps": 3},
+            **{"cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+        )
+        prompt[key + "2"] = node("SaveLatent", samples=[key + "1", 0], filename_prefix=f"regions-{key}")
+    outputs = server.run(prompt, 3600)
+    latents = [load_file(saved(server, outputs[key + "2"]["latents"][0]))["latent_tensor"] for key in "789"]
+    assert all(latent.shape == (1, 4, 16, 32) and latent.isfinite().all() for latent in latents)
+    assert all(float((latent - latents[0]).abs().max()) > 1e-3 for latent in latents[1:])
+    assert "region 2: <tom> 1.00" in outputs["7"]["text"][0]
+
+
+def saved(server, entry):
+    return server.folder / "output" / entry["subfolder"] / entry["filename"]
 
 
 @pytest.mark.parametrize("checkpoint", ["SD1"], indirect=True)
