@@ -75,12 +75,10 @@ class CIDMRegionGrid(io.ComfyNode):
             description="Divides the picture into columns and rows, one prompt for each cell.",
             inputs=[
                 io.String.Input(
-                    io.String.Input(
-                        "texts",
-                        default=f"{ONE}\n{OTHER}",
-                        multiline=True,
-                        tooltip=f"One prompt a line, cells row by row. {HANDLES}.",
-                    ),
+                    "texts",
+                    default=f"{ONE}\n{OTHER}",
+                    multiline=True,
+                    tooltip=f"One prompt a line, cells row by row. {HANDLES}.",
                 ),
                 io.Int.Input("columns", default=2, min=1, max=16, tooltip="Cells side by side."),
                 io.Int.Input("rows", default=1, min=1, max=16, tooltip="Cells one below another."),
