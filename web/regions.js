@@ -367,6 +367,17 @@ const also = (before, after) =>
     return result;
   };
 
+const gone = new Set(); // editors of removed nodes
+
+/** Undo makes nodes anew, and the Vue renderer keeps the element of the old one on the page: the new editor takes its place. */
+function takeOver(id, editor) {
+  for (const old of gone) {
+    const stays = old.element.isConnected && !editor.element.isConnected && window.LiteGraph.vueNodesMode;
+    if (stays && old.id === id) old.element.replaceWith(editor.element);
+    if (!old.element.isConnected) gone.delete(old);
+  }
+}
+
 app.registerExtension({
   name: "CIDM.Regions",
   init: () => document.head.append(make("style", { textContent: STYLE })),
@@ -380,7 +391,12 @@ app.registerExtension({
     widget.tooltip = "Regions of the picture, each with its prompt.";
     widget.options.getMinHeight = () => 340;
     widget.callback = also(widget.callback, () => editor.read());
-    node.onConfigure = also(node.onConfigure, () => (editor.read(), editor.render()));
+    node.onRemoved = also(node.onRemoved, () => gone.add({ id: node.id, element: editor.element }));
+    node.onConfigure = also(node.onConfigure, () => {
+      editor.read();
+      editor.render();
+      setTimeout(() => takeOver(node.id, editor), 100);
+    });
     node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], 540)]);
   },
 });

@@ -135,6 +135,8 @@ def test_what_was_done_is_undone(editor):
     page.wait_for_timeout(1500)
     assert boxes(page)[1] == [0.49, 0.5, 0.79, 0.9]
     assert page.locator(".cidm-regions .box").count() == 2
+    pull(page, (0.25, 0.25), (0.35, 0.25))
+    assert boxes(page)[0] == pytest.approx([0.2, 0.1, 0.5, 0.4], abs=0.011), "what is on the page is the new node's"
 
 
 def test_keys_are_the_graphs_again_when_the_focus_is_elsewhere(editor):
