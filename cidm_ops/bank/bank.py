@@ -32,6 +32,11 @@ class Bank:
         """Names in the order learned."""
         return list(self.headers)
 
+    def title(self, name: str) -> str:
+        """A concept in a line: ``<rex>, a dog``, or ``<rex>`` if it has no class word."""
+        word = self.headers[name]["class_word"]
+        return f"<{name}>, a {word}" if word else f"<{name}>"
+
     def file(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}.safetensors"
 
