@@ -16,6 +16,7 @@ from .bank import Bank
 from .community import lora_concept
 from .concept import Concept, check_name, load_concept
 from .embedding import embedding_concept, is_embedding
+from .manage import renamed
 from .metadata import Settings, check_settings
 from .reference import is_reference, own_name, reference_concept
 
@@ -35,7 +36,9 @@ def import_file(
         raise FileNotFoundError(f"there is no file {file}")
     content, metadata = read_tensors(file)
     if "cidm" in metadata:
-        return [renamed(load_concept(file), name, class_word, triggers)], []
+        concept = load_concept(file)
+        concept = renamed(concept, check_name(name or concept.name))
+        return [replace(concept, class_word=class_word or concept.class_word, triggers=tuple(triggers) or concept.triggers)], []
     try:
         found = name or handle(own_name(content) if is_reference(content) else "") or handle(file.stem)
         if is_reference(content):
@@ -117,15 +120,3 @@ def settings_beside(file: Path) -> dict[str, Settings]:
 def handle(text: str) -> str:
     """A text as a concept's name: what cannot stand in one becomes ``_``."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]
-
-
-def renamed(concept: Concept, name: str, class_word: str, triggers: Sequence[str]) -> Concept:
-    """A concept of ours under another name, with its words; what is not given stays."""
-    name = name or concept.name
-    return replace(
-        concept,
-        name=check_name(name),
-        class_word=class_word or concept.class_word,
-        words=tuple(f"<{name}.{i}>" for i in range(1, len(concept.words) + 1)),
-        triggers=tuple(triggers) or concept.triggers,
-    )
