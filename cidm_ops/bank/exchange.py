@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import pickletools
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -92,14 +95,31 @@ def read_tensors(file: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{file.name}: damaged safetensors file ({error}): get it again") from error
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with catch_warnings():
+            filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes the reader fail in any way
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(f"{file.name}: it wants to run code ({code[1]}): refused, and nothing was executed") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if code := named[1] if named else first_call(file):
+            raise ValueError(f"{file.name}: it wants to run code ({code}): refused, and nothing was executed") from None
         raise ValueError(f"{file.name}: neither a safetensors file nor a checkpoint of torch that can be read: get it again") from error
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{file.name}: it holds a {type(content).__name__}: expected tensors by name")
     return content.get("state_dict", content), {}
+
+
+def first_call(file: Path) -> str:
+    """What a pickle wants to call first, as ``os.system``, told by its opcodes alone; "" for a file that is none."""
+    texts: list[str] = []
+    with open(file, "rb") as f, suppress(ValueError, MemoryError, OverflowError):
+        for opcode, argument, _ in pickletools.genops(f):
+            if opcode.name in ("GLOBAL", "INST"):
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(texts[-2:])
+            if isinstance(argument, str):
+                texts.append(argument)
+    return ""
 
 
 def settings_beside(file: Path) -> dict[str, Settings]:
