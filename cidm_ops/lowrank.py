@@ -36,6 +36,10 @@ class LowRank:
         """The full change of the weight, ``[out, in]``."""
         return self.up @ self.down
 
+    def norm(self) -> float:
+        """``||up down||_F`` through QR of the factors, never forming ``[out, in]``."""
+        return float((torch.linalg.qr(self.up.double()).R @ torch.linalg.qr(self.down.double().T).R.T).norm())
+
     def to(self, device: torch.device | str) -> "LowRank":
         return replace(self, up=self.up.to(device), down=self.down.to(device))
 

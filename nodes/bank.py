@@ -26,7 +26,7 @@ def bank_folder(name: str) -> Path:
 
 
 def listing(bank: Bank) -> str:
-    lines = [f"{header['task']}. <{n}>, a {header['class_word']}" for n, header in bank.headers.items()]
+    lines = [f"{header['task']}. {bank.title(name)}" for name, header in bank.headers.items()]
     return "\n".join(lines) or "no concepts yet"
 
 

@@ -1,6 +1,9 @@
 """Looking into a bank, without a model."""
 
+from collections.abc import Iterable
+
 from comfy_api.latest import io
+from PIL import Image
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.measure.cards import bank_table, concept_card
@@ -14,6 +17,12 @@ from .paint import HANDLES, PROMPT
 
 def picture_outputs(what: str) -> list[io.Output]:
     return [io.Image.Output(display_name="picture", tooltip=what), io.String.Output(display_name="text", tooltip="The same in words.")]
+
+
+def shown(cls: type[io.ComfyNode], drawn: Image.Image, text: str, warnings: Iterable[str] = ()) -> io.NodeOutput:
+    """A picture and its words, as outputs and in the node."""
+    picture = to_image(drawn)
+    return say.output(cls, picture, text, text=text, warnings=warnings, picture=picture)
 
 
 class CIDMBankTable(io.ComfyNode):
@@ -33,8 +42,7 @@ class CIDMBankTable(io.ComfyNode):
 
     @classmethod
     def execute(cls, bank: Bank) -> io.NodeOutput:
-        picture, text = to_image(bank_table(bank)), listing(bank)
-        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
+        return shown(cls, bank_table(bank), listing(bank), bank.damaged.values())
 
 
 class CIDMConceptCard(io.ComfyNode):
@@ -54,9 +62,8 @@ class CIDMConceptCard(io.ComfyNode):
     @classmethod
     def execute(cls, bank: Bank, name: str) -> io.NodeOutput:
         concept = bank.get(name.strip())
-        picture = to_image(concept_card(concept, bank.file(concept.name)))
-        text = f"<{concept.name}>, a {concept.class_word}: {' '.join([*concept.words, *concept.triggers])}"
-        return say.output(cls, picture, text, text=text, picture=picture)
+        text = f"{bank.title(concept.name)}: {' '.join([*concept.words, *concept.triggers])}"
+        return shown(cls, concept_card(concept, bank.file(concept.name)), text)
 
 
 class CIDMOverlapMap(io.ComfyNode):
@@ -87,8 +94,7 @@ class CIDMOverlapMap(io.ComfyNode):
             concepts = [bank.get(name) for name in bank.names]
             drawn, found = overlap_map(concepts)
             text = closest(found, bank.names) or "fewer than two concepts"
-        picture = to_image(drawn)
-        return say.output(cls, picture, text, text=text, warnings=list(bank.damaged.values()), picture=picture)
+        return shown(cls, drawn, text, bank.damaged.values())
 
 
 class CIDMRoutingPreview(io.ComfyNode):
@@ -111,9 +117,7 @@ class CIDMRoutingPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, bank: Bank, text: str) -> io.NodeOutput:
-        drawn, said = routing_preview(bank, text)
-        picture = to_image(drawn)
-        return say.output(cls, picture, said, text=said, picture=picture)
+        return shown(cls, *routing_preview(bank, text))
 
 
 VIEW_NODES = [CIDMBankTable, CIDMConceptCard, CIDMOverlapMap, CIDMRoutingPreview]

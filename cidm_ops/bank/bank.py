@@ -8,7 +8,7 @@ from typing import Any
 from .concept import Concept, check_name, load_concept, save_concept
 from .files import write_atomically
 from .index import read_headers
-from .lock import writing
+from .lock import unwritable, writing
 from .mentions import Prompt, Vocabulary
 
 
@@ -31,6 +31,11 @@ class Bank:
     def names(self) -> list[str]:
         """Names in the order learned."""
         return list(self.headers)
+
+    def title(self, name: str) -> str:
+        """A concept in a line: ``<rex>, a dog``, or ``<rex>`` if it has no class word."""
+        word = self.headers[name]["class_word"]
+        return f"<{name}>, a {word}" if word else f"<{name}>"
 
     def file(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}.safetensors"
@@ -61,15 +66,13 @@ class Bank:
             write_atomically(b"", self.folder / ".writable")
             (self.folder / ".writable").unlink()
         except OSError as error:
-            raise ValueError(
-                f"the bank folder {self.folder} cannot be written to ({error.strerror}): change that or use another"
-            ) from error
+            raise unwritable(self.folder, error) from error
 
     def add(self, concept: Concept) -> "Bank":
         """Write a concept as the latest task and return the bank reopened. A concept of the same name is replaced in place.
 
-        Raises ``ValueError`` if the bank's concepts are for another architecture or its words are taken, ``TimeoutError`` if another
-        process goes on writing.
+        Raises ``ValueError`` if the bank's concepts are for another architecture, its words are taken or its folder cannot be written
+        to, ``TimeoutError`` if another process goes on writing.
         """
         check_name(concept.name)
         with writing(self.folder):

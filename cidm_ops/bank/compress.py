@@ -159,9 +159,9 @@ def norm(values: Sequence[Tensor]) -> float:
 
 
 def distance(f: LowRank, g: LowRank) -> float:
-    """``||delta_f - delta_g||_F`` through QR of the factors side by side, never forming ``[out, in]``."""
+    """``||delta_f - delta_g||_F`` by the factors side by side."""
     up, down = torch.cat([f.up.double().cpu(), -g.up.double()], 1), torch.cat([f.down.double().cpu(), g.down.double()], 0)
-    return float((torch.linalg.qr(up).R @ torch.linalg.qr(down.T).R.T).norm())
+    return LowRank(up, down).norm()
 
 
 def directions(old: Compressed, spectra: Spectra, norms: Sequence[float]) -> list[Directions]:

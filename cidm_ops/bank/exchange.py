@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import pickletools
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +19,7 @@ from .bank import Bank
 from .community import lora_concept
 from .concept import Concept, check_name, load_concept
 from .embedding import embedding_concept, is_embedding
+from .manage import renamed
 from .metadata import Settings, check_settings
 from .reference import is_reference, own_name, reference_concept
 
@@ -35,7 +39,9 @@ def import_file(
         raise FileNotFoundError(f"there is no file {file}")
     content, metadata = read_tensors(file)
     if "cidm" in metadata:
-        return [renamed(load_concept(file), name, class_word, triggers)], []
+        concept = load_concept(file)
+        concept = renamed(concept, check_name(name or concept.name))
+        return [replace(concept, class_word=class_word or concept.class_word, triggers=tuple(triggers) or concept.triggers)], []
     try:
         found = name or handle(own_name(content) if is_reference(content) else "") or handle(file.stem)
         if is_reference(content):
@@ -89,14 +95,31 @@ def read_tensors(file: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{file.name}: damaged safetensors file ({error}): get it again") from error
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with catch_warnings():
+            filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes the reader fail in any way
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(f"{file.name}: it wants to run code ({code[1]}): refused, and nothing was executed") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if code := named[1] if named else first_call(file):
+            raise ValueError(f"{file.name}: it wants to run code ({code}): refused, and nothing was executed") from None
         raise ValueError(f"{file.name}: neither a safetensors file nor a checkpoint of torch that can be read: get it again") from error
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{file.name}: it holds a {type(content).__name__}: expected tensors by name")
     return content.get("state_dict", content), {}
+
+
+def first_call(file: Path) -> str:
+    """What a pickle wants to call first, as ``os.system``, told by its opcodes alone; "" for a file that is none."""
+    texts: list[str] = []
+    with open(file, "rb") as f, suppress(ValueError, MemoryError, OverflowError):
+        for opcode, argument, _ in pickletools.genops(f):
+            if opcode.name in ("GLOBAL", "INST"):
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(texts[-2:])
+            if isinstance(argument, str):
+                texts.append(argument)
+    return ""
 
 
 def settings_beside(file: Path) -> dict[str, Settings]:
@@ -117,15 +140,3 @@ def settings_beside(file: Path) -> dict[str, Settings]:
 def handle(text: str) -> str:
     """A text as a concept's name: what cannot stand in one becomes ``_``."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]
-
-
-def renamed(concept: Concept, name: str, class_word: str, triggers: Sequence[str]) -> Concept:
-    """A concept of ours under another name, with its words; what is not given stays."""
-    name = name or concept.name
-    return replace(
-        concept,
-        name=check_name(name),
-        class_word=class_word or concept.class_word,
-        words=tuple(f"<{name}.{i}>" for i in range(1, len(concept.words) + 1)),
-        triggers=tuple(triggers) or concept.triggers,
-    )

@@ -59,19 +59,13 @@ def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: i
     for layer, parts in layers.items():
         total = Stack.of([f for f, _ in parts]).merged(torch.tensor([w for _, w in parts]))
         merged[layer], error = truncated(total, rank)
-        size = norm(total) ** 2
+        size = total.norm() ** 2
         lost, whole = lost + error**2 * size, whole + size
     triggers = tuple(t for c in concepts for t in c.triggers)
     one = replace(concepts[0], name=check_name(file.stem), factors=merged, text_factors={}, triggers=triggers, about={}, preview=b"")
     metadata = described(one) | {"cidm.merged": json.dumps(dict(zip([c.name for c in concepts], weights, strict=True)))}
     write_atomically(save(lora_state(one), metadata), file)
     return math.sqrt(lost / whole) if whole else 0.0
-
-
-def norm(factors: LowRank) -> float:
-    """The Frobenius norm of a delta by its factors: ``|up down|^2 = tr((up^T up)(down down^T))``."""
-    up, down = factors.up.double(), factors.down.double()
-    return math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 
 
 def described(concept: Concept) -> dict[str, str]:

@@ -17,21 +17,29 @@ WAIT = 30.0  # seconds
 def writing(folder: Path, wait: float = WAIT) -> Iterator[None]:
     """While open, no one else writes into the bank; waits for another writer.
 
-    Raises ``TimeoutError`` that says who holds it, and ``OSError`` if the folder cannot be written to.
+    Raises ``TimeoutError`` that says who holds it, and ``ValueError`` if the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".lock.json"
     try:
-        with FileLock(folder / ".lock", timeout=wait):
-            me = {"process": os.getpid(), "machine": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-            holder.write_text(json.dumps(me), encoding="utf-8")
-            try:
-                yield
-            finally:
-                holder.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(timeout=wait)
     except Timeout as error:
         try:
             who = "process {process} on {machine} since {since}".format(**json.loads(holder.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError):
             who = "another process"
         raise TimeoutError(f"{who} is writing into the bank {folder.name!r}: nothing was changed; wait for it, or stop it") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    with lock:
+        me = {"process": os.getpid(), "machine": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        holder.write_text(json.dumps(me), encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+
+
+def unwritable(folder: Path, error: OSError) -> ValueError:
+    """What to say of a bank that cannot be written to."""
+    return ValueError(f"the bank folder {folder} cannot be written to ({error.strerror}): change that or use another")

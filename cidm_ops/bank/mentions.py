@@ -4,7 +4,7 @@ The host's own ``(<dog>:1.2)`` stays in the text: it weighs words, not the conce
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +46,16 @@ class Vocabulary:
             return self.written(name) if name in self.headers else word
 
         text = MENTION.sub(write_out, prompt)
-        said = WORD.sub(" ", text).lower()
-        for trigger, owner in self.triggers.items():
-            if trigger in said and re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", said):
-                mentioned.setdefault(owner, None)
-        known = sorted(mentioned, key=self.place.__getitem__)
-        return Prompt(text, {name: 1.0 if mentioned[name] is None else float(mentioned[name] or 0) for name in known})
+        for _, owner in self.triggered(WORD.sub(" ", text)):
+            mentioned.setdefault(owner, None)
+        known = sorted(mentioned.items(), key=lambda item: self.place[item[0]])
+        return Prompt(text, {name: 1.0 if strength is None else strength for name, strength in known})
 
     def parts(self, prompt: str) -> list[tuple[str, str | None]]:
         """The prompt in pieces, each with the concept it mentions: a name, "" for a ``<word>`` that no concept has, None for the rest."""
         marks = [(m.start(), m.end(), m[1] if m[1] in self.headers else self.owner.get(f"<{m[1]}>", "")) for m in MENTION.finditer(prompt)]
-        plain = MENTION.sub(lambda m: " " * len(m[0]), prompt).lower()
-        for trigger, owner in self.triggers.items():
-            if trigger in plain:
-                marks += [(m.start(), m.end(), owner) for m in re.finditer(rf"(?<!\w){re.escape(trigger)}(?!\w)", plain)]
+        plain = MENTION.sub(lambda m: " " * len(m[0]), prompt)
+        marks += [(m.start(), m.end(), owner) for m, owner in self.triggered(plain)]
         pieces: list[tuple[str, str | None]] = []
         at = 0
         for begin, end, owner in sorted(marks):
@@ -67,6 +63,13 @@ class Vocabulary:
                 pieces += [(prompt[at:begin], None), (prompt[begin:end], owner)]
                 at = end
         return [(text, owner) for text, owner in [*pieces, (prompt[at:], None)] if text]
+
+    def triggered(self, said: str) -> Iterator[tuple[re.Match[str], str]]:
+        """Where a text has a trigger, as words of their own, in any case, and the concept it belongs to."""
+        said = said.lower()
+        for trigger, owner in self.triggers.items():
+            if trigger in said:
+                yield from ((match, owner) for match in re.finditer(rf"(?<!\w){re.escape(trigger)}(?!\w)", said))
 
     def written(self, name: str) -> str:
         """What a handle stands for: all words of the concept, or the first trigger of a LoRA that was learned elsewhere."""

@@ -109,7 +109,7 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
     settings = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in concept.training.items() if _plain(value)
     ]
-    norms = [(short(n), float((f.up.T @ f.up @ (f.down @ f.down.T)).trace().clamp(min=0).sqrt())) for n, f in concept.all_factors.items()]
+    norms = [(short(n), f.norm()) for n, f in concept.all_factors.items()]
     per_column = -(-len(norms) // 2)
     said = wrapped(",  ".join(settings), 12, wide - 2 * MARGIN)
     top = max(MARGIN + 44 + 20 * len(lines), MARGIN + side) + 24

@@ -18,7 +18,7 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     said = bank.read("".join(text for text, owner in parts if owner != ""))
     encoded = " ".join(said.text.split())
     colours = {name: SERIES[i % len(SERIES)] for i, name in enumerate(said.strengths)}
-    lines = [f"<{name}>, a {bank.headers[name]['class_word']}: {strength:g}" for name, strength in said.strengths.items()]
+    lines = [f"{bank.title(name)}: {strength:g}" for name, strength in said.strengths.items()]
     lines += [f"{word}: no concept of this bank has it, the prompt would be refused" for word in unknown]
     text = "\n".join([*(lines or ["no concept in the prompt"]), f"encoded: {encoded}"])
 
@@ -38,7 +38,8 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     for i, (name, strength) in enumerate(said.strengths.items()):
         y, length = first + 50 + 30 * i, round(380 * abs(strength) / top)
         pen.text((MARGIN, y), fitted(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
-        pen.text((MARGIN + 140, y), fitted(f"a {bank.headers[name]['class_word']}", 13, 110), GREY, font(13), anchor="lm")
+        if word := bank.headers[name]["class_word"]:
+            pen.text((MARGIN + 140, y), fitted(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
         pen.rectangle((MARGIN + 260, y - 7, MARGIN + 260 + max(1, length), y + 7), colours[name])
         pen.text((MARGIN + 270 + length, y), f"{strength:g}", INK, font(13), anchor="lm")
     if not said.strengths:

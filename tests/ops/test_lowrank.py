@@ -29,6 +29,14 @@ def test_every_token_can_have_its_own_mixture():
     torch.testing.assert_close(Stack.of(each).routed(x, weights), loop, atol=1e-5, rtol=0)
 
 
+def test_the_norm_of_a_change_is_told_by_its_factors_even_where_they_cancel():
+    for f in factors(4):
+        assert f.norm() == pytest.approx(float(f.delta().norm()), rel=1e-5)
+    up, down = torch.randn(24, 1), torch.randn(1, 16)
+    cancelling = LowRank(torch.cat([up, -up], 1), torch.cat([down, down * (1 + 2**-20)]))
+    assert cancelling.norm() == pytest.approx(2**-20 * float(up.norm() * down.norm()), rel=0.1)
+
+
 def test_a_basis_spans_its_columns_and_drops_what_repeats():
     columns = torch.randn(20, 4)
     basis = orthonormal_basis(torch.cat([columns, columns @ torch.randn(4, 3)], 1), tolerance=1e-5)

@@ -217,6 +217,25 @@ def test_a_second_writer_says_who_holds_the_lock(bank, monkeypatch):
     assert state(bank) == before
 
 
+def test_a_bank_that_cannot_be_written_to_says_what_to_do(bank):
+    before = state(bank)
+    (bank.folder / ".lock").unlink()
+    (bank.folder / ".lock").mkdir()
+    for attempt in (lambda: manage.remove(bank, "ant"), lambda: bank.add(small("elk"))):
+        with pytest.raises(ValueError, match=r"bank folder \S+ cannot be written to \([^\[\]]+\): change that or use another$"):
+            attempt()
+    assert state(bank) == before
+    (bank.folder.parent / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written to"):
+        Bank(bank.folder.parent / "file").add(small("elk"))
+
+
+def test_what_fails_while_writing_is_told_as_it_is(bank):
+    with pytest.raises(OSError, match="no more room"), writing(bank.folder):
+        raise OSError("no more room")
+    manage.remove(bank, "ant")
+
+
 def child(work) -> int:
     """Run ``work`` over and over in a process of its own; returns its id."""
     process = os.fork()

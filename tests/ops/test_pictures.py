@@ -110,6 +110,13 @@ def test_a_prompt_is_shown_with_its_strengths_and_what_nobody_has(tmp_path):
     assert not holds(picture, RED) and text.startswith("no concept in the prompt")
 
 
+def test_a_concept_without_a_class_word_is_its_name_alone(tmp_path):
+    bank = filled(tmp_path / "bank", "ant").add(small("foreign", class_word="", words=(), tokens={}, triggers=("red hat",)))
+    assert [bank.title(name) for name in bank.names] == ["<ant>, a dog", "<foreign>"]
+    _, text = routing_preview(bank, "an <ant> with a red hat")
+    assert text.startswith("<ant>, a dog: 1\n<foreign>: 1\n")
+
+
 def test_pictures_go_to_the_host_and_back():
     picture = Image.effect_noise((9, 7), 80).convert("RGB")
     assert to_image(picture).shape == (1, 7, 9, 3) and (ink(from_image(to_image(picture))) == ink(picture)).all()

@@ -1,6 +1,7 @@
 """The reference implementation's checkpoints become concepts, and a checkpoint that wants to run code runs none."""
 
 import os
+import pickle
 
 import pytest
 import torch
@@ -80,6 +81,17 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused_and_nothing_runs(tmp_pat
         import_file(tmp_path / "bad.pth")
     assert not (tmp_path / "owned").exists()
     torch.load(tmp_path / "bad.pth", weights_only=False)
+    assert (tmp_path / "owned").exists(), "the file does no harm: the test shows nothing"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_bare_pickle_that_wants_to_run_code_is_refused_in_the_same_words(protocol, tmp_path, recwarn):
+    data = pickle.dumps({"params": Malicious(tmp_path / "owned")}, protocol)
+    (tmp_path / "bad.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"^bad\.pth: it wants to run code \(\w+\.mkdir\): refused, and nothing was executed$"):
+        import_file(tmp_path / "bad.pth")
+    assert not (tmp_path / "owned").exists() and not recwarn.list
+    pickle.loads(data)
     assert (tmp_path / "owned").exists(), "the file does no harm: the test shows nothing"
 
 

@@ -1,8 +1,5 @@
 """What concepts cost when painting: a step, a new prompt, and a bank of a thousand; full-size SD1.5 in the real ComfyUI, in turns."""
 
-import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,33 +13,22 @@ from ...bank.concept import save_concept
 from ...bank.index import INDEX
 from ...engines.families import SD1
 from .checkpoints import write_checkpoint
-from .comfy import PACK, run_inside
+from .comfy import run_inside
 from .models import random_backbone, random_concepts
+from .opening import openings
 
 COUNT = 1000
-OPEN = """
-import json, resource, sys, time
-from pathlib import Path
-from cidm_ops.bank.bank import Bank
-
-def held():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-before, began = held(), time.perf_counter()
-bank = Bank(sys.argv[1])
-bank.read("a <c1>")
-print(json.dumps([time.perf_counter() - began, held() - before, len(bank.names)]))
-"""
 
 
-def run(comfy: Path, rounds: int = 5, pixels: int = 256) -> dict[str, Any]:
+def run(comfy: Path, rounds: int = 3, pixels: int = 256) -> dict[str, Any]:
     """Ratios are to the bare model's step, or to a bank of three; ``aggregate_seconds`` is from a new prompt with ten concepts to patched
     weights, ``encode_seconds`` its text beside that.
     """
     with tempfile.TemporaryDirectory() as folder:
         large, small = Path(folder) / "large", Path(folder) / "small"
         write_banks(large, small)
-        first, again = opened(large), [opened(large) for _ in range(rounds)]
+        first, *again = openings(large, 1 + rounds)
+        assert len(Bank(large).names) == COUNT
         checkpoint = write_checkpoint(Path(folder) / "random-sd15.safetensors", SD1)
         figures = run_inside(comfy, "host_aggregate.py", checkpoint, large, small, rounds, pixels)
         index = (large / INDEX).stat().st_size
@@ -68,11 +54,3 @@ def write_banks(large: Path, small: Path) -> None:
         for bank in (large, small) if made.task <= 3 else (large,):
             save_concept(replace(made, tokens={"clip_l": rows}), bank / f"{made.name}.safetensors")
     assert len(Bank(small).names) == 3
-
-
-def opened(folder: Path) -> tuple[float, float]:
-    """Seconds and added MB of opening a bank in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", OPEN, folder], cwd=PACK, capture_output=True, text=True, check=True)
-    seconds, mb, count = json.loads(done.stdout)
-    assert count == COUNT
-    return seconds, mb
