@@ -15,9 +15,14 @@ def embed(tower: ImageTower, pictures: Tensor) -> Tensor:
     return torch.cat([F.normalize(tower(part).float(), dim=-1) for part in pictures.split(32)])
 
 
+def alignments(pictures: Tensor, references: Tensor) -> Tensor:
+    """Mean cosine of each picture's embedding ``[N, E]`` with all references ``[M, E]``: ``[N]``, in [-1, 1]."""
+    return pictures @ references.mean(0)
+
+
 def image_alignment(pictures: Tensor, references: Tensor) -> float:
     """Mean cosine over all pairs of embeddings ``[N, E]`` and ``[M, E]``; in [-1, 1]."""
-    return float((pictures @ references.T).mean())
+    return float(alignments(pictures, references).mean())
 
 
 def self_alignment(references: Tensor) -> float:
@@ -29,6 +34,16 @@ def self_alignment(references: Tensor) -> float:
     return float((cosines.sum() - cosines.diagonal().sum()) / (m * (m - 1)))
 
 
+def caption_cosines(pictures: Tensor, captions: Tensor) -> Tensor:
+    """Cosine of each picture's embedding ``[N, E]`` with its own caption's: ``[N]``."""
+    return (pictures * captions).sum(-1)
+
+
+def clip_scores(cosines: Tensor) -> Tensor:
+    """``2.5 max(0, cosine)``, CLIPScore's scaling (Hessel et al. 2021); in [0, 2.5]."""
+    return 2.5 * cosines.clamp(min=0)
+
+
 def text_alignment(pictures: Tensor, captions: Tensor) -> float:
-    """Mean of ``2.5 max(0, cosine)`` of each picture's embedding ``[N, E]`` with its own caption's; in [0, 2.5] (CLIPScore's scaling)."""
-    return float(2.5 * (pictures * captions).sum(-1).clamp(min=0).mean())
+    """Mean of ``2.5 max(0, cosine)`` of each picture's embedding ``[N, E]`` with its own caption's; in [0, 2.5]."""
+    return float(clip_scores(caption_cosines(pictures, captions)).mean())
