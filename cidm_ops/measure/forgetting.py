@@ -1,7 +1,9 @@
 """What is lost on the way: the best a concept ever was in a sequence of tasks, less what it is at the end."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,3 +32,22 @@ def forgetting(scores: Tensor) -> Tensor:
 def forgetting_interval(scores: Tensor, seed: int = 0) -> Interval:
     """Of the mean over concepts, concepts drawn again."""
     return mean_interval(forgetting(scores), several(scores.shape[1], "concept"), seed=seed)
+
+
+def scores_of(folder: Path) -> dict[str, float]:
+    """The image alignment of each concept in a finished evaluation. Raises ``ValueError`` for a folder without one."""
+    file = folder / "scores.json"
+    try:
+        return {name: float(figures["ia"]) for name, figures in json.loads(file.read_text(encoding="utf-8"))["concepts"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: no finished evaluation there ({error!r}): expected a folder that `cidm evaluate` wrote") from error
+
+
+def points_in(text: str) -> list[dict[str, float]]:
+    """Points of a sequence from JSON, such as ``[{"dog": 0.7}, {"dog": 0.65, "cat": 0.8}]``. Raises ``ValueError`` for anything else."""
+    try:
+        points = [{str(name): float(score) for name, score in point.items()} for point in json.loads(text)]
+    except (ValueError, TypeError, AttributeError) as error:
+        wanted = 'a list with the scores after each task, such as [{"dog": 0.7}, {"dog": 0.65, "cat": 0.8}]'
+        raise ValueError(f"{text[:80]!r} is no sequence of scores ({error}): expected {wanted}") from error
+    return points

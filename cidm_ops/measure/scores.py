@@ -1,6 +1,6 @@
 """Alignment as cosines in the space of an image tower: with pictures of a concept (CIDM 4.1, "IA") and with captions ("TA")."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,17 @@ ImageTower = Callable[[Tensor], Tensor]  # pictures [B, 3, H, W] in [-1, 1] to e
 def embed(tower: ImageTower, pictures: Tensor) -> Tensor:
     """Unit embeddings ``[B, E]`` of pictures ``[B, 3, H, W]`` in [-1, 1]."""
     return torch.cat([F.normalize(tower(part).float(), dim=-1) for part in pictures.split(32)])
+
+
+@torch.no_grad()
+def embed_all(tower: ImageTower, pictures: Sequence[Tensor]) -> Tensor:
+    """Unit embeddings ``[N, E]`` of pictures ``[3, H, W]`` of any shapes; those of one shape go through the tower together."""
+    found: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(p.shape for p in pictures):
+        which = [i for i, p in enumerate(pictures) if p.shape == shape]
+        seen = embed(tower, torch.stack([pictures[i] for i in which]))
+        found |= dict(zip(which, seen, strict=True))
+    return torch.stack([found[i] for i in range(len(pictures))])
 
 
 def alignments(pictures: Tensor, references: Tensor) -> Tensor:

@@ -29,13 +29,13 @@ PRESENCE = (
 )
 DIVERSITY = "Mean 1 - cosine over all pairs of different pictures: 0 where all are the same."
 W2 = (
-    "Squared 2-Wasserstein distance of Gaussians through the features of both sets (our estimator). The mean term moves when identity does, "
-    "and should; that pictures get alike shows in the covariance term and in a ratio of spreads below 1. Nothing below the noise floor, what "
-    "two halves of the original's pictures are apart, means anything."
+    "Squared 2-Wasserstein distance of Gaussians through the features of both sets (our estimator). The mean term moves when identity "
+    "does, and should; that pictures get alike shows in the covariance term and in a ratio of spreads below 1. Nothing below the noise "
+    "floor, what two halves of the original's pictures are apart, means anything."
 )
 LFD = (
-    "How far the customised model's scores are from the original's on noised latents of the original (our estimator), without guidance. Eps "
-    "form: mean squared difference per latent value over trained timesteps. Likelihood form: its integral over ln sigma, in nats. 0 is "
+    "How far the customised model's scores are from the original's on noised latents of the original (our estimator), without guidance. "
+    "Eps form: mean squared difference per latent value over trained timesteps. Likelihood form: its integral over ln sigma, in nats. 0 is "
     "untouched."
 )
 FORGETTING = (
@@ -48,14 +48,16 @@ def image_section(
     pictures: Sequence[Tensor],
     shown: Sequence[Tensor] = (),
     title: str = "Image alignment (IA)",
-    over: str = "picture",
+    what: str = "concept",
 ) -> Section:
-    """Of groups (concepts or regions) of embeddings ``[N, E]`` and references ``[M, E]``; ``pictures`` are those of all groups in turn."""
+    """Of groups (each a ``what``: a concept or a region) of embeddings ``[N, E]`` and references ``[M, E]``; ``pictures`` are those of all
+    groups in turn.
+    """
     values = {name: alignments(embeddings, references).cpu() for name, (embeddings, references) in groups.items()}
-    found = {name: mean_interval(v, several(len(v), over)) for name, v in values.items()}
+    found = {name: mean_interval(v, several(len(v), "picture")) for name, v in values.items()}
     ceilings = [self_alignment(r) if len(r) > 1 else float("nan") for _, r in groups.values()]
-    total = _total(found, over)
-    columns = ("", "IA", "low", "high", "least", "most", over + "s", "references among themselves")
+    total = _total(found, what)
+    columns = ("", "IA", "low", "high", "least", "most", "pictures", "references among themselves")
     rows = [
         [name, i.value, i.low, i.high, float(v.min()), float(v.max()), len(v), ceiling]
         for (name, i), v, ceiling in zip(found.items(), values.values(), ceilings, strict=True)
@@ -64,7 +66,7 @@ def image_section(
     everything = torch.cat(list(values.values()))
     named = [name for name, v in values.items() for _ in v]
     order = everything.argsort(descending=True)[:MOST].tolist()
-    strips = [Strip("References", list(shown)[:MOST])] if len(shown) else []
+    strips = [Strip("References", shown[:MOST])] if len(shown) else []
     strips.append(Strip("Most alike first", [pictures[i] for i in order], [(f"{everything[i]:.3f}", named[i]) for i in order]))
     return Section(title, IA, total, columns, rows, [*plots, sheet(strips, title)])
 
@@ -73,7 +75,7 @@ def text_section(cosines: Mapping[str, Tensor], pictures: Sequence[Tensor], capt
     """Of groups of cosines ``[N]`` of pictures with their captions; ``pictures`` and ``captions`` are those of all groups in turn."""
     title = "Text alignment (TA)"
     found = {name: mean_interval(clip_scores(c), several(len(c), "picture")) for name, c in cosines.items()}
-    total = _total(found, "picture")
+    total = _total(found, "concept")
     rows = [[name, i.value, i.low, i.high, float(c.mean()), len(c)] for (name, i), c in zip(found.items(), cosines.values(), strict=True)]
     everything = torch.cat(list(cosines.values()))
     order = everything.argsort(descending=True)[:MOST].tolist()
@@ -117,7 +119,7 @@ def diversity_section(embeddings: Tensor, pictures: Sequence[Tensor], base: Tens
     if base is not None:
         rows += [("base", diversity_interval(base)), ("pictures / base", diversity_ratio(embeddings, base))]
     table = [[name, i.value, i.low, i.high, i.over] for name, i in rows]
-    shown = sheet([Strip("The pictures", list(pictures)[:MOST])], title)
+    shown = sheet([Strip("The pictures", pictures[:MOST])], title)
     return Section(title, DIVERSITY, own, ("", "mean 1 - cosine", "low", "high", "over"), table, [interval_plot(rows, title), shown])
 
 
@@ -139,7 +141,7 @@ def wasserstein_section(base: Tensor, embeddings: Tensor, base_pictures: Sequenc
     flat = {name: ((z.double() - middle) @ axes).tolist() for name, z in (("original", base), ("customised", embeddings))}
     note = "The features on the two directions in which they vary most."
     drawn = scatter_plot({k: [(p[0], p[1] if len(p) > 1 else 0.0) for p in v] for k, v in flat.items()}, "Both sets", note)
-    strips = [Strip("Original", list(base_pictures)[: MOST // 2]), Strip("Customised", list(pictures)[: MOST // 2])]
+    strips = [Strip("Original", base_pictures[: MOST // 2]), Strip("Customised", pictures[: MOST // 2])]
     return Section(title, W2, interval, ("", ""), rows, [drawn, sheet(strips, "What was compared")])
 
 
@@ -167,22 +169,26 @@ def forgetting_section(names: Sequence[str], scores: Tensor, points: Sequence[st
     return Section(title, FORGETTING, forgetting_interval(scores), ("concept", *points, "best - last"), rows, [curve, drawn])
 
 
-def routing_section(prompts: Sequence[str], names: Sequence[str], weights: Tensor) -> Section:
-    """Of weights ``[prompts, concepts]``, means over layers."""
+def routing_section(prompts: Sequence[str], names: Sequence[str], weights: Tensor, named: Sequence[Sequence[str]]) -> Section:
+    """Of weights ``[prompts, concepts]``, means over layers, and the concepts ``named`` in each prompt."""
     title = "Routing"
-    rows = [[prompt, *weights[i].tolist()] for i, prompt in enumerate(prompts)]
-    top = max(1.0, float(weights.abs().max())) if weights.numel() else 1.0
+    size = weights.abs()
+    right = torch.stack([size[i, [names.index(n) for n in own]].sum() for i, own in enumerate(named)])
+    share = right / size.sum(1).clamp(min=1e-12)
+    spoken = [i for i, own in enumerate(named) if own]
+    figure = mean_interval(share[spoken], several(len(spoken), "prompt")) if spoken else None
+    top = max(1.0, float(size.max())) if weights.numel() else 1.0
     drawn = heat_map(weights, prompts, [f"<{n}>" for n in names], title, "Weight of each concept for each prompt, mean over layers.", top)
-    about = "How much of each concept every prompt takes, mean over the cross-attention layers."
-    return Section(title, about, None, ("prompt", *(f"<{n}>" for n in names)), rows, [drawn])
+    about = "How much of each concept every prompt takes, mean over layers. The figure: the part that goes to concepts named in it."
+    rows = [[prompt, *weights[i].tolist(), float(share[i])] for i, prompt in enumerate(prompts)]
+    return Section(title, about, figure, ("prompt", *(f"<{n}>" for n in names), "share of those named"), rows, [drawn])
 
 
-def _total(found: Mapping[str, Interval], over: str) -> Interval:
+def _total(found: Mapping[str, Interval], what: str) -> Interval:
     """The only figure, or the mean over groups, groups drawn again."""
     if len(found) == 1:
         return next(iter(found.values()))
-    means = torch.tensor([i.value for i in found.values()])
-    return mean_interval(means, several(len(means), "region" if over == "region" else "concept"))
+    return mean_interval(torch.tensor([i.value for i in found.values()]), several(len(found), what))
 
 
 def _also(name: str, total: Interval, found: Mapping[str, Interval]) -> list[tuple[str, Interval]]:

@@ -48,3 +48,13 @@ def sheet(strips: Sequence[Strip], title: str, note: str = "", side: int = 128) 
                 pen.text((left + side / 2, top + side + 26), fitted(second, 11, side), GREY, font(11), anchor="mm")
         y += count * each + 4
     return whole
+
+
+def below(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures under each other as one."""
+    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    y = 0
+    for picture in pictures:
+        whole.paste(picture, (0, y))
+        y += picture.height
+    return whole
