@@ -19,8 +19,10 @@ KEEPING = ("manage_a_bank", "compress_a_bank")  # paint nothing; see test_bank_w
 WORKFLOWS = sorted(file for file in (PACK / "workflows" / "api").glob("*.json") if file.stem not in KEEPING)
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
-    "DatasetFromImages", "DoodleBank", "DoodleConcept", "DoodleModel", "EncodePrompt", "ExpandBank", "ExportConcept", "ImportConcept",
-    "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "PreviewDataset", "RoutingPreview", "TrainConcept", "TrainingSettings",
+    "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
+    "ExportConcept", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "LoadConceptImages", "ManageBank", "OpenBank",
+    "OverlapMap", "Presence", "PreviewDataset", "References", "ReferencesFromFolder", "RoutingPreview", "RoutingTable", "ScoreReport",
+    "TextAlignment", "TrainConcept", "TrainingSettings", "Wasserstein",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
@@ -137,7 +139,7 @@ def test_every_workflow_runs_to_pictures(server, file):
     for step in prompt.values():
         if step["class_type"] == "CheckpointLoaderSimple":  # the same three outputs
             step.update(node("CIDMDoodleModel"))
-        elif step["class_type"] in ("CIDMTrainConcept", "KSampler"):
+        elif step["class_type"] in ("CIDMTrainConcept", "KSampler", "CIDMFisherDivergence"):
             step["inputs"]["steps"] = 3
         elif step["class_type"] == "CIDMLoadConceptImages":
             step["inputs"] |= {"folder": str(photos(server.folder / "input" / "own")), "size": 128}
