@@ -33,7 +33,7 @@ def pictures_of(images: Tensor) -> list[Tensor]:
 
 def see(clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Sequence[Tensor], features: str = "image_embeds") -> Tensor:
     """Unit embeddings ``[N, E]`` of pictures ``[3, H, W]`` in [-1, 1]."""
-    return embed_all(tower(clip_vision, features), pictures)
+    return embed_all(tower(clip_vision, features), pictures).cpu()
 
 
 def tower(clip_vision: comfy.clip_vision.ClipVisionModel, features: str) -> Callable[[Tensor], Tensor]:

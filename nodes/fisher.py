@@ -17,7 +17,7 @@ from ..cidm_ops.measure.divergence import Levels, divergence
 from ..cidm_ops.measure.fisher import in_plain_words, joined, read_groups
 from ..cidm_ops.measure.sections import divergence_section
 from . import say
-from .bank import BANK
+from .bank import ConceptBank
 from .paint import CIDMEncodePrompt
 from .results import BEFORE, CATEGORY, finish, outputs
 
@@ -101,7 +101,7 @@ class CIDMFisherDivergence(io.ComfyNode):
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of latents and noise."),
                 io.Clip.Input("customised_clip", optional=True, tooltip="The text encoder of the customised model, if it has another."),
-                io.Custom("CIDM_BANK").Input("bank", optional=True, tooltip=BANK.tooltip),
+                ConceptBank.Input("bank", optional=True, tooltip="The bank whose concepts the prompts name."),
                 BEFORE,
             ],
             outputs=[

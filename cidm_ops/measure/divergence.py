@@ -65,7 +65,7 @@ def clean_estimates(model: Denoiser, latents: Tensor, noise: Tensor, levels: Lev
 
 def divergence(first: Tensor, second: Tensor, levels: Levels) -> Divergence:
     """Of two models' clean estimates ``[T, K, ...]`` of the same noised latents."""
-    difference = (first.double() - second.double()).flatten(2).cpu() / levels.sigmas.double()[:, None, None]
+    difference = (first - second).flatten(2).cpu().double() / levels.sigmas.double()[:, None, None]
     squares = difference.square().sum(-1).T
     values = math.prod(first.shape[2:])
     return Divergence(squares @ levels.shares / values, squares.mean(1) * levels.span, squares.mean(0) / values)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_the_figures_are_those_of_the_pictures_on_disk(cidm, ready, tiny_clip, t
     assert found["mean"]["ia"] == pytest.approx(np.mean(means), abs=1e-5)
     assert f"{100 * found['mean']['ia']:.1f}" in out[1]
     page = (tmp_path / "out/report.html").read_text()
-    assert page.count("<section") == 3 and "data:image/png;base64," in page and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<section") == 3 and "data:image/png;base64," in page and not re.search(r"(src|href)=.http", page)
     assert any("cannot" in d or "hardly" in d or "does not tell" in d for d in found["doubts"])
 
 
