@@ -10,6 +10,7 @@ from typing import Any
 
 from . import bank_commands
 from .bank_commands import warn
+from .evaluate import add_command as add_evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +112,12 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
             print(file)
 
 
+def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
+    from .evaluate import evaluate as run
+
+    run(options, load_base)
+
+
 def doodle_train(options: argparse.Namespace, rest: list[str]) -> None:
     from .doodle.train import main as train_doodle
 
@@ -181,6 +188,7 @@ def arguments() -> argparse.ArgumentParser:
     base = argparse.ArgumentParser(add_help=False)
     base.add_argument(
         "--base",
+        "--model",
         default="doodle",
         help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL (default: %(default)s)",
     )
@@ -243,6 +251,8 @@ def arguments() -> argparse.ArgumentParser:
     make.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
     make.add_argument("--count", type=whole(1), default=1, help="pictures per prompt, seeds counting up (default: %(default)s)")
     make.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
+
+    add_evaluate(command, evaluate, base, whole)
 
     bank = commands.add_parser("bank", help="look into a concept bank and keep it").add_subparsers(required=True, metavar="COMMAND")
     bank_commands.add_commands(bank, command, whole)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .bank.bank import Bank
 from .doodle.concepts import CONCEPTS, examples
 from .measure.doodle import GUIDANCE, PICTURES, RECIPE, SEED, Easel, lesson, pictured
-from .measure.report import contact_sheet, write_html
+from .measure.report import Section, contact_sheet, write_html
 from .measure.scores import self_alignment
 from .run.painting import paint, unit_noise
 from .run.task import learn_into
@@ -77,4 +77,5 @@ def report(folder: Path, scores: list[Score], rows: list[tuple[str, Tensor]], se
     ]
     columns = ("concept", "plain class word", "right after learning", "after all three", "ceiling", "distance closed")
     note = "Image alignment: mean cosine of pictures with held-out renderings of the concept. Ceiling: the renderings among themselves."
-    write_html(folder / "report.html", "CIDM demo: three concepts, one after the other", sheet, columns, table, note)
+    title = "CIDM demo: three concepts, one after the other"
+    write_html(folder / "report.html", title, [Section("Likeness", note, columns=columns, rows=table, pictures=[sheet])])

@@ -8,9 +8,12 @@ from .composition import COMPOSITION_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
 from .exchange import EXCHANGE_NODES
+from .fisher import FISHER_NODES
 from .keep import KEEP_NODES
 from .paint import PAINT_NODES
 from .regions import REGION_NODES
+from .reports import REPORT_NODES
+from .scores import SCORE_NODES
 from .settings import SETTINGS_NODES
 from .train import TRAIN_NODES
 from .views import VIEW_NODES
@@ -20,4 +23,5 @@ class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES]
-        return [*teaching, *keeping, *PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES]
+        painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES]
+        return [*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES]

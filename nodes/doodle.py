@@ -37,6 +37,27 @@ class CIDMDoodleModel(io.ComfyNode):
         return io.NodeOutput(native.model(), native.clip(), native.vae(), native.vision())
 
 
+class CIDMDoodleTowers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMDoodleTowers",
+            display_name="Doodle Towers",
+            category="CIDM/doodle",
+            description="The two sides that score pictures of the Doodle world: an image tower that tells its creatures apart, and the "
+            "text "
+            "encoder whose captions lie in the same space.",
+            outputs=[
+                io.ClipVision.Output(display_name="clip_vision", tooltip="The image tower, as from Doodle Model."),
+                io.Clip.Output(display_name="clip", tooltip="Its caption side, for Text Alignment. It paints nothing."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(native.vision(), native.captions())
+
+
 class CIDMDoodleConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -106,4 +127,4 @@ class CIDMDoodleBank(io.ComfyNode):
         return say.output(cls, bank, text=listing(bank), warnings=list(bank.damaged.values()))
 
 
-DOODLE_NODES = [CIDMDoodleModel, CIDMDoodleConcept, CIDMDoodleBank]
+DOODLE_NODES = [CIDMDoodleModel, CIDMDoodleTowers, CIDMDoodleConcept, CIDMDoodleBank]

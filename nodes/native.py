@@ -77,11 +77,21 @@ def model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
 
 def clip() -> comfy.sd.CLIP:
     """The text encoder."""
+    size = files.TEXT_CONFIG["hidden_size"]
+    return _text(files.text_state() | {"text_projection.weight": torch.eye(size)})  # it has none, and the host leaves it uninitialised
+
+
+def captions() -> comfy.sd.CLIP:
+    """The image tower's caption side, with its projection."""
+    return _text(files.caption_state())
+
+
+def _text(state: dict[str, Tensor]) -> comfy.sd.CLIP:
     options = {"dtype": torch.float32, "clip_l_model_config": dict(files.TEXT_CONFIG)}
     encoder = comfy.sd.CLIP(DoodleClip, tokenizer_data={"clip_l_tokenizer_class": DoodleTokenizer}, model_options=options)
-    state = {f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in files.text_state().items()}
-    size = files.TEXT_CONFIG["hidden_size"]
-    encoder.load_sd(state | {"text_projection.weight": torch.eye(size)})  # Doodle has none, and the host leaves it uninitialised
+    projection = state.pop("text_projection.weight")
+    named = {f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in state.items()}
+    encoder.load_sd(named | {"text_projection.weight": projection.float()})
     return encoder
 
 

@@ -1,8 +1,13 @@
 """What a prompt takes from a bank, before any model is there: whose words are in it, how strongly, and what the text encoder reads."""
 
+from collections.abc import Sequence
+
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from ..bank.bank import Bank
+from ..run.prompt import Mixture
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fitted, font, heading, width_of, wrapped
 
 WIDE = 760
@@ -51,6 +56,15 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     for i, line in enumerate(read):
         pen.text((MARGIN, second + 52 + 22 * i), line, INK, font(14), anchor="lm")
     return sheet, text
+
+
+def routing_table(names: Sequence[str], mixtures: Sequence[Mixture]) -> Tensor:
+    """How much of each concept every prompt takes: ``[prompts, concepts]``, means over the cross-attention layers."""
+    found = torch.zeros(len(mixtures), len(names))
+    for row, mixture in zip(found, mixtures, strict=True):
+        for concept, weights in zip(mixture.concepts, mixture.weights.T, strict=True):
+            row[names.index(concept.name)] = float(weights.mean())
+    return found
 
 
 def _laid_out(parts: list[tuple[str, str | None]], colours: dict[str, Colour]) -> list[tuple[int, int, str, Colour]]:

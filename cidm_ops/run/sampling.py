@@ -59,6 +59,27 @@ def sample(
     return x
 
 
+def noise_levels(schedule: Schedule) -> Tensor:
+    """Noise over signal of every trained timestep; infinite where there is no signal."""
+    return (schedule.sigma.double() / schedule.signal.double()).float().cpu()
+
+
+def denoiser(backbone: Backbone, text: Text) -> Callable[[Tensor, Tensor], Tensor]:
+    """What the model takes for clean behind ``x = x_0 + sigma n``, ``[B, 4, h, w]`` at one sigma, without guidance."""
+    trained = noise_levels(backbone.schedule)
+    flow = backbone.schedule.prediction == "flow"
+
+    @torch.no_grad()
+    def clean(x: Tensor, sigma: Tensor) -> Tensor:
+        t = (trained.log() - sigma.log().cpu()).abs().argmin().to(x.device)
+        texts = text.expand(len(x))
+        scaled = x / (1 + sigma) if flow else x / (sigma**2 + 1).sqrt()
+        output = backbone.predict(scaled, t.expand(len(x)), texts.context, texts.pooled)
+        return _denoised(backbone, scaled, output, sigma / (1 + sigma)) if flow else _denoised(backbone, x, output, sigma)
+
+    return clean
+
+
 def _denoised(backbone: Backbone, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
     """The clean latent behind ``x = x0 + sigma n`` given epsilon or v, or behind ``x = (1 - sigma) x0 + sigma n`` given a flow."""
     if backbone.schedule.prediction == "v":

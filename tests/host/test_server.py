@@ -19,9 +19,11 @@ KEEPING = ("manage_a_bank", "compress_a_bank")  # paint nothing; see test_bank_w
 WORKFLOWS = sorted(file for file in (PACK / "workflows" / "api").glob("*.json") if file.stem not in KEEPING)
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
-    "DatasetFromImages", "DoodleBank", "DoodleConcept", "DoodleModel", "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions",
-    "ImportConcept", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "PaintRegions", "PreviewDataset", "Region",
-    "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "TrainConcept", "TrainingSettings",
+    "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
+    "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "LoadConceptImages",
+    "ManageBank", "OpenBank", "OverlapMap", "PaintRegions", "Presence", "PreviewDataset", "References", "ReferencesFromFolder", "Region",
+    "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport",
+    "TextAlignment", "TrainConcept", "TrainingSettings", "Wasserstein",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
@@ -140,7 +142,7 @@ def test_every_workflow_runs_to_pictures(server, file):
             step.update(node("CIDMDoodleModel"))
         elif step["class_type"] == "CIDMOpenBank" and file.stem.startswith("scene_"):  # of the user's concepts, named as Doodle's
             step.update(node("CIDMDoodleBank", name="doodle_ten"))
-        elif step["class_type"] in ("CIDMTrainConcept", "KSampler"):
+        elif step["class_type"] in ("CIDMTrainConcept", "KSampler", "CIDMFisherDivergence"):
             step["inputs"]["steps"] = 3
         elif step["class_type"] == "CIDMLoadConceptImages":
             step["inputs"] |= {"folder": str(photos(server.folder / "input" / "own")), "size": 128}

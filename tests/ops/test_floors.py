@@ -11,6 +11,7 @@ FLOORS = {
     "__main__": 6,
     "bank_commands": 6,
     "demo": 6,
+    "evaluate": 6,
     "measure": 5,
     "run": 4,
     "method": 3,

@@ -21,7 +21,8 @@ from pack.cidm_ops.doodle.style import PLACES
 from pack.cidm_ops.doodle.tower import DoodleTower
 from pack.cidm_ops.doodle.world import Scene, render
 from pack.cidm_ops.measure.bench.scenes import CAPTIONS, SHOWN
-from pack.cidm_ops.measure.presence import Presence, crops
+from pack.cidm_ops.measure.crops import crop
+from pack.cidm_ops.measure.presence import Presence
 from pack.cidm_ops.measure.scores import embed, text_alignment
 from pack.cidm_ops.method.regions import Place, box_mask
 from pack.cidm_ops.run.painting import unit_noise
@@ -96,8 +97,8 @@ class Studio:
 
     def score(self, scene, picture, caption):
         """Per concept: is it found in its box, in how many others, and the likeness in its own; of the whole: text alignment."""
-        seen = torch.cat([embed(self.tower, crop[None]) for crop in crops(picture, scene.boxes)])
-        found, like = self.presence.found(seen), self.presence.likeness(seen)
+        seen = torch.cat([embed(self.tower, crop(picture, box_mask(*box))[None]) for box in scene.boxes])
+        found, like = self.presence.found(seen), self.presence.cosines(seen)
         whole = embed(self.tower, picture[None])
         return {
             "present": [f == name for f, name in zip(found, scene.names, strict=True)],

@@ -1,0 +1,162 @@
+"""Image towers for scores, with the text side where there is one: Doodle's, or a model of the user's own. Never downloads."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from ..doodle.tower import DoodleCaptions, DoodleTower
+from ..tokens import END
+from .tokenizer import tokenize
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+KINDS = "'doodle', a folder of transformers (CLIP, DINO, DINOv2, ViT), or a .safetensors file of CLIP in transformers' layout"
+
+
+class Tower:
+    """Pictures ``[B, 3, H, W]`` in [-1, 1] to embeddings ``[B, E]``, and captions to ``[B, E]`` in the same space."""
+
+    def __init__(self, see: Callable[[Tensor], Tensor], read: Callable[[Sequence[str]], Tensor] | None, fingerprint: str):
+        self.see, self.read, self.fingerprint = see, read, fingerprint
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        return self.see(pictures).float().cpu()
+
+    @torch.no_grad()
+    def captions(self, texts: Sequence[str]) -> Tensor | None:
+        """None where the model has no text side."""
+        return None if self.read is None else torch.cat([self.read(texts[i : i + 64]).float().cpu() for i in range(0, len(texts), 64)])
+
+
+def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
+    """Raises ``FileNotFoundError`` if there is nothing of that name, ``ValueError`` if it is no such model."""
+    if place == "doodle":
+        tower, captions = DoodleTower(), DoodleCaptions()
+        return Tower(lambda pictures: tower(pictures.cpu()), captions, "doodle")
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such image tower: expected {KINDS}")
+    vision, text, mean, std, size = _from_folder(path) if path.is_dir() else _from_file(path)
+    vision = vision.eval().requires_grad_(False).to(device)
+    text = text and text.eval().requires_grad_(False).to(device)
+
+    def see(pictures: Tensor) -> Tensor:
+        out = vision(pixel_values=prepared(pictures.to(device), size, mean, std))
+        return out.image_embeds if hasattr(out, "image_embeds") else out.last_hidden_state[:, 0]
+
+    def read(texts: Sequence[str]) -> Tensor:
+        return text(torch.cat([tokenize(t)[:1] for t in texts]).to(device)).text_embeds
+
+    return Tower(see, read if text else None, _fingerprint(vision))
+
+
+def prepared(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """As CLIP sees pictures: the shorter side resized (bicubic), the middle square, normalised."""
+    height, width = pictures.shape[-2:]
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+        pictures = F.interpolate(pictures, shape, mode="bicubic", antialias=True)
+    top, left = (pictures.shape[-2] - size) // 2, (pictures.shape[-1] - size) // 2
+    square = pictures[..., top : top + size, left : left + size].clamp(-1, 1) / 2 + 0.5
+    return (square - torch.tensor(mean).to(square)[:, None, None]) / torch.tensor(std).to(square)[:, None, None]
+
+
+def _from_folder(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float], int]:
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path}: there is no config.json: expected {KINDS}")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    kind, text = config.get("model_type", ""), None
+    try:
+        if kind in ("clip", "clip_vision_model"):
+            vision = CLIPVisionModelWithProjection.from_pretrained(path, local_files_only=True)
+            text = CLIPTextModelWithProjection.from_pretrained(path, local_files_only=True) if kind == "clip" else None
+        else:
+            vision = AutoModel.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path}: no image tower can be loaded from it ({error}): expected {KINDS}") from error
+    shape = getattr(vision.config, "image_size", None)
+    if not isinstance(shape, int):
+        raise ValueError(f"{path}: a model of type {kind!r} says no size of pictures: expected {KINDS}")
+    seen = path / "preprocessor_config.json"
+    how = json.loads(seen.read_text(encoding="utf-8")) if seen.is_file() else {}
+    size = how.get("crop_size", {}).get("height", shape) if isinstance(how.get("crop_size"), dict) else shape
+    return vision, text, how.get("image_mean", MEAN), how.get("image_std", STD), size
+
+
+def _from_file(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float], int]:
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no .safetensors file ({error}): expected {KINDS}") from error
+    try:
+        table, patches = state["vision_model.embeddings.position_embedding.weight"], state["vision_model.embeddings.patch_embedding.weight"]
+        width, patch = patches.shape[0], patches.shape[-1]
+        size = round((len(table) - 1) ** 0.5) * patch
+        act = "quick_gelu" if width <= 1024 else "gelu"  # as ComfyUI takes them: OpenAI's up to L, LAION's above
+        vision = CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=state["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+            num_hidden_layers=_layers(state, "vision_model"),
+            num_attention_heads=HEADS.get(width, max(1, width // 64)),
+            image_size=size,
+            patch_size=patch,
+            projection_dim=state["visual_projection.weight"].shape[0],
+            hidden_act=act,
+        )
+        text = None
+        if "text_projection.weight" in state:
+            words = state["text_model.embeddings.token_embedding.weight"]
+            text = CLIPTextConfig(
+                vocab_size=len(words),
+                hidden_size=words.shape[1],
+                intermediate_size=state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+                num_hidden_layers=_layers(state, "text_model"),
+                num_attention_heads=max(1, words.shape[1] // 64),
+                projection_dim=state["text_projection.weight"].shape[0],
+                hidden_act=act,
+                eos_token_id=END,
+            )
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error.args[0]}: expected {KINDS}") from error
+    seen = _filled(CLIPVisionModelWithProjection, vision, state, ("vision_model.", "visual_projection."), path)
+    read = text and _filled(CLIPTextModelWithProjection, text, state, ("text_model.", "text_projection."), path)
+    return seen, read, MEAN, STD, size
+
+
+def _layers(state: dict[str, Tensor], side: str) -> int:
+    return 1 + max(int(k.split(".")[3]) for k in state if k.startswith(f"{side}.encoder.layers."))
+
+
+def _filled(kind: Any, config: Any, state: dict[str, Tensor], prefixes: tuple[str, ...], path: Path) -> Any:
+    with init_empty_weights():
+        model = kind(config)
+    names = model.state_dict()
+    own = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k.startswith(prefixes)}
+    own = {k if k in names else k.split(".", 1)[1]: v for k, v in own.items()}  # newer transformers leave the first part out
+    missing, _ = model.load_state_dict(own, strict=False, assign=True)
+    if missing := [name for name in missing if "position_ids" not in name]:
+        raise ValueError(f"{path} lacks {missing[0]} and {len(missing) - 1} others: expected {KINDS}")
+    for module in model.modules():  # buffers of positions are made, not loaded
+        if isinstance(getattr(module, "position_ids", None), Tensor) and module.position_ids.is_meta:
+            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+    return model
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A short hash of some weights: tells towers apart."""
+    digest = hashlib.sha256()
+    for name, weight in list(model.named_parameters())[:: max(1, len(list(model.parameters())) // 8)]:
+        digest.update(name.encode() + weight.detach().flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

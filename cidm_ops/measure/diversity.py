@@ -1,0 +1,39 @@
+"""How varied pictures are: the mean distance of pairs in the space of an image tower."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .interval import Interval, bootstrap, several
+
+
+def diversity(embeddings: Tensor) -> float:
+    """Mean ``1 - cosine`` over all pairs of different pictures ``[N, E]``: 0 where all are the same.
+
+    Raises ``ValueError`` for fewer than two.
+    """
+    return _pairs(embeddings, torch.arange(len(embeddings)))
+
+
+def diversity_interval(embeddings: Tensor, draws: int = 1000, seed: int = 0) -> Interval:
+    """Of ``diversity``, pictures drawn again; a picture is never paired with itself."""
+    over = several(len(embeddings), "picture")
+    return bootstrap(lambda i: _pairs(embeddings, i), len(embeddings), over=over, draws=draws, seed=seed)
+
+
+def diversity_ratio(embeddings: Tensor, base: Tensor, draws: int = 1000, seed: int = 0) -> Interval:
+    """Diversity over that of ``base``, both drawn again: below 1 the pictures are more alike than the base model's."""
+    over = several(len(embeddings), "picture") + f" and {len(base)} of the base"
+    return bootstrap(lambda i, j: _pairs(embeddings, i) / _pairs(base, j), len(embeddings), len(base), over=over, draws=draws, seed=seed)
+
+
+def _pairs(embeddings: Tensor, chosen: Tensor) -> float:
+    """Over pairs of the chosen that are two different pictures; a draw that holds one picture only counts as no distance."""
+    n = len(embeddings)
+    if n < 2:
+        raise ValueError(f"{n} picture: at least 2 are needed to compare them with each other")
+    times = torch.bincount(chosen, minlength=n).double()
+    unit = F.normalize(embeddings.double().cpu(), dim=-1)
+    pairs = times.sum() ** 2 - times.square().sum()
+    alike = (times @ unit).square().sum() - times.square().sum()
+    return float(1 - alike / pairs) if pairs else 0.0

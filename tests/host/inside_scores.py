@@ -1,0 +1,98 @@
+"""Checks of scores inside a ComfyUI, as in inside.py: its towers see what ours see, and two models differ by what they differ."""
+
+import math
+
+from inside import doodle, near, plain, run
+
+# isort: split
+
+import torch
+from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
+from pack.cidm_ops.doodle.tower import DoodleCaptions, DoodleTower
+from pack.cidm_ops.measure.divergence import divergence
+from pack.cidm_ops.measure.scores import embed
+from pack.nodes import eyes, fisher, native
+
+
+def drawn(name, count=3):
+    return torch.stack([torch.from_numpy(e.picture).permute(2, 0, 1).float() / 127.5 - 1 for e in examples(CONCEPTS[name], count)])
+
+
+def the_hosts_tower_sees_what_ours_sees():
+    pictures = drawn("dog")
+    near(eyes.see(native.vision(), list(pictures)), embed(DoodleTower(), pictures), 2e-4)
+    image = pictures.movedim(1, -1) / 2 + 0.5
+    near(torch.stack(eyes.pictures_of(image)), pictures, 1e-6)
+
+
+def the_hosts_captions_are_ours():
+    words = ["a dog in the snow", "a red boat (at night), a cat"]
+    want = torch.nn.functional.normalize(DoodleCaptions()(words), dim=-1)
+    near(eyes.read(native.captions(), words, 128), want, 1e-4)
+
+
+def the_other_features_are_the_towers_tokens():
+    tower, pictures = native.vision(), list(drawn("cat", 2))
+    hidden = tower.encode_image(torch.stack(pictures).movedim(1, -1) / 2 + 0.5)["last_hidden_state"].float()
+    assert hidden.shape[1] == 65  # a class token and 8 x 8 patches
+    near(eyes.see(tower, pictures, "mean of patches"), torch.nn.functional.normalize(hidden[:, 1:].mean(1), dim=-1), 1e-5)
+    near(eyes.see(tower, pictures, "class token"), torch.nn.functional.normalize(hidden[:, 0], dim=-1), 1e-5)
+
+
+def the_text_encoder_without_its_projection_is_refused():
+    for clip, width, what in ((native.clip(), 128, "never loaded"), (native.captions(), 768, "width 768")):
+        try:
+            eyes.read(clip, ["a dog"], width)
+        except ValueError as error:
+            assert what in str(error) and "Load CLIP" in str(error), error
+        else:
+            raise AssertionError("it went through")
+
+
+def probed(first, second, text="a dog", count=6):
+    model, clip, _ = doodle()
+    levels, sigmas = fisher.levels_of(model, count)
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    asked = plain(clip, text)
+    return divergence(*(fisher.clean(change(model), asked, latents, noise, levels, sigmas) for change in (first, second)), levels), levels
+
+
+def the_model_and_its_clone_do_not_diverge():
+    found, levels = probed(lambda m: m, lambda m: m.clone())
+    assert not found.eps.any() and not found.likelihood.any()
+    assert math.isclose(levels.span, math.log(14.6146 / 0.0292), rel_tol=1e-3)
+
+
+def the_noises_that_differ_by_a_constant_diverge_by_its_square():
+    def moved(model):
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] - 0.3 * args["sigma"].view(-1, 1, 1, 1))
+        return model
+
+    found, levels = probed(lambda m: m, moved)
+    near(found.eps, torch.full((2,), 0.09).double(), 1e-4)
+    near(found.likelihood, torch.full((2,), 0.09 * 4 * 16 * 16 * levels.span).double(), 0.02 * 0.09 * 1024 * levels.span)
+
+
+def the_probe_asks_the_model_what_a_sampler_asks():
+    """Against a step of the host's own euler: what it takes for clean at the first sigma."""
+    import comfy.sample
+    import comfy.samplers
+
+    model, clip, _ = doodle()
+    levels, sigmas = fisher.levels_of(model, 4)
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    asked, kept = plain(clip, "a cat"), []
+    own = fisher.clean(model, asked, latents, noise, levels, sigmas)
+    sampler = comfy.samplers.ksampler("euler")
+    steps = torch.stack([sigmas[1], sigmas[2]])
+    comfy.sample.sample_custom(
+        model, noise, 1.0, sampler, steps, asked, asked, latents, callback=lambda i, x0, x, n: kept.append(x0.cpu()), seed=0
+    )
+    near(own[1], kept[0], 1e-3)
+
+
+if __name__ == "__main__":
+    run(globals())
