@@ -26,7 +26,8 @@ def bank_folder(name: str) -> Path:
 
 
 def listing(bank: Bank) -> str:
-    lines = [f"{header['task']}. <{n}>, a {header['class_word']}" for n, header in bank.headers.items()]
+    by = {"cidm": "", "infusion": ", by Infusion"}
+    lines = [f"{header['task']}. <{n}>, a {header['class_word']}{by[header['method']]}" for n, header in bank.headers.items()]
     return "\n".join(lines) or "no concepts yet"
 
 
