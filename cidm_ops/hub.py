@@ -41,7 +41,8 @@ Attended = Callable[[str, Tensor, Tensor, Tensor, int], Tensor]
 def attended(
     cross_attention: Mapping[str, nn.Module], change: Attended, keyed: Callable[[str, Tensor], Tensor] | None = None
 ) -> Iterator[None]:
-    """While open, what a layer hands on is ``change(name, out [B, T, C], q [B, T, C], k [B, N, C], heads)``, and its keys ``keyed(name, k)``.
+    """While open, what a layer hands on is ``change(name, out, q, k, heads)`` with out and q ``[B, T, C]``, k ``[B, N, C]``, and its keys
+    ``keyed(name, k)``.
 
     It is changed between the attention and ``to_out``, so whatever computes the attention, the host or another pack in its place, stays.
     """

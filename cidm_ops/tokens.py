@@ -114,15 +114,12 @@ def stand_for(backbone: Backbone, prompt: str, plain: Mapping[str, str], words: 
     concept words, which stay hidden.
     """
     said = WORD.sub(lambda m: f" {plain[m[0]]} " if m[0] in plain else m[0], prompt)
-    ids = backbone.tokenize(hide(said, words)[0]).flatten().tolist()
     text, hidden = hide(prompt, [*plain, *words])
-    marked = [i for i in backbone.tokenize(text).flatten().tolist() if i not in (START, END)]
-    lengths = {
-        handle: len([i for i in backbone.tokenize(noun).flatten().tolist() if i not in (START, END)]) for handle, noun in plain.items()
-    }
+    ids, marked, *nouns = (backbone.tokenize(t).flatten().tolist() for t in (hide(said, words)[0], text, *plain.values()))
+    lengths = {handle: sum(i not in (START, END) for i in noun) for handle, noun in zip(plain, nouns, strict=True)}
     marks = {handle: torch.zeros(len(ids)) for handle in plain if handle in hidden.values()}
     places = (i for i, token in enumerate(ids) if token not in (START, END))
-    for token in marked:
+    for token in (i for i in marked if i not in (START, END)):
         handle = hidden.get(token, "")
         at = [next(places, -1) for _ in range(lengths.get(handle, 1))]
         if -1 in at:

@@ -7,6 +7,7 @@ from .bank import BANK_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
 from .exchange import EXCHANGE_NODES
+from .infusion import INFUSION_NODES
 from .keep import KEEP_NODES
 from .paint import PAINT_NODES
 from .regions import REGION_NODES
@@ -19,4 +20,4 @@ class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES]
-        return [*teaching, *keeping, *PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES]
+        return [*teaching, *keeping, *PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *INFUSION_NODES]

@@ -26,9 +26,7 @@ def export_concept(concept: Concept, folder: Path) -> list[Path]:
     Raises ``OSError`` naming a file that cannot be written, ``ValueError`` for a concept of Infusion.
     """
     if concept.residuals:
-        raise ValueError(
-            f"<{concept.name}> is an Infusion concept, which no other program knows: share its own file, {concept.name}.safetensors"
-        )
+        raise ValueError(f"<{concept.name}> is an Infusion concept, which no other program knows: share its own file")
     files = []
     stem = check_name(concept.name)
     if concept.all_factors:

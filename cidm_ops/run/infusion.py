@@ -104,7 +104,7 @@ def predictor(backbone: Backbone, charges: Sequence[Charge], way: Way) -> Predic
 
     def predict(x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None, positive: int) -> Tensor:
         done = 1 - float(t[0]) / (len(backbone.schedule.sigma) - 1)
-        if not here or not positive or not way.start <= done <= way.end:
+        if not here or not positive or not way.start <= done <= way.end or way.start == 1 or way.end == 0:
             return backbone.predict(x, t, context, pooled)
         count, at = len(x), slice(0, positive)
         source = at

@@ -32,8 +32,8 @@ def paint(
 ) -> tuple[Tensor, list[str]]:
     """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about the concepts' base.
 
-    ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2), ``infusion`` says how residuals act. Raises ``ValueError`` for a word that no concept of the
-    bank has and for a concept of another architecture.
+    ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2), ``infusion`` says how residuals act.
+    Raises ``ValueError`` for a word that no concept of the bank has and for a concept of another architecture.
     """
     way = infusion or Way()
     mixture, charges = infuse(backbone, bank, prompt, mode, strength, rule, layers=way.layers)

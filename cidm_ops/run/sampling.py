@@ -9,7 +9,6 @@ from ..backbone import Backbone
 from ..schedule import Schedule
 from ..tokens import Text, join
 
-
 # x [B, 4, h, w], t [B], context, pooled, and how many of the rows, the first ones, read the positive text
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 

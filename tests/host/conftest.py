@@ -10,7 +10,7 @@ from comfy_server import (
     server,  # noqa: F401
 )
 
-SCRIPTS = [Path(__file__).with_name(name) for name in ("inside.py", "inside_painting.py", "inside_regions.py")]
+SCRIPTS = [Path(__file__).with_name(name) for name in ("inside.py", "inside_painting.py", "inside_regions.py", "inside_infusion.py")]
 
 
 @pytest.fixture(scope="session")
