@@ -168,8 +168,8 @@ class CIDMInfusion(io.ComfyNode):
             display_name="Apply Infusion",
             category="CIDM/infusion",
             description="Paints a prompt with concepts of Train with Infusion: each <name> stands for its class word, with the concept at "
-            "it. Where things are, the attention maps, comes from the plain model that paints beside it, so the time per step nearly "
-            "doubles. Concepts of Train Concept may be in the same prompt.",
+            "it. Where things are, the attention maps, comes from the plain model that paints beside it, so a step takes half as "
+            "long again. Concepts of Train Concept may be in the same prompt.",
             inputs=[
                 MODEL,
                 CLIP,
