@@ -38,7 +38,7 @@ class Residuals(nn.Module):
     """``residuals [C]`` by linear layer, ``<layer>.to_v``, and with the released code's stream ``<layer>.to_k``: all zero."""
 
     words_learn = False
-    norm = 0.0
+    tokens: Mapping[str, nn.Parameter] = {}
 
     def __init__(self, backbone: Backbone, recipe: Recipe):
         super().__init__()

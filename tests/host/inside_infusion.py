@@ -103,9 +103,11 @@ def the_infusion_goes_through_the_second_stream_too():
             for residual in charge.residuals.values():
                 residual.zero_()
         model = streams.streaming(scene.model, Way())
-        near(sample(model, carried, scene.nothing), before, 2e-6 * float(before.abs().max()))
-        rows, negative = answers(model, carried, scene.nothing)
-        assert len(rows) == 2 and len(negative) == 1, "the negative text has no second stream"
+        near(sample(model, carried, scene.nothing), before, 1e-5 * float(before.abs().max()))
+        (want,), (plain_negative,) = answers(scene.model, text, scene.nothing)
+        (row, foundation), (negative,) = answers(model, carried, scene.nothing)  # the negative text has no second stream
+        for found, base in ((row, want), (foundation, want), (negative, plain_negative)):
+            near(found, base, 2e-6)
 
 
 def the_foundation_is_the_base_with_any_residual():
@@ -115,7 +117,7 @@ def the_foundation_is_the_base_with_any_residual():
         for stream in STREAMS:
             (new, *foundation), (negative,) = answers(*scene.applied("a <rex> on the beach", stream=stream), scene.nothing)
             near(negative, plain_negative, 2e-6)
-            assert float((new - want).abs().max()) > 1e-2 and len(foundation) == (stream == "dual")
+            assert float((new - want).abs().max()) > 1e-4 and len(foundation) == (stream == "dual")
             if foundation:
                 near(foundation[0], want, 2e-6)
 
@@ -162,7 +164,7 @@ def the_infusion_keeps_to_its_region_and_its_word():
         left = torch.zeros(16, 16)
         left[:, :8] = 1
         base, whole = (scene.paint(prompt) for prompt in ("a dog and a teddy bear", "a <rex> and a <ted>"))
-        near(scene.paint("a <rex> and a teddy bear", regions=[("<rex>", Place(torch.zeros(16, 16)))]), base, 1e-4)
+        near(scene.paint("a <rex> and a teddy bear", regions=[("<rex>", Place(torch.zeros(16, 16)))]), base, 1e-5 * float(base.abs().max()))
         everywhere = [("<rex> <ted>", Place(torch.ones(32, 32)))]
         near(scene.paint("a <rex> and a <ted>", regions=everywhere), whole, 1e-4 * float(whole.abs().max()))
         half = scene.paint("a <rex> and a teddy bear", regions=[("<rex>", Place(left))])
