@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,17 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     from .bank.bank import Bank
     from .run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
     from .run.folder import from_folder
-    from .run.recipe import Recipe
+    from .run.recipe import INFUSION, Recipe
     from .run.task import learn_into
 
     name = options.name or options.images.resolve().name
     backbone = load_base(options, on_cuda="bfloat16")
     images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
     templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
-    recipe = Recipe(steps=options.steps, rank=options.rank, seed=options.seed, templates=templates)
+    if options.method == "infusion":
+        recipe = replace(INFUSION, steps=options.steps or INFUSION.steps, seed=options.seed)
+    else:
+        recipe = Recipe(steps=options.steps or Recipe.steps, rank=options.rank, seed=options.seed, templates=templates)
     recipe = recipe.having(options.set)
     bank, _, _ = learn_into(
         Bank(options.bank),
@@ -83,9 +87,10 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
     from PIL import Image
 
     from .bank.bank import Bank
+    from .run.infusion import Way
     from .run.painting import paint, unit_noise
 
-    bank = Bank(options.bank)
+    bank, way = Bank(options.bank), Way(options.stream)
     for prompt in options.prompt:
         bank.read(prompt)
     backbone = load_base(options, on_cuda="float16")
@@ -103,6 +108,7 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
                 strength=options.strength,
                 steps=options.steps,
                 guidance=options.guidance,
+                infusion=way,
             )
             warn(warnings)
             pixels = ((pictures[0].permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
@@ -133,11 +139,12 @@ def doodle_judge(options: argparse.Namespace, rest: list[str]) -> None:
 def bench(options: argparse.Namespace, rest: list[str]) -> None:
     import json
 
-    from .measure.bench import aggregate, consolidation, modes, regions, routing, scenes, tokens, train
+    from .measure.bench import aggregate, consolidation, infusion, modes, regions, routing, scenes, tokens, train
 
     sides = {
         "aggregate": lambda: aggregate.run(options.comfy),
         "consolidation": lambda: consolidation.run(),
+        "infusion": lambda: infusion.run(options.folder or Path("runs/infusion")),
         "modes": lambda: modes.run(options.folder or Path("runs/modes"), options.seeds, options.modes or modes.MODES),
         "regions": lambda: regions.run(options.comfy, options.pixels),
         "routing": lambda: routing.run(options.folder),
@@ -210,7 +217,13 @@ def arguments() -> argparse.ArgumentParser:
     learn.add_argument("--class-word", required=True, help="what it is in plain words, such as 'dog' or 'teddy bear'")
     learn.add_argument("--name", help="the concept's name, in prompts <name> (default: the name of the folder)")
     learn.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
-    learn.add_argument("--steps", type=whole(1), default=800, help="training steps (default: %(default)s)")
+    learn.add_argument(
+        "--method",
+        choices=("cidm", "infusion"),
+        default="cidm",
+        help="low-rank factors and words, or Infusion's residuals at the class word (default: %(default)s)",
+    )
+    learn.add_argument("--steps", type=whole(1), help="training steps (default: 800; 500 for infusion)")
     learn.add_argument(
         "--fit",
         choices=("centre", "buckets", "random", "as_given"),
@@ -246,6 +259,12 @@ def arguments() -> argparse.ArgumentParser:
         default="exact",
         help="how the concepts' weights are found (default: %(default)s)",
     )
+    make.add_argument(
+        "--stream",
+        choices=("dual", "single", "released_code"),
+        default="dual",
+        help="where Infusion concepts take their attention maps from: the plain base beside them, or themselves (default: %(default)s)",
+    )
     make.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     make.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
     make.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
@@ -260,16 +279,17 @@ def arguments() -> argparse.ArgumentParser:
     time = command("bench", bench, "compare sides in one run, in turns, on full-size models with random weights")
     time.add_argument(
         "name",
-        choices=("aggregate", "consolidation", "modes", "regions", "routing", "scenes", "tokens", "train"),
-        help="what concepts cost when painting; what earlier ones cost a training step; what each consolidation mode does to ten Doodle "
-        "concepts; what regions cost; where the weights of a prompt go; whether several concepts stand each in its place; what "
-        "layer-wise words cost; our trainer and ComfyUI's own",
+        choices=("aggregate", "consolidation", "infusion", "modes", "regions", "routing", "scenes", "tokens", "train"),
+        help="what concepts cost when painting; what earlier ones cost a training step; what a concept with one background "
+        "does to everything else, by Infusion and by weights; what each consolidation mode does to ten Doodle concepts; what "
+        "regions cost; where the weights of a prompt go; whether several concepts stand each in its place; what layer-wise "
+        "words cost; our trainer and ComfyUI's own",
     )
     time.add_argument("--json", type=Path, help="write the figures here too")
     time.add_argument(
         "--folder",
         type=Path,
-        help="for modes and scenes: keeps what is done (default: runs/modes, runs/scenes); for routing: a bank (default: Doodle's)",
+        help="for infusion, modes and scenes: keeps what is done (default: runs/NAME); for routing: a bank (default: Doodle's)",
     )
     time.add_argument("--seeds", type=whole(1), default=3, help="for modes and scenes (default: %(default)s)")
     time.add_argument("--scenes", type=whole(3), default=200, help="for scenes (default: %(default)s)")

@@ -27,7 +27,7 @@ def warn(warnings: Iterable[str | None]) -> None:
 def show_list(options: Options, rest: list[str]) -> None:
     bank = existing(options.bank)
     for name, header in bank.headers.items():
-        words = " ".join([*header["words"], *header["triggers"]])
+        words = " ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == "infusion" else "")
         print(f"{header['task']:3d}  <{name}>  {header['class_word']}  {words}  {header['architecture']}")
     warn(bank.damaged.values())
     if options.picture:
@@ -47,7 +47,8 @@ def show(options: Options, rest: list[str]) -> None:
         "triggers": ", ".join(concept.triggers),
         "task": concept.task,
         "base": f"{concept.architecture} {concept.fingerprint}",
-        "factors": f"{len(concept.all_factors)} layers of rank {', '.join(map(str, ranks))}",
+        "factors": f"{len(concept.all_factors)} layers of rank {', '.join(map(str, ranks))}" if ranks else "",
+        "residuals": f"{sum(r.numel() for r in concept.residuals.values())} numbers, by Infusion" if concept.residuals else "",
         **concept.about,
         **{key: value for key, value in concept.training.items() if key != "losses"},
     }

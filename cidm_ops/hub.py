@@ -1,6 +1,6 @@
 """Where texts meet the cross-attention layers of a model: layer l reads its own slice of the context."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,46 @@ def layerwise(cross_attention: Iterable[nn.Module]) -> Iterator[None]:
         return before
 
     handles = [module.register_forward_pre_hook(slice_of(i), with_kwargs=True) for i, module in enumerate(cross_attention)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+Attended = Callable[[str, Tensor, Tensor, Tensor, int], Tensor]
+
+
+@contextmanager
+def attended(
+    cross_attention: Mapping[str, nn.Module], change: Attended, keyed: Callable[[str, Tensor], Tensor] | None = None
+) -> Iterator[None]:
+    """While open, what a layer hands on is ``change(name, out, q, k, heads)`` with out and q ``[B, T, C]``, k ``[B, N, C]``, and its keys
+    ``keyed(name, k)``.
+
+    It is changed between the attention and ``to_out``, so whatever computes the attention, the host or another pack in its place, stays.
+    """
+
+    def hooks(name: str, layer: Any) -> list[Any]:
+        seen: dict[str, Tensor] = {}
+
+        def query(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen["q"] = output
+
+        def key(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            seen["k"] = output if keyed is None else keyed(name, output)
+            return seen["k"]
+
+        def before(module: nn.Module, args: Any) -> tuple[Tensor]:
+            return (change(name, args[0], seen.pop("q"), seen.pop("k"), layer.heads),)
+
+        return [
+            layer.to_q.register_forward_hook(query),
+            layer.to_k.register_forward_hook(key),
+            layer.to_out[0].register_forward_pre_hook(before),
+        ]
+
+    handles = [handle for name, layer in cross_attention.items() for handle in hooks(name, layer)]
     try:
         yield
     finally:

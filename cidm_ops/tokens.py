@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 
-END = 49407  # CLIP's end of text
+START, END = 49406, 49407  # of CLIP's texts
 WORD = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_.-]*>")
 
 # Single CLIP tokens. Their meaning never reaches the encoder.
@@ -105,6 +105,31 @@ def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[
     text, hidden = hide(prompt, words)
     at = {hidden[token]: i for i, token in reversed([*enumerate(backbone.tokenize(text).flatten().tolist())]) if token in hidden}
     return [at[word] for word in words if word in at]
+
+
+def stand_for(backbone: Backbone, prompt: str, plain: Mapping[str, str], words: Sequence[str] = ()) -> tuple[str, dict[str, Tensor]]:
+    """The prompt with ordinary words in place of the ``<handles>`` in ``plain``, and where those stand: ``[N]``, 1 at their tokens.
+
+    Found among the tokens, so punctuation, weights and words of several tokens are as the tokenizer splits them. ``words`` are
+    concept words, which stay hidden.
+    """
+    said = WORD.sub(lambda m: f" {plain[m[0]]} " if m[0] in plain else m[0], prompt)
+    text, hidden = hide(prompt, [*plain, *words])
+    ids, marked, *nouns = (backbone.tokenize(t).flatten().tolist() for t in (hide(said, words)[0], text, *plain.values()))
+    lengths = {handle: sum(i not in (START, END) for i in noun) for handle, noun in zip(plain, nouns, strict=True)}
+    marks = {handle: torch.zeros(len(ids)) for handle in plain if handle in hidden.values()}
+    places = (i for i, token in enumerate(ids) if token not in (START, END))
+    for token in (i for i in marked if i not in (START, END)):
+        handle = hidden.get(token, "")
+        at = [next(places, -1) for _ in range(lengths.get(handle, 1))]
+        if -1 in at:
+            break
+        if handle in marks:
+            marks[handle][at] = 1
+    else:
+        if next(places, -1) == -1:
+            return said, marks
+    raise ValueError(f"the prompt {prompt[:80]!r} has other tokens with its concepts' class words in it: put them apart from other words")
 
 
 def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], chosen: Mapping[str, Tensor]) -> Tensor:

@@ -26,7 +26,8 @@ def bank_folder(name: str) -> Path:
 
 
 def listing(bank: Bank) -> str:
-    lines = [f"{header['task']}. {bank.title(name)}" for name, header in bank.headers.items()]
+    by = {"cidm": "", "infusion": ", by Infusion"}
+    lines = [f"{header['task']}. {bank.title(name)}{by[header['method']]}" for name, header in bank.headers.items()]
     return "\n".join(lines) or "no concepts yet"
 
 

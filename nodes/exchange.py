@@ -104,7 +104,9 @@ class CIDMImportConcept(io.ComfyNode):
         lines = []
         for concept in concepts:
             calls = ", ".join([f"<{concept.name}>", *concept.triggers])
-            lines.append(f"{concept.name}: {len(concept.all_factors)} layers and {len(concept.words)} words for {concept.architecture}")
+            what = f"{len(concept.all_factors)} layers and {len(concept.words)} words"
+            what = f"{len(concept.residuals)} residuals of Infusion" if concept.residuals else what
+            lines.append(f"{concept.name}: {what} for {concept.architecture}")
             lines.append(f"in a prompt: {calls}")
         text = "\n".join(lines)
         return say.output(cls, bank, text, text=text, warnings=warnings)

@@ -28,7 +28,8 @@ class Probe(comfy.samplers.Sampler):
     """A sampler that moves nothing: at each level it noises the latents anew and keeps what the model takes for clean."""
 
     def __init__(self, levels: Levels):
-        self.levels, self.found = levels, []
+        self.levels = levels
+        self.found: list[Any] = []
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         sampling = model_wrap.inner_model.model_sampling

@@ -1,7 +1,7 @@
 """The file of a compressed bank: ``<bank>.compressed.safetensors``, written in one piece and checked as a whole.
 
-Per layer the bases ``<layer>.U`` and ``<layer>.V`` and all cores end to end, ``.cu`` and ``.cd``; token rows in float32 and previews
-as they were; and a table, zipped JSON, that says whose numbers lie where and holds the headers.
+Per layer the bases ``<layer>.U`` and ``<layer>.V`` and all cores end to end, ``.cu`` and ``.cd``; token rows and residuals in float32 and
+previews as they were; and a table, zipped JSON, that says whose numbers lie where and holds the headers.
 """
 
 import json
@@ -23,7 +23,7 @@ from .files import packed, write_atomically
 from .lock import writing
 from .manage import contents
 
-FORMAT = 1
+FORMAT = 2  # with residuals of Infusion in it, else 1
 SUFFIX = ".compressed.safetensors"
 TEXTS = ("name", "class_word", "words", "architecture", "fingerprint", "task", "training", "token_layers", "triggers", "about")
 TUPLES = ("words", "token_layers", "triggers")
@@ -63,9 +63,12 @@ def save_compressed(compressed: Compressed, file: Path) -> None:
         state |= {f"{name}.{key}": rows for key, rows in (("U", basis.up), ("V", basis.down)) if rows is not None}
     for encoder in dict.fromkeys(e for c in compressed.concepts for e in c.tokens):
         state[f"tokens.{encoder}"] = torch.cat([c.tokens[encoder].float().flatten() for c in compressed.concepts if encoder in c.tokens])
+    residuals = [r.float() for c in compressed.concepts for r in c.residuals.values()]
+    if residuals:
+        state["residuals"] = torch.cat(residuals)
     state["previews"] = _bytes(b"".join(c.preview for c in compressed.concepts))
     state["table"] = _bytes(zlib.compress(json.dumps([_entry(c, compressed) for c in compressed.concepts]).encode(), 9))
-    header = {"format": FORMAT, "tolerance": compressed.tolerance, "rank": compressed.rank, "dtype": compressed.dtype}
+    header = {"format": FORMAT if residuals else 1, "tolerance": compressed.tolerance, "rank": compressed.rank, "dtype": compressed.dtype}
     metadata = {"cidm.bank": json.dumps(header)}
     metadata["cidm.sha256"] = checksum({"cidm": metadata["cidm.bank"]}, state)
     write_atomically(packed(state, metadata), file)
@@ -80,6 +83,7 @@ def _entry(c: Concept, compressed: Compressed) -> dict[str, Any]:
         "factors": shapes(c.factors),
         "text_factors": shapes(c.text_factors),
         "tokens": {encoder: list(t.shape) for encoder, t in c.tokens.items()},
+        "residuals": [[layer, len(r)] for layer, r in c.residuals.items()],
         "preview": len(c.preview),
         "error": compressed.errors[c.name],
         "bound": compressed.bounds[c.name],
@@ -138,6 +142,7 @@ def _read(header: dict[str, Any], table: list[dict[str, Any]], state: dict[str, 
             text_factors=factors(entry["text_factors"]),
             tokens={encoder: take(f"tokens.{encoder}", shape) for encoder, shape in entry["tokens"].items()},
             preview=take("previews", [entry["preview"]]).numpy().tobytes(),
+            residuals={layer: take("residuals", [width]) for layer, width in entry.get("residuals", [])},
         )
         for entry in table
     ]

@@ -1,4 +1,4 @@
-"""One concept in one safetensors file: an ordinary LoRA to every other tool, and its layer-wise tokens in the header.
+"""One concept in one safetensors file: an ordinary LoRA to every other tool, and its layer-wise tokens in the header; or residuals.
 
 Factors carry kohya's names for diffusers modules with alpha equal to the rank, so every loader applies ``up @ down``
 unscaled. Token tables are base64 fp32 in the metadata: a key that a LoRA loader does not know would make it warn.
@@ -22,7 +22,9 @@ from ..lowrank import LowRank
 from ..tokens import Table
 from .files import packed, write_atomically
 
-FORMAT = 1
+FORMAT = 2
+RESIDUAL = "infusion."  # begins the keys of residuals
+METHODS = ("cidm", "infusion")
 ABOUT = ("author", "license", "description")  # names of the ModelSpec standard
 FIELDS: dict[str, type] = {
     "name": str,
@@ -37,8 +39,10 @@ FIELDS: dict[str, type] = {
     "token_layers": list,
     "text_layers": list,
     "triggers": list,
+    "method": str,
+    "residuals": list,
 }
-DEFAULTS: dict[str, Any] = {"token_layers": [], "text_layers": [], "triggers": []}  # fields younger than the format
+DEFAULTS: dict[str, Any] = {"token_layers": [], "text_layers": [], "triggers": [], "method": "cidm", "residuals": []}  # younger fields
 JPEG = "data:image/jpeg;base64,"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -51,7 +55,8 @@ class Concept:
     R rows per word, and ``token_layers`` says which of them each cross-attention layer reads: its own, if it is empty.
     ``text_factors`` are those of the text encoders, if they learned. A LoRA that was learned elsewhere has no words and no tokens:
     it takes part where a prompt holds one of its ``triggers`` or its handle. ``about`` has author, license and description;
-    ``preview`` is a small JPEG.
+    ``preview`` is a small JPEG. A concept of Infusion has ``residuals [C]`` by linear layer (``<layer>.to_v``) and nothing else: its
+    handle stands for the class word with the residuals at it.
     """
 
     name: str
@@ -68,6 +73,12 @@ class Concept:
     triggers: tuple[str, ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
     preview: bytes = b""
+    residuals: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """What it was learned with: "infusion", or "cidm", which any other LoRA counts as."""
+        return "infusion" if self.residuals else "cidm"
 
     @property
     def all_factors(self) -> dict[str, LowRank]:
@@ -108,6 +119,11 @@ def lora_state(concept: Concept) -> dict[str, Tensor]:
     return out
 
 
+def residual_state(concept: Concept) -> dict[str, Tensor]:
+    """Residuals as a file has them: ``infusion.<layer>``."""
+    return {f"{RESIDUAL}{layer}": r.detach().float().cpu().contiguous() for layer, r in concept.residuals.items()}
+
+
 def unfolded(f: LowRank) -> tuple[Tensor, Tensor]:
     """Up and down as files have them: those of a convolution are ``[out, r, 1, 1]`` and ``[r, in, kh, kw]``."""
     if not f.kernel:
@@ -123,9 +139,12 @@ def folded(up: Tensor, down: Tensor) -> LowRank:
 
 
 def save_concept(concept: Concept, file: Path) -> None:
-    """Write atomically: a reader, or a machine that loses power, sees the old file or the new one."""
+    """Write atomically: a reader, or a machine that loses power, sees the old file or the new one.
+
+    Only a file with residuals is of format 2: those of format 1 stay readable for older versions.
+    """
     header = {
-        "format": FORMAT,
+        "format": FORMAT if concept.residuals else 1,
         "name": check_name(concept.name),
         "class_word": concept.class_word,
         "words": list(concept.words),
@@ -138,7 +157,7 @@ def save_concept(concept: Concept, file: Path) -> None:
         "token_layers": list(concept.token_layers),
         "text_layers": list(concept.text_factors),
         "triggers": list(concept.triggers),
-    }
+    } | ({"method": concept.method, "residuals": list(concept.residuals)} if concept.residuals else {})
     tokens = {
         k: base64.b64encode(t.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
         for k, t in concept.tokens.items()
@@ -147,7 +166,7 @@ def save_concept(concept: Concept, file: Path) -> None:
     metadata |= {f"modelspec.{key}": concept.about[key] for key in ABOUT if concept.about.get(key)}
     if concept.preview:
         metadata["modelspec.thumbnail"] = JPEG + base64.b64encode(concept.preview).decode()
-    state = lora_state(concept)
+    state = lora_state(concept) | residual_state(concept)
     metadata["cidm.sha256"] = checksum(metadata, state)
     write_atomically(packed(state, metadata), file)
 
@@ -199,9 +218,11 @@ def wrong_in(header: Mapping[str, Any]) -> str:
     for key, kind in FIELDS.items():
         if not isinstance(header.get(key), kind) or isinstance(header[key], bool):
             return f"{key!r} is {str(header.get(key))[:40]!r}, expected {kind.__name__}"
-    for key in ("words", "layers", "text_layers", "triggers"):
+    for key in ("words", "layers", "text_layers", "triggers", "residuals"):
         if not all(isinstance(entry, str) for entry in header[key]):
             return f"{key!r} has entries that are no text"
+    if header["method"] not in METHODS:
+        return f"'method' is {header['method'][:40]!r}, expected one of {', '.join(METHODS)}"
     if not all(type(row) is int and row >= 0 for row in header["token_layers"]):
         return "'token_layers' has entries that are no row"
     return "" if NAME.fullmatch(header["name"]) else f"'name' is {header['name'][:40]!r}"
@@ -235,6 +256,14 @@ def load_concept(file: Path) -> Concept:
             raise damaged(file, f"{key}: {error}") from error
         if not (up.float().isfinite().all() and down.float().isfinite().all()):
             raise damaged(file, f"{key}: not all factors are finite numbers")
+    residuals = {}
+    for layer in header["residuals"]:
+        key = f"{RESIDUAL}{layer}"
+        if key not in state:
+            raise damaged(file, f"{key} is missing")
+        residuals[layer] = state[key]
+        if not (residuals[layer].is_floating_point() and residuals[layer].ndim == 1 and residuals[layer].isfinite().all()):
+            raise damaged(file, f"{key}: expected a vector of finite numbers")
     if metadata.get("cidm.sha256", expected := checksum(metadata, state)) != expected:
         raise damaged(file, "its contents are not what was written")
     try:
@@ -266,6 +295,7 @@ def load_concept(file: Path) -> Concept:
         tuple(header["triggers"]),
         {key: metadata[f"modelspec.{key}"] for key in ABOUT if f"modelspec.{key}" in metadata},
         _preview(metadata),
+        residuals,
     )
 
 

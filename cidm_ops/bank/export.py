@@ -23,8 +23,10 @@ def export_concept(concept: Concept, folder: Path) -> list[Path]:
     """Write ``<name>.safetensors``, a LoRA with kohya's names and alpha equal to the rank, if the concept has factors, and
     ``<name>_words.safetensors``, its words as an embedding of one row each, if it has words; ``embedding:<name>_words`` in ComfyUI.
 
-    Raises ``OSError`` naming a file that cannot be written.
+    Raises ``OSError`` naming a file that cannot be written, ``ValueError`` for a concept of Infusion.
     """
+    if concept.residuals:
+        raise ValueError(f"<{concept.name}> is an Infusion concept, which no other program knows: share its own file")
     files = []
     stem = check_name(concept.name)
     if concept.all_factors:
@@ -49,6 +51,8 @@ def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: i
         raise ValueError(f"rank {rank}: expected at least 1")
     if len(kinds := sorted({c.architecture for c in concepts})) > 1:
         raise ValueError(f"concepts for {' and for '.join(kinds)} cannot be merged: choose those of one base")
+    if residuals := [c.name for c in concepts if c.residuals]:
+        raise ValueError(f"<{residuals[0]}> is an Infusion concept, which is no LoRA: leave it out")
     layers: dict[str, list[tuple[LowRank, float]]] = {}
     for concept, weight in zip(concepts, weights, strict=True):
         for layer, f in concept.all_factors.items():

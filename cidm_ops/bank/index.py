@@ -14,7 +14,7 @@ from .files import write_atomically
 
 INDEX = "index.json"
 FORMAT = 1
-LARGE = ("layers", "text_layers", "token_layers")  # of a header, that only its own tensors need
+LARGE = ("layers", "text_layers", "token_layers", "residuals")  # of a header, that only its own tensors need
 
 
 def read_headers(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from PIL import Image, ImageOps
 
 from .bank import Bank
-from .concept import ABOUT, Concept, check_name, load_concept, lora_state, save_concept
+from .concept import ABOUT, Concept, check_name, load_concept, lora_state, residual_state, save_concept
 from .index import INDEX
 from .lock import writing
 
@@ -125,8 +125,8 @@ def duplicates(bank: Bank) -> list[list[str]]:
 
 
 def contents(concept: Concept) -> str:
-    """SHA-256 of the factors and token rows alone: the same under another name."""
-    state = lora_state(concept) | {f"tokens.{encoder}": rows for encoder, rows in concept.tokens.items()}
+    """SHA-256 of the factors, token rows and residuals alone: the same under another name."""
+    state = lora_state(concept) | residual_state(concept) | {f"tokens.{encoder}": rows for encoder, rows in concept.tokens.items()}
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(f"{key} {tuple(state[key].shape)}".encode() + state[key].float().contiguous().numpy().tobytes())

@@ -72,6 +72,10 @@ class Vocabulary:
                 yield from ((match, owner) for match in re.finditer(rf"(?<!\w){re.escape(trigger)}(?!\w)", said))
 
     def written(self, name: str) -> str:
-        """What a handle stands for: all words of the concept, or the first trigger of a LoRA that was learned elsewhere."""
+        """What a handle stands for: all words of the concept, or the first trigger of a LoRA that was learned elsewhere. That of an
+        Infusion concept stays: which of the class words in a prompt are its own has to be known to the end.
+        """
         header = self.headers[name]
+        if header["method"] == "infusion":
+            return f"<{name}>"
         return " ".join(header["words"]) or next(iter(header["triggers"]), "")

@@ -47,10 +47,10 @@ def bank_table(bank: Bank) -> Image.Image:
     for name in shown:
         header, file = bank.headers[name], bank.folder / f"{name}.safetensors"
         about = ", ".join(filter(None, _about(file)))
-        words = ", ".join([*header["words"], *header["triggers"]])
+        words = ", ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == "infusion" else "")
         size = f"{file.stat().st_size / 1e6:.2f} MB"
         base = f"{header['architecture']} {header['fingerprint'][:6]}"
-        rows.append([f"<{name}>", header["class_word"], words, str(header["task"]), base, str(rank_of(file)), size, about])
+        rows.append([f"<{name}>", header["class_word"], words, str(header["task"]), base, str(rank_of(file) or "none"), size, about])
     sizes = [15, 13, 13, 13, 13, 13, 13, 13]
     widths = [min(WIDEST, max([width_of(titles[i], 12), *(width_of(row[i], sizes[i]) for row in rows)]) + 24) for i in range(len(titles))]
     wide = max(2 * MARGIN + ROW + sum(widths), 640)
@@ -100,7 +100,8 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
         ("triggers", ", ".join(concept.triggers)),
         ("place", f"{concept.task} in the order learned"),
         ("base", f"{concept.architecture}, {concept.fingerprint}"),
-        ("factors", f"{len(concept.all_factors)} layers of rank {', '.join(map(str, ranks))}"),
+        ("factors", f"{len(concept.all_factors)} layers of rank {', '.join(map(str, ranks))}" if ranks else ""),
+        ("Infusion", f"residuals of {sum(r.numel() for r in concept.residuals.values())} numbers" if concept.residuals else ""),
         ("token rows", tokens),
         ("file", f"{file.name}, {file.stat().st_size / 1e6:.2f} MB"),
         *concept.about.items(),
@@ -110,6 +111,7 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in concept.training.items() if _plain(value)
     ]
     norms = [(short(n), f.norm()) for n, f in concept.all_factors.items()]
+    norms += [(short(n), float(r.norm())) for n, r in concept.residuals.items()]
     per_column = -(-len(norms) // 2)
     said = wrapped(",  ".join(settings), 12, wide - 2 * MARGIN)
     top = max(MARGIN + 44 + 20 * len(lines), MARGIN + side) + 24

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..bank.files import write_atomically
 from .diversity import diversity
@@ -48,7 +49,8 @@ def figures(tasks: Sequence[Task], seen: Mapping[str, Seen]) -> dict[str, Any]:
 
 def words_told_apart(tasks: Sequence[Task], seen: Mapping[str, Seen]) -> float:
     """How often a picture lies nearer to a caption of its own than to one of another concept's class: 0.5 is chance; nan without words."""
-    own, other = [], []
+    own: list[Tensor] = []
+    other: list[Tensor] = []
     for task in tasks:
         for rival in tasks:
             s, r = seen[task.name], seen[rival.name]

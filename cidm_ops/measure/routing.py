@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..bank.bank import Bank
 from ..run.prompt import Mixture
+from ..tokens import WORD
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fitted, font, heading, width_of, wrapped
 
 WIDE = 760
@@ -21,7 +22,8 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     parts = bank.vocabulary.parts(prompt)
     unknown = list(dict.fromkeys(text for text, owner in parts if owner == ""))
     said = bank.read("".join(text for text, owner in parts if owner != ""))
-    encoded = " ".join(said.text.split())
+    text = WORD.sub(lambda m: bank.headers[m[0][1:-1]]["class_word"] if m[0][1:-1] in bank.headers else m[0], said.text)
+    encoded = " ".join(text.split())
     colours = {name: SERIES[i % len(SERIES)] for i, name in enumerate(said.strengths)}
     lines = [f"{bank.title(name)}: {strength:g}" for name, strength in said.strengths.items()]
     lines += [f"{word}: no concept of this bank has it, the prompt would be refused" for word in unknown]

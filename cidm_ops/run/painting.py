@@ -9,7 +9,8 @@ from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..method.aggregation import Rule
-from .prompt import Said, encode, mix
+from .infusion import Way, infuse, predictor
+from .prompt import Said, encode
 from .sampling import sample
 
 
@@ -26,18 +27,23 @@ def paint(
     rule: Rule | None = None,
     steps: int = 25,
     guidance: float = 5.0,
+    infusion: Way | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> tuple[Tensor, list[str]]:
     """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about the concepts' base.
 
-    ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2). Raises ``ValueError`` for a word that no concept of the
-    bank has and for a concept of another architecture.
+    ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2), ``infusion`` says how residuals act.
+    Raises ``ValueError`` for a word that no concept of the bank has and for a concept of another architecture.
     """
-    mixture = mix(backbone, bank, prompt, mode, strength, rule)
+    way = infusion or Way()
+    mixture, charges = infuse(backbone, bank, prompt, mode, strength, rule, layers=way.layers)
     here = {name: f.to(backbone.device) for name, f in mixture.factors(backbone).items()}
     wanted, unwanted = (encode(backbone, said).expand(len(noise)) for said in (mixture, Said(negative)))
+    predict = predictor(backbone, charges, way)
     with attached(backbone.layers, here):
-        latents = sample(backbone, wanted, unwanted, noise.to(backbone.device), steps=steps, guidance=guidance, on_step=on_step)
+        latents = sample(
+            backbone, wanted, unwanted, noise.to(backbone.device), steps=steps, guidance=guidance, predict=predict, on_step=on_step
+        )
     return backbone.decode_latent(latents), list(mixture.warnings)
 
 

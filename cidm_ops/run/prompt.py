@@ -10,6 +10,7 @@ from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
 from ..bank.concept import Concept
+from ..bank.mentions import Prompt
 from ..causal import linear_layers
 from ..lowrank import LowRank, Stack
 from ..method.aggregation import Rule, aggregate, tables_of, weights
@@ -40,19 +41,33 @@ class Mixture(Said):
 def read(bank: Bank, prompt: str) -> Said:
     """The concepts that a prompt mentions, by name: what they add up to does not depend on the order in which they were learned.
 
-    Raises ``ValueError`` for a word no concept has.
+    Raises ``ValueError`` for a word no concept has and for a concept of Infusion.
     """
-    said = bank.read(prompt)
+    said = without_infusion(bank, prompt)
     return Said(said.text, [bank.get(name) for name in sorted(said.strengths)], said.strengths)
 
 
 def mix(backbone: Backbone, bank: Bank, prompt: str, mode: str = "exact", strength: float = 1.0, rule: Rule | None = None) -> Mixture:
     """``exact`` loads only the concepts in the prompt, the soft modes load all (CIDM 3.2).
 
-    Raises ``ValueError`` for a word no concept has and for a concept of another architecture.
+    Raises ``ValueError`` for a word no concept has, for a concept of another architecture and for one of Infusion.
     """
+    return mixed(backbone, bank, without_infusion(bank, prompt), mode, strength, rule)
+
+
+def without_infusion(bank: Bank, prompt: str) -> Prompt:
+    """A prompt for a model that paints in one stream."""
     said = bank.read(prompt)
-    names = sorted(said.strengths) if mode == "exact" else bank.names
+    for name in said.strengths:
+        if bank.headers[name]["method"] == "infusion":
+            raise ValueError(f"<{name}> is an Infusion concept: Apply Infusion paints it, not this node; here write its class word instead")
+    return said
+
+
+def mixed(backbone: Backbone, bank: Bank, said: Prompt, mode: str, strength: float, rule: Rule | None) -> Mixture:
+    """What a prompt without handles of Infusion takes from a bank."""
+    known = [name for name, header in bank.headers.items() if header["method"] == "cidm"]
+    names = sorted(said.strengths) if mode == "exact" else known
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
     concepts = [bank.get(name) for name in names]
     found = strength * weights(mode, backbone, said.text, concepts, said.strengths, rule).cpu()

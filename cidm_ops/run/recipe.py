@@ -5,11 +5,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..method.consolidation import MODES
-from .captions import OBJECT_TEMPLATES, Wording
+from ..method.infusion import STREAMS
+from .captions import INFUSION_TEMPLATES, OBJECT_TEMPLATES, Wording
 
 GROUPS = ("block", "layer", "one")
 PRECISIONS = ("auto", "as_model", "bf16")
 MEMORY = ("auto", "as_set")
+LEARNED = ("cidm", "infusion")
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,10 @@ class Recipe:
     them if the base has to paint them. ``init_sigma`` is the standard deviation of the free adjective's row. ``min_snr`` is
     gamma of min-SNR weighting, 0 for none. ``precision`` is what a model in fp32 computes in (the factors are always fp32):
     ``auto`` is bf16 where the hardware is made for it and the model large. ``memory``: ``auto`` turns to ways that need less
-    when memory runs out. ``checkpointing`` trades a third more time for much less memory. Raises ``ValueError`` naming the
-    setting that cannot work.
+    when memory runs out. ``checkpointing`` trades a third more time for much less memory. ``method`` "infusion" learns residuals
+    at the class word instead, see ``INFUSION``: in the layers that ``targets`` names (``method.infusion.LAYERS``), at the constant
+    rate ``lr``, with the map of ``stream``; ``anchor`` weighs the foundation anchor. Raises ``ValueError`` naming the setting that
+    cannot work.
     """
 
     steps: int = 800
@@ -58,6 +62,9 @@ class Recipe:
     memory: str = "auto"
     checkpointing: bool = False
     seed: int = 0
+    method: str = "cidm"
+    stream: str = "dual"
+    anchor: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "rank", "prior_pictures"):
@@ -75,14 +82,27 @@ class Recipe:
             "prior",
             "noise_offset",
             "min_snr",
+            "anchor",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 or more")
-        for name, known in (("groups", GROUPS), ("precision", PRECISIONS), ("memory", MEMORY), ("mode", MODES)):
+        for name, known in (
+            ("groups", GROUPS),
+            ("precision", PRECISIONS),
+            ("memory", MEMORY),
+            ("mode", MODES),
+            ("method", LEARNED),
+            ("stream", STREAMS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected a share of captions from 0 to below 1")
+        for name in ("lr_text", "attention", "prior", "shared") if self.method == "infusion" else ("anchor",):
+            if getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)}: it has no meaning for the method {self.method}, expected 0")
+        if self.anchor and self.stream != "dual":
+            raise ValueError(f"anchor {self.anchor} with stream {self.stream!r}: only a dual stream has a foundation to anchor to")
         _ = self.wording
 
     def having(self, settings: Sequence[str]) -> "Recipe":
@@ -108,3 +128,18 @@ class Recipe:
     def scale(self) -> float:
         """What the factors' change is multiplied by while they learn."""
         return (self.alpha or self.rank) / self.rank
+
+
+# The published code's settings for a cat on SD1.5; its rate is constant.
+INFUSION = Recipe(
+    method="infusion",
+    steps=500,
+    batch=4,
+    accumulate=4,
+    targets="all",
+    lr=1e-2,
+    mode="off",
+    consolidation=0.0,
+    noise_offset=0.0,
+    templates=INFUSION_TEMPLATES,
+)

@@ -9,6 +9,9 @@ from ..backbone import Backbone
 from ..schedule import Schedule
 from ..tokens import Text, join
 
+# x [B, 4, h, w], t [B], context, pooled, and how many of the rows, the first ones, read the positive text
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
+
 
 def levels(schedule: Schedule, steps: int) -> tuple[Tensor, Tensor]:
     """Noise levels ``[steps + 1]`` ending in 0, and the nearest trained timestep ``[steps]`` of each.
@@ -36,21 +39,27 @@ def sample(
     *,
     steps: int = 25,
     guidance: float = 5.0,
+    predict: Predict | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Tensor:
     """Latents ``[B, 4, h, w]`` from unit Gaussian ``noise`` of that shape.
 
-    Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate.
+    Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate. ``predict`` stands in for the
+    backbone's.
     """
     sigmas, timesteps = (s.to(noise.device) for s in levels(backbone.schedule, steps))
     flow = backbone.schedule.prediction == "flow"
     x = noise * (sigmas[0] if flow else (1 + sigmas[0] ** 2).sqrt())
     together = text.states.shape[2] == negative.states.shape[2]
     texts = [(t.context, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
+    predict = predict or (lambda x, t, context, pooled, positive: backbone.predict(x, t, context, pooled))
     for i, t in enumerate(timesteps):
         scaled = x if flow else x / (sigmas[i] ** 2 + 1).sqrt()
         both = torch.cat([scaled, scaled]) if together else scaled
-        outputs = torch.cat([backbone.predict(both, t.expand(len(both)), context, pooled) for context, pooled in texts])
+        parts = [
+            predict(both, t.expand(len(both)), context, pooled, 0 if number else len(x)) for number, (context, pooled) in enumerate(texts)
+        ]
+        outputs = torch.cat(parts)
         output, output_negative = outputs.chunk(2)
         denoised, denoised_negative = (_denoised(backbone, x, o, sigmas[i]) for o in (output, output_negative))
         denoised = denoised_negative + guidance * (denoised - denoised_negative)

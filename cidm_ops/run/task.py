@@ -12,6 +12,7 @@ from ..bank.concept import Concept, check_name
 from ..tokens import concept_words
 from .checkpoint import checkpoint_file, resume_run, save_run
 from .dataset import Dataset
+from .infusing import InfusionRun
 from .prior import imagined
 from .recipe import Recipe
 from .training import Run
@@ -68,12 +69,13 @@ def learn_into(
     if recipe.prior and prior is None:
         height, width = data.draw(0, False, Random(0))[0].shape[1:]
         prior = imagined(backbone, class_word, recipe.prior_pictures, height // 8 * 8, width // 8 * 8, recipe.seed, on_picture)
-    run = Run(
+    infusion = recipe.method == "infusion"
+    run = (InfusionRun if infusion else Run)(
         backbone,
         data,
         class_word=class_word,
-        words=concept_words(name, class_word),
-        earlier=[bank.get(n) for n in earlier],
+        words=[f"<{name}>"] if infusion else concept_words(name, class_word),
+        earlier=[] if infusion else [bank.get(n) for n in earlier if bank.headers[n]["method"] == "cidm"],
         recipe=recipe,
         prior=prior if recipe.prior else None,
         start=start,
@@ -111,7 +113,7 @@ def task_digest(
     began: str = "",
 ) -> str:
     """A hash of all that decides what a task learns. Settings at their defaults do not count: one that is new changes no old task."""
-    before = [bank.headers[n]["training"].get("task", n) for n in earlier]
+    before = [] if recipe.method == "infusion" else [bank.headers[n]["training"].get("task", n) for n in earlier]
     how = [list(data.captions), list(data.repeats), data.size, data.fit, data.flip]
     chosen = {f.name: value for f in fields(recipe) if (value := getattr(recipe, f.name)) != f.default}
     words = [name, class_word, backbone.architecture, backbone.fingerprint, how, before, chosen]

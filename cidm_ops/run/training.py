@@ -7,7 +7,7 @@ one that was not.
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..adapters import attached, linears
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..causal import attention_layers
+from ..lowrank import LowRank
 from ..method.attention import attention_loss, watched
 from ..method.consolidation import consolidation, shared_loss, shared_rows
 from ..recompute import recomputed
@@ -27,7 +28,7 @@ from .dataset import Dataset
 from .learner import Learner
 from .material import Material, Sample, masks_of
 from .memory import Halves, Means, is_out_of_memory
-from .objective import error, noised
+from .objective import Noised, error, noised
 from .recipe import Recipe
 from .sampling import sample
 
@@ -59,7 +60,7 @@ class Run:
         self.prior = prior and Material(backbone, prior, prior.captions, recipe.wording, f"{recipe.seed}/prior")
         factors = [c.factors for c in earlier]
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.learner = Learner(backbone, class_word, len(words), recipe, factors, generator)
+        self.learner = self.begun(factors, generator)
         if start is not None:
             self.learner.begin(start)
         self.learner.to(backbone.device)
@@ -72,6 +73,15 @@ class Run:
         self.halves = Halves([backbone.unet, *backbone.texts.values()])
         self.losses: list[float] = []
         self.texts: dict[str, Text] = {}
+
+    def begun(self, earlier: Sequence[Mapping[str, LowRank]], generator: torch.Generator) -> Learner:
+        """What learns, before the first step."""
+        return Learner(self.backbone, self.class_word, len(self.words), self.recipe, earlier, generator)
+
+    @property
+    def decay(self) -> float:
+        """What part of their rates the coming step has."""
+        return 1 - self.step / self.recipe.steps
 
     @property
     def step(self) -> int:
@@ -91,9 +101,9 @@ class Run:
 
     def advance(self) -> float:
         """One step, inside ``attached``; returns its loss. Raises ``FloatingPointError`` when the loss is not finite or explodes."""
-        recipe, step = self.recipe, self.step
+        recipe = self.recipe
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * (1 - step / recipe.steps)
+            group["lr"] = rate * self.decay
         loss = self.gradients()
         self.optimiser.step()
         self.term.after_step(self.learner.factors())
@@ -151,9 +161,12 @@ class Run:
         backbone = self.backbone
         text = prompt.replace(f"<{self.words[0][1:].rpartition('.')[0]}>", " ".join(self.words))
         wanted, plain = (encode_layerwise(backbone, [t], self.learner.tables(self.words)) for t in (text, ""))
+        return backbone.decode_latent(sample(backbone, wanted, plain, self.noise(seed), steps=steps, guidance=guidance))[0]
+
+    def noise(self, seed: int) -> Tensor:
+        """Of a picture of the first one's shape, ``[1, 4, h, w]``."""
         height, width = self.material.draw(0, False, random.Random(0))[0].shape[-2:]
-        noise = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)).to(backbone.device)
-        return backbone.decode_latent(sample(backbone, wanted, plain, noise, steps=steps, guidance=guidance))[0]
+        return torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)
 
     def freeze_tokens(self) -> None:
         """The words are learned: from here on texts are constants."""
@@ -170,14 +183,21 @@ class Run:
             for first in range(0, len(alike), self.means.at_once):
                 part = slice(first, first + self.means.at_once)
                 draw, here = whole.part(part), alike[part]
-                with self.computing(draw.x), self.watching(here) as seen:
-                    text = self.text([s.text for s in here])
-                    guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-                    loss = error(guess, draw, masks_of(here)).sum() / len(samples)
-                    looks = self.attention(seen, here) / len(samples) if seen else 0.0
-                    ((loss + looks) * weight * self.means.scale / recipe.accumulate).backward()
+                with self.computing(draw.x), ExitStack() as during:
+                    loss, more = (part / len(samples) for part in self.loss(draw, here, during))
+                    ((loss + more) * weight * self.means.scale / recipe.accumulate).backward()
                 total += float(loss.detach())
         return total
+
+    def loss(self, draw: Noised, samples: Sequence[Sample], during: ExitStack) -> tuple[Tensor, Tensor]:
+        """Of pictures of one shape, summed: the loss that is told, and what is added to it. What has to be open in the backward pass
+        too goes into ``during``.
+        """
+        seen = during.enter_context(self.watching(samples))
+        text = self.text([s.text for s in samples])
+        guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
+        told = error(guess, draw, masks_of(samples)).sum()
+        return told, self.attention(seen, samples) if seen else torch.zeros_like(told)
 
     def watching(self, samples: Sequence[Sample]) -> AbstractContextManager[list[Any]]:
         """Collects the attention of the words if that is regularised and there are masks to do it by."""
@@ -255,14 +275,17 @@ class Run:
         if facts["frozen"]:
             self.freeze_tokens()
 
-    def concept(self, name: str) -> Concept:
-        """What was learned so far."""
+    def settings(self) -> dict[str, Any]:
+        """How it was learned, for the file."""
         recent = self.losses[-50:]
-        settings = asdict(self.recipe) | {
+        return asdict(self.recipe) | {
             "templates": len(self.recipe.templates),
             "pictures": len(self.data),
             "loss": sum(recent) / len(recent),
         }
+
+    def concept(self, name: str) -> Concept:
+        """What was learned so far."""
         backbone = self.backbone
         return Concept(
             name,
@@ -273,7 +296,7 @@ class Run:
             backbone.architecture,
             backbone.fingerprint,
             self.task,
-            settings,
+            self.settings(),
             self.learner.layers,
             self.learner.learned(text=True),
         )

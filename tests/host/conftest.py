@@ -10,7 +10,8 @@ from comfy_server import (
     server,  # noqa: F401
 )
 
-SCRIPTS = [Path(__file__).with_name(name) for name in ("inside.py", "inside_painting.py", "inside_regions.py", "inside_scores.py")]
+INSIDE = ("inside", "inside_painting", "inside_regions", "inside_infusion", "inside_scores")
+SCRIPTS = [Path(__file__).with_name(f"{name}.py") for name in INSIDE]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,211 @@
+"""What a concept learned from pictures with one background does to everything else: Infusion, with and without our anchor, and weight
+tuning, on Doodle.
+
+The dog of ``dog2`` always stands in the snow on the left, and the captions only say "dog". Banks and scores stay in a folder, and a run
+that was stopped goes on from there.
+"""
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...adapters import attached
+from ...bank.bank import Bank
+from ...bank.files import write_atomically
+from ...doodle.concepts import CONCEPTS, examples
+from ...doodle.figures import COLOURS, Look, individual, plain
+from ...doodle.style import PLACES
+from ...doodle.world import IN_PLACE, Scene, Thing, render
+from ...run.dataset import Dataset
+from ...run.infusion import Way, infuse, predictor
+from ...run.painting import paint, unit_noise
+from ...run.prompt import Said, encode
+from ...run.recipe import INFUSION, Recipe
+from ...run.task import learn_into
+from ..doodle import GUIDANCE, RECIPE, Easel
+from ..report import contact_sheet
+from ..scores import embed, image_alignment
+from .timing import machine
+
+log = logging.getLogger("cidm.bench")
+
+NAME, CLASS, PLACE = "dog2", "dog", "snow"
+SIDES = {"on the left": -1, "on the right": 1}
+INFUSED = replace(INFUSION, accumulate=1, steps=400)
+RECIPES: dict[str, Recipe] = {
+    "weights": RECIPE,
+    "weights_masked": RECIPE,
+    "infusion": INFUSED,
+    "infusion_anchor": replace(INFUSED, anchor=1.0),
+}
+SUBJECTS = {"base": CLASS, **dict.fromkeys(RECIPES, f"<{NAME}>")}
+OTHERS = (
+    "a red cat on the beach",
+    "a boat at night",
+    "two ducks in a meadow",
+    "a green house in the forest",
+    "a cat",
+    "a car on the street",
+)
+WITH_IT = ("a {} and a red cat on the beach", "a {} next to a boat", "a {} and a green duck in a meadow")
+LEVELS = 10
+
+
+def run(folder: Path, seeds: int = 4) -> dict[str, Any]:
+    """Per side, the base included: ``place`` and ``side``, the share of pictures that obey what the prompt says of them, ``ia`` with
+    held-out renderings of the concept, ``neutral_snow`` and ``neutral_entropy`` (nats) of the places in pictures of a prompt that names
+    none. ``lfd_others``: mean of ``|eps_0 - eps_1|^2`` per element over prompts without the class word, and ``lfd_class`` with the plain
+    class word, the concept merged or not as each method has it; ``lfd_with``: of prompts with the concept and something else.
+    ``judge_place`` and ``judge_side`` are how often the judges are right on renderings.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    bench = Bench(folder, seeds)
+    figures = {f"judge_{key}": share for key, share in bench.once("judges", bench.judged).items()}
+    for side in SUBJECTS:
+        figures |= {f"{side}_{key}": value for key, value in bench.once(side, partial(bench.scored, side)).items()}
+    bench.sheet()
+    return figures | {"seeds": seeds, "steps_weights": RECIPE.steps, "steps_infusion": INFUSED.steps} | machine()
+
+
+class Bench:
+    """Folder, model and judges of one run of the benchmark."""
+
+    def __init__(self, folder: Path, seeds: int):
+        self.folder, self.seeds, self.easel = folder, seeds, Easel()
+        self.plain: dict[str, Tensor] = {}  # latents of the base's own pictures, by prompt
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def once(self, name: str, made: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Figures that are kept in the folder."""
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            figures = {key: round(value, 6) for key, value in made().items()}
+            write_atomically(json.dumps(figures, indent=1).encode(), file)
+            log.info("%s %s", name, figures)
+        return json.loads(file.read_text())
+
+    def bank(self, side: str) -> Bank:
+        """With the concept as the side learns it."""
+        bank = Bank(self.folder / side)
+        if side == "base":
+            return bank
+        data = lesson(side != "weights")
+        return learn_into(bank, self.easel.backbone, data, name=NAME, class_word=CLASS, recipe=RECIPES[side])[0]
+
+    def scored(self, side: str) -> dict[str, float]:
+        bank, subject = self.bank(side), SUBJECTS[side]
+        pictures = {(p, s): self.painted(bank, f"a {subject} {s} {IN_PLACE[p][0]}") for p in PLACES for s in SIDES}
+        np.save(self.folder / f"{side}.npy", torch.stack([row[0] for row in pictures.values()]).numpy())
+        whole = torch.cat([pictures[p, "on the left"] for p in PLACES] + [pictures[p, "on the right"] for p in PLACES])
+        places = [p for _ in SIDES for p in PLACES for _ in range(self.seeds)]
+        sides = [s for s in SIDES for _ in PLACES for _ in range(self.seeds)]
+        seen = embed(self.easel.tower, whole)
+        neutral = Counter(self.places(embed(self.easel.tower, self.painted(bank, f"a photo of a {subject}", 4 * self.seeds))))
+        shares = [n / (4 * self.seeds) for n in neutral.values()]
+        return {
+            "place": share(self.places(seen), places),
+            "side": share(self.sides(seen, places), sides),
+            "ia": image_alignment(seen, self.easel.references(NAME)),
+            "neutral_snow": neutral[PLACE] / (4 * self.seeds),
+            "neutral_entropy": -sum(p * math.log(p) for p in shares),
+            "lfd_others": self.divergence(bank, OTHERS, OTHERS),
+            "lfd_class": self.divergence(bank, [p.format(CLASS) for p in WITH_IT], [p.format(CLASS) for p in WITH_IT]),
+            "lfd_with": self.divergence(bank, [p.format(CLASS) for p in WITH_IT], [p.format(subject) for p in WITH_IT]),
+        }
+
+    def painted(self, bank: Bank, prompt: str, count: int = 0) -> Tensor:
+        return paint(self.easel.backbone, bank, prompt, unit_noise(1, count or self.seeds, 128, 128), guidance=GUIDANCE)[0]
+
+    @torch.no_grad()
+    def divergence(self, bank: Bank, plainly: Any, prompts: Any) -> float:
+        """Latent Fisher divergence, our estimator: mean ``|eps_0 - eps_1|^2`` over pictures that the base paints of ``plainly`` and noise
+        levels; the concept acts on ``prompts``. Tuned weights act whatever the prompt says, as any LoRA of a host does.
+        """
+        backbone, found = self.easel.backbone, []
+        weights = {n: f for name in bank.names for n, f in bank.get(name).factors.items()}
+        levels = torch.linspace(0, len(backbone.schedule.sigma) - 1, LEVELS + 2)[1:-1].long()
+        for number, (simple, prompt) in enumerate(zip(plainly, prompts, strict=True)):
+            if simple not in self.plain:
+                self.plain[simple] = backbone.encode_image(self.painted(Bank(self.folder / "base"), simple))
+            clean = self.plain[simple]
+            mixture, charges = infuse(backbone, bank, prompt)
+            texts = [encode(backbone, said).expand(self.seeds) for said in (Said(simple), mixture)]
+            predict = predictor(backbone, charges, Way())
+            for t in levels:
+                noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1000 * number + int(t)))
+                times = t.expand(len(clean))
+                x = backbone.schedule.noised(clean, noise, times)
+                eps = predict(x, times, texts[0].context, None, 0)
+                with attached(backbone.layers, weights):
+                    found.append((predict(x, times, texts[1].context, None, len(x)) - eps).square().mean())
+        return float(torch.stack(found).mean())
+
+    @cached_property
+    def captions(self) -> tuple[Tensor, Tensor]:
+        """Embeddings of what places are called ``[6, E]``, and of both sides in each ``[6, 2, E]``."""
+        said = [[[f"a dog {s} {words}" for words in IN_PLACE[p]] for s in SIDES] for p in PLACES]
+        states = torch.stack([torch.stack([self.easel.captions(c).mean(0) for c in sides]) for sides in said])
+        return F.normalize(states.mean(1), dim=-1), F.normalize(states, dim=-1)
+
+    def places(self, seen: Tensor) -> list[str]:
+        """The place whose captions are nearest to pictures ``[N, E]``."""
+        return [PLACES[i] for i in (seen @ self.captions[0].T).argmax(1).tolist()]
+
+    def sides(self, seen: Tensor, places: list[str]) -> list[str]:
+        """The side whose captions are nearest, where the place is known."""
+        both = self.captions[1][[PLACES.index(p) for p in places]]
+        return [list(SIDES)[i] for i in torch.einsum("ne,nse->ns", seen, both).argmax(1).tolist()]
+
+    def judged(self) -> dict[str, float]:
+        """Right answers on renderings of dogs in all looks, places and sides."""
+        rng = np.random.default_rng(5)
+        looks = [CONCEPTS[NAME].look, *(individual(CLASS, rng) for _ in range(4)), *(plain(CLASS, c) for c in COLOURS.values())]
+        asked = [(p, s) for p in PLACES for s in SIDES for _ in range(12)]
+        shown = [rendered(looks[i % len(looks)], p, s, rng)[0] for i, (p, s) in enumerate(asked)]
+        seen = embed(self.easel.tower, pixels(shown))
+        places = [p for p, _ in asked]
+        return {"place": share(self.places(seen), places), "side": share(self.sides(seen, places), [s for _, s in asked])}
+
+    def sheet(self) -> None:
+        """The first picture of every prompt, a row per side."""
+        rows = [("the training pictures", torch.stack(list(lesson(False).pictures)) * 2 - 1)]
+        rows += [(f"{NAME}, held out", pixels([e.picture for e in examples(CONCEPTS[NAME], 6, seed=1)]))]
+        rows += [(side.replace("_", ", "), torch.from_numpy(np.load(self.folder / f"{side}.npy"))) for side in SUBJECTS]
+        contact_sheet(rows, label=150).save(self.folder / "sheet.png")
+
+
+def rendered(look: Look | None, place: str, side: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A dog on one side of a place, and its mask."""
+    assert look is not None
+    half = rng.uniform(26, 34)
+    x, y = 64 + SIDES[side] * rng.uniform(26, 32), rng.uniform(98, 110) - 0.9 * half
+    thing = Thing(look, CLASS, x, y, half, bool(rng.random() < 0.5), float(rng.uniform(-0.06, 0.06)))
+    picture, masks = render(Scene((thing,), place, seed=int(rng.integers(2**31))))
+    return picture, masks[0]
+
+
+def lesson(masked: bool) -> Dataset:
+    """Six pictures with one background, captioned with the class word alone."""
+    shown = [rendered(CONCEPTS[NAME].look, PLACE, "on the left", np.random.default_rng(i)) for i in range(6)]
+    masks = [torch.from_numpy(mask)[None].float() / 255 for _, mask in shown] if masked else []
+    return Dataset(list(pixels([picture for picture, _ in shown]) / 2 + 0.5), [""] * 6, masks)
+
+
+def pixels(pictures: list[np.ndarray]) -> Tensor:
+    """Renderings as pictures ``[N, 3, 128, 128]`` in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def share(found: list[str], wanted: list[str]) -> float:
+    return sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted)

@@ -1,0 +1,226 @@
+"""Infusion: learning a residual at the class word, and painting with it in a second stream."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.method.infusion import STREAMS
+from ..cidm_ops.run.dataset import Dataset, from_images
+from ..cidm_ops.run.infusion import Way, infuse, limits
+from ..cidm_ops.run.recipe import INFUSION
+from ..cidm_ops.run.task import EXISTING, learn_into
+from . import host, patches, say, streams
+from .bank import BANK, ConceptBank
+from .data import ConceptDataset, lines_of
+from .paint import CLIP, HANDLES, MODEL
+from .regions import RegionList
+from .settings import TrainingSettings
+from .train import advanced
+
+SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
+STREAM = "dual: the attention maps of the plain model beside it, as in the paper. single: its own, in half the time. "
+LAYERS = "all, decoder, or a regular expression on names such as up_blocks.1.attentions.0.transformer_blocks.0.attn2."
+
+
+class CIDMTrainInfusion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMTrainInfusion",
+            display_name="Train with Infusion",
+            category="CIDM/infusion",
+            description="Learns one vector per cross-attention layer, added to the value of the class word: some 12 thousand numbers for "
+            "Stable Diffusion 1.5. The model, its words and what it knows stay exactly as they are. Give masks: only what they cover is "
+            "learned. Cancel keeps the run, which goes on when queued again.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x, SDXL or Doodle). It stays as it is."),
+                io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
+                io.Vae.Input("vae", tooltip="Its autoencoder."),
+                ConceptBank.Input("bank", tooltip="The bank that the concept goes into."),
+                io.MultiType.Input(
+                    "images",
+                    [io.Image, ConceptDataset],
+                    tooltip="A few pictures of the concept, or a concept dataset, which brings its own captions and masks.",
+                ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    force_input=True,
+                    optional=True,
+                    tooltip="One caption per line with the class word in it. As in the paper without any: the class word stands alone.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True, tooltip="Where the concept is in each picture, soft or hard: the error outside does not count."
+                ),
+                io.String.Input("name", default="dog", tooltip="The concept's own name. In prompts <name> stands for the class word."),
+                io.String.Input(
+                    "class_word", default="dog", tooltip="A word that the model draws something like the concept for: dog, teddy bear."
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=INFUSION.steps,
+                    min=1,
+                    max=100000,
+                    tooltip="Too many, and the surroundings in the pictures come along.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="The same seed learns the same concept."
+                ),
+                io.Float.Input(
+                    "anchor",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Our addition, not in the paper: outside of the masks the picture stays the plain model's. 1 is usual, 0 off.",
+                ),
+                advanced(io.Int.Input("batch_size", default=INFUSION.batch, min=1, max=64, tooltip="Pictures that are noised together.")),
+                advanced(
+                    io.Int.Input(
+                        "accumulate", default=INFUSION.accumulate, min=1, max=64, tooltip="Batches per step; their gradients are averaged."
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "learning_rate",
+                        default=INFUSION.lr,
+                        min=0.0,
+                        max=1.0,
+                        step=1e-6,
+                        round=1e-7,
+                        tooltip="Learning rate of the vectors; it stays the same.",
+                    )
+                ),
+                advanced(io.String.Input("layers", default=INFUSION.targets, tooltip=f"Which layers learn: {LAYERS}")),
+                advanced(
+                    io.Combo.Input(
+                        "stream",
+                        options=list(STREAMS),
+                        default=STREAMS[0],
+                        tooltip=f"{STREAM}released_code: what the authors' code does: its own maps, and vectors for the keys too.",
+                    )
+                ),
+                TrainingSettings.Input(
+                    "settings", optional=True, tooltip="From Training Settings: those about captions, memory, previews and the optimiser."
+                ),
+            ],
+            outputs=[
+                ConceptBank.Output(display_name="bank", tooltip="The bank with the concept in it."),
+                io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.Int.Output(display_name="steps", tooltip="How many steps were trained."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, bank: Bank, images, name: str, class_word: str, steps: int, seed: int, anchor: float, batch_size: int,
+        accumulate: int, learning_rate: float, layers: str, stream: str, captions: str = "", masks=None,
+        settings: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        given = settings or {}
+        recipe = replace(
+            INFUSION,
+            steps=steps,
+            seed=seed,
+            anchor=anchor,
+            batch=batch_size,
+            accumulate=accumulate,
+            lr=learning_rate,
+            targets=layers.strip(),
+            stream=stream,
+            **{key: given[key] for key in SHARED if key in given},
+        )
+        with torch.inference_mode(False):  # the executor runs nodes without gradients
+            data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
+            data = replace(data, warnings=data.remarks(class_word))
+            if all(mask is None for mask in data.masks):
+                data.warnings.append("there are no masks: the surroundings of the concept are learned too; give masks")
+            if vae is None:
+                raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
+            backbone = host.ComfyBackbone(model, clip, vae)
+            on_step = say.training_progress(cls.hidden.unique_id, given.get("preview_every", 0), given.get("preview_prompt", ""))
+            bank, concept, losses = learn_into(
+                Bank(bank.folder),  # another branch of the graph may have added to it
+                backbone,
+                data,
+                name=name.strip(),
+                class_word=class_word.strip(),
+                recipe=recipe,
+                existing=given.get("existing", EXISTING[0]),
+                on_step=on_step,
+            )
+        size = bank.file(concept.name).stat().st_size
+        told = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
+        text = f"{concept.name} learned, {told}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
+        return say.output(cls, bank, {"loss": losses}, len(losses), text=text, warnings=data.warnings)
+
+
+class CIDMInfusion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CIDMInfusion",
+            display_name="Apply Infusion",
+            category="CIDM/infusion",
+            description="Paints a prompt with concepts of Train with Infusion: each <name> stands for its class word, with the concept at "
+            "it. Where things are, the attention maps, comes from the plain model that paints beside it, so a step takes half as "
+            "long again. Concepts of Train Concept may be in the same prompt.",
+            inputs=[
+                MODEL,
+                CLIP,
+                BANK,
+                io.String.Input("text", default="a <dog> on the beach", multiline=True, tooltip=f"{HANDLES}."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.01, tooltip="Of all concepts; 0 leaves the model plain."),
+                io.Combo.Input(
+                    "stream",
+                    options=list(STREAMS),
+                    default=STREAMS[0],
+                    tooltip=f"{STREAM}released_code: as single, with the vectors of the keys that were learned so.",
+                ),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="From which part of the sampling on."),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Up to which part of the sampling."),
+                io.String.Input("layers", default="all", tooltip=f"Where the vectors act: {LAYERS}"),
+                RegionList.Input(
+                    "regions",
+                    optional=True,
+                    tooltip="From Region: a concept that stands in a region's text acts in that region only. It stands in the text above "
+                    "too; the region's other words are not read.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model, for a sampler; also for the negative and for other prompts."),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The prompt with its concepts, for the same sampler."),
+                io.String.Output(display_name="report", tooltip="Which concept stands at which tokens."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, bank: Bank, text, strength, stream, start, end, layers, regions=()) -> io.NodeOutput:
+        way = Way(stream, layers.strip(), start, end)
+        backbone = host.ComfyBackbone(model, clip)
+        mixture, charges = infuse(backbone, bank, text, strength=strength, layers=way.layers, masks=limits(bank, regions))
+        patched = streams.streaming(model, way)
+        if mixture.concepts:
+            patched = streams.streaming(patches.merged(model, mixture.factors(backbone)), way)
+            encoded = patches.conditioning(clip, [mixture])
+        else:
+            encoded = clip.encode_from_tokens_scheduled(clip.tokenize(mixture.text))
+        lines = [f"{' '.join(mixture.text.split())}", *(told(c) for c in charges)]
+        shown = "\n".join(lines if charges else [*lines, "no Infusion concept acts"])
+        return say.output(cls, patched, streams.carrying(encoded, charges), shown, text=shown, warnings=mixture.warnings)
+
+
+def told(charge) -> str:
+    """Where a charge acts, in words."""
+    tokens = ", ".join(str(int(i)) for i in charge.marks.nonzero()[:, 0])
+    where = "" if charge.mask is None else f", in {100 * float(charge.mask.mean()):.0f} % of the picture"
+    return f"{len(charge.residuals)} layers at token {tokens}{where}"
+
+
+INFUSION_NODES = [CIDMTrainInfusion, CIDMInfusion]
