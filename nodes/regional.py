@@ -89,7 +89,7 @@ class Regions:
             for g, concept in enumerate(mixture.concepts):
                 self.weights[u, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
         self.routes = route(list(concepts.values()), list(self.blocks))
-        self.placed: dict[tuple[torch.device, torch.dtype], tuple[dict[str, Any], dict[str, Spread]]] = {}  # layers, what is beside them
+        self.placed: dict[tuple[torch.device, torch.dtype], tuple[dict[str, Any], dict[str, Callable]]] = {}  # layers, what is beside them
         self.mixes: dict[tuple, Tensor] = {}  # weights of ranks, one tensor for all layers that have the same
         self.fields: dict[tuple[int, int, int], list[Field]] = {}
         self.cuts: dict[tuple, Cut] = {}
@@ -169,7 +169,7 @@ class Regions:
         plain = self.model.get_model_object("model_sampling").calculate_input(sigma, noise)
         return torch.cat([x[:, :channels] * inside + plain * (1 - inside), x[:, channels:]], 1)
 
-    def beside(self, r: Route) -> Spread:
+    def beside(self, r: Route) -> Callable[[Tensor], Any]:
         """What concepts add to a layer: to image tokens by their shares in the texts, to a text by its owner's mixture."""
         weights = r.stack.spread(weights_in(self.weights, list(self.blocks), r.name)[:, list(r.owners)]).to(r.stack.up)
         weights = self.mixes.setdefault((*weights.flatten().tolist(), weights.device, weights.dtype), weights)
@@ -185,7 +185,10 @@ class Regions:
             scale = self.kept[key]
             return scale[:, 0] if h.ndim == 2 else scale
 
-        return Spread(r.stack.up, r.stack.down, r.stack.kernel, scale_of=scale_of)
+        spread = Spread(r.stack.up, r.stack.down, r.stack.kernel, scale_of=scale_of)
+        if is_text and not weights[0].any():  # the global prompt has no concept
+            return lambda text: spread(text) if self.reading else 0
+        return spread
 
     def see(self, n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """The texts of a layer before they are keys and values."""

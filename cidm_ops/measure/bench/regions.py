@@ -11,7 +11,7 @@ from .checkpoints import write_checkpoint
 from .comfy import run_inside
 from .timing import machine
 
-DOODLE_PIXELS = 128
+DOODLE_PIXELS = 256  # room for regions: Doodle was made for 128
 
 
 def run(comfy: Path, pixels: int | None = None, rounds: int = 2) -> dict[str, Any]:
