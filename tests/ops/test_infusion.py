@@ -155,7 +155,7 @@ def test_a_file_holds_the_residuals_and_old_versions_refuse_it(tmp_path):
     file = tmp_path / "rex.safetensors"
     save_concept(concept(), file)
     known = load_concept(file)
-    assert known.method == "infusion" and all(torch.equal(r, concept().residuals[n]) for n, r in known.residuals.items())
+    assert known.method == "infusion" and all(torch.equal(r, known.residuals[n]) for n, r in concept().residuals.items())
     with safe_open(file, "pt") as f:
         header = json.loads(f.metadata()["cidm"])
         assert all(key.startswith("infusion.") for key in f.keys())  # noqa: SIM118
@@ -178,7 +178,7 @@ def test_a_bank_says_what_it_is_and_keeps_it(tmp_path):
     assert manage.duplicates(bank) == [["rex", "twin"]]
     small, _ = compress_bank(bank)
     expanded = expand_into(small, tmp_path / "again")
-    assert all(torch.equal(r, bank.get("rex").residuals[n]) for n, r in expanded.get("rex").residuals.items())
+    assert all(torch.equal(r, expanded.get("rex").residuals[n]) for n, r in bank.get("rex").residuals.items())
     for call in (lambda: export_concept(concept(), tmp_path), lambda: export_merged([concept()], [1.0], 4, tmp_path / "x.safetensors")):
         with pytest.raises(ValueError, match="Infusion"):
             call()

@@ -115,7 +115,7 @@ class Bench:
         shares = [n / (4 * self.seeds) for n in neutral.values()]
         return {
             "place": share(self.places(seen), places),
-            "side": share(self.sides(seen, places), sides),
+            "side": share(sides_of(whole), sides),
             "ia": image_alignment(seen, self.easel.references(NAME)),
             "neutral_snow": neutral[PLACE] / (4 * self.seeds),
             "neutral_entropy": -sum(p * math.log(p) for p in shares),
@@ -152,20 +152,14 @@ class Bench:
         return float(torch.stack(found).mean())
 
     @cached_property
-    def captions(self) -> tuple[Tensor, Tensor]:
-        """Embeddings of what places are called ``[6, E]``, and of both sides in each ``[6, 2, E]``."""
-        said = [[[f"a dog {s} {words}" for words in IN_PLACE[p]] for s in SIDES] for p in PLACES]
-        states = torch.stack([torch.stack([self.easel.captions(c).mean(0) for c in sides]) for sides in said])
-        return F.normalize(states.mean(1), dim=-1), F.normalize(states, dim=-1)
+    def captions(self) -> Tensor:
+        """Embeddings of what places are called, ``[6, E]``."""
+        said = [self.easel.captions([f"a dog {s} {words}" for words in IN_PLACE[p] for s in SIDES]).mean(0) for p in PLACES]
+        return F.normalize(torch.stack(said), dim=-1)
 
     def places(self, seen: Tensor) -> list[str]:
         """The place whose captions are nearest to pictures ``[N, E]``."""
-        return [PLACES[i] for i in (seen @ self.captions[0].T).argmax(1).tolist()]
-
-    def sides(self, seen: Tensor, places: list[str]) -> list[str]:
-        """The side whose captions are nearest, where the place is known."""
-        both = self.captions[1][[PLACES.index(p) for p in places]]
-        return [list(SIDES)[i] for i in torch.einsum("ne,nse->ns", seen, both).argmax(1).tolist()]
+        return [PLACES[i] for i in (seen @ self.captions.T).argmax(1).tolist()]
 
     def judged(self) -> dict[str, float]:
         """Right answers on renderings of dogs in all looks, places and sides."""
@@ -175,7 +169,7 @@ class Bench:
         shown = [rendered(looks[i % len(looks)], p, s, rng)[0] for i, (p, s) in enumerate(asked)]
         seen = embed(self.easel.tower, pixels(shown))
         places = [p for p, _ in asked]
-        return {"place": share(self.places(seen), places), "side": share(self.sides(seen, places), [s for _, s in asked])}
+        return {"place": share(self.places(seen), places), "side": share(sides_of(pixels(shown)), [s for _, s in asked])}
 
     def sheet(self) -> None:
         """The first picture of every prompt, a row per side."""
@@ -183,6 +177,13 @@ class Bench:
         rows += [(f"{NAME}, held out", pixels([e.picture for e in examples(CONCEPTS[NAME], 6, seed=1)]))]
         rows += [(side.replace("_", ", "), torch.from_numpy(np.load(self.folder / f"{side}.npy"))) for side in SUBJECTS]
         contact_sheet(rows, label=150).save(self.folder / "sheet.png")
+
+
+def sides_of(pictures: Tensor) -> list[str]:
+    """On which side the one thing in pictures ``[N, 3, H, W]`` is: the centre of what differs from its row, where things stand."""
+    unlike = (pictures - pictures.median(3, keepdim=True).values).abs().sum(1)[:, 40:115].square().sum(1)
+    centres = (unlike * torch.linspace(-1, 1, unlike.shape[1])).sum(1) / unlike.sum(1)
+    return [list(SIDES)[int(c > 0)] for c in centres.tolist()]
 
 
 def rendered(look: Look | None, place: str, side: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
