@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from ..cidm_ops.adapters import attached
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import Route, route, weights_in
+from ..cidm_ops.method.attention import word_attention
 from ..cidm_ops.method.blending import blend_weights
-from ..cidm_ops.method.finding import attention_to, found
+from ..cidm_ops.method.finding import found
 from ..cidm_ops.method.regions import NOWHERE, Cut, Field, Place, alike, cells, cut, grid_of, region_attention
 from ..cidm_ops.run.prompt import Mixture
 from . import patches
@@ -220,7 +221,9 @@ class Regions:
         for u in self.sought:
             if (key := (layer, u)) not in self.kept:
                 self.kept[key] = self.read((u,), attention.to_k, self.text(layer, u))
-            seen = attention_to(q[rows.at], self.kept[key], torch.tensor(self.regions[u - 1].words, device=q.device), heads)
+            k, marks = self.kept[key], torch.zeros(self.kept[key].shape[1], device=q.device)
+            marks[list(self.regions[u - 1].words)] = 1
+            seen = word_attention(q[rows.at], k, marks, heads).mean(1)
             seen = F.interpolate(seen.view(-1, 1, height, width), [-(-side // 2) for side in self.size], mode="bilinear")[:, 0].cpu()
             self.seen[u] = self.seen[u] + seen if u in self.seen else seen
 

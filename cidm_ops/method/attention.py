@@ -1,6 +1,6 @@
-"""Attention regularisation: the concept's words look at the concept (Mix-of-Show, CIDM's code; ``method/cidm.md`` 1.7).
+"""What looks at a concept's words; and attention regularisation, where those words are made to look at the concept.
 
-The free adjective may not look outside the mask, the last noun's map is drawn to the mask itself. Both papers' code applies
+(Mix-of-Show, CIDM's code.) The free adjective may not look outside the mask, the last noun's map is drawn to the mask itself. Both papers' code applies
 this without real masks, where it is NaN and dropped; here pictures without a mask have no part in it and an empty set gives 0.
 """
 
@@ -39,15 +39,28 @@ def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, 
             handle.remove()
 
 
+def word_attention(q: Tensor, k: Tensor, marks: Tensor, heads: int) -> Tensor:
+    """``a_S [B, heads, T]``: how much of each query's attention goes to the marked tokens, summed.
+
+    ``q [B, T, C]``, ``k [B, N, C]``, ``marks [N]`` or ``[B, N]``; in fp32. A text that stands in ``k`` several times over, as hosts
+    repeat the shorter one of a batch, is marked in every copy.
+    """
+    query, key = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+    marks = marks.to(weights).expand(len(q), -1)
+    marks = marks.repeat(1, k.shape[1] // marks.shape[1])
+    return torch.einsum("bhtn,bn->bht", weights, marks)
+
+
 def word_maps(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, position: int, shape: tuple[int, int]) -> dict[tuple[int, int], Tensor]:
     """Mean attention ``[h, w]`` over layers and heads of picture ``row`` to the text's ``position``, per resolution, its maximum at 1."""
     maps: dict[tuple[int, int], list[Tensor]] = {}
     for q, k, heads in seen:
         tokens = q.shape[1]
         height = round((tokens * shape[0] / shape[1]) ** 0.5)
-        query, key = (x[row].unflatten(-1, (heads, -1)).transpose(0, 1).float() for x in (q, k))
-        weights = (query @ key.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1)
-        maps.setdefault((height, tokens // height), []).append(weights[..., position].mean(0).view(height, -1))
+        marks = F.one_hot(torch.tensor(position, device=k.device), k.shape[1])
+        seen_there = word_attention(q[row : row + 1], k[row : row + 1], marks, heads)[0].mean(0)
+        maps.setdefault((height, tokens // height), []).append(seen_there.view(height, -1))
     means = {size: torch.stack(found).mean(0) for size, found in maps.items()}
     return {size: m / m.detach().amax().clamp(min=1e-6) for size, m in means.items()}
 

@@ -12,12 +12,6 @@ UNTIL = 0.1  # of the sampling
 LEVEL = 0.35  # of a map's range, to belong to a region
 
 
-def attention_to(q: Tensor, k: Tensor, words: Tensor, heads: int) -> Tensor:
-    """How much of each token's attention goes to some words, mean over heads: ``q [B, T, C]``, ``k [1, N, C]`` to ``[B, T]``."""
-    q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (q, k))
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)[..., words].sum(-1).mean(1)
-
-
 def found(maps: Tensor, level: float = LEVEL) -> Tensor:
     """Disjoint masks ``[U, H, W]`` of 0 and 1 from the attention to each region's words ``[U, H, W]``.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..hub import attended
+from .attention import word_attention
 from .regions import grid_of
 
 # Where the map comes from: the foundation's (the paper), the customised features' own, or those and a residual of the key too. The
@@ -66,19 +67,6 @@ def residual_layers(cross_attention: Sequence[str], chosen: str = "all") -> list
 def infused_value(v: Tensor, marks: Tensor, residual: Tensor) -> Tensor:
     """``V* = V + 1[i in S] r`` for values ``v [B, N, C]``, ``marks [N]`` or ``[B, N]`` and a residual ``[C]``; keys alike."""
     return v + marks.to(v)[..., None] * residual.to(v)
-
-
-def word_attention(q: Tensor, k: Tensor, marks: Tensor, heads: int) -> Tensor:
-    """``a_S [B, heads, T]``: how much of each query's attention goes to the marked tokens, summed.
-
-    ``q [B, T, C]``, ``k [B, N, C]``, ``marks [N]`` or ``[B, N]``; in fp32. A text that stands in ``k`` several times over, as hosts
-    repeat the shorter one of a batch, is marked in every copy.
-    """
-    query, key = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
-    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
-    marks = marks.to(weights).expand(len(q), -1)
-    marks = marks.repeat(1, k.shape[1] // marks.shape[1])
-    return torch.einsum("bhtn,bn->bht", weights, marks)
 
 
 def infusion(attention: Tensor, residual: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..hub import attended
 from ..lowrank import LowRank
+from ..method.attention import word_attention
 from ..method.infusion import (
     KEY,
     VALUE,
@@ -23,7 +24,6 @@ from ..method.infusion import (
     infusion,
     masked_error,
     residual_layers,
-    word_attention,
 )
 from ..tokens import Table, Text, encode_layerwise, stand_for
 from .infusion import Way, predictor

@@ -2,7 +2,7 @@
 
 import torch
 
-from cidm_ops.method.finding import attention_to, found
+from cidm_ops.method.finding import found
 
 
 def peak(x, y, size=12, width=2.0, height=1.0):
@@ -19,10 +19,3 @@ def test_each_region_is_found_around_its_peak_and_none_overlaps():
 def test_a_far_second_peak_is_left_out():
     masks = found(torch.stack([peak(2, 6) + 0.6 * peak(11, 11, width=0.8), peak(7, 6)]))
     assert masks[0, 6, 2] == 1 and masks[0, 11, 11] == 0
-
-
-def test_attention_to_words_is_that_of_the_softmax():
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 6, 8), torch.randn(1, 5, 8)
-    want = torch.stack([(q[..., h] @ k[..., h].mT / 2).softmax(-1)[..., [1, 3]].sum(-1) for h in (slice(0, 4), slice(4, 8))]).mean(0)
-    torch.testing.assert_close(attention_to(q, k, torch.tensor([1, 3]), 2), want)

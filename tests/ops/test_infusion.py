@@ -13,6 +13,7 @@ from cidm_ops.bank.archive import compress_bank, expand_into
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept, load_concept, save_concept
 from cidm_ops.bank.export import export_concept, export_merged
+from cidm_ops.method.attention import word_attention
 from cidm_ops.method.infusion import (
     Charge,
     Rows,
@@ -23,7 +24,6 @@ from cidm_ops.method.infusion import (
     infusion,
     masked_error,
     residual_layers,
-    word_attention,
 )
 
 HEADS = 2
