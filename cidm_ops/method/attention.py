@@ -1,7 +1,8 @@
 """What looks at a concept's words; and attention regularisation, where those words are made to look at the concept.
 
-(Mix-of-Show, CIDM's code.) The free adjective may not look outside the mask, the last noun's map is drawn to the mask itself. Both papers' code applies
-this without real masks, where it is NaN and dropped; here pictures without a mask have no part in it and an empty set gives 0.
+The regularisation is that of Mix-of-Show and of CIDM's code: the free adjective may not look outside the mask, the last noun's map is
+drawn to the mask itself. Both papers' code applies this without real masks, where it is NaN and dropped; here pictures without a mask have
+no part in it and an empty set gives 0.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
