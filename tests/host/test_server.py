@@ -20,10 +20,10 @@ WORKFLOWS = sorted(file for file in (PACK / "workflows" / "api").glob("*.json") 
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
     "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
-    "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "LoadConceptImages",
+    "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion", "LoadConceptImages",
     "ManageBank", "OpenBank", "OverlapMap", "PaintRegions", "Presence", "PreviewDataset", "References", "ReferencesFromFolder", "Region",
     "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport",
-    "TextAlignment", "TrainConcept", "TrainingSettings", "Wasserstein",
+    "TextAlignment", "TrainConcept", "TrainInfusion", "TrainingSettings", "Wasserstein",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
