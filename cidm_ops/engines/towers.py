@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..doodle.tower import DoodleCaptions, DoodleTower
 from ..tokens import END
@@ -52,11 +52,11 @@ def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
     text = text and text.eval().requires_grad_(False).to(device)
 
     def see(pictures: Tensor) -> Tensor:
-        out = vision(pixel_values=prepared(pictures.to(device), size, mean, std))
-        return out.image_embeds if hasattr(out, "image_embeds") else out.last_hidden_state[:, 0]
+        out = vision(prepared(pictures.to(device), size, mean, std))
+        return out if isinstance(out, Tensor) else out.last_hidden_state[:, 0]
 
     def read(texts: Sequence[str]) -> Tensor:
-        return text(torch.cat([tokenize(t)[:1] for t in texts]).to(device)).text_embeds
+        return text(torch.cat([tokenize(t)[:1] for t in texts]).to(device))
 
     return Tower(see, read if text else None, _fingerprint(vision))
 
@@ -73,6 +73,17 @@ def prepared(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[f
     return (square - torch.tensor(mean).to(square)[:, None, None]) / torch.tensor(std).to(square)[:, None, None]
 
 
+class _Side(nn.Module):
+    """One side of a CLIP with its projection."""
+
+    def __init__(self, model: Any, projection: Any):
+        super().__init__()
+        self.model, self.projection, self.config = model, projection, model.config
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.projection(self.model(given).pooler_output)
+
+
 def _from_folder(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float], int]:
     if not (path / "config.json").is_file():
         raise ValueError(f"{path}: there is no config.json: expected {KINDS}")
@@ -80,11 +91,13 @@ def _from_folder(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float]
     kind, text = config.get("model_type", ""), None
     try:
         if kind in ("clip", "clip_vision_model"):
-            vision = CLIPVisionModelWithProjection.from_pretrained(path, local_files_only=True)
-            text = CLIPTextModelWithProjection.from_pretrained(path, local_files_only=True) if kind == "clip" else None
+            whole = (CLIPModel if kind == "clip" else CLIPVisionModelWithProjection).from_pretrained(path, local_files_only=True)
+            vision, text = _Side(whole.vision_model, whole.visual_projection), None
+            if kind == "clip":
+                text = _Side(whole.text_model, whole.text_projection)
         else:
             vision = AutoModel.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: no image tower can be loaded from it ({error}): expected {KINDS}") from error
     shape = getattr(vision.config, "image_size", None)
     if not isinstance(shape, int):
@@ -132,7 +145,8 @@ def _from_file(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float], 
         raise ValueError(f"{path} lacks {error.args[0]}: expected {KINDS}") from error
     seen = _filled(CLIPVisionModelWithProjection, vision, state, ("vision_model.", "visual_projection."), path)
     read = text and _filled(CLIPTextModelWithProjection, text, state, ("text_model.", "text_projection."), path)
-    return seen, read, MEAN, STD, size
+    sides = _Side(seen.vision_model, seen.visual_projection), read and _Side(read.text_model, read.text_projection)
+    return *sides, MEAN, STD, size
 
 
 def _layers(state: dict[str, Tensor], side: str) -> int:
