@@ -15,7 +15,7 @@ from pack.nodes import eyes, fisher, native
 
 
 def drawn(name, count=3):
-    return torch.stack([torch.from_numpy(e.picture).permute(2, 0, 1).float() / 127.5 - 1 for e in examples(CONCEPTS[name], count)])
+    return torch.stack([torch.from_numpy(e.picture.copy()).permute(2, 0, 1).float() / 127.5 - 1 for e in examples(CONCEPTS[name], count)])
 
 
 def the_hosts_tower_sees_what_ours_sees():
@@ -26,11 +26,12 @@ def the_hosts_tower_sees_what_ours_sees():
 
 
 def the_hosts_captions_are_ours():
-    words = ["a dog in the snow", "a red boat (at night), a cat"]
-    plain = [text.replace("(", r"\(").replace(")", r"\)") for text in words]  # as it stands, not as emphasis
-    ids = torch.tensor([[token for token, _ in native.captions().tokenize(text)["l"][0]] for text in plain])
-    want = torch.nn.functional.normalize(DoodleCaptions().model(ids).text_embeds, dim=-1)
-    near(eyes.read(native.captions(), words, 128), want, 1e-4)
+    """Parentheses in a caption are letters, not weights."""
+    clip, words = native.captions(), ["a dog in the snow", "a red boat (at night), a cat"]
+    tokens = [clip.tokenize(w.replace("(", "\\(").replace(")", "\\)"))["l"][0] for w in words]
+    assert all(weight == 1 for row in tokens for _, weight in row)
+    want = DoodleCaptions().model(torch.tensor([[token for token, _ in row] for row in tokens])).text_embeds
+    near(eyes.read(clip, words, 128), torch.nn.functional.normalize(want, dim=-1), 1e-4)
 
 
 def the_other_features_are_the_towers_tokens():
