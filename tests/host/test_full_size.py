@@ -107,14 +107,15 @@ def random_concept(name, unet, widths):
     indirect=["checkpoint"],
 )
 def test_regions_found_and_drawn(server, checkpoint, family, widths):
-    bank = Bank(server.bank("full-regions"))
+    own = f"regions-{'-'.join(widths)}"
+    bank = Bank(server.bank(own))
     for name in ("rex", "tom"):
         bank = bank.add(random_concept(name, family.unet, widths))
     sought = "a <rex> and a cat in the snow\na dog and a <tom> in the snow"
     sides = {"model": ["1", 0], "clip": ["1", 1], "bank": ["2", 0], "text": "a dog and a cat in the snow", "mode": "exact", "strength": 1.0}
     prompt = {
         "1": node("CheckpointLoaderSimple", ckpt_name=checkpoint.name),
-        "2": node("CIDMOpenBank", name="full-regions"),
+        "2": node("CIDMOpenBank", name=own),
         "3": node("CIDMRegionGrid", texts="a <rex> in the snow\na <tom> in the snow", columns=2, rows=1, strength=1.0, feather=0.1),
         "4": node("CIDMFindRegions", texts=sought, until_percent=0.4, strength=1.0, feather=0.0),
         "5": node("CLIPTextEncode", clip=["1", 1], text=""),
