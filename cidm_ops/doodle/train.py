@@ -20,10 +20,11 @@ from .data import rendered
 from .diffusion import Tokens, learn_diffusion, new_text_encoder, new_unet
 from .files import WEIGHTS
 from .loop import write_atomically
+from .reader import learn_reader, personal
 from .vision import TextTower, individuals, learn_vision, new_vision
 
-STAGES = ("autoencoder", "diffusion", "decoder", "vision", "ship")
-STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500}
+STAGES = ("autoencoder", "diffusion", "decoder", "vision", "reader", "ship")
+STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500, "reader": 3000}
 SHARD = 8000
 
 
@@ -67,10 +68,17 @@ def main(arguments: list[str] | None = None) -> None:
         vision, tower = (m.to(args.device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
         people = individuals(args.folder, 3000, args.workers)
         learn_vision(vision, tower, pictures, people, tokens, steps=args.vision_steps, **options)
-        caption_side = shipped_text(tower.encoder.state_dict(), tokens) | {"projection.weight": tower.projection.weight}
-        write_atomically(vision.state_dict() | {f"text.{k}": v for k, v in caption_side.items()}, args.folder / "image-tower.safetensors")
+        write_atomically(vision.state_dict(), args.folder / "image-tower.safetensors")
+    if "reader" in args.stages:
+        own, words = personal(args.folder, 12_000, args.workers)
+        tokens = Tokens(token_ids(captions + words))
+        vision, tower = (m.to(args.device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
+        sets = [(pictures, 0), (own, sum(map(len, captions)))]
+        learn_reader(vision, tower, sets, tokens, steps=args.reader_steps, **options)
+        write_atomically(vision.state_dict() | caption_side(tower, tokens), args.folder / "captions-tower.safetensors")
     if "ship" in args.stages:
-        for source, name in (("unet", "unet"), ("text", "text"), ("vae", "vae"), ("image-tower", "vision")):
+        files = {"unet": "unet", "text": "text", "vae": "vae", "image-tower": "vision", "captions-tower": "reader"}
+        for source, name in files.items():
             state = load_file(args.folder / f"{source}.safetensors")
             write_atomically({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, WEIGHTS / f"{name}.safetensors")
 
@@ -102,6 +110,12 @@ def latents_of(folder: Path, pictures: np.ndarray, device: str) -> Tensor:
             write_atomically({"latents": encode(vae, pictures[start : start + SHARD], 16).half()}, file)
         shards.append(load_file(file)["latents"])
     return torch.cat(shards)
+
+
+def caption_side(tower: TextTower, tokens: Tokens) -> dict[str, Tensor]:
+    """A caption side as it is shipped beside its image side."""
+    state = shipped_text(tower.encoder.state_dict(), tokens) | {"projection.weight": tower.projection.weight}
+    return {f"text.{k}": v for k, v in state.items()}
 
 
 def shipped_text(state: dict[str, Tensor], tokens: Tokens) -> dict[str, Tensor]:
