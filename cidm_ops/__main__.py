@@ -11,6 +11,7 @@ from typing import Any
 
 from . import bank_commands
 from .bank_commands import warn
+from .benchmark import add_command as add_benchmark
 from .evaluate import add_command as add_evaluate
 
 
@@ -124,6 +125,12 @@ def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     run(options, load_base)
 
 
+def benchmark(options: argparse.Namespace, rest: list[str]) -> None:
+    from .benchmark import benchmark as run
+
+    run(options, load_base)
+
+
 def doodle_train(options: argparse.Namespace, rest: list[str]) -> None:
     from .doodle.train import main as train_doodle
 
@@ -192,20 +199,21 @@ def arguments() -> argparse.ArgumentParser:
         added.set_defaults(command=call)
         return added
 
-    base = argparse.ArgumentParser(add_help=False)
-    base.add_argument(
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument(
         "--base",
         "--model",
         default="doodle",
         help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL (default: %(default)s)",
     )
-    base.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
-    base.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
-    base.add_argument("--seed", type=whole(0), default=0, help="seed of all that is random (default: %(default)s)")
-    base.add_argument("--device", help="torch device (default: the fastest there is)")
-    base.add_argument(
+    model.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
+    model.add_argument("--device", help="torch device (default: the fastest there is)")
+    model.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the frozen base (default: half on CUDA, else float32)"
     )
+    base = argparse.ArgumentParser(add_help=False, parents=[model])
+    base.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
+    base.add_argument("--seed", type=whole(0), default=0, help="seed of all that is random (default: %(default)s)")
 
     show = command("demo", demo, "learn three Doodle concepts, paint and score them, write a report")
     show.add_argument(
@@ -272,6 +280,7 @@ def arguments() -> argparse.ArgumentParser:
     make.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
 
     add_evaluate(command, evaluate, base, whole)
+    add_benchmark(command, benchmark, model, whole)
 
     bank = commands.add_parser("bank", help="look into a concept bank and keep it").add_subparsers(required=True, metavar="COMMAND")
     bank_commands.add_commands(bank, command, whole)

@@ -44,18 +44,18 @@ class CIDMDoodleTowers(io.ComfyNode):
             node_id="CIDMDoodleTowers",
             display_name="Doodle Towers",
             category="CIDM/doodle",
-            description="The two sides that score pictures of the Doodle world: an image tower that tells its creatures apart, and the "
-            "text "
-            "encoder whose captions lie in the same space.",
+            description="What scores pictures of the Doodle world: an image tower that tells its creatures apart, for likeness, and a "
+            "reader, whose image side and text encoder share a space in which only what words say counts, for Text Alignment.",
             outputs=[
                 io.ClipVision.Output(display_name="clip_vision", tooltip="The image tower, as from Doodle Model."),
-                io.Clip.Output(display_name="clip", tooltip="Its caption side, for Text Alignment. It paints nothing."),
+                io.ClipVision.Output(display_name="reader", tooltip="The reader's image side: the clip_vision of Text Alignment."),
+                io.Clip.Output(display_name="clip", tooltip="The reader's text side: the clip of Text Alignment. It paints nothing."),
             ],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(native.vision(), native.captions())
+        return io.NodeOutput(native.vision(), native.reader(), native.captions())
 
 
 class CIDMDoodleConcept(io.ComfyNode):

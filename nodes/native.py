@@ -82,7 +82,7 @@ def clip() -> comfy.sd.CLIP:
 
 
 def captions() -> comfy.sd.CLIP:
-    """The image tower's caption side, with its projection."""
+    """The reader's caption side, with its projection."""
     return _text(files.caption_state())
 
 
@@ -105,7 +105,17 @@ def vae() -> comfy.sd.VAE:
 
 
 def vision() -> comfy.clip_vision.ClipVisionModel:
-    """The image tower. 0.3.64 reads its description from a file only."""
+    """The image tower, which tells individuals apart."""
+    return _vision(files.vision_state())
+
+
+def reader() -> comfy.clip_vision.ClipVisionModel:
+    """The reader's image side, in the space of ``captions``."""
+    return _vision(files.reader_state())
+
+
+def _vision(state: dict[str, Tensor]) -> comfy.clip_vision.ClipVisionModel:
+    """0.3.64 reads a tower's description from a file only."""
     description = {
         "model_type": "clip_vision_model",
         "num_channels": 3,
@@ -117,5 +127,5 @@ def vision() -> comfy.clip_vision.ClipVisionModel:
         path = Path(folder) / "vision.json"
         path.write_text(json.dumps(description), encoding="utf-8")
         tower = comfy.clip_vision.ClipVisionModel(str(path))
-    tower.load_sd({key: weight.float() for key, weight in files.vision_state().items()})
+    tower.load_sd({key: weight.float() for key, weight in state.items()})
     return tower

@@ -1,4 +1,4 @@
-"""The weights that ship: four small fp16 files, and the sizes of the models they fill."""
+"""The weights that ship: five small fp16 files, and the sizes of the models they fill."""
 
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,16 @@ def vae_state() -> dict[str, Tensor]:
 
 
 def vision_state() -> dict[str, Tensor]:
-    """Names of transformers' ``CLIPVisionModelWithProjection`` (the image tower) without its caption side."""
-    return {k: v for k, v in _load("vision").items() if not k.startswith("text.")}
+    """Names of transformers' ``CLIPVisionModelWithProjection``: the image tower."""
+    return _load("vision")
+
+
+def reader_state() -> dict[str, Tensor]:
+    """Names of transformers' ``CLIPVisionModelWithProjection``: the reader's image side."""
+    return {k: v for k, v in _load("reader").items() if not k.startswith("text.")}
 
 
 def caption_state() -> dict[str, Tensor]:
-    """Names of transformers' ``CLIPTextModelWithProjection``: the image tower's caption side."""
-    state = _with_table({k.removeprefix("text."): v for k, v in _load("vision").items() if k.startswith("text.")})
+    """Names of transformers' ``CLIPTextModelWithProjection``: the reader's caption side."""
+    state = _with_table({k.removeprefix("text."): v for k, v in _load("reader").items() if k.startswith("text.")})
     return state | {"text_projection.weight": state.pop("projection.weight")}

@@ -1,7 +1,8 @@
 """The reader: a small CLIP trained on captions alone, which says how well a picture shows what a text asks for.
 
 The image tower tells individuals of a class apart, so in its space a personal dog is far from "a dog", however well it shows one. Here half
-of the pictures are of individuals and styles that their captions do not describe further: what words cannot say does not count.
+of the pictures are of individuals and styles that their captions do not describe further, and some captions leave out place or colours:
+what words cannot say, or do not ask for, does not count.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +20,7 @@ from .figures import individual
 from .loop import train
 from .style import Style, common_style
 from .vision import TextTower, _worn, pixels
-from .world import caption, random_scene, render
+from .world import Scene, caption, random_scene, render
 
 PERSONAL = 10_000_000  # seeds of scenes with somebody's own things begin here
 WORDINGS = 4
@@ -36,7 +37,7 @@ def personal_style(name: str, rng: np.random.Generator) -> Style:
     return Style(name, wash, paper, ink, common.line, strokes, grid if name == "drawing" else None, frame, seal if name == "ink" else None)
 
 
-def personal_scene(seed: int):
+def personal_scene(seed: int) -> Scene:
     """A scene of the world in which nobody is ordinary: individuals without colour words, and in every second one a style."""
     rng = np.random.default_rng((seed, 61))
     scene = random_scene(PERSONAL + seed)
@@ -45,9 +46,25 @@ def personal_scene(seed: int):
     return replace(scene, things=things, style=Style() if style == "flat" else personal_style(style, rng))
 
 
+def wordings(scene: Scene, seed: int) -> list[str]:
+    """Captions of a scene, some without its place, some without its colours."""
+    out = []
+    for number in range(WORDINGS):
+        rng = np.random.default_rng((seed, number, 97))
+        silent, colourless = rng.random() < 0.4, rng.random() < 0.25
+        things = tuple(replace(t, words=t.look.kind) for t in scene.things) if colourless else scene.things
+        out.append(caption(replace(scene, things=things, place=None if silent else scene.place), rng))
+    return out
+
+
+def plain_wordings(count: int) -> list[list[str]]:
+    """The same for the scenes ``0 .. count - 1`` of the world."""
+    return [wordings(random_scene(seed), seed) for seed in range(count)]
+
+
 def _personal(seed: int) -> tuple[np.ndarray, list[str]]:
     scene = personal_scene(seed)
-    return render(scene)[0], [caption(scene, np.random.default_rng((PERSONAL + seed, w))) for w in range(WORDINGS)]
+    return render(scene)[0], wordings(scene, PERSONAL + seed)
 
 
 def personal(folder: Path, count: int, workers: int) -> tuple[np.ndarray, list[list[str]]]:

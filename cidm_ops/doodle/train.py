@@ -20,11 +20,11 @@ from .data import rendered
 from .diffusion import Tokens, learn_diffusion, new_text_encoder, new_unet
 from .files import WEIGHTS
 from .loop import write_atomically
-from .reader import learn_reader, personal
+from .reader import learn_reader, personal, plain_wordings
 from .vision import TextTower, individuals, learn_vision, new_vision
 
 STAGES = ("autoencoder", "diffusion", "decoder", "vision", "reader", "ship")
-STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500, "reader": 3000}
+STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500, "reader": 1800}
 SHARD = 8000
 
 
@@ -71,9 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_atomically(vision.state_dict(), args.folder / "image-tower.safetensors")
     if "reader" in args.stages:
         own, words = personal(args.folder, 12_000, args.workers)
-        tokens = Tokens(token_ids(captions + words))
+        plain = plain_wordings(len(pictures))
+        tokens = Tokens(token_ids(plain + words))
         vision, tower = (m.to(args.device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
-        sets = [(pictures, 0), (own, sum(map(len, captions)))]
+        sets = [(pictures, 0), (own, sum(map(len, plain)))]
         learn_reader(vision, tower, sets, tokens, steps=args.reader_steps, **options)
         write_atomically(vision.state_dict() | caption_side(tower, tokens), args.folder / "captions-tower.safetensors")
     if "ship" in args.stages:

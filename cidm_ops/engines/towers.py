@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ..doodle.tower import DoodleCaptions, DoodleTower
+from ..doodle.tower import DoodleReader, DoodleTower
 from ..tokens import END
 from .tokenizer import tokenize
 
@@ -24,14 +24,27 @@ KINDS = "'doodle', a folder of transformers (CLIP, DINO, DINOv2, ViT), or a .saf
 
 
 class Tower:
-    """Pictures ``[B, 3, H, W]`` in [-1, 1] to embeddings ``[B, E]``, and captions to ``[B, E]`` in the same space."""
+    """Pictures ``[B, 3, H, W]`` in [-1, 1] to embeddings ``[B, E]``, and captions to ``[B, E]`` in the space of ``shown``: the same one,
+    unless the model ``reads`` pictures by an image side of its own.
+    """
 
-    def __init__(self, see: Callable[[Tensor], Tensor], read: Callable[[Sequence[str]], Tensor] | None, fingerprint: str):
-        self.see, self.read, self.fingerprint = see, read, fingerprint
+    def __init__(
+        self,
+        see: Callable[[Tensor], Tensor],
+        read: Callable[[Sequence[str]], Tensor] | None,
+        fingerprint: str,
+        reads: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.see, self.read, self.fingerprint, self.reads = see, read, fingerprint, reads or see
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         return self.see(pictures).float().cpu()
+
+    @torch.no_grad()
+    def shown(self, pictures: Tensor) -> Tensor:
+        """What pictures show, to compare with captions."""
+        return self.reads(pictures).float().cpu()
 
     @torch.no_grad()
     def captions(self, texts: Sequence[str]) -> Tensor | None:
@@ -42,8 +55,8 @@ class Tower:
 def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
     """Raises ``FileNotFoundError`` if there is nothing of that name, ``ValueError`` if it is no such model."""
     if place == "doodle":
-        tower, captions = DoodleTower(), DoodleCaptions()
-        return Tower(lambda pictures: tower(pictures.cpu()), captions, "doodle")
+        tower, reader = DoodleTower(), DoodleReader()
+        return Tower(lambda pictures: tower(pictures.cpu()), reader.captions, "doodle", lambda pictures: reader(pictures.cpu()))
     path = Path(place).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such image tower: expected {KINDS}")

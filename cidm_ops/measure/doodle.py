@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..doodle.concepts import CONCEPTS, DoodleConcept, Example, examples
-from ..doodle.tower import DoodleCaptions, DoodleTower
+from ..doodle.tower import DoodleReader, DoodleTower
 from ..engines.diffusers import load
 from ..run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ..run.dataset import Dataset
@@ -49,8 +49,8 @@ class Easel:
         self.known: dict[str, Tensor] = {}
 
     @cached_property
-    def captions(self) -> DoodleCaptions:
-        return DoodleCaptions()
+    def reader(self) -> DoodleReader:
+        return DoodleReader()
 
     def references(self, name: str) -> Tensor:
         """Embeddings ``[HELD_OUT, E]`` of renderings that no training sees."""
@@ -71,8 +71,8 @@ class Easel:
     def ta(self, name: str, pictures: Tensor) -> float:
         """Text alignment of the pictures of ``paint`` with what their prompts say in plain words."""
         words = [scene(name, CONCEPTS[name].class_word, place) for place in PLACES]
-        texts = F.normalize(self.captions(words), dim=-1).repeat(len(pictures) // len(PLACES), 1)
-        return text_alignment(embed(self.tower, pictures), texts)
+        texts = F.normalize(self.reader.captions(words), dim=-1).repeat(len(pictures) // len(PLACES), 1)
+        return text_alignment(embed(self.reader, pictures), texts)
 
 
 def scene(name: str, subject: str, place: str) -> str:

@@ -32,7 +32,7 @@ def figures(tasks: Sequence[Task], seen: Mapping[str, Seen]) -> dict[str, Any]:
         ia = mean_interval(alignments(s.pictures, s.references), over)
         one: dict[str, Any] = {"ia": ia.value, "ia_interval": [ia.low, ia.high], "pictures": len(s.pictures)}
         if len(s.captions):
-            cosines = caption_cosines(s.pictures, s.captions)
+            cosines = caption_cosines(s.shown, s.captions)
             ta = mean_interval(clip_scores(cosines), over)
             one |= {"ta": ta.value, "ta_interval": [ta.low, ta.high], "cosine": float(cosines.mean())}
         if len(s.references) > 1:
@@ -55,7 +55,7 @@ def words_told_apart(tasks: Sequence[Task], seen: Mapping[str, Seen]) -> float:
         for rival in tasks:
             s, r = seen[task.name], seen[rival.name]
             if len(s.captions) and (task.name == rival.name or task.class_word != rival.class_word):
-                cosines = s.references @ r.captions.unique(dim=0).T
+                cosines = s.meant @ r.captions.unique(dim=0).T
                 (own if task.name == rival.name else other).append(cosines.flatten())
     return area_under_curve(torch.cat(own), torch.cat(other)) if own and other else float("nan")
 
@@ -116,7 +116,7 @@ def write(
         image_section({t.name: (seen[t.name].pictures, references[t.name]) for t in tasks}, shown, [t.references[0] for t in tasks])
     ]
     if all(len(s.captions) for s in seen.values()):
-        cosines = {t.name: caption_cosines(seen[t.name].pictures, seen[t.name].captions) for t in tasks}
+        cosines = {t.name: caption_cosines(seen[t.name].shown, seen[t.name].captions) for t in tasks}
         sections.append(text_section(cosines, shown, captions))
     if len(tasks) > 1:
         sections.append(presence_section(Presence(references), references, embeddings, who, shown))

@@ -185,11 +185,15 @@ class Samples(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class Seen:
-    """Unit embeddings of a concept: ``pictures [N, E]``, their ``captions [N, E]`` (empty without a text side), ``references [M, E]``."""
+    """Unit embeddings of a concept: ``pictures [N, E]`` and ``references [M, E]``; in the space of words ``shown [N, E]``,
+    ``captions [N, E]`` (empty without a text side) and ``meant [M, E]``, what the references show.
+    """
 
     pictures: Tensor
-    captions: Tensor
     references: Tensor
+    shown: Tensor
+    captions: Tensor
+    meant: Tensor
 
 
 def look(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_new: Callable[[int], None] = lambda count: None) -> Seen:
@@ -199,18 +203,23 @@ def look(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_new: C
     known = _kept(kept)
     keys = [f"{file.parent.name}/{file.stem}" for file, _ in files]
     keys_of_references = [f"reference/{hashlib.sha256(to_pixels(r[None]).tobytes()).hexdigest()[:16]}" for r in task.references]
-    new = [(key, lambda file=file: read_sample(file)) for key, (file, _) in zip(keys, files, strict=True) if key not in known]
-    new += [(key, lambda r=r: r) for key, r in zip(keys_of_references, task.references, strict=True) if key not in known]
+    views = {"": tower} | ({"shown/": tower.shown} if tower.reads is not tower.see else {})
+    last = list(views)[-1]
+    new = [(key, lambda file=file: read_sample(file)) for key, (file, _) in zip(keys, files, strict=True) if last + key not in known]
+    new += [(key, lambda r=r: r) for key, r in zip(keys_of_references, task.references, strict=True) if last + key not in known]
     if new:
         on_new(len(new))
         for start in range(0, len(new), 32):
             part = new[start : start + 32]
-            for key, embedding in zip([k for k, _ in part], embed_all(tower, [make() for _, make in part]), strict=True):
-                known[key] = embedding
+            pictures = [make() for _, make in part]
+            for view, see in views.items():
+                known |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
         write_atomically(packed({k: v.contiguous() for k, v in known.items()}, {"tower": tower.fingerprint}), kept)
     captions = tower.captions([task.caption(template) for template in task.prompts])
     texts = torch.zeros(0) if captions is None else F.normalize(captions, dim=-1).repeat_interleave(len(seeds), 0)
-    return Seen(torch.stack([known[k] for k in keys]), texts, torch.stack([known[k] for k in keys_of_references]))
+    seen, meant = (torch.stack([known[view + k] for k in keys_of_references]) for view in ("", last))
+    whole, shown = (torch.stack([known[view + k] for k in keys]) for view in ("", last))
+    return Seen(whole, seen, shown, texts, meant)
 
 
 def _kept(file: Path) -> dict[str, Tensor]:

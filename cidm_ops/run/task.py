@@ -31,6 +31,7 @@ def learn_into(
     recipe: Recipe,
     existing: str = "replace",
     prior: Dataset | None = None,
+    kind: Callable[..., Run] | None = None,
     on_step: Callable[[Run], None] = lambda run: None,
     on_picture: Callable[[int, int], None] = lambda done, count: None,
 ) -> tuple[Bank, Concept, list[float]]:
@@ -40,6 +41,7 @@ def learn_into(
     and goes on from its last step if it was stopped. Anything else under a name that the bank has: ``existing`` says
     whether that concept is replaced in its place, the task is refused, or learning continues from what it knows. ``prior``
     holds pictures of the plain class; without them the base paints some if the recipe has a weight for them.
+    ``kind`` makes the run, for other methods than the recipe's.
     ``on_step`` is called after every step, ``on_picture`` while the base paints; both may raise to stop, and the state is kept
     first. Returns the bank reopened, the concept and its losses. Raises ``ValueError`` before learning if the name is no
     name, the class word is empty, the bank is for another architecture, has a damaged file or cannot be written to; the
@@ -70,7 +72,7 @@ def learn_into(
         height, width = data.draw(0, False, Random(0))[0].shape[1:]
         prior = imagined(backbone, class_word, recipe.prior_pictures, height // 8 * 8, width // 8 * 8, recipe.seed, on_picture)
     infusion = recipe.method == "infusion"
-    run = (InfusionRun if infusion else Run)(
+    run = (kind or (InfusionRun if infusion else Run))(
         backbone,
         data,
         class_word=class_word,

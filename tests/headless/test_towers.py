@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from cidm_ops.doodle.concepts import CONCEPTS, examples
-from cidm_ops.doodle.tower import DoodleCaptions, DoodleTower
+from cidm_ops.doodle.tower import DoodleReader, DoodleTower
 from cidm_ops.engines.tokenizer import tokenize
 from cidm_ops.engines.towers import load_tower, prepared
 from cidm_ops.measure.doodle import pictured
@@ -104,6 +104,7 @@ def test_what_is_no_tower_is_named(tmp_path):
 
 
 def test_captions_lie_near_their_pictures():
-    tower, captions = DoodleTower(), torch.nn.functional.normalize(DoodleCaptions()(["a dog in the snow", "a duck in the snow"]), dim=-1)
-    dogs, ducks = (embed(tower, pictured(examples(CONCEPTS[name], 4))) for name in ("dog", "duck"))
+    reader = DoodleReader()
+    captions = torch.nn.functional.normalize(reader.captions(["a dog in the snow", "a duck in the snow"]), dim=-1)
+    dogs, ducks = (embed(reader, pictured(examples(CONCEPTS[name], 4))) for name in ("dog", "duck"))
     assert (dogs @ captions.T).mean(0).argmax() == 0 and (ducks @ captions.T).mean(0).argmax() == 1

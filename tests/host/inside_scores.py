@@ -8,7 +8,7 @@ from inside import doodle, near, plain, run
 
 import torch
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
-from pack.cidm_ops.doodle.tower import DoodleCaptions, DoodleTower
+from pack.cidm_ops.doodle.tower import DoodleReader, DoodleTower
 from pack.cidm_ops.measure.divergence import divergence
 from pack.cidm_ops.measure.scores import embed
 from pack.nodes import eyes, fisher, native
@@ -22,6 +22,7 @@ def the_hosts_tower_sees_what_ours_sees():
     pictures = drawn("dog")
     near(eyes.see(native.vision(), list(pictures)), embed(DoodleTower(), pictures), 2e-4)
     image = pictures.movedim(1, -1) / 2 + 0.5
+    near(eyes.see(native.reader(), list(pictures)), embed(DoodleReader(), pictures), 2e-4)
     near(torch.stack(eyes.pictures_of(image)), pictures, 1e-6)
 
 
@@ -30,7 +31,7 @@ def the_hosts_captions_are_ours():
     clip, words = native.captions(), ["a dog in the snow", "a red boat (at night), a cat"]
     tokens = [clip.tokenize(w.replace("(", "\\(").replace(")", "\\)"))["l"][0] for w in words]
     assert all(weight == 1 for row in tokens for _, weight in row)
-    want = DoodleCaptions().model(torch.tensor([[token for token, _ in row] for row in tokens])).text_embeds
+    want = DoodleReader().text(torch.tensor([[token for token, _ in row] for row in tokens])).text_embeds
     near(eyes.read(clip, words, 128), torch.nn.functional.normalize(want, dim=-1), 1e-4)
 
 

@@ -18,7 +18,7 @@ from pack.cidm_ops.bank.files import write_atomically
 from pack.cidm_ops.doodle.compositions import compositions
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
 from pack.cidm_ops.doodle.style import PLACES
-from pack.cidm_ops.doodle.tower import DoodleTower
+from pack.cidm_ops.doodle.tower import DoodleReader, DoodleTower
 from pack.cidm_ops.doodle.world import Scene, render
 from pack.cidm_ops.measure.bench.scenes import CAPTIONS, SHOWN
 from pack.cidm_ops.measure.crops import crop
@@ -48,7 +48,7 @@ class Studio:
     def __init__(self):
         self.model, self.clip, self.vae = native.model(), native.clip(), native.vae()
         self.backbone, self.bank = ComfyBackbone(self.model, self.clip), Bank(BANK)
-        self.tower = DoodleTower()
+        self.tower, self.reader = DoodleTower(), DoodleReader()
         pictures = {name: [e.picture for e in examples(c, 16, seed=1)] for name, c in CONCEPTS.items()}
         pictures[NOTHING] = [render(Scene((), place, seed=i))[0] for place in PLACES for i in range(3)]
         self.presence = Presence({name: embed(self.tower, self.signed(shown)) for name, shown in pictures.items()})
@@ -99,7 +99,7 @@ class Studio:
         """Per concept: is it found in its box, in how many others, and the likeness in its own; of the whole: text alignment."""
         seen = torch.cat([embed(self.tower, crop(picture, box_mask(*box))[None]) for box in scene.boxes])
         found, like = self.presence.found(seen), self.presence.cosines(seen)
-        whole = embed(self.tower, picture[None])
+        whole = embed(self.reader, picture[None])
         return {
             "present": [f == name for f, name in zip(found, scene.names, strict=True)],
             "bleed": [sum(f == name for f in found[:u] + found[u + 1 :]) for u, name in enumerate(scene.names)],

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...bank.files import write_atomically
 from ...doodle.compositions import ALIKE, compositions
-from ...doodle.tower import DoodleCaptions
+from ...doodle.tower import DoodleReader
 from ..pictures import INK, PAPER, font
 from .comfy import run_inside
 
@@ -33,7 +33,7 @@ def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequ
     composed = compositions(scenes)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        captions = F.normalize(DoodleCaptions()([scene.plain for scene in composed]), dim=-1)
+        captions = F.normalize(DoodleReader().captions([scene.plain for scene in composed]), dim=-1)
     write_atomically(save({"captions": captions}), folder / CAPTIONS)
     told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways))
     scores = json.loads((folder / "scores.json").read_text())

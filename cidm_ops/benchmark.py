@@ -1,0 +1,72 @@
+"""`cidm benchmark`: CIDM, its baselines and its ablations, learned and scored by the paper's protocol."""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+
+def benchmark(options: argparse.Namespace, backbone_of: Callable[..., Any]) -> None:
+    """Learn and score what is not there yet, print the table, write figures and report."""
+    from .engines.towers import load_tower
+    from .measure.bench.timing import machine
+    from .measure.benchmark import methods as known
+    from .measure.benchmark.figures import figures, row_of
+    from .measure.benchmark.page import page, table
+    from .measure.benchmark.protocol import Bench, run
+    from .measure.benchmark.suite import doodle_suite, folder_suite
+
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    everything = known.METHODS | known.ABLATIONS
+    names = options.methods or list(known.METHODS if not options.ablations else everything)
+    if unknown := [name for name in names if name not in everything]:
+        raise ValueError(f"method {unknown[0]!r}: expected some of {', '.join(everything)}")
+    for setting in options.weight:
+        name, _, value = setting.partition("=")
+        if name not in known.TRAININGS:
+            raise ValueError(f"--weight {setting}: expected TRAINING=NUMBER with one of {', '.join(known.TRAININGS)}")
+        way = known.TRAININGS[name]
+        known.TRAININGS[name] = replace(way, change={**way.change, "consolidation": float(value)})
+    backbone, tower = backbone_of(options, on_cuda="float16"), load_tower(options.vision)
+    if options.suite == "doodle":
+        suite = doodle_suite(backbone, tower, options.tasks)
+    else:
+        suite = folder_suite(Path(options.suite), backbone, tower, options.size or backbone.size, options.tasks)
+    recipe = suite.recipe.having(options.set)
+    suite = replace(suite, recipe=recipe, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))
+    batch = options.batch or (20 if options.suite == "doodle" else 4)
+    bench = Bench(options.folder, suite, options.samples, batch, options.bf16)
+    methods = {name: everything[name] for name in names}
+    curves = options.seeds[:1] if options.curves else ()
+    run(bench, methods, options.seeds, curves)
+    rows = {name: row_of(bench, name, method, options.seeds, curves) for name, method in methods.items()}
+    found = {"bench": "benchmark", "suite": suite.name, **figures(rows), "seeds": options.seeds, "samples": options.samples} | machine()
+    print(table(rows, suite, options.note))
+    page(options.folder, rows, suite, found, options.note)
+    print(options.folder / "report.html")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2))
+
+
+def add_command(command: Callable[..., argparse.ArgumentParser], run: Any, base: argparse.ArgumentParser, whole: Any) -> None:
+    """The arguments of `cidm benchmark`."""
+    show = command("benchmark", run, "learn ten concepts in order by every method, score them, compare", parents=[base])
+    show.add_argument("--suite", default="doodle", help="'doodle', or the folder of the CIFC data set (default: %(default)s)")
+    show.add_argument("--folder", type=Path, default=Path("runs/benchmark"), help="keeps all that is done (default: %(default)s)")
+    show.add_argument("--methods", nargs="+", help="which, in which order (default: all)")
+    show.add_argument("--ablations", action="store_true", help="the ablations too")
+    show.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2], help="of learning and painting (default: 0 1 2)")
+    show.add_argument("--samples", type=whole(1), default=1, help="pictures of each of the 20 prompts (default: %(default)s)")
+    show.add_argument("--steps", type=whole(1), help="sampling steps (default: 12 on Doodle, else 50)")
+    show.add_argument("--tasks", type=whole(1), default=10, help="how many, from the first (default: %(default)s)")
+    show.add_argument("--curves", action=argparse.BooleanOptionalAction, default=True, help="over the strength, with the first seed")
+    show.add_argument("--batch", type=whole(1), help="pictures painted together (default: 20 on Doodle, else 4)")
+    show.add_argument("--bf16", action="store_true", help="paint in bf16, where the machine is made for it")
+    show.add_argument("--vision", default="doodle", help="image tower, as of `cidm evaluate` (default: %(default)s)")
+    show.add_argument("--weight", action="append", default=[], metavar="TRAINING=NUMBER", help="of what a baseline adds to the loss")
+    show.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe, for all methods alike")
+    show.add_argument("--note", default="", help="a line on what the figures mean, for the table and the report")
+    show.add_argument("--json", type=Path, help="write the figures here")

@@ -1,0 +1,116 @@
+"""What is compared: how concepts are learned one after another, and what of all that was learned a prompt gets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ...backbone import Backbone
+from ...bank.concept import Concept
+from ...method.aggregation import MODES, weights
+from ...run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
+from ...run.prompt import Mixture
+from ...run.recipe import Recipe
+from ...run.training import Run
+from .suite import Suite
+
+# What the baselines' terms weigh: the best of those tried on the first four Doodle tasks, docs/benchmark.md.
+EWC_WEIGHT, LWF_WEIGHT, C_LORA_WEIGHT = 1e3, 1.0, 10.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A way to learn: what it changes in the suite's recipe, and the kind of run where that is not the recipe's own."""
+
+    change: Mapping[str, object]
+    kind: Callable[[Path], Callable[..., Run]] | None = None
+    infusion: bool = False
+
+    def recipe(self, suite: Suite) -> Recipe:
+        return replace(suite.infusion if self.infusion else suite.recipe, **self.change)  # type: ignore[arg-type]
+
+
+def elastic(folder: Path) -> Callable[..., Run]:
+    return partial(Elastic, folder=folder / "fisher")
+
+
+TRAININGS = {
+    "apart": Training({"mode": "off"}),
+    "finetune": Training({"mode": "off"}, lambda folder: OneLora),
+    "ewc": Training({"mode": "off", "consolidation": EWC_WEIGHT}, elastic),
+    "lwf": Training({"mode": "off", "consolidation": LWF_WEIGHT}, lambda folder: WithoutForgetting),
+    "c_lora": Training({"mode": "off", "consolidation": C_LORA_WEIGHT}, lambda folder: SelfRegularisedLora),
+    "orthogonal": Training({"mode": "orthogonal"}),
+    "released_code": Training({"mode": "released_code"}),
+    "paper_literal": Training({"mode": "paper_literal"}),
+    "corrected": Training({}),
+    "shared": Training({"shared": 1.0}),
+    "one_row": Training({"groups": "one"}),
+    "infusion": Training({}, infusion=True),
+}
+MERGES = ("plain", *MODES, "uniform", "sum", "last", "composite", "infusion")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: what it is called, which training it paints with, and how what was learned is put together.
+
+    ``plain``: the base with the class word. ``exact`` and the soft modes: CIDM's aggregation. ``uniform``: the mean of all deltas, ``sum``:
+    their sum, ``last``: the last task's alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve.
+    """
+
+    title: str
+    training: str
+    merge: str
+    strengths: Sequence[float] = (0.4, 0.6, 0.8, 1.2)
+
+
+METHODS = {
+    "base": Method("Base model, class word (lower bound)", "apart", "plain", ()),
+    "alone": Method("Each concept alone (upper bound)", "apart", "exact"),
+    "finetune": Method("Finetuning, one LoRA", "finetune", "last"),
+    "ewc": Method("EWC, one LoRA", "ewc", "last"),
+    "lwf": Method("LwF, one LoRA", "lwf", "last"),
+    "lora_m": Method("LoRA-M, uniform merge", "apart", "uniform", (2.0, 4.0, 6.0, 10.0)),
+    "lora_c": Method("LoRA-C, composite", "apart", "composite", ()),
+    "c_lora": Method("C-LoRA", "c_lora", "sum"),
+    "orthogonal_adaptation": Method("Orthogonal Adaptation, sum", "orthogonal", "sum"),
+    "cidm_released": Method("CIDM, as its released code", "released_code", "released"),
+    "cidm_paper": Method("CIDM, as printed", "paper_literal", "paper"),
+    "cidm_soft": Method("CIDM corrected, soft routing", "corrected", "soft"),
+    "cidm": Method("CIDM corrected, exact routing (default)", "corrected", "exact"),
+    "infusion": Method("Infusion", "infusion", "infusion", ()),
+}
+ABLATIONS = {
+    "no_consolidation_soft": Method("without consolidation, soft routing", "apart", "soft", ()),
+    "corrected_released": Method("corrected, the code's routing", "corrected", "released", ()),
+    "corrected_paper": Method("corrected, the paper's routing", "corrected", "paper", ()),
+    "corrected_uniform": Method("corrected, uniform weights", "corrected", "uniform", ()),
+    "corrected_sum": Method("corrected, all at full weight", "corrected", "sum", ()),
+    "released_code_exact": Method("the code's consolidation, exact routing", "released_code", "exact", ()),
+    "paper_literal_exact": Method("the printed consolidation, exact routing", "paper_literal", "exact", ()),
+    "orthogonal_exact": Method("frozen orthogonal downs, exact routing", "orthogonal", "exact", ()),
+    "shared_exact": Method("with the shared term (R2), exact routing", "shared", "exact", ()),
+    "one_row_exact": Method("one row per word for all layers, exact routing", "one_row", "exact", ()),
+}
+
+
+def mixture(merge: str, backbone: Backbone, learned: Mapping[str, Concept], name: str, prompt: str, strength: float = 1.0) -> Mixture:
+    """What a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for the concept's words.
+
+    Raises ``ValueError`` for a merge that is not one of one pass.
+    """
+    concepts = [learned[name]] if merge == "exact" else list(learned.values())
+    text, count = prompt.replace(f"<{name}>", " ".join(learned[name].words)), len(concepts)
+    if merge in MODES:
+        found = weights(merge, backbone, text, concepts, {name: 1.0}).cpu()
+    else:
+        last = torch.zeros(count)
+        last[-1] = 1.0
+        each = {"uniform": torch.full((count,), 1 / count), "sum": torch.ones(count), "composite": torch.ones(count), "last": last}
+        if merge not in each:
+            raise ValueError(f"merge {merge!r}: expected one of {', '.join(MERGES)}")
+        found = each[merge].expand(len(backbone.cross_attention), -1)
+    return Mixture(text, concepts, {name: strength}, strength * found)

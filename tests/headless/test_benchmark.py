@@ -1,0 +1,203 @@
+"""The benchmark: its baselines are what their papers say, its pictures those of ordinary painting, and what is done is not done again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_command_line import cidm, refused  # noqa: F401
+
+from cidm_ops.adapters import attached
+from cidm_ops.bank.bank import Bank
+from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.towers import load_tower
+from cidm_ops.lowrank import LowRank
+from cidm_ops.measure.benchmark import methods, protocol
+from cidm_ops.measure.benchmark.figures import Row, best_at, figures
+from cidm_ops.measure.benchmark.methods import METHODS, mixture
+from cidm_ops.measure.benchmark.painter import paint_mixtures
+from cidm_ops.measure.benchmark.protocol import Bench
+from cidm_ops.measure.benchmark.suite import doodle_suite
+from cidm_ops.measure.evaluation import Sampling
+from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
+from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
+from cidm_ops.run.painting import paint, unit_noise
+from cidm_ops.run.sampling import sample
+from cidm_ops.tokens import concept_words
+
+SAMPLING = Sampling(128, 2, 2.0)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Three of Doodle's tasks, learned for two steps each."""
+    suite = doodle_suite(load("doodle"), load_tower("doodle"), tasks=3, steps=1)
+    quick = replace(suite.recipe, steps=2)
+    return Bench(tmp_path_factory.mktemp("bench"), replace(suite, recipe=quick, infusion=replace(suite.infusion, steps=2)))
+
+
+@pytest.fixture(scope="module")
+def learned(bench):
+    return bench.learned("corrected", 0)
+
+
+def factors(seed, layers=("a", "b")):
+    draw = torch.Generator().manual_seed(seed)
+    return {n: LowRank(torch.randn(6, 2, generator=draw), torch.randn(2, 5, generator=draw)) for n in layers}
+
+
+class TestTerms:
+    def test_ewc_is_the_sum_of_squares_weighed_by_the_fisher_information_of_every_task(self):
+        tasks, now, want = [], named(factors(9)), 0.0
+        for seed in (1, 2):
+            at = named(factors(seed))
+            fisher = {n: torch.rand(p.shape, generator=torch.Generator().manual_seed(seed)) for n, p in at.items()}
+            tasks.append({f"fisher.{n}": f for n, f in fisher.items()} | {f"at.{n}": p for n, p in at.items()})
+            want += sum(float((fisher[n] * (now[n] - at[n]).square()).sum()) / 2 for n in at)
+        assert float(ElasticWeights(tasks).loss(factors(9))) == pytest.approx(want, rel=1e-5)
+        assert float(ElasticWeights(tasks[:1]).loss(factors(1))) == pytest.approx(0, abs=1e-4)
+        assert float(ElasticWeights([]).loss(factors(1))) == 0
+
+    def test_c_lora_weighs_a_change_by_what_earlier_ones_changed(self):
+        earlier, now = [factors(1), factors(2)], factors(3)
+        want = sum(float(((earlier[0][n].delta() + earlier[1][n].delta()).abs() * now[n].delta()).square().sum()) for n in now)
+        assert float(SelfRegularised(earlier).loss(now)) == pytest.approx(want, rel=1e-5)
+        assert float(SelfRegularised([]).loss(now)) == 0
+
+
+class TestRuns:
+    def begun(self, bench, learned, kind, **options):
+        lesson = bench.suite.lessons[2]
+        recipe = replace(bench.suite.recipe, mode="off", templates=lesson.templates)
+        earlier = list(learned.values())[:2]
+        words = concept_words(lesson.name, lesson.class_word)
+        return kind(
+            bench.suite.backbone, lesson.data(), class_word=lesson.class_word, words=words, earlier=earlier, recipe=recipe, **options
+        )
+
+    def test_one_lora_goes_on_from_the_task_before(self, bench, learned):
+        run = self.begun(bench, learned, OneLora)
+        before = list(learned.values())[1].factors
+        assert all(torch.equal(f.up, before[n].up) and torch.equal(f.down, before[n].down) for n, f in run.learner.factors().items())
+
+    def test_lwf_asks_for_nothing_until_something_has_changed(self, bench, learned):
+        run = self.begun(bench, learned, WithoutForgetting)
+        told = []
+        loss = run.loss
+        run.loss = lambda *a: told.append(loss(*a)) or told[-1]
+        with run.attached():
+            run.advance()
+            run.advance()
+        (_, first), (_, second) = told
+        assert float(first) == 0 and float(second) > 0
+
+    def test_c_lora_starts_from_the_base_and_all_earlier_changes(self, bench, learned):
+        run, backbone = self.begun(bench, learned, SelfRegularisedLora), bench.suite.backbone
+        draw = torch.Generator().manual_seed(0)
+        x, context = torch.randn(1, 4, 16, 16, generator=draw), torch.randn(1, 77, 128, generator=draw)
+        with torch.no_grad():
+            with run.attached():
+                got = backbone.predict(x, torch.tensor([500]), context)
+            earlier = list(learned.values())[:2]
+            with attached(backbone.layers, earlier[0].factors), attached(backbone.layers, earlier[1].factors):
+                want = backbone.predict(x, torch.tensor([500]), context)
+            base = backbone.predict(x, torch.tensor([500]), context)
+        assert (got - want).abs().max() < 1e-5 < (got - base).abs().max()
+
+    def test_ewc_measures_what_its_pictures_pull_at(self, bench, learned, tmp_path):
+        for concept in list(learned.values())[:2]:
+            run = self.begun(bench, {}, Elastic, folder=tmp_path)
+            with run.attached():
+                run.advance()
+                run.measure(concept.name)
+        run = self.begun(bench, learned, Elastic, folder=tmp_path)
+        assert len(run.term.stiffness) == 2 * len(run.learner.names) and all((f >= 0).all() for f in run.term.stiffness.values())
+        assert max(float(f.max()) for f in run.term.stiffness.values()) > 0
+
+
+class TestPainting:
+    def test_a_batch_of_mixtures_is_what_each_prompt_paints_alone(self, bench, learned):
+        backbone, noise = bench.suite.backbone, unit_noise(3, 2, 128, 128)
+        bank = Bank(bench.folder / "banks/corrected-0")
+        prompts = ["a <dog> on the beach", "a <dog> in the snow next to a red cup"]
+        got = paint_mixtures(backbone, [mixture("exact", backbone, learned, "dog", p) for p in prompts], noise, SAMPLING)
+        for i, prompt in enumerate(prompts):
+            want = paint(backbone, bank, prompt, noise[i : i + 1], steps=2, guidance=2.0)[0]
+            assert (got[i] - want[0]).abs().max() < 1e-3
+        soft = paint_mixtures(backbone, [mixture("soft", backbone, learned, "dog", prompts[0])], noise[:1], SAMPLING)
+        assert (soft - paint(backbone, bank, prompts[0], noise[:1], mode="soft", steps=2, guidance=2.0)[0]).abs().max() < 1e-3
+
+    def test_merges_weigh_as_they_say(self, bench, learned):
+        backbone = bench.suite.backbone
+        weights = {m: mixture(m, backbone, learned, "duck", "a <duck>", 0.5).weights[0].tolist() for m in ("uniform", "sum", "last")}
+        assert weights == {"uniform": [pytest.approx(1 / 6)] * 3, "sum": [0.5] * 3, "last": [0, 0, 0.5]}
+        assert mixture("last", backbone, learned, "duck", "a <duck>").text == "a <duck.1> <duck.2>"
+        with pytest.raises(ValueError, match="'mean': expected one of"):
+            mixture("mean", backbone, learned, "duck", "a <duck>")
+
+    def test_a_composite_is_the_mean_of_what_each_predicts(self, bench, learned):
+        backbone, noise = bench.suite.backbone, unit_noise(3, 1, 128, 128)
+        mixed = mixture("composite", backbone, learned, "dog", "a <dog>")
+        one = {"dog": learned["dog"]}
+        alone = paint_mixtures(backbone, [mixture("composite", backbone, one, "dog", "a <dog>")], noise, SAMPLING, composite=True)
+        assert (alone - paint_mixtures(backbone, [mixture("exact", backbone, one, "dog", "a <dog>")], noise, SAMPLING)).abs().max() < 1e-4
+        got = paint_mixtures(backbone, [mixed], noise, SAMPLING, composite=True)
+        from cidm_ops.run.prompt import Said, encode
+
+        def predict(x, t, context, pooled, positive):
+            outs = []
+            for concept in learned.values():
+                with attached(backbone.layers, concept.factors):
+                    outs.append(backbone.predict(x, t, context, pooled))
+            return torch.stack(outs).mean(0)
+
+        latents = sample(backbone, encode(backbone, mixed), encode(backbone, Said("")), noise, steps=2, guidance=2.0, predict=predict)
+        assert (got - backbone.decode_latent(latents)).abs().max() < 1e-4
+
+
+class TestFigures:
+    def test_the_best_at_a_text_alignment_is_read_off_the_curve(self):
+        curve = [(0.5, 1.0, 0.2), (1.0, 0.8, 0.6), (1.5, 0.4, 0.7)]
+        assert best_at(curve, 0.9) == pytest.approx(0.4) and best_at(curve, 0.8) == pytest.approx(0.6)
+        assert best_at(curve, 0.0) == 0.7 and best_at(curve, 1.1) is None
+
+    def test_figures_are_means_over_concepts_and_seeds(self):
+        def row(ia, ta, curve=()):
+            return Row(METHODS["cidm"], ia, ta, [0.0] * len(ia), {}, [sum(ia) / len(ia)], curve)
+
+        rows = {
+            "base": row([0.1, 0.3], [1.0, 1.2]),
+            "alone": row([0.6, 0.8], [1.0, 1.0]),
+            "finetune": row([0.2, 0.4], [1.0, 1.1], [(1.0, 1.05, 0.3)]),
+            "cidm": row([0.6, 0.7], [1.0, 1.1], [(0.5, 1.1, 0.4), (1.0, 1.05, 0.65)]),
+        }
+        found = figures(rows)
+        assert found["cidm_ia"] == pytest.approx(0.65) and found["cidm_ia_less_alone"] == pytest.approx(-0.05)
+        assert found["cidm_ta_less_base"] == pytest.approx(-0.05) and found["cidm_ahead_of_finetune_at_equal_ta"] == pytest.approx(0.35)
+        assert found["cidm_ia_low"] <= found["cidm_ia"] <= found["cidm_ia_high"]
+
+
+class TestTheWhole:
+    def test_it_is_learned_and_scored_once(self, cidm, tmp_path, monkeypatch):  # noqa: F811
+        argv = ["benchmark", "--folder", tmp_path / "run", "--tasks", 2, "--seeds", 0, "--steps", 1, "--set", "steps=2", "--json"]
+        argv += [tmp_path / "found.json", "--methods", "base", "alone", "ewc", "lora_c", "cidm", "infusion", "--note", "Two steps."]
+        code, out, _ = cidm(*argv)
+        assert code == 0 and "IA" in out[0] and sum("CIDM corrected, exact" in line for line in out) == 3 and "Two steps." in out
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["cidm_forgetting"] == 0 and found["infusion_forgetting"] == 0 and "ewc_forgetting" in found
+        page = (tmp_path / "run/report.html").read_text()
+        assert page.count("data:image/png;base64,") >= 10 and "http" not in page.split("</style>")[1]
+        monkeypatch.setattr(protocol, "paint_mixtures", None)
+        monkeypatch.setattr(protocol, "paint", None)
+        code, again, _ = cidm(*argv)
+        assert code == 0 and again == out
+        assert "sampling" in refused(cidm(*[2 if a == 1 else a for a in argv]))
+        assert "'dreambooth'" in refused(cidm("benchmark", "--methods", "dreambooth"))
+
+    def test_a_folder_of_photos_that_is_none_is_refused(self, cidm, tmp_path):  # noqa: F811
+        assert "CIFC" in refused(cidm("benchmark", "--suite", tmp_path, "--folder", tmp_path / "run"))
+        assert "TRAINING=NUMBER" in refused(cidm("benchmark", "--weight", "adam=1"))
+
+    def test_every_method_has_a_training_and_a_merge(self):
+        for method in (METHODS | methods.ABLATIONS).values():
+            assert method.training in methods.TRAININGS and method.merge in methods.MERGES
