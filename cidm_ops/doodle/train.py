@@ -24,7 +24,7 @@ from .reader import learn_reader, personal, plain_wordings
 from .vision import TextTower, individuals, learn_vision, new_vision
 
 STAGES = ("autoencoder", "diffusion", "decoder", "vision", "reader", "ship")
-STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500, "reader": 1800}
+STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500, "reader": 1200}
 SHARD = 8000
 
 

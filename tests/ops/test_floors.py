@@ -12,6 +12,7 @@ FLOORS = {
     "bank_commands": 6,
     "demo": 6,
     "evaluate": 6,
+    "benchmark": 6,
     "measure": 5,
     "run": 4,
     "method": 3,
