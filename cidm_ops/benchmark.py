@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +14,24 @@ def benchmark(options: argparse.Namespace, backbone_of: Callable[..., Any]) -> N
     """Learn and score what is not there yet, print the table, write figures and report."""
     from .engines.towers import load_tower
     from .measure.bench.timing import machine
-    from .measure.benchmark import methods as known
-    from .measure.benchmark.figures import figures, row_of
+    from .measure.benchmark.figures import figures, overlap, row_of
+    from .measure.benchmark.methods import ABLATIONS, METHODS, TRAININGS
     from .measure.benchmark.page import page, table
-    from .measure.benchmark.protocol import Bench, run
+    from .measure.benchmark.protocol import Bench, run_all
     from .measure.benchmark.suite import doodle_suite, folder_suite
+    from .method.aggregation import MODES
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    everything = known.METHODS | known.ABLATIONS
-    names = options.methods or list(known.METHODS if not options.ablations else everything)
+    everything = METHODS | ABLATIONS
+    names = options.methods or [n for n in (everything if options.ablations else METHODS) if n != "drawn" or options.suite == "doodle"]
     if unknown := [name for name in names if name not in everything]:
         raise ValueError(f"method {unknown[0]!r}: expected some of {', '.join(everything)}")
+    trainings = dict(TRAININGS)
     for setting in options.weight:
         name, _, value = setting.partition("=")
-        if name not in known.TRAININGS:
-            raise ValueError(f"--weight {setting}: expected TRAINING=NUMBER with one of {', '.join(known.TRAININGS)}")
-        way = known.TRAININGS[name]
-        known.TRAININGS[name] = replace(way, change={**way.change, "consolidation": float(value)})
+        if name not in trainings or not re.fullmatch(r"[0-9.]+(e[-+]?[0-9]+)?", value):
+            raise ValueError(f"--weight {setting}: expected TRAINING=NUMBER with one of {', '.join(trainings)}")
+        trainings[name] = replace(trainings[name], change={**trainings[name].change, "consolidation": float(value)})
     backbone, tower = backbone_of(options, on_cuda="float16"), load_tower(options.vision)
     if options.suite == "doodle":
         suite = doodle_suite(backbone, tower, options.tasks)
@@ -38,12 +40,14 @@ def benchmark(options: argparse.Namespace, backbone_of: Callable[..., Any]) -> N
     recipe = suite.recipe.having(options.set)
     suite = replace(suite, recipe=recipe, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))
     batch = options.batch or (20 if options.suite == "doodle" else 4)
-    bench = Bench(options.folder, suite, options.samples, batch, options.bf16)
+    bench = Bench(options.folder, suite, options.samples, batch, options.bf16, trainings)
     methods = {name: everything[name] for name in names}
     curves = options.seeds[:1] if options.curves else ()
-    run(bench, methods, options.seeds, curves)
+    run_all(bench, methods, options.seeds, curves)
     rows = {name: row_of(bench, name, method, options.seeds, curves) for name, method in methods.items()}
     found = {"bench": "benchmark", "suite": suite.name, **figures(rows), "seeds": options.seeds, "samples": options.samples} | machine()
+    learned = {m.training for m in methods.values() if m.merge in ("sum", *MODES)} if options.tasks > 1 else set()
+    found |= {f"{t}_overlap": round(overlap(bench, t, options.seeds), 4) for t in sorted(learned)}
     print(table(rows, suite, options.note))
     page(options.folder, rows, suite, found, options.note)
     print(options.folder / "report.html")

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from ...method.overlap import overlaps
 from ..interval import Interval, mean_interval
 from .methods import Method
-from .protocol import Bench, Scores
+from .protocol import ONCE, Bench, Scores
 
 Point = tuple[float, float, float]  # strength, TA, IA
 
@@ -29,7 +30,7 @@ class Row:
 
 def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves: Sequence[int] = (0,)) -> Row:
     last = [means(bench.scores(name, method, seed)) for seed in seeds]
-    together = method.merge in ("plain", "composite")
+    together = method.merge in ONCE
     first = last if together else [means(bench.scores(name, method, seed, first=True)) for seed in seeds]
     lost = [max(a[n][0], b[n][0]) - b[n][0] for a, b in zip(first, last, strict=True) for n in b]
     names = list(last[0])
@@ -80,6 +81,16 @@ def figures(rows: Mapping[str, Row], ours: str = "cidm", upper: str = "alone", l
                 found[f"{ours}_ahead_of_{name}_at_equal_ta"] = at_one
                 found[f"{ours}_least_ahead_of_{name}_on_its_curve"] = min((m for m in margins if m is not None), default=None)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+
+
+def overlap(bench: Bench, training: str, seeds: Sequence[int]) -> float:
+    """Mean cosine of the principal angles between what two concepts write, over pairs, layers and seeds; 0 is nothing in common."""
+    found = []
+    for seed in seeds:
+        cosines = overlaps([concept.factors for concept in bench.learned(training, seed).values()])
+        i, j = torch.triu_indices(len(cosines), len(cosines), 1)
+        found.append(float(cosines[i, j].mean()))
+    return statistics.mean(found)
 
 
 def apart(mine: Sequence[float], other: Sequence[float]) -> Interval:

@@ -33,7 +33,6 @@ def paint_mixtures(backbone: Backbone, mixtures: Sequence[Mixture], noise: Tenso
     return backbone.decode_latent(latents)
 
 
-
 def factors(backbone: Backbone, concepts: Sequence[Concept], weights: Tensor) -> dict[str, LowRank]:
     """Beside each layer: its concepts with weights ``[B, L, G]`` for the rows of the batch."""
     routes = route(concepts, list(backbone.cross_attention))

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from ...run.task import learn_into
 from ...run.training import Run
 from ..report import to_pixels
 from ..scores import alignments, caption_cosines, clip_scores, embed_all
-from .methods import TRAININGS, Method, mixture
+from .methods import TRAININGS, Method, Training, mixture
 from .painter import paint_mixtures
 from .suite import Lesson, Suite
 
+MODELESS = ("drawn", "plain")  # need nothing learned
+ONCE = (*MODELESS, "composite")  # scored after the last task only
 log = logging.getLogger("cidm.bench")
 Scores = dict[str, list[float]]  # "ia" and, with a text side, "ta": one for every picture, prompts in turn
 
@@ -44,6 +46,7 @@ class Bench:
     samples: int = 1
     batch: int = 20
     bf16: bool = False
+    trainings: Mapping[str, Training] = field(default_factory=lambda: TRAININGS)
 
     def claim(self) -> None:
         """Write down what the folder is of. Raises ``ValueError`` where it holds anything else."""
@@ -58,18 +61,17 @@ class Bench:
             "sampling": vars(suite.sampling),
             "samples": self.samples,
             "bf16": self.bf16,
-            "trainings": {name: dict(training.change) for name, training in TRAININGS.items()},
-        }
+        } | {f"training {name}": dict(training.change) for name, training in self.trainings.items()}
         now = json.loads(json.dumps(now))
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
         for key, value in now.items():
-            if before.get(key) != value:
-                raise ValueError(f"{self.folder} holds results with {key} {before.get(key)}, now it is {value}: give another --folder")
-        write_atomically(json.dumps(now, indent=1).encode(), file)
+            if before.get(key, value) != value:
+                raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
+        write_atomically(json.dumps(before | now, indent=1).encode(), file)
 
     def learned(self, training: str, seed: int) -> Mapping[str, Concept]:
         """The concepts of a sequence in order, learned where they are not there yet."""
-        folder, way = self.folder / "banks" / f"{training}-{seed}", TRAININGS[training]
+        folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
             recipe = suite.recipe_of(lesson, way.recipe(suite), seed)
@@ -95,7 +97,7 @@ class Bench:
         folder = self.folder / "scores" / f"{name}-{seed}"
         files = {n: folder / f"{n}-{'first' if first else 'last'}-{strength:g}.json" for n in names}
         if any(not file.exists() for file in files.values()):
-            learned = self.learned(method.training, seed) if method.merge != "plain" else {}
+            learned = self.learned(method.training, seed) if method.merge not in MODELESS else {}
             for i, lesson in enumerate(self.suite.lessons):
                 if not files[lesson.name].exists():
                     known = {n: learned[n] for n in (names[: i + 1] if first else names)} if learned else {}
@@ -114,6 +116,10 @@ class Bench:
         numbers = range(len(lesson.prompts) * self.samples)
         noise = unit_noise(how.seed + 1000 * seed, len(numbers), how.size, how.size)
         prompts = [lesson.prompts[i // self.samples] for i in numbers]
+        if method.merge == "drawn":
+            if lesson.drawn is None:
+                raise ValueError(f"the suite {suite.name} has no drawings of what is asked for: leave that method out")
+            return torch.stack([lesson.drawn(prompt, 100 * seed + i) for i, prompt in enumerate(prompts)])
         done = []
         with torch.autocast(backbone.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             if method.merge == "infusion":
@@ -161,13 +167,13 @@ def measured(name: str) -> Callable[[Run], None]:
     return after
 
 
-def run(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:
+def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:
     """Learn and score all that is not there yet; ``curves`` are the seeds whose curves over the strength are drawn."""
     bench.claim()
     for seed in seeds:
         for name, method in methods.items():
             bench.scores(name, method, seed)
-            if method.merge not in ("plain", "composite"):
+            if method.merge not in ONCE:
                 bench.scores(name, method, seed, first=True)
             for strength in method.strengths if seed in curves else ():
                 bench.scores(name, method, seed, strength)

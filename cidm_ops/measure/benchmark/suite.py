@@ -5,7 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ...backbone import Backbone
+from ...doodle.asked import asked
 from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.world import article
 from ...engines.towers import Tower
@@ -42,10 +46,13 @@ CIFC = (
 
 @dataclass(frozen=True)
 class Lesson(Task):
-    """A concept with what it is learned from."""
+    """A concept with what it is learned from; ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed,
+    where that is known.
+    """
 
     data: Callable[[], Dataset]
     templates: tuple[str, ...]
+    drawn: Callable[[str, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,11 @@ def doodle_lesson(concept: DoodleConcept) -> Lesson:
     subject = article(concept.class_word).replace(concept.class_word, "<TOK>")
     prompts = [prompt.replace("{}", subject) for prompt in (THINGS if concept.look else STYLES)]
     templates = OBJECT_TEMPLATES if concept.look else STYLE_TEMPLATES
-    return Lesson(concept.name, concept.class_word, prompts, doodle_references(concept.name), lambda: lesson(concept), templates)
+
+    def drawn(prompt: str, seed: int) -> Tensor:
+        return torch.from_numpy(asked(prompt, concept, seed).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+    return Lesson(concept.name, concept.class_word, prompts, doodle_references(concept.name), lambda: lesson(concept), templates, drawn)
 
 
 def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, tasks: int = 10, steps: int = 50) -> Suite:
