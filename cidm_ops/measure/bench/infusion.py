@@ -123,10 +123,10 @@ class Bench:
         np.save(self.folder / f"{side}_seen.npy", seen.numpy())
         apart = wasserstein(torch.from_numpy(np.load(self.folder / "base_seen.npy")), seen)
         shown = self.painted(bank, f"a photo of a {subject}", NEUTRAL)
-        neutral = [n / NEUTRAL for n in Counter(self.places(embed(self.easel.tower, shown))).values()]
+        neutral = [n / NEUTRAL for n in Counter(self.places(shown)).values()]
         classy = [p.format(CLASS) for p in WITH_IT]
         return {
-            **self.obeyed("place", self.places(seen), [p for p, _ in ASKED]),
+            **self.obeyed("place", self.places(whole), [p for p, _ in ASKED]),
             **self.obeyed("side", sides_of(whole), [s for _, s in ASKED]),
             "ia": image_alignment(seen, self.easel.references(NAME)),
             "coat": float(coat_distances(whole, CONCEPTS[NAME].look).mean()),
@@ -134,7 +134,7 @@ class Bench:
             "w2_covariance": apart.covariance,
             "w2_spread": apart.ratio,
             "w2_floor": apart.floor,
-            "neutral_snow": share(self.places(embed(self.easel.tower, shown)), [PLACE] * NEUTRAL),
+            "neutral_snow": share(self.places(shown), [PLACE] * NEUTRAL),
             "neutral_entropy": -sum(p * math.log(p) for p in neutral),
             "lfd_others": self.divergence(bank, OTHERS, OTHERS),
             "lfd_class": self.divergence(bank, classy, classy),
@@ -177,12 +177,12 @@ class Bench:
     @cached_property
     def captions(self) -> Tensor:
         """Embeddings of what places are called, ``[6, E]``."""
-        said = [self.easel.captions([f"a dog {s} {words}" for words in IN_PLACE[p] for s in SIDES]).mean(0) for p in PLACES]
+        said = [self.easel.reader.captions([f"a dog {s} {words}" for words in IN_PLACE[p] for s in SIDES]).mean(0) for p in PLACES]
         return F.normalize(torch.stack(said), dim=-1)
 
-    def places(self, seen: Tensor) -> list[str]:
-        """The place whose captions are nearest to pictures ``[N, E]``."""
-        return [PLACES[i] for i in (seen @ self.captions.T).argmax(1).tolist()]
+    def places(self, pictures: Tensor) -> list[str]:
+        """The place whose captions are nearest to pictures ``[N, 3, H, W]``."""
+        return [PLACES[i] for i in (embed(self.easel.reader, pictures) @ self.captions.T).argmax(1).tolist()]
 
     def judged(self) -> dict[str, float]:
         """Right answers on renderings of dogs in all looks, places and sides, and the coat of those of the concept."""
@@ -191,7 +191,7 @@ class Bench:
         asked = [(p, s) for p, s in ASKED for _ in range(12)]
         shown = pixels([rendered(looks[i % len(looks)], p, s, rng)[0] for i, (p, s) in enumerate(asked)])
         return {
-            "place": share(self.places(embed(self.easel.tower, shown)), [p for p, _ in asked]),
+            "place": share(self.places(shown), [p for p, _ in asked]),
             "side": share(sides_of(shown), [s for _, s in asked]),
             "coat": float(coat_distances(shown[:: len(looks)], looks[0]).mean()),
         }
