@@ -72,7 +72,7 @@ class TestRuns:
         earlier = list(learned.values())[:2]
         words = concept_words(lesson.name, lesson.class_word)
         return kind(
-            bench.suite.backbone, lesson.data(), class_word=lesson.class_word, words=words, earlier=earlier, recipe=recipe, **options
+            bench.suite.backbone, lesson.data(False), class_word=lesson.class_word, words=words, earlier=earlier, recipe=recipe, **options
         )
 
     def test_one_lora_goes_on_from_the_task_before(self, bench, learned):

@@ -80,7 +80,7 @@ class Bench:
             bank, concept, losses = learn_into(
                 bank,
                 suite.backbone,
-                lesson.data(),
+                lesson.data(way.infusion),
                 name=lesson.name,
                 class_word=lesson.class_word,
                 recipe=recipe,

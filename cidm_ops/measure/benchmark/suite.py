@@ -17,7 +17,7 @@ from ...run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ...run.dataset import Dataset
 from ...run.folder import from_folder
 from ...run.recipe import INFUSION, Recipe
-from ..doodle import GUIDANCE, RECIPE, lesson
+from ..doodle import GUIDANCE, INFUSED, RECIPE, lesson
 from ..evaluation import Sampling, Task, doodle_references, read_prompts, references_in
 
 THINGS = (
@@ -46,11 +46,11 @@ CIFC = (
 
 @dataclass(frozen=True)
 class Lesson(Task):
-    """A concept with what it is learned from; ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed,
+    """A concept with what it is learned from, with masks if asked for and there are some; ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed,
     where that is known.
     """
 
-    data: Callable[[], Dataset]
+    data: Callable[[bool], Dataset]
     templates: tuple[str, ...]
     drawn: Callable[[str, int], Tensor] | None = None
 
@@ -75,8 +75,7 @@ class Suite:
 def doodle_suite(backbone: Backbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
     """Doodle's ten concepts, each from six renderings; references are renderings that no training sees."""
     lessons = [doodle_lesson(concept) for concept in list(CONCEPTS.values())[:tasks]]
-    infusion = replace(INFUSION, accumulate=1, steps=400)
-    return Suite("doodle", backbone, tower, lessons, RECIPE, infusion, Sampling(128, steps, GUIDANCE))
+    return Suite("doodle", backbone, tower, lessons, RECIPE, INFUSED, Sampling(128, steps, GUIDANCE))
 
 
 def doodle_lesson(concept: DoodleConcept) -> Lesson:
@@ -87,7 +86,9 @@ def doodle_lesson(concept: DoodleConcept) -> Lesson:
     def drawn(prompt: str, seed: int) -> Tensor:
         return torch.from_numpy(asked(prompt, concept, seed).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
-    return Lesson(concept.name, concept.class_word, prompts, doodle_references(concept.name), lambda: lesson(concept), templates, drawn)
+    return Lesson(
+        concept.name, concept.class_word, prompts, doodle_references(concept.name), lambda masked: lesson(concept, masked), templates, drawn
+    )
 
 
 def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, tasks: int = 10, steps: int = 50) -> Suite:
@@ -103,7 +104,7 @@ def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, task
             class_word,
             read_prompts(folder / "evaluation_prompts" / f"test_{kind}.txt"),
             references_in(folder / "images" / name),
-            lambda name=name: captioned(folder, name, size),  # type: ignore[misc]
+            lambda masked, name=name: captioned(folder, name, size),  # type: ignore[misc]
             STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES,
         )
         for name, class_word, kind in CIFC[:tasks]
