@@ -46,8 +46,9 @@ CIFC = (
 
 @dataclass(frozen=True)
 class Lesson(Task):
-    """A concept with what it is learned from, with masks if asked for and there are some; ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed,
-    where that is known.
+    """A concept with what it is learned from, with masks if asked for and there are some.
+
+    ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed, where that is known.
     """
 
     data: Callable[[bool], Dataset]
