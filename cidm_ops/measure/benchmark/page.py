@@ -18,6 +18,7 @@ from .figures import Row
 from .suite import Suite
 
 SHOWN = 10  # pictures of a concept on the sheet
+AHEAD = ("cidm_ia_less_{}", "cidm_ahead_of_{}_at_equal_ta", "cidm_least_ahead_of_{}_on_its_curve")
 
 
 def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
@@ -74,11 +75,16 @@ def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str
         values = [found.get(f"{name}_{key}") for key in ("ia", "ia_low", "ia_high", "ta", "ta_low", "ta_high", "forgetting")]
         values.append(found[f"{name}_ia_spread_of_seeds"])
         lines.append([titles[name], *("" if v is None or math.isnan(v) else f"{v:.3f}" for v in values)])
-    sheets = [sheet for name in rows if (sheet := _sheet(folder, name, suite, int(found["seeds"][0])))]
-    sections = [
-        Section("Methods", "After the last task. IA and TA as in CIDM 4.1.", None, columns, lines, list(plots.values())),
-        Section("Pictures", "The first prompts of each concept, one seed.", None, (), (), sheets),
-    ]
+    sections = [Section("Methods", "After the last task. IA and TA as in CIDM 4.1.", None, columns, lines, list(plots.values()))]
+    ahead = [[titles[name], *(found.get(key.format(name)) for key in AHEAD)] for name in rows if AHEAD[0].format(name) in found]
+    if ahead:
+        about = "How much higher the default's IA is: in pairs of concept and seed, and where its strength is such that TA is no less."
+        heads = ("default ahead of", "in IA", "at its TA", "least on its curve")
+        cells = [[title, *("" if v is None else f"{v:+.3f}" for v in values)] for title, *values in ahead]
+        sections.append(Section("At equal text alignment", about, None, heads, cells))
+    for name in rows:
+        if sheet := _sheet(folder, name, suite, int(found["seeds"][0])):
+            sections.append(Section(titles[name], "The first prompts of each concept, one seed.", pictures=[sheet]))
     described = ", ".join(f"{key} {value}" for key, value in found.items() if isinstance(value, str | int))
     write_html(folder / "report.html", f"Benchmark: {suite.name}", sections, described, note)
 
@@ -93,10 +99,4 @@ def _sheet(folder: Path, name: str, suite: Suite, seed: int) -> Image.Image | No
         strip = np.asarray(Image.open(file))
         tiles = torch.from_numpy(strip.copy()).unflatten(1, (-1, strip.shape[0])).permute(1, 3, 0, 2)[:SHOWN]
         rows.append((concept, tiles.float() / 127.5 - 1))
-    sheet = contact_sheet(rows, side=96, label=110)
-    titled = Image.new("RGB", (sheet.width, sheet.height + 26), "white")
-    titled.paste(sheet, (0, 26))
-    from PIL import ImageDraw, ImageFont
-
-    ImageDraw.Draw(titled).text((8, 4), name, fill=(40, 40, 48), font=ImageFont.load_default(16))
-    return titled
+    return contact_sheet(rows, side=96, label=110)
