@@ -19,7 +19,7 @@ def test_a_report_of_every_score_opens_without_anything_else(page, server, tmp_p
     assert page.evaluate(frontend.RUN) == ""
     (report,) = (server.folder / "output" / "cidm").glob("report*.html")
     asked, errors = [], []
-    sheet = page.context.new_page()
+    sheet = page.context.browser.new_page(viewport={"width": 1280, "height": 900})
     sheet.on("request", lambda request: asked.append(request.url))
     sheet.on("pageerror", lambda error: errors.append(str(error)))
     sheet.goto(report.as_uri())
