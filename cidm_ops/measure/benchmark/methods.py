@@ -87,6 +87,7 @@ METHODS = {
 }
 ABLATIONS = {
     "no_consolidation_soft": Method("without consolidation, soft routing", "apart", "soft", ()),
+    "no_consolidation_released": Method("without consolidation, the code's routing", "apart", "released", ()),
     "corrected_released": Method("corrected, the code's routing", "corrected", "released", ()),
     "corrected_paper": Method("corrected, the paper's routing", "corrected", "paper", ()),
     "corrected_uniform": Method("corrected, uniform weights", "corrected", "uniform", ()),
