@@ -37,8 +37,8 @@ def benchmark(options: argparse.Namespace, backbone_of: Callable[..., Any]) -> N
         suite = doodle_suite(backbone, tower, options.tasks)
     else:
         suite = folder_suite(Path(options.suite), backbone, tower, options.size or backbone.size, options.tasks)
-    recipe = suite.recipe.having(options.set)
-    suite = replace(suite, recipe=recipe, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))
+    recipe, infusion = suite.recipe.having(options.set), suite.infusion.having(options.infusion)
+    suite = replace(suite, recipe=recipe, infusion=infusion, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))
     batch = options.batch or (20 if options.suite == "doodle" else 4)
     bench = Bench(options.folder, suite, options.samples, batch, options.bf16, trainings)
     methods = {name: everything[name] for name in names}
@@ -71,6 +71,9 @@ def add_command(command: Callable[..., argparse.ArgumentParser], run: Any, base:
     show.add_argument("--bf16", action="store_true", help="paint in bf16, where the machine is made for it")
     show.add_argument("--vision", default="doodle", help="image tower, as of `cidm evaluate` (default: %(default)s)")
     show.add_argument("--weight", action="append", default=[], metavar="TRAINING=NUMBER", help="of what a baseline adds to the loss")
-    show.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe, for all methods alike")
+    show.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe, for all methods but Infusion"
+    )
+    show.add_argument("--infusion", action="append", default=[], metavar="NAME=VALUE", help="a setting of Infusion's recipe")
     show.add_argument("--note", default="", help="a line on what the figures mean, for the table and the report")
     show.add_argument("--json", type=Path, help="write the figures here")

@@ -1,4 +1,4 @@
-"""The scores of a graph, queued in the front end, and their report opened in the browser as a person would: whole, readable, and on its own."""
+"""The scores of a graph, queued in the front end, and their report opened as a person would: whole, and on its own."""
 
 import json
 from pathlib import Path

@@ -12,7 +12,7 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.lowrank import LowRank
-from cidm_ops.measure.benchmark import methods, protocol
+from cidm_ops.measure.benchmark import methods, protocol, suite
 from cidm_ops.measure.benchmark.figures import Row, best_at, figures
 from cidm_ops.measure.benchmark.methods import METHODS, mixture
 from cidm_ops.measure.benchmark.painter import paint_mixtures
@@ -179,7 +179,23 @@ class TestFigures:
 
 class TestTheWhole:
     def test_it_is_learned_and_scored_once(self, cidm, tmp_path, monkeypatch):  # noqa: F811
-        argv = ["benchmark", "--folder", tmp_path / "run", "--tasks", 2, "--seeds", 0, "--steps", 1, "--set", "steps=2", "--json"]
+        monkeypatch.setattr(suite, "THINGS", suite.THINGS[::8])
+        argv = [
+            "benchmark",
+            "--folder",
+            tmp_path / "run",
+            "--tasks",
+            2,
+            "--seeds",
+            0,
+            "--steps",
+            1,
+            "--set",
+            "steps=2",
+            "--infusion",
+            "steps=2",
+            "--json",
+        ]
         argv += [tmp_path / "found.json", "--methods", "base", "alone", "ewc", "lora_c", "cidm", "infusion", "--note", "Two steps."]
         code, out, _ = cidm(*argv)
         assert code == 0 and "IA" in out[0] and sum("CIDM corrected, exact" in line for line in out) == 3 and "Two steps." in out
