@@ -106,7 +106,7 @@ def curve_plot(
     legend = min(max([width_of(name, 12) for name in curves], default=0), 250) + 30
     right, height = WIDE + 160 - MARGIN - legend, 400
     words = wrapped(note, 12, WIDE - 2 * MARGIN)
-    top = MARGIN + 28 + 18 * len(words) + 14
+    top = MARGIN + 28 + 18 * len(words) + 28
     bottom = top + height
     sheet = Image.new("RGB", (WIDE + 160, bottom + 44 + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)

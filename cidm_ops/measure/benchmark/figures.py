@@ -36,8 +36,9 @@ def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves
     names = list(last[0])
     by_concept = {n: (statistics.mean(s[n][0] for s in last), statistics.mean(s[n][1] for s in last)) for n in names}
     points: list[Point] = []
-    for strength in (*method.strengths, 1.0):
-        some = [means(bench.scores(name, method, seed, strength)) for seed in seeds if seed in curves]
+    drawn = [seed for seed in seeds if seed in curves]
+    for strength in (*method.strengths, 1.0) if drawn else (1.0,):
+        some = [means(bench.scores(name, method, seed, strength)) for seed in drawn or seeds]
         if some:
             values = [v for s in some for v in s.values()]
             points.append((strength, statistics.mean(ta for _, ta in values), statistics.mean(ia for ia, _ in values)))
@@ -74,7 +75,7 @@ def figures(rows: Mapping[str, Row], ours: str = "cidm", upper: str = "alone", l
             if other in rows:
                 put(found, f"{ours}_{key}_less_{other}", apart(getattr(rows[ours], key), getattr(rows[other], key)))
         for name, row in rows.items():
-            if name not in (ours, upper, lower):
+            if name not in (ours, upper, lower, "drawn"):
                 put(found, f"{ours}_ia_less_{name}", apart(rows[ours].ia, row.ia))
                 margins = [None if (best := best_at(rows[ours].curve, ta)) is None else best - ia for _, ta, ia in row.curve]
                 at_one = next((m for (s, _, _), m in zip(row.curve, margins, strict=True) if s == 1), None)
