@@ -22,8 +22,8 @@ class CIDMDoodleModel(io.ComfyNode):
             node_id="CIDMDoodleModel",
             display_name="Doodle Model",
             category="CIDM/doodle",
-            description="Loads Doodle, the small model that ships with CIDM: Stable Diffusion 1 in miniature for 128 px pictures of a toy "
-            "world. Nothing is downloaded, and everything can be tried in minutes on any machine.",
+            description="Loads Doodle, the small model that ships with CIDM: Stable Diffusion 1 in miniature for 128 px pictures of a "
+            "toy world. Nothing is downloaded, and everything can be tried in minutes on any machine.",
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Doodle's U-Net."),
                 io.Clip.Output(display_name="clip", tooltip="Doodle's text encoder."),
@@ -107,8 +107,8 @@ class CIDMDoodleBank(io.ComfyNode):
             node_id="CIDMDoodleBank",
             display_name="Doodle Concept Bank",
             category="CIDM/doodle",
-            description="Opens a bank with the ten concepts of the Doodle world, learned one after another: ready to paint with. The first "
-            "time it copies them into models/cidm_banks; from then on the bank is yours.",
+            description="Opens a bank with the ten concepts of the Doodle world, learned one after another: ready to paint with. The "
+            "first time it copies them into models/cidm_banks; from then on the bank is yours.",
             inputs=[io.String.Input("name", default="doodle_ten", tooltip="Name of the bank. One that exists is opened as it is.")],
             outputs=[ConceptBank.Output(display_name="bank", tooltip="The bank, for painting with the Doodle model.")],
             hidden=[io.Hidden.unique_id],

@@ -80,8 +80,7 @@ class CIDMFisherDivergence(io.ComfyNode):
             display_name="Latent Fisher Divergence (our estimator)",
             category=CATEGORY,
             description="What customising did to prompts that it should leave alone: the squared difference of both models' scores on "
-            "noised "
-            "latents that the original paints, by group of prompts. 0 is untouched.",
+            "noised latents that the original paints, by group of prompts. 0 is untouched.",
             inputs=[
                 io.Model.Input("model", tooltip="The original model. It paints the latents that both look at."),
                 io.Model.Input("customised", tooltip="The customised model, with everything that is on it."),
@@ -91,8 +90,7 @@ class CIDMFisherDivergence(io.ComfyNode):
                     default=PROMPTS,
                     multiline=True,
                     tooltip="One a line, as 'group: prompt'. With a bank, <name> is the concept for the customised model and its class "
-                    "word for "
-                    "the original.",
+                    "word for the original.",
                 ),
                 io.Latent.Input("latent", tooltip="An empty latent: its size, and how many latents for each prompt. 4 or more."),
                 io.Int.Input("levels", default=12, min=2, max=100, tooltip="Noise levels, evenly spaced in the logarithm of sigma."),
@@ -105,11 +103,10 @@ class CIDMFisherDivergence(io.ComfyNode):
                 ConceptBank.Input("bank", optional=True, tooltip="The bank whose concepts the prompts name."),
                 BEFORE,
             ],
-            outputs=[
-                *outputs("Eps form: mean squared difference per latent value, mean over all latents.")[:1],
+            outputs=outputs(
+                "Eps form: mean squared difference per latent value, mean over all latents.",
                 io.Float.Output(display_name="likelihood", tooltip="Likelihood form in nats, mean over all latents."),
-                *outputs("")[1:],
-            ],
+            ),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

@@ -3,22 +3,19 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.infusion import STREAMS
-from ..cidm_ops.run.dataset import Dataset, from_images
 from ..cidm_ops.run.infusion import Way, infuse, limits
 from ..cidm_ops.run.recipe import INFUSION
-from ..cidm_ops.run.task import EXISTING, learn_into
 from . import host, patches, say, streams
 from .bank import BANK, ConceptBank
-from .data import ConceptDataset, lines_of
+from .data import ConceptDataset
 from .paint import CLIP, HANDLES, MODEL
 from .regions import RegionList
 from .settings import TrainingSettings
-from .train import advanced
+from .train import advanced, learn
 
 SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
 STREAM = "dual: the attention maps of the plain model beside it, as in the paper. single: its own, in half the time. "
@@ -135,29 +132,11 @@ class CIDMTrainInfusion(io.ComfyNode):
             stream=stream,
             **{key: given[key] for key in SHARED if key in given},
         )
-        with torch.inference_mode(False):  # the executor runs nodes without gradients
-            data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
-            data = replace(data, warnings=data.remarks(class_word))
-            if all(mask is None for mask in data.masks):
-                data.warnings.append("there are no masks: the surroundings of the concept are learned too; give masks")
-            if vae is None:
-                raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
-            backbone = host.ComfyBackbone(model, clip, vae)
-            on_step = say.training_progress(cls.hidden.unique_id, given.get("preview_every", 0), given.get("preview_prompt", ""))
-            bank, concept, losses = learn_into(
-                Bank(bank.folder),  # another branch of the graph may have added to it
-                backbone,
-                data,
-                name=name.strip(),
-                class_word=class_word.strip(),
-                recipe=recipe,
-                existing=given.get("existing", EXISTING[0]),
-                on_step=on_step,
-            )
+        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, images, captions, masks, name, class_word, recipe, given)
         size = bank.file(concept.name).stat().st_size
         told = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
         text = f"{concept.name} learned, {told}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
-        return say.output(cls, bank, {"loss": losses}, len(losses), text=text, warnings=data.warnings)
+        return say.output(cls, bank, {"loss": losses}, len(losses), text=text, warnings=warnings)
 
 
 class CIDMInfusion(io.ComfyNode):
@@ -167,9 +146,9 @@ class CIDMInfusion(io.ComfyNode):
             node_id="CIDMInfusion",
             display_name="Apply Infusion",
             category="CIDM/infusion",
-            description="Paints a prompt with concepts of Train with Infusion: each <name> stands for its class word, with the concept at "
-            "it. Where things are, the attention maps, comes from the plain model that paints beside it, so a step takes half as "
-            "long again. Concepts of Train Concept may be in the same prompt.",
+            description="Paints a prompt with concepts of Train with Infusion: each <name> stands for its class word, with the concept "
+            "at it. Where things are, the attention maps, comes from the plain model that paints beside it, so a step takes half as long "
+            "again. Concepts of Train Concept may be in the same prompt.",
             inputs=[
                 MODEL,
                 CLIP,

@@ -27,8 +27,8 @@ class CIDMForgetting(io.ComfyNode):
             node_id="CIDMForgetting",
             display_name="Forgetting",
             category=CATEGORY,
-            description="What concepts lost on the way: best minus last along a sequence of tasks, from folders of cidm evaluate or from a "
-            "table.",
+            description="What concepts lost on the way: best minus last along a sequence of tasks, from folders of cidm evaluate or from "
+            "a table.",
             inputs=[
                 io.String.Input(
                     "table",
@@ -105,9 +105,8 @@ class CIDMScoreReport(io.ComfyNode):
             node_id="CIDMScoreReport",
             display_name="Score Report",
             category=CATEGORY,
-            description="Writes all results that were chained into one page of HTML in the output folder, with tables, intervals, "
-            "plots and "
-            "sheets. The page needs nothing else and can be sent.",
+            description="Writes all results that were chained into one page of HTML in the output folder, with tables, intervals, plots "
+            "and sheets. The page needs nothing else and can be sent.",
             inputs=[
                 Results.Input("results", tooltip="The last of the chained scores."),
                 io.String.Input("title", default="What was measured", tooltip="The page's title."),

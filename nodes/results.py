@@ -14,9 +14,11 @@ Results = io.Custom("CIDM_RESULTS")
 BEFORE = Results.Input("results", optional=True, tooltip="Scores before this one: chain them, then connect Score Report.")
 
 
-def outputs(score: str) -> list[io.Output]:
+def outputs(score: str, *more: io.Output) -> list[io.Output]:
+    """The figure, what a node has ``more``, words, picture and results: in the order of ``finish``."""
     return [
         io.Float.Output(display_name="score", tooltip=score),
+        *more,
         io.String.Output(display_name="text", tooltip="The score with its 95 % interval, and the table."),
         io.Image.Output(display_name="picture", tooltip="Plots and contact sheets, to read."),
         Results.Output(display_name="results", tooltip="The results before, and this one: for the next score, or for Score Report."),

@@ -80,9 +80,8 @@ class CIDMImageAlignment(io.ComfyNode):
             node_id="CIDMImageAlignment",
             display_name="Image Alignment",
             category=CATEGORY,
-            description="How like a concept pictures are (IA): the mean cosine of every picture with every reference in the space of "
-            "an image "
-            "tower, with a 95 % interval. With regions, of the part inside each.",
+            description="How like a concept pictures are (IA): the mean cosine of every picture with every reference in the space of an "
+            "image tower, with a 95 % interval. With regions, of the part inside each.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to score."),
                 io.Image.Input("references", tooltip="Pictures of the concept that it was not taught with, if there are any."),
@@ -115,8 +114,7 @@ class CIDMTextAlignment(io.ComfyNode):
             display_name="Text Alignment",
             category=CATEGORY,
             description="How well pictures show what their captions say (TA): 2.5 max(0, cosine) of each picture with its caption, "
-            "CLIPScore's "
-            "scaling, and the plain cosine. Needs the text side of the same CLIP.",
+            "CLIPScore's scaling, and the plain cosine. Needs the text side of the same CLIP.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to score."),
                 io.String.Input(
@@ -131,11 +129,10 @@ class CIDMTextAlignment(io.ComfyNode):
                 ),
                 BEFORE,
             ],
-            outputs=[
-                *outputs("Mean of 2.5 max(0, cosine), in [0, 2.5].")[:1],
+            outputs=outputs(
+                "Mean of 2.5 max(0, cosine), in [0, 2.5].",
                 io.Float.Output(display_name="cosine", tooltip="The mean of the plain cosine, in [-1, 1]."),
-                *outputs("")[1:],
-            ],
+            ),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -165,19 +162,18 @@ class CIDMPresence(io.ComfyNode):
                     "expected",
                     default="dog",
                     multiline=True,
-                    tooltip="The concept that should be there: one line for each region, or without regions one for each picture or "
-                    "for all.",
+                    tooltip="The concept that should be there: one line for each region, or without regions one for each picture or for "
+                    "all.",
                 ),
                 VISION,
                 FEATURE,
                 REGIONS,
                 BEFORE,
             ],
-            outputs=[
-                *outputs("How often the expected concept was found, in [0, 1].")[:1],
+            outputs=outputs(
+                "How often the expected concept was found, in [0, 1].",
                 io.String.Output(display_name="found", tooltip="The concept found in each picture or crop, one a line."),
-                *outputs("")[1:],
-            ],
+            ),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -203,8 +199,8 @@ class CIDMDiversity(io.ComfyNode):
             node_id="CIDMDiversity",
             display_name="Diversity",
             category=CATEGORY,
-            description="How varied pictures are: the mean of 1 - cosine over all pairs, beside pictures of the base model if there "
-            "are any.",
+            description="How varied pictures are: the mean of 1 - cosine over all pairs, beside pictures of the base model if there are "
+            "any.",
             inputs=[
                 io.Image.Input("images", tooltip="At least two pictures, of one prompt with different seeds or of many."),
                 VISION,
@@ -232,8 +228,8 @@ class CIDMWasserstein(io.ComfyNode):
             display_name="Wasserstein Metric (our estimator)",
             category=CATEGORY,
             description="How far the customised model's pictures are from the original's, as squared 2-Wasserstein distance of "
-            "Gaussians, mean "
-            "and covariance apart, with its noise floor. Pictures that get alike show in the covariance and the ratio of spreads.",
+            "Gaussians, mean and covariance apart, with its noise floor. Pictures that get alike show in the covariance and the ratio of "
+            "spreads.",
             inputs=[
                 io.Image.Input("base", tooltip="Pictures of the original model: the class word, many seeds."),
                 io.Image.Input("images", tooltip="Pictures of the customised model: the concept, the same prompts."),
@@ -241,12 +237,11 @@ class CIDMWasserstein(io.ComfyNode):
                 FEATURE,
                 BEFORE,
             ],
-            outputs=[
-                *outputs("W2 squared: mean and covariance term together.")[:1],
+            outputs=outputs(
+                "W2 squared: mean and covariance term together.",
                 io.Float.Output(display_name="covariance", tooltip="The covariance term alone."),
                 io.Float.Output(display_name="ratio", tooltip="Spread of the customised over the original's: below 1 they are more alike."),
-                *outputs("")[1:],
-            ],
+            ),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

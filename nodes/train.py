@@ -1,5 +1,6 @@
 """Learning one concept into the bank."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ..cidm_ops.run.dataset import Dataset, from_images
 from ..cidm_ops.run.recipe import Recipe
@@ -142,30 +144,41 @@ class CIDMTrainConcept(io.ComfyNode):
         )
         given = settings or {}
         recipe = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
-        with torch.inference_mode(False):  # the executor runs nodes without gradients
-            data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
-            data = replace(data, warnings=data.remarks(class_word))
-            if vae is None:
-                raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
-            backbone = host.ComfyBackbone(model, clip, vae)
-            node = cls.hidden.unique_id
-            on_step = say.training_progress(node, given.get("preview_every", 0), given.get("preview_prompt", ""))
-            current = Bank(bank.folder)  # another branch of the graph may have added to it
-            bank, concept, losses = learn_into(
-                current,
-                backbone,
-                data,
-                name=name.strip(),
-                class_word=class_word.strip(),
-                recipe=recipe,
-                existing=given.get("existing", EXISTING[0]),
-                prior=given.get("prior_dataset"),
-                on_step=on_step,
-                on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
-            )
+        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, images, captions, masks, name, class_word, recipe, given)
         text = f"{concept.name} learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
         lora = patches.lora_model(model, concept.factors)
-        return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=data.warnings)
+        return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=warnings)
+
+
+def learn(
+    cls: type[io.ComfyNode], parts: tuple[Any, Any, Any], bank: Bank, images: Any, captions: str, masks: Any, name: str, class_word: str,
+    recipe: Recipe, given: Mapping[str, Any],
+) -> tuple[Bank, Concept, list[float], list[str]]:  # fmt: skip
+    """What every training node does: a concept learned into a bank with the host's model, text encoder and VAE, and what ``given`` by
+    Training Settings is not of the recipe. Returns the bank, the concept, its losses, and warnings.
+    """
+    model, clip, vae = parts
+    with torch.inference_mode(False):  # the executor runs nodes without gradients
+        data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
+        data = replace(data, warnings=data.remarks(class_word))
+        if recipe.method == "infusion" and all(mask is None for mask in data.masks):
+            data.warnings.append("there are no masks: the surroundings of the concept are learned too; give masks")
+        if vae is None:
+            raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
+        node = cls.hidden.unique_id
+        bank, concept, losses = learn_into(
+            Bank(bank.folder),  # another branch of the graph may have added to it
+            host.ComfyBackbone(model, clip, vae),
+            data,
+            name=name.strip(),
+            class_word=class_word.strip(),
+            recipe=recipe,
+            existing=given.get("existing", EXISTING[0]),
+            prior=given.get("prior_dataset"),
+            on_step=say.training_progress(node, given.get("preview_every", 0), given.get("preview_prompt", "")),
+            on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
+        )
+    return bank, concept, losses, data.warnings
 
 
 TRAIN_NODES = [CIDMTrainConcept]

@@ -109,7 +109,7 @@ def read_tensors(file: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
 
 
 def first_call(file: Path) -> str:
-    """What a pickle wants to call first, as ``os.system``, told by its opcodes alone; "" for a file that is none."""
+    """The module and the name of what a pickle wants to call first, told by its opcodes alone; "" for a file that is none."""
     texts: list[str] = []
     with open(file, "rb") as f, suppress(ValueError, MemoryError, OverflowError):
         for opcode, argument, _ in pickletools.genops(f):

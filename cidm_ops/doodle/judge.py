@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .figures import COLOURS, FIGURES
 from .loop import train
 from .style import PLACES
-from .vision import _worn, pixels
+from .vision import pixels, worn
 from .world import Scene, random_scene
 
 KINDS, HUES, WHERE = list(FIGURES), list(COLOURS), [*PLACES, None]
@@ -57,7 +57,7 @@ def learn_judge(judge: Judge, pictures: np.ndarray, folder: Path, *, steps: int,
 
     def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = np.sort(rng.choice(len(pictures), batch, replace=False))
-        seen = _worn(pixels(pictures[which], torch.device("cpu")), rng, generator).contiguous(memory_format=torch.channels_last)
+        seen = worn(pixels(pictures[which]), rng, generator).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             p, c, w = judge(seen)
         t_present, t_colour, t_place = (t[which] for t in targets)

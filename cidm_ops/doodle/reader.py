@@ -19,7 +19,7 @@ from .diffusion import Tokens
 from .figures import individual
 from .loop import train
 from .style import Style, common_style
-from .vision import TextTower, _worn, pixels
+from .vision import TextTower, pixels, worn
 from .world import Scene, caption, random_scene, render
 
 PERSONAL = 10_000_000  # seeds of scenes with somebody's own things begin here
@@ -102,7 +102,7 @@ def learn_reader(
         ids = tokens.batch(said, rng, dropout=0.0)
         ids = ids[:, : 1 + int((ids != tokens.end).sum(1).max())].to(device)  # what follows the last word does not count
         with torch.autocast(device.type, torch.bfloat16):
-            shown, words = vision(_worn(seen, rng, generator)).image_embeds, text(ids)
+            shown, words = vision(worn(seen, rng, generator)).image_embeds, text(ids)
         logits = F.normalize(shown.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T / 0.05
         target = torch.arange(len(logits), device=device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -70,9 +70,9 @@ def individuals(folder: Path, count: int, workers: int) -> np.ndarray:
     return np.load(file, mmap_mode="r")
 
 
-def pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
+def pixels(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """``[B, S, S, 3]`` uint8 to ``[B, 3, S, S]`` in [-1, 1]: the tower's mean and standard deviation are 0.5."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def learn_vision(
@@ -98,7 +98,7 @@ def learn_vision(
         who = np.sort(rng.choice(len(people), batch, replace=False))
         a, b = rng.permuted(np.tile(np.arange(VIEWS), (batch, 1)), axis=1)[:, :2].T
         seen = pixels(np.concatenate([pictures[which], people[who, a], people[who, b]]), device)
-        seen = _worn(seen, rng, generator)
+        seen = worn(seen, rng, generator)
         ids = tokens.batch(which * wordings + rng.integers(wordings, size=batch), rng, dropout=0.0).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             embedding = vision(seen).image_embeds
@@ -116,7 +116,7 @@ def learn_vision(
             p.copy_(average[k])
 
 
-def _worn(seen: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+def worn(seen: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
     """Blur and grain, as a decoder leaves them, so that sharpness does not count."""
     if rng.random() < 0.5:
         small = F.interpolate(seen, scale_factor=float(rng.uniform(0.4, 0.9)), mode="bilinear", antialias=True)

@@ -15,6 +15,7 @@ from ..doodle.data import rendered
 from ..doodle.figures import COLOURS, FIGURES, plain
 from ..doodle.judge import Judge, learn_judge, verdict
 from ..doodle.style import PLACES
+from ..doodle.vision import pixels
 from ..doodle.world import Scene, arrange, caption, render
 from ..engines.diffusers import load
 from ..run.sampling import sample
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     judge = Judge()
     learn_judge(judge, rendered(args.folder, args.pictures, args.workers)[0], args.folder, steps=args.steps)
     scenes = [scene_to_paint(seed, 1 + seed % 2) for seed in range(args.captions)]
-    held_out = torch.from_numpy(np.stack([render(s)[0] for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    held_out = pixels(np.stack([render(s)[0] for s in scenes]))
     pictures = paint_captions([caption(s, np.random.default_rng(i)) for i, s in enumerate(scenes)])
     figures = {
         "captions": args.captions,

@@ -12,6 +12,7 @@ from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..doodle.concepts import CONCEPTS, DoodleConcept, Example, examples
 from ..doodle.tower import DoodleReader, DoodleTower
+from ..doodle.vision import pixels
 from ..engines.diffusers import load
 from ..run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ..run.dataset import Dataset
@@ -41,7 +42,7 @@ def templates(concept: DoodleConcept) -> tuple[str, ...]:
 
 def pictured(shown: list[Example]) -> Tensor:
     """Renderings as pictures ``[N, 3, 128, 128]`` in [-1, 1]."""
-    return torch.from_numpy(np.stack([e.picture for e in shown])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels(np.stack([e.picture for e in shown]))
 
 
 class Easel:

@@ -21,6 +21,16 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
+def framed(title: str, note: str, height: float, above: int = 14, wide: int = WIDE) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """An empty sheet under its heading, with room of ``height`` pixels: the sheet, a pen for it, and where the room begins."""
+    words = wrapped(note, 12, wide - 2 * MARGIN)
+    top = MARGIN + 28 + 18 * len(words) + above
+    sheet = Image.new("RGB", (wide, top + round(height) + MARGIN), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    heading(pen, title, words)
+    return sheet, pen, top
+
+
 def interval_plot(rows: Sequence[tuple[str, Interval]], title: str, note: str = "") -> Image.Image:
     """A dot for each figure and a line for its interval, on one scale."""
     bounds = [b for _, i in rows for b in (i.value, i.low, i.high) if math.isfinite(b)] or [0.0]
@@ -28,12 +38,9 @@ def interval_plot(rows: Sequence[tuple[str, Interval]], title: str, note: str = 
     numbers = [str(interval) for _, interval in rows]
     left = MARGIN + min(max([width_of(name, 13) for name, _ in rows], default=0), 240) + 16
     right = WIDE - MARGIN - max([width_of(n, 12) for n in numbers], default=0) - 16
-    words = wrapped(note, 12, WIDE - 2 * MARGIN)
-    top = MARGIN + 28 + 18 * len(words) + 12
-    bottom = top + ROW * len(rows)
-    sheet = Image.new("RGB", (WIDE, bottom + 26 + MARGIN), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    heading(pen, title, words)
+    height = ROW * len(rows)
+    sheet, pen, top = framed(title, note, height + 26, above=12)
+    bottom = top + height
 
     def at(value: float) -> float:
         return left + (right - left) * (value - marks[0]) / (marks[-1] - marks[0])
@@ -61,12 +68,8 @@ def line_plot(series: Mapping[str, Sequence[float]], labels: Sequence[str], titl
     left = MARGIN + max(width_of(f"{m:g}", 11) for m in marks) + 12
     legend = min(max([width_of(name, 12) for name in series], default=0), 180) + 30
     right, height = WIDE - MARGIN - legend, max(230, 18 * len(series))
-    words = wrapped(note, 12, WIDE - 2 * MARGIN)
-    top = MARGIN + 28 + 18 * len(words) + 14
+    sheet, pen, top = framed(title, note, height + (44 if below else 24))
     bottom = top + height
-    sheet = Image.new("RGB", (WIDE, bottom + 24 + (20 if below else 0) + MARGIN), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    heading(pen, title, words)
 
     def place(i: int, value: float) -> tuple[float, float]:
         x = left + (right - left) * (i + 0.5) / len(labels)
@@ -105,12 +108,8 @@ def curve_plot(
     left = MARGIN + max(width_of(f"{m:g}", 11) for m in upward) + 30
     legend = min(max([width_of(name, 12) for name in curves], default=0), 250) + 30
     right, height = WIDE + 160 - MARGIN - legend, 400
-    words = wrapped(note, 12, WIDE - 2 * MARGIN)
-    top = MARGIN + 28 + 18 * len(words) + 28
+    sheet, pen, top = framed(title, note, height + 44, above=28, wide=WIDE + 160)
     bottom = top + height
-    sheet = Image.new("RGB", (WIDE + 160, bottom + 44 + MARGIN), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    heading(pen, title, words)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
@@ -146,11 +145,7 @@ def scatter_plot(groups: Mapping[str, Sequence[tuple[float, float]]], title: str
     """Points of several groups on one plane, both directions on the same scale."""
     points = [p for group in groups.values() for p in group] or [(0.0, 0.0)]
     side = 360
-    words = wrapped(note, 12, WIDE - 2 * MARGIN)
-    top = MARGIN + 28 + 18 * len(words) + 14
-    sheet = Image.new("RGB", (WIDE, top + side + MARGIN), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    heading(pen, title, words)
+    sheet, pen, top = framed(title, note, side)
     middle = [sum(bound(p[d] for p in points) for bound in (min, max)) / 2 for d in (0, 1)]
     reach = max(max(abs(p[d] - middle[d]) for p in points) for d in (0, 1)) * 1.06 or 1.0
     pen.rectangle((MARGIN, top, MARGIN + side, top + side), PAPER, LINE)

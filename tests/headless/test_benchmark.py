@@ -1,6 +1,7 @@
 """The benchmark: its baselines are what their papers say, its pictures those of ordinary painting, and what is done is not done again."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,15 +10,19 @@ from test_command_line import cidm, refused  # noqa: F401
 
 from cidm_ops.adapters import attached
 from cidm_ops.bank.bank import Bank
+from cidm_ops.doodle.asked import asked
+from cidm_ops.doodle.concepts import CONCEPTS
+from cidm_ops.doodle.style import Style
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.lowrank import LowRank
 from cidm_ops.measure.benchmark import methods, protocol, suite
-from cidm_ops.measure.benchmark.figures import Row, best_at, figures
+from cidm_ops.measure.benchmark.figures import Row, best_at, figures, means
 from cidm_ops.measure.benchmark.methods import METHODS, mixture
+from cidm_ops.measure.benchmark.page import page, table
 from cidm_ops.measure.benchmark.painter import paint_mixtures
 from cidm_ops.measure.benchmark.protocol import Bench
-from cidm_ops.measure.benchmark.suite import doodle_suite
+from cidm_ops.measure.benchmark.suite import doodle_lesson, doodle_suite
 from cidm_ops.measure.evaluation import Sampling
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
 from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
@@ -155,6 +160,25 @@ class TestPainting:
         assert (got - backbone.decode_latent(latents)).abs().max() < 1e-4
 
 
+class TestAsked:
+    def test_a_prompt_is_the_scene_that_it_names(self):
+        dog, ink = CONCEPTS["dog"], CONCEPTS["ink"]
+        scene = asked("a blue house on the left and a <TOK> on the right in the snow", dog, 0)
+        assert [t.look.kind for t in scene.things] == ["house", "dog"] and scene.things[1].look == dog.look and scene.place == "snow"
+        alone = asked("a <TOK> on the street", dog, 1)
+        assert len(alone.things) == 1 and alone.place == "street" and alone.style == Style(), "there is a tree in the word street"
+        assert asked("a <TOK> on the left", dog, 2).things[0].x < 44 and asked("a drawing of a <TOK>", dog, 3).style.name == "drawing"
+        assert asked("an <TOK> of a red cup next to a duck", ink, 4).style == ink.style
+        with pytest.raises(ValueError, match="asks for nothing of the Doodle world"):
+            asked("a <TOK> at night", ink, 5)
+
+    def test_every_prompt_of_the_suite_can_be_drawn(self):
+        for concept in (CONCEPTS["cat"], CONCEPTS["drawing"]):
+            lesson = doodle_lesson(concept)
+            assert len(lesson.prompts) == 20
+            assert all(lesson.drawn(prompt, i).shape == (3, 128, 128) for i, prompt in enumerate(lesson.prompts))
+
+
 class TestFigures:
     def test_the_best_at_a_text_alignment_is_read_off_the_curve(self):
         curve = [(0.5, 1.0, 0.2), (1.0, 0.8, 0.6), (1.5, 0.4, 0.7)]
@@ -175,6 +199,18 @@ class TestFigures:
         assert found["cidm_ia"] == pytest.approx(0.65) and found["cidm_ia_less_alone"] == pytest.approx(-0.05)
         assert found["cidm_ta_less_base"] == pytest.approx(-0.05) and found["cidm_ahead_of_finetune_at_equal_ta"] == pytest.approx(0.35)
         assert found["cidm_ia_low"] <= found["cidm_ia"] <= found["cidm_ia_high"]
+
+    def test_without_a_text_side_there_is_no_text_alignment(self, bench, tmp_path):
+        nothing = float("nan")
+        ia, ta = means({"dog": {"ia": [0.5, 0.7]}})["dog"]
+        assert ia == pytest.approx(0.6) and math.isnan(ta)
+        rows = {"cidm": Row(METHODS["cidm"], [0.6], [nothing], [0.0], {"dog": (0.6, nothing)}, [0.6], [(1.0, nothing, 0.6)])}
+        found = figures(rows)
+        assert "cidm_ta" not in found and found["cidm_ia"] == pytest.approx(0.6)
+        one = replace(bench.suite, lessons=bench.suite.lessons[:1])
+        assert "-" in table(rows, one).splitlines()[1].split() and "0.0" not in table(rows, one).splitlines()[-1]
+        page(tmp_path, rows, one, {**found, "seeds": [0]})
+        assert not (tmp_path / "ta.png").exists() and (tmp_path / "ia.png").exists()
 
 
 class TestTheWhole:

@@ -26,6 +26,7 @@ from ...bank.files import write_atomically
 from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.figures import COLOURS, individual, plain
 from ...doodle.style import PLACES
+from ...doodle.vision import pixels
 from ...doodle.world import IN_PLACE
 from ...run.dataset import Dataset
 from ...run.infusion import Way, infuse, predictor
@@ -33,12 +34,12 @@ from ...run.painting import paint, unit_noise
 from ...run.prompt import Said, encode
 from ...run.recipe import INFUSION, Recipe
 from ...run.task import learn_into
-from ..doodle import GUIDANCE, RECIPE, Easel
+from ..doodle import GUIDANCE, RECIPE, Easel, pictured
 from ..interval import mean_interval
 from ..report import contact_sheet
 from ..scores import embed, image_alignment
 from ..wasserstein import wasserstein
-from .standing import SIDES, coat_distances, pixels, rendered, sides_of
+from .standing import SIDES, coat_distances, rendered, sides_of
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -189,7 +190,7 @@ class Bench:
         rng = np.random.default_rng(5)
         looks = [CONCEPTS[NAME].look, *(individual(CLASS, rng) for _ in range(4)), *(plain(CLASS, c) for c in COLOURS.values())]
         asked = [(p, s) for p, s in ASKED for _ in range(12)]
-        shown = pixels([rendered(looks[i % len(looks)], p, s, rng)[0] for i, (p, s) in enumerate(asked)])
+        shown = pixels(np.stack([rendered(looks[i % len(looks)], p, s, rng)[0] for i, (p, s) in enumerate(asked)]))
         return {
             "place": share(self.places(shown), [p for p, _ in asked]),
             "side": share(sides_of(shown), [s for _, s in asked]),
@@ -199,7 +200,7 @@ class Bench:
     def sheet(self) -> None:
         """The first picture of every prompt, a row per side."""
         rows = [("the training pictures", torch.stack(list(lesson(False).pictures)) * 2 - 1)]
-        rows += [(f"{NAME}, held out", pixels([e.picture for e in examples(CONCEPTS[NAME], 6, seed=1)]))]
+        rows += [(f"{NAME}, held out", pictured(examples(CONCEPTS[NAME], 6, seed=1)))]
         rows += [(side.replace("_", ", "), torch.from_numpy(np.load(self.folder / f"{side}.npy"))) for side in SUBJECTS]
         contact_sheet(rows, label=150).save(self.folder / "sheet.png")
 
@@ -208,7 +209,7 @@ def lesson(masked: bool) -> Dataset:
     """Six pictures with one background, captioned with the class word alone."""
     shown = [rendered(CONCEPTS[NAME].look, PLACE, "on the left", np.random.default_rng(i)) for i in range(6)]
     masks = [torch.from_numpy(mask)[None].float() / 255 for _, mask in shown] if masked else []
-    return Dataset(list(pixels([picture for picture, _ in shown]) / 2 + 0.5), [""] * 6, masks)
+    return Dataset(list(pixels(np.stack([picture for picture, _ in shown])) / 2 + 0.5), [""] * 6, masks)
 
 
 def share(found: list[str], wanted: list[str]) -> float:

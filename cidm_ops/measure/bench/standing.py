@@ -21,11 +21,6 @@ def rendered(look: Look | None, place: str, side: str, rng: np.random.Generator)
     return picture, masks[0]
 
 
-def pixels(pictures: list[np.ndarray]) -> Tensor:
-    """Renderings as pictures ``[N, 3, 128, 128]`` in [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def sides_of(pictures: Tensor) -> list[str]:
     """On which side the one thing in pictures ``[N, 3, H, W]`` is: the centre of what differs from its row, where things stand."""
     unlike = (pictures - pictures.median(3, keepdim=True).values).abs().sum(1)[:, 40:115].square().sum(1)

@@ -1,5 +1,6 @@
 """What a benchmark comes to: a row per method with intervals, and who is ahead at equal text alignment."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Row:
     method: Method
     ia: Sequence[float]
     ta: Sequence[float]
-    lost: Sequence[float]
+    forgetting: Sequence[float]  # best less last IA
     concepts: Mapping[str, tuple[float, float]]  # IA and TA by concept
     seeds: Sequence[float]  # mean IA by seed
     curve: Sequence[Point]
@@ -30,27 +31,22 @@ class Row:
 
 def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves: Sequence[int] = (0,)) -> Row:
     last = [means(bench.scores(name, method, seed)) for seed in seeds]
-    together = method.merge in ONCE
-    first = last if together else [means(bench.scores(name, method, seed, first=True)) for seed in seeds]
-    lost = [max(a[n][0], b[n][0]) - b[n][0] for a, b in zip(first, last, strict=True) for n in b]
+    first = [] if method.merge in ONCE else [means(bench.scores(name, method, seed, first=True)) for seed in seeds]
+    lost = [max(a[n][0], b[n][0]) - b[n][0] for a, b in zip(first, last, strict=False) for n in b]
     names = list(last[0])
     by_concept = {n: (statistics.mean(s[n][0] for s in last), statistics.mean(s[n][1] for s in last)) for n in names}
     points: list[Point] = []
     drawn = [seed for seed in seeds if seed in curves]
-    for strength in (*method.strengths, 1.0) if drawn else (1.0,):
-        some = [means(bench.scores(name, method, seed, strength)) for seed in drawn or seeds]
-        if some:
-            values = [v for s in some for v in s.values()]
-            points.append((strength, statistics.mean(ta for _, ta in values), statistics.mean(ia for ia, _ in values)))
+    for strength in sorted((*method.strengths, 1.0)) if drawn else (1.0,):
+        values = [v for seed in drawn or seeds for v in means(bench.scores(name, method, seed, strength)).values()]
+        points.append((strength, statistics.mean(ta for _, ta in values), statistics.mean(ia for ia, _ in values)))
     ia, ta = ([s[n][i] for s in last for n in names] for i in (0, 1))
-    return Row(
-        method, ia, ta, [] if together else lost, by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], sorted(points)
-    )
+    return Row(method, ia, ta, lost, by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], points)
 
 
 def means(scores: Mapping[str, Scores]) -> dict[str, tuple[float, float]]:
-    """IA and TA of each concept; TA is 0 without a text side."""
-    return {n: (statistics.mean(s["ia"]), statistics.mean(s.get("ta", [0.0]))) for n, s in scores.items()}
+    """IA and TA of each concept; TA is nan without a text side."""
+    return {n: (statistics.mean(s["ia"]), statistics.mean(s.get("ta", [math.nan]))) for n, s in scores.items()}
 
 
 def best_at(curve: Sequence[Point], ta: float) -> float | None:
@@ -66,13 +62,13 @@ def figures(rows: Mapping[str, Row], ours: str = "cidm", upper: str = "alone", l
     """Flat figures: means with 95 % intervals over concepts and seeds, differences in pairs, and margins at equal TA."""
     found: dict[str, Any] = {}
     for name, row in rows.items():
-        for key, values in (("ia", row.ia), ("ta", row.ta), ("forgetting", row.lost)):
-            if values:
+        for key, values in (("ia", row.ia), ("ta", row.ta), ("forgetting", row.forgetting)):
+            if values and not math.isnan(values[0]):
                 put(found, f"{name}_{key}", mean_interval(torch.tensor(values), ""))
         found[f"{name}_ia_spread_of_seeds"] = statistics.pstdev(row.seeds)
     if ours in rows:
         for other, key in ((upper, "ia"), (lower, "ta")):
-            if other in rows:
+            if other in rows and f"{other}_{key}" in found:
                 put(found, f"{ours}_{key}_less_{other}", apart(getattr(rows[ours], key), getattr(rows[other], key)))
         for name, row in rows.items():
             if name not in (ours, upper, lower, "drawn"):

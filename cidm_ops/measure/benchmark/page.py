@@ -27,7 +27,7 @@ def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
     lines = [f"{'':{wide}}  {'IA':>20}  {'TA':>20}  {'forgetting':>10}"]
     for row in rows.values():
         ia, ta = (mean_interval(torch.tensor(values) * 100, "") for values in (row.ia, row.ta))
-        lost = f"{100 * statistics.mean(row.lost):10.2f}" if row.lost else f"{'-':>10}"
+        lost = f"{100 * statistics.mean(row.forgetting):10.2f}" if row.forgetting else f"{'-':>10}"
         lines.append(f"{row.method.title:{wide}}  {_with_interval(ia)}  {_with_interval(ta)}  {lost}")
     names = [lesson.name for lesson in suite.lessons]
     heads = [f"V{i + 1} {name}" for i, name in enumerate(names)] + ["avg."]
@@ -44,26 +44,24 @@ def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
 
 def _columns(title: str, values: Sequence[float], wide: int, widths: Sequence[int]) -> str:
     with_mean = [*values, statistics.mean(values)]
-    return f"{title:{wide}}  " + "  ".join(f"{v:.1f}".rjust(w) for v, w in zip(with_mean, widths, strict=True))
+    return f"{title:{wide}}  " + "  ".join(("-" if math.isnan(v) else f"{v:.1f}").rjust(w) for v, w in zip(with_mean, widths, strict=True))
 
 
 def _with_interval(found: Any) -> str:
-    return f"{found.value:6.2f} [{found.low:.2f}, {found.high:.2f}]".rjust(20)
+    return ("-" if math.isnan(found.value) else f"{found.value:6.2f} [{found.low:.2f}, {found.high:.2f}]").rjust(20)
 
 
 def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str, Any], note: str = "") -> None:
     """``report.html``, and its plots as pictures of their own."""
     titles = {name: row.method.title for name, row in rows.items()}
     over = f"{len(next(iter(rows.values())).ia)} pairs of concept and seed"
-    plots = {
-        key: interval_plot(
-            [(titles[name], mean_interval(torch.tensor(getattr(row, key)), over)) for name, row in rows.items() if getattr(row, key)],
-            title,
-            f"Mean over concepts and seeds after the last task, and its 95 % interval over {over}.",
-        )
-        for key, title in (("ia", "Image alignment"), ("ta", "Text alignment"), ("lost", "Forgetting: best less last IA"))
-    }
-    curves = {titles[name]: [(ta, ia) for _, ta, ia in row.curve] for name, row in rows.items() if row.curve}
+    plots = {}
+    for key, title in (("ia", "Image alignment"), ("ta", "Text alignment"), ("forgetting", "Forgetting: best less last IA")):
+        known = {name: torch.tensor(getattr(row, key)) for name, row in rows.items() if f"{name}_{key}" in found}
+        if known:
+            about = f"Mean over concepts and seeds after the last task, and its 95 % interval over {over}."
+            plots[key] = interval_plot([(titles[name], mean_interval(v, over)) for name, v in known.items()], title, about)
+    curves = {titles[name]: [(ta, ia) for _, ta, ia in row.curve if not math.isnan(ta)] for name, row in rows.items()}
     if any(len(curve) > 1 for curve in curves.values()):
         about = "Each method at several strengths of what it learned, one seed; further up and to the right is better."
         plots["curves"] = curve_plot(curves, "Identity against obedience", about, "TA", "IA")

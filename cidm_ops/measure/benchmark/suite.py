@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ...backbone import Backbone
 from ...doodle.asked import asked
 from ...doodle.concepts import CONCEPTS, DoodleConcept
-from ...doodle.world import article
+from ...doodle.vision import pixels
+from ...doodle.world import article, render
 from ...engines.towers import Tower
 from ...run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ...run.dataset import Dataset
@@ -85,7 +85,7 @@ def doodle_lesson(concept: DoodleConcept) -> Lesson:
     templates = OBJECT_TEMPLATES if concept.look else STYLE_TEMPLATES
 
     def drawn(prompt: str, seed: int) -> Tensor:
-        return torch.from_numpy(asked(prompt, concept, seed).copy()).permute(2, 0, 1).float() / 127.5 - 1
+        return pixels(render(asked(prompt, concept, seed))[0][None])[0]
 
     return Lesson(
         concept.name, concept.class_word, prompts, doodle_references(concept.name), lambda masked: lesson(concept, masked), templates, drawn
