@@ -15,8 +15,8 @@ from torch import Tensor
 class LowRank:
     """``delta W = up @ down`` with ``up [out, r]`` and ``down [r, in]`` (the paper's A and B).
 
-    Of a convolution, ``kernel`` is ``(kh, kw)`` and ``in`` runs over channels, rows and columns of its weight. ``scale [B, r]`` weighs
-    the ranks, for each row of a batch on its own.
+    Of a convolution, ``kernel`` is ``(kh, kw)`` and ``in`` runs over channels, rows and columns of its weight. ``scale`` weighs
+    the ranks: ``[B, r]`` for each row of a batch on its own, ``[B, N, r]`` for each token of it.
     """
 
     up: Tensor
@@ -58,7 +58,9 @@ class LowRank:
 
     def weighed(self, h: Tensor) -> Tensor:
         """What ``down`` made of a batch, ``[B, ..., r]``, times the scale."""
-        return h if self.scale is None else h * self.scale.view(len(h), *[1] * (h.ndim - 2), -1)
+        if self.scale is None or self.scale.ndim == h.ndim:
+            return h if self.scale is None else h * self.scale
+        return h * self.scale.view(len(h), *[1] * (h.ndim - 2), -1)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Stack:
         return LowRank(self.up * self.spread(weights), self.down, self.kernel)
 
     def rows(self, weights: Tensor) -> LowRank:
-        """Beside a layer: row b of a batch gets ``sum_g weights[b, g] * delta_g``; ``weights [B, G]``."""
+        """Beside a layer: row b of a batch gets ``sum_g weights[b, g] * delta_g``; ``weights [B, G]``, or ``[B, N, G]`` by token."""
         return LowRank(self.up, self.down, self.kernel, self.spread(weights))
 
     def routed(self, x: Tensor, weights: Tensor) -> Tensor:

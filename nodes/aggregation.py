@@ -1,11 +1,13 @@
 """How concepts are weighed and how they act, beyond the inputs of Aggregate Concepts."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
+from ..cidm_ops.method.reach import EVERYWHERE, REACHES, marks
 from ..cidm_ops.run.prompt import Mixture
 from . import host, patches
 
@@ -17,22 +19,28 @@ DEFAULT = RULES["soft"]
 
 @dataclass(frozen=True)
 class Way:
-    """The rule of mode soft, whether concepts act on the negative half too, and whether they lie beside the layers."""
+    """The rule of mode soft, whether concepts act on the negative half too, whether they lie beside the layers, and where on words."""
 
     rule: Rule = DEFAULT
     negative: bool = True
     routed: bool = False
+    reach: str = EVERYWHERE
 
     def apply(self, model, mixtures: list[Mixture], backbone: host.ComfyBackbone):
         """A patched clone of the host's MODEL for one prompt, or one for each row of a batch."""
-        if len(mixtures) == 1 and self.negative and not self.routed:
+        if len(mixtures) == 1 and self.negative and not self.routed and self.reach == EVERYWHERE:
             return patches.merged(model, mixtures[0].factors(backbone))
         concepts = {c.name: c for m in mixtures for c in m.concepts}
         weights = torch.zeros(len(mixtures), len(backbone.cross_attention), len(concepts))
         for row, mixture in enumerate(mixtures):
             for g, concept in enumerate(mixture.concepts):
                 weights[row, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
-        return patches.routed(model, list(concepts.values()), weights, self.negative)
+        known, at = list(concepts.values()), None
+        if self.reach != EVERYWHERE:
+            found = [marks(backbone, mixture.text, known, self.reach) for mixture in mixtures]
+            length = math.lcm(*map(len, found))
+            at = torch.stack([m.repeat(length // len(m), 1) for m in found])
+        return patches.routed(model, known, weights, self.negative, at)
 
 
 class CIDMAggregationSettings(io.ComfyNode):
@@ -96,14 +104,23 @@ class CIDMAggregationSettings(io.ComfyNode):
                     tooltip="merged: into the weights, at no cost per step. routed: beside the layers, so quantised weights stay "
                     "as they are. Both give the same picture; with negative off it is always routed.",
                 ),
+                io.Combo.Input(
+                    "reach",
+                    options=list(REACHES),
+                    default=EVERYWHERE,
+                    optional=True,
+                    tooltip="Which words of the prompt concepts change: all of them, as a LoRA does (everywhere); their own and the end "
+                    "of the text, which sums it up: best for things (words and end); their own alone: best for styles (words). Other "
+                    "words keep their meaning then; it is always routed.",
+                ),
             ],
             outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Aggregate Concepts.")],
         )
 
     @classmethod
-    def execute(cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path) -> io.NodeOutput:
+    def execute(cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=EVERYWHERE) -> io.NodeOutput:
         rule = Rule(power, norm, similarity, positions, threshold, scale, joint=encoding == TOGETHER)
-        return io.NodeOutput(Way(rule, negative, path == ROUTED))
+        return io.NodeOutput(Way(rule, negative, path == ROUTED, reach))
 
 
 AGGREGATION_NODES = [CIDMAggregationSettings]

@@ -28,6 +28,7 @@ from .host import ComfyText, block_names, layer_names
 
 CONTEXT = "cidm_context"  # layer-wise text [L, N, C], or [B, L, N, C] for a batch, in the dict of a CONDITIONING
 WEIGHTS = "cidm_weights"  # [B, L, G] of a routed model, on their way to the U-Net
+MARKS = "cidm_marks"  # [B, N, G], likewise: at which tokens they act
 PATCHED = "cidm_text"  # in a CLIP's options: names of the concepts whose text factors are merged into it
 
 
@@ -74,10 +75,13 @@ def reading(model: ModelPatcher) -> ModelPatcher:
     return patched
 
 
-def routed(model: ModelPatcher, concepts: Sequence[Concept], weights: Tensor, negative: bool = True) -> ModelPatcher:
+def routed(
+    model: ModelPatcher, concepts: Sequence[Concept], weights: Tensor, negative: bool = True, marks: Tensor | None = None
+) -> ModelPatcher:
     """A clone of ``model`` with the concepts beside its layers; row b of a batch mixes them by ``weights[b] [L, G]``.
 
-    With ``negative`` off, they do not act on texts that are not layer-wise, such as the negative one.
+    With ``negative`` off, they do not act on texts that are not layer-wise, such as the negative one. With ``marks [B, N, G]`` they act
+    on keys and values only at those tokens of layer-wise texts, and not at all of others, unless they have no words of their own.
     """
     patched, own = reading(model), layer_names(model)
     routes = route(concepts, [f"{name}.attn2" for name in block_names(model)])
@@ -85,20 +89,29 @@ def routed(model: ModelPatcher, concepts: Sequence[Concept], weights: Tensor, ne
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
 
+    wordless = torch.tensor([[[float(not concept.words) for concept in concepts]]])
+
     def give_weights(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
-        here = weights.to(x.device)
+        here, length = weights.to(x.device), _common_length(conds)
 
         def weighed(cond: dict) -> dict:
             mine = here if negative or CONTEXT in cond else torch.zeros_like(here)
-            return {**cond, "model_conds": {**cond["model_conds"], WEIGHTS: comfy.conds.CONDRegular(mine)}}
+            given = {WEIGHTS: comfy.conds.CONDRegular(mine)}
+            if marks is not None:
+                at = marks if CONTEXT in cond else wordless
+                given[MARKS] = comfy.conds.CONDRegular(at.repeat(1, length // at.shape[1], 1).to(x.device))
+            return {**cond, "model_conds": {**cond["model_conds"], **given}}
 
         return executor(base, [cond and [weighed(c) for c in cond] for cond in conds], x, timestep, options)
 
     def beside(executor: WrapperExecutor, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows, unet = kwargs.pop(WEIGHTS).to(x.dtype), executor.class_obj
+        at = kwargs.pop(MARKS, None)
+        if at is not None:  # a text that the host runs on its own is shorter
+            at = at[:, : kwargs.get(CONTEXT, context).shape[-2]].to(x.dtype)
         if (x.device, x.dtype) not in placed:
             placed[x.device, x.dtype] = {name: r.to(x) for name, r in routes.items()}
-        deltas = {name: r.rows(rows) for name, r in placed[x.device, x.dtype].items()}
+        deltas = {name: r.rows(rows, at) for name, r in placed[x.device, x.dtype].items()}
         with attached({name: unet.get_submodule(own[name]) for name in deltas}, deltas):
             return executor(x, t, context, *args, **kwargs)
 
@@ -123,8 +136,7 @@ def _give_all_layers(executor: Callable, model: Any, conds: list, x: Tensor, tim
     wise = [c[CONTEXT] for c in present if CONTEXT in c]
     if not wise:
         return executor(model, conds, x, timestep, options)
-    layers = wise[0].shape[-3]
-    length = math.lcm(*(c["model_conds"]["c_crossattn"].cond.shape[1] for c in present))
+    layers, length = wise[0].shape[-3], _common_length(conds)
 
     def layered(cond: dict) -> dict:
         if CONTEXT in cond:
@@ -135,6 +147,11 @@ def _give_all_layers(executor: Callable, model: Any, conds: list, x: Tensor, tim
         return {**cond, "model_conds": {**cond["model_conds"], CONTEXT: comfy.conds.CONDRegular(text)}}
 
     return executor(model, [cond and [layered(c) for c in cond] for cond in conds], x, timestep, options)
+
+
+def _common_length(conds: list) -> int:
+    """Of all texts, repeated."""
+    return math.lcm(*(c["model_conds"]["c_crossattn"].cond.shape[1] for cond in conds for c in cond or []))
 
 
 def _read_layers(executor: Callable, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:

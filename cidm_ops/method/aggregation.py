@@ -17,6 +17,7 @@ from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
 from ..tokens import END, Table, encode_layerwise, hide
+from .reach import READS_TEXT
 
 NORMS = ("l1", "l2", "max", "none")
 SIMILARITIES = ("cosine", "dot")
@@ -162,9 +163,12 @@ class Route:
     def to(self, x: Tensor) -> "Route":
         return replace(self, stack=replace(self.stack, up=self.stack.up.to(x), down=self.stack.down.to(x)))
 
-    def rows(self, weights: Tensor) -> LowRank:
-        """With weights ``[B, L, G]`` for the rows of a batch."""
-        return self.stack.rows(weights_in(weights, self.layers, self.name)[:, list(self.owners)])
+    def rows(self, weights: Tensor, marks: Tensor | None = None) -> LowRank:
+        """With weights ``[B, L, G]`` for the rows of a batch; in layers that read the text, only at the tokens ``marks [B, N, G]``."""
+        here = weights_in(weights, self.layers, self.name)[:, list(self.owners)]
+        if marks is None or not READS_TEXT.search(self.name):
+            return self.stack.rows(here)
+        return self.stack.rows(here[:, None] * marks[..., list(self.owners)])
 
 
 def route(concepts: Sequence[Concept], layers: Sequence[str]) -> dict[str, Route]:

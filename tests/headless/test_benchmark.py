@@ -25,8 +25,10 @@ from cidm_ops.measure.benchmark.protocol import Bench
 from cidm_ops.measure.benchmark.suite import doodle_lesson, doodle_suite
 from cidm_ops.measure.evaluation import Sampling
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
+from cidm_ops.method.reach import REACHES, READS_TEXT, marks
 from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
 from cidm_ops.run.painting import paint, unit_noise
+from cidm_ops.run.prompt import Said, encode
 from cidm_ops.run.sampling import sample
 from cidm_ops.tokens import concept_words
 
@@ -120,6 +122,11 @@ class TestRuns:
         assert max(float(f.max()) for f in run.term.stiffness.values()) > 0
 
 
+def lora_of(concept):
+    """Its factors without its words, as a LoRA has them."""
+    return replace(concept, words=(), tokens={}, token_layers=())
+
+
 class TestPainting:
     def test_a_batch_of_mixtures_is_what_each_prompt_paints_alone(self, bench, learned):
         backbone, noise = bench.suite.backbone, unit_noise(3, 2, 128, 128)
@@ -131,6 +138,23 @@ class TestPainting:
             assert (got[i] - want[0]).abs().max() < 1e-3
         soft = paint_mixtures(backbone, [mixture("soft", backbone, learned, "dog", prompts[0])], noise[:1], SAMPLING)
         assert (soft - paint(backbone, bank, prompts[0], noise[:1], mode="soft", steps=2, guidance=2.0)[0]).abs().max() < 1e-3
+
+    def test_concepts_act_where_they_are_named(self, bench, learned):
+        backbone, noise, dog = bench.suite.backbone, unit_noise(3, 1, 128, 128), learned["dog"]
+        mixed = mixture("exact", backbone, learned, "dog", "a <dog> next to a red cup")
+        at = {reach: marks(backbone, mixed.text, [dog], reach)[:, 0].nonzero().flatten().tolist() for reach in REACHES}
+        assert at == {"everywhere": [*range(77)], "words and end": [2, 3, *range(9, 77)], "words": [2, 3]}
+        assert marks(backbone, "a <dog.1> <dog.2>, a <dog.1> <dog.2>", [dog, learned["duck"]], "words").sum(0).tolist() == [4, 0]
+        assert marks(backbone, "", [dog], "words and end").sum() == 0 and marks(backbone, "a cat", [lora_of(dog)], "words").sum() == 77
+        with pytest.raises(ValueError, match="reach 'nowhere': expected one of everywhere"):
+            marks(backbone, "", [dog], "nowhere")
+
+        here = torch.stack([marks(backbone, text, [dog], "words") for text in (mixed.text, "")])
+        deltas = {n: (lambda x, f=f: f(x) * here) if READS_TEXT.search(n) else f for n, f in dog.factors.items()}
+        with attached(backbone.layers, deltas), torch.no_grad():
+            want = sample(backbone, encode(backbone, mixed), encode(backbone, Said("")), noise, steps=2, guidance=2.0)
+        got = paint_mixtures(backbone, [mixed], noise, SAMPLING, reach="words")
+        assert (got - backbone.decode_latent(want)).abs().max() < 1e-4
 
     def test_merges_weigh_as_they_say(self, bench, learned):
         backbone = bench.suite.backbone
@@ -147,7 +171,6 @@ class TestPainting:
         alone = paint_mixtures(backbone, [mixture("composite", backbone, one, "dog", "a <dog>")], noise, SAMPLING, composite=True)
         assert (alone - paint_mixtures(backbone, [mixture("exact", backbone, one, "dog", "a <dog>")], noise, SAMPLING)).abs().max() < 1e-4
         got = paint_mixtures(backbone, [mixed], noise, SAMPLING, composite=True)
-        from cidm_ops.run.prompt import Said, encode
 
         def predict(x, t, context, pooled, positive):
             outs = []

@@ -22,6 +22,7 @@ from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.aggregation import MODES
+from pack.cidm_ops.method.reach import READS_TEXT, WORDS, WORDS_AND_END, marks
 from pack.cidm_ops.run.prompt import mix
 from pack.cidm_ops.run.recipe import Recipe
 from pack.cidm_ops.run.task import learn_into
@@ -216,15 +217,48 @@ def the_routed_model_paints_what_the_merged_one_does():
         got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", text, negative, latent, seed=1)
         near(got, torch.cat(merged), scale)
         # the negative half without concepts: the bare model there, the merged one elsewhere
-        one_sided = Way(negative=False).apply(model, [mixtures[0]], backbone)
-        seen = []
-        one_sided.set_model_sampler_post_cfg_function(lambda a: seen.append((a["cond_denoised"], a["uncond_denoised"])) or a["denoised"])
-        sample(one_sided, texts[0], negative, steps=1)
-        for patched, row in ((patches.merged(model, mixtures[0].factors(backbone)), 0), (model, 1)):
-            patched = patched.clone()
-            patched.set_model_sampler_post_cfg_function(lambda a: seen.append((a["cond_denoised"], a["uncond_denoised"])) or a["denoised"])
-            sample(patched, texts[0], negative, steps=1)
-            near(seen[0][row], seen[-1][row], 1e-3)
+        one_sided = halves(Way(negative=False).apply(model, [mixtures[0]], backbone), texts[0], negative)
+        near(one_sided[0], halves(patches.merged(model, mixtures[0].factors(backbone)), texts[0], negative)[0], 1e-3)
+        near(one_sided[1], halves(model, texts[0], negative)[1], 1e-3)
+
+
+def halves(model, positive, negative):
+    """What a model predicts at the first step: on the positive text, and on the negative one."""
+    seen, patched = [], model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda a: seen.append((a["cond_denoised"], a["uncond_denoised"])) or a["denoised"])
+    sample(patched, positive, negative, steps=1)
+    return seen[0]
+
+
+def the_concepts_act_only_where_they_are_named():
+    model, clip, _ = doodle()
+    backbone = host.ComfyBackbone(model, clip)
+    negative = plain(clip, "a cat")
+    with tempfile.TemporaryDirectory() as folder:
+        bank = bank_of(backbone, folder, "rex", "tom")
+        mixture = mix(backbone, bank, "a <rex> next to a red cup")
+        positive, factors = patches.conditioning(clip, [mixture]), mixture.factors(backbone)
+        rest = {name: f for name, f in factors.items() if not READS_TEXT.search(name)}
+        assert len(rest) == len(factors) / 2
+        everywhere = halves(Way(routed=True).apply(model, [mixture], backbone), positive, negative)
+        for reach, count in ((WORDS, 2), (WORDS_AND_END, 2 + 77 - 9)):  # start, a, two words, next to a red cup
+            at = marks(backbone, mixture.text, mixture.concepts, reach)
+            assert int(at.sum()) == count
+            masked = {name: (lambda x, f=f, at=at: f(x) * at) for name, f in factors.items() if name not in rest}
+            got = halves(Way(reach=reach).apply(model, [mixture], backbone), positive, negative)
+            with attached(linears(backbone.blocks), rest | masked):
+                want = halves(patches.reading(model), positive, negative)
+            near(got[0], want[0], 1e-3)
+            near(got[1], halves(patches.merged(model, rest), positive, negative)[1], 1e-3)
+            assert float((got[0] - everywhere[0]).abs().max()) > 0.01
+
+        # texts of different length in one batch, each as alone
+        mixtures = [mixture, mix(backbone, bank, "a <tom> " + "in the deep snow " * 20), mix(backbone, bank, "a dog")]
+        alone = [sample(Way(reach=WORDS).apply(model, [m], backbone), patches.conditioning(clip, [m]), negative) for m in mixtures]
+        noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(3, 1, 1, 1)
+        batch, texts = Way(reach=WORDS).apply(model, mixtures, backbone), patches.conditioning(clip, mixtures)
+        got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", texts, negative, torch.zeros(3, 4, 16, 16), seed=1)
+        near(got, torch.cat(alone), 1e-4 * float(got.abs().max()))
 
 
 def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader():

@@ -59,13 +59,15 @@ class Method:
 
     ``drawn``: no model, exact renderings of what the prompt asks for, where the suite has them. ``plain``: the base with the class word.
     ``exact`` and the soft modes: CIDM's aggregation. ``uniform``: the mean of all deltas, ``sum``: their sum, ``last``: the last task's
-    alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve.
+    alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve. ``named``: concepts change keys and
+    values only where they are named, as far as the lesson says.
     """
 
     title: str
     training: str
     merge: str
     strengths: Sequence[float] = (0.4, 0.6, 0.8, 1.2)
+    named: bool = False
 
 
 METHODS = {
@@ -83,6 +85,7 @@ METHODS = {
     "cidm_paper": Method("CIDM, as printed", "paper_literal", "paper"),
     "cidm_soft": Method("CIDM corrected, soft routing", "corrected", "soft"),
     "cidm": Method("CIDM corrected, exact routing (default)", "corrected", "exact"),
+    "cidm_named": Method("CIDM corrected, exact, acting where named", "corrected", "exact", named=True),
     "infusion": Method("Infusion", "infusion", "infusion", ()),
 }
 ABLATIONS = {

@@ -10,34 +10,45 @@ from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...lowrank import LowRank
 from ...method.aggregation import route
+from ...method.reach import EVERYWHERE, marks
 from ...run.prompt import Mixture, Said, encode
 from ...run.sampling import Predict, sample
 from ...tokens import join
 from ..evaluation import Sampling
 
 
-def paint_mixtures(backbone: Backbone, mixtures: Sequence[Mixture], noise: Tensor, sampling: Sampling, composite: bool = False) -> Tensor:
+def paint_mixtures(
+    backbone: Backbone,
+    mixtures: Sequence[Mixture],
+    noise: Tensor,
+    sampling: Sampling,
+    composite: bool = False,
+    reach: str = EVERYWHERE,
+) -> Tensor:
     """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] of B mixtures of the same concepts from unit Gaussian ``noise [B, 4, h, w]``.
 
-    ``composite``: a forward pass for each concept, and the mean of what they predict (LoRA-Composite, Zhong et al. 2024, Eq. 3).
+    ``reach`` says where on their texts the concepts act. ``composite``: a forward pass for each concept, and the mean of what they
+    predict (LoRA-Composite, Zhong et al. 2024, Eq. 3).
     """
     known = {mixture.text: encode(backbone, mixture) for mixture in mixtures}
-    text = join([known[mixture.text] for mixture in mixtures])
+    wanted = join([known[mixture.text] for mixture in mixtures])
     negative = encode(backbone, Said(sampling.negative)).expand(len(mixtures))
     weights = torch.stack([mixture.weights for mixture in mixtures]).repeat(2, 1, 1)  # both sides of the guidance
     concepts, noise = mixtures[0].concepts, noise.to(backbone.device)
-    here = {} if composite else factors(backbone, concepts, weights)
+    texts = [*(mixture.text for mixture in mixtures), *[sampling.negative] * len(mixtures)]
+    at = torch.stack([marks(backbone, text, concepts, reach) for text in texts])
+    here = {} if composite else factors(backbone, concepts, weights, at)
     predict = mean_of(backbone, concepts, weights) if composite else None
     with attached(backbone.layers, here):
-        latents = sample(backbone, text, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
+        latents = sample(backbone, wanted, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
     return backbone.decode_latent(latents)
 
 
-def factors(backbone: Backbone, concepts: Sequence[Concept], weights: Tensor) -> dict[str, LowRank]:
-    """Beside each layer: its concepts with weights ``[B, L, G]`` for the rows of the batch."""
-    routes = route(concepts, list(backbone.cross_attention))
-    empty = torch.zeros(0, device=backbone.device)
-    return {name: way.to(empty).rows(weights.to(backbone.device)) for name, way in routes.items()}
+def factors(backbone: Backbone, concepts: Sequence[Concept], weights: Tensor, at: Tensor | None = None) -> dict[str, LowRank]:
+    """Beside each layer: its concepts with weights ``[B, L, G]`` for the rows of the batch, and where on their words, ``[B, N, G]``."""
+    routes, device = route(concepts, list(backbone.cross_attention)), backbone.device
+    weights, at = weights.to(device), at if at is None else at.to(device)
+    return {name: way.to(torch.zeros(0, device=device)).rows(weights, at) for name, way in routes.items()}
 
 
 def mean_of(backbone: Backbone, concepts: Sequence[Concept], weights: Tensor) -> Predict:
