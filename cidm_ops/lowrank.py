@@ -58,9 +58,9 @@ class LowRank:
 
     def weighed(self, h: Tensor) -> Tensor:
         """What ``down`` made of a batch, ``[B, ..., r]``, times the scale."""
-        if self.scale is None or self.scale.ndim == h.ndim:
-            return h if self.scale is None else h * self.scale
-        return h * self.scale.view(len(h), *[1] * (h.ndim - 2), -1)
+        if self.scale is None:
+            return h
+        return h * (self.scale if self.scale.ndim == h.ndim else self.scale.view(len(h), *[1] * (h.ndim - 2), -1))
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,11 @@ def routed(
     if unknown := [layer for layer in routes if layer not in own]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
-
     wordless = torch.tensor([[[float(not concept.words) for concept in concepts]]])
 
     def give_weights(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
-        here, length = weights.to(x.device), _common_length(conds)
+        here = weights.to(x.device)
+        length = 0 if marks is None else _common_length(conds)
 
         def weighed(cond: dict) -> dict:
             mine = here if negative or CONTEXT in cond else torch.zeros_like(here)
