@@ -84,7 +84,7 @@ METHODS = {
     "cidm_released": Method("CIDM, as its released code", "released_code", "released"),
     "cidm_paper": Method("CIDM, as printed", "paper_literal", "paper"),
     "cidm_soft": Method("CIDM corrected, soft routing", "corrected", "soft"),
-    "cidm": Method("CIDM corrected, exact routing (default)", "corrected", "exact"),
+    "cidm": Method("CIDM corrected, exact routing (default)", "corrected", "exact", (0.2, 0.4, 0.6, 0.8, 1.2)),
     "cidm_named": Method("CIDM corrected, exact, acting where named", "corrected", "exact", named=True),
     "infusion": Method("Infusion", "infusion", "infusion", ()),
 }
