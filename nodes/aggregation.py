@@ -110,7 +110,7 @@ class CIDMAggregationSettings(io.ComfyNode):
                     default=EVERYWHERE,
                     optional=True,
                     tooltip="Which words of the prompt concepts change: all of them, as a LoRA does (everywhere); their own and the end "
-                    "of the text, which sums it up: best for things (words and end); their own alone: best for styles (words). Other "
+                    "of the text, which sums it up, for things (words and end); their own alone, for styles (words). Other "
                     "words keep their meaning then; it is always routed.",
                 ),
             ],

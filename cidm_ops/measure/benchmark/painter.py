@@ -36,7 +36,8 @@ def paint_mixtures(
     weights = torch.stack([mixture.weights for mixture in mixtures]).repeat(2, 1, 1)  # both sides of the guidance
     concepts, noise = mixtures[0].concepts, noise.to(backbone.device)
     texts = [*(mixture.text for mixture in mixtures), *[sampling.negative] * len(mixtures)]
-    at = torch.stack([marks(backbone, text, concepts, reach) for text in texts])
+    found = {text: marks(backbone, text, concepts, reach) for text in dict.fromkeys(texts) if reach != EVERYWHERE}
+    at = torch.stack([found[text] for text in texts]) if found else None
     here = {} if composite else factors(backbone, concepts, weights, at)
     predict = mean_of(backbone, concepts, weights) if composite else None
     with attached(backbone.layers, here):
