@@ -49,7 +49,7 @@ def demo(options: argparse.Namespace, rest: list[str]) -> None:
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     from .bank.bank import Bank
-    from .run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
+    from .run.captions import TEMPLATES
     from .run.folder import from_folder
     from .run.recipe import INFUSION, Recipe
     from .run.task import learn_into
@@ -57,11 +57,11 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     name = options.name or options.images.resolve().name
     backbone = load_base(options, on_cuda="bfloat16")
     images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
-    templates = STYLE_TEMPLATES if options.style else OBJECT_TEMPLATES
+    kind = "style" if options.style else "thing"
     if options.method == "infusion":
         recipe = replace(INFUSION, steps=options.steps or INFUSION.steps, seed=options.seed)
     else:
-        recipe = Recipe(steps=options.steps or Recipe.steps, rank=options.rank, seed=options.seed, templates=templates)
+        recipe = Recipe(steps=options.steps or Recipe.steps, rank=options.rank, seed=options.seed, kind=kind, templates=TEMPLATES[kind])
     recipe = recipe.having(options.set)
     bank, _, _ = learn_into(
         Bank(options.bank),
@@ -107,6 +107,7 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
                 negative=options.negative,
                 mode=options.mode,
                 strength=options.strength,
+                reach=options.reach,
                 steps=options.steps,
                 guidance=options.guidance,
                 infusion=way,
@@ -272,6 +273,13 @@ def arguments() -> argparse.ArgumentParser:
         choices=("dual", "single", "released_code"),
         default="dual",
         help="where Infusion concepts take their attention maps from: the plain base beside them, or themselves (default: %(default)s)",
+    )
+    make.add_argument(
+        "--reach",
+        choices=("by kind", "everywhere", "words and end", "words"),
+        default="by kind",
+        help="which words of a prompt concepts change: all, their own and the end, their own, or what suits a thing or a style (default: "
+        "%(default)s)",
     )
     make.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     make.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
-from ..cidm_ops.method.reach import EVERYWHERE, REACHES, marks
+from ..cidm_ops.method.reach import BY_KIND, REACHES, everywhere, marks, reaching
 from ..cidm_ops.run.prompt import Mixture
 from . import host, patches
 
@@ -24,19 +24,20 @@ class Way:
     rule: Rule = DEFAULT
     negative: bool = True
     routed: bool = False
-    reach: str = EVERYWHERE
+    reach: str = BY_KIND
 
     def apply(self, model, mixtures: list[Mixture], backbone: host.ComfyBackbone):
         """A patched clone of the host's MODEL for one prompt, or one for each row of a batch."""
-        if len(mixtures) == 1 and self.negative and not self.routed and self.reach == EVERYWHERE:
-            return patches.merged(model, mixtures[0].factors(backbone))
         concepts = {c.name: c for m in mixtures for c in m.concepts}
+        known, at = reaching(list(concepts.values()), self.reach), None
+        whole = everywhere(known, self.reach)
+        if len(mixtures) == 1 and self.negative and not self.routed and whole:
+            return patches.merged(model, mixtures[0].factors(backbone))
         weights = torch.zeros(len(mixtures), len(backbone.cross_attention), len(concepts))
         for row, mixture in enumerate(mixtures):
             for g, concept in enumerate(mixture.concepts):
                 weights[row, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
-        known, at = list(concepts.values()), None
-        if self.reach != EVERYWHERE:
+        if not whole:
             found = [marks(backbone, mixture.text, known, self.reach) for mixture in mixtures]
             length = math.lcm(*map(len, found))
             at = torch.stack([m.repeat(length // len(m), 1) for m in found])
@@ -107,18 +108,18 @@ class CIDMAggregationSettings(io.ComfyNode):
                 io.Combo.Input(
                     "reach",
                     options=list(REACHES),
-                    default=EVERYWHERE,
+                    default=BY_KIND,
                     optional=True,
                     tooltip="Which words of the prompt concepts change: all of them, as a LoRA does (everywhere); their own and the end "
-                    "of the text, which sums it up, for things (words and end); their own alone, for styles (words). Other "
-                    "words keep their meaning then; it is always routed.",
+                    "of the text, which sums it up, good for things (words and end); their own alone, good for styles (words); what is "
+                    "good for what the concept was learned as (by kind). Other words keep their meaning then; it is always routed.",
                 ),
             ],
             outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Aggregate Concepts.")],
         )
 
     @classmethod
-    def execute(cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=EVERYWHERE) -> io.NodeOutput:
+    def execute(cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=BY_KIND) -> io.NodeOutput:
         rule = Rule(power, norm, similarity, positions, threshold, scale, joint=encoding == TOGETHER)
         return io.NodeOutput(Way(rule, negative, path == ROUTED, reach))
 

@@ -81,14 +81,14 @@ def routed(
     """A clone of ``model`` with the concepts beside its layers; row b of a batch mixes them by ``weights[b] [L, G]``.
 
     With ``negative`` off, they do not act on texts that are not layer-wise, such as the negative one. With ``marks [B, N, G]`` they act
-    on keys and values only at those tokens of layer-wise texts, and not at all of others, unless they have no words of their own.
+    on keys and values only at those tokens of layer-wise texts, and on other texts those alone that act at every token.
     """
     patched, own = reading(model), layer_names(model)
     routes = route(concepts, [f"{name}.attn2" for name in block_names(model)])
     if unknown := [layer for layer in routes if layer not in own]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
-    wordless = torch.tensor([[[float(not concept.words) for concept in concepts]]])
+    always = None if marks is None else marks.amin((0, 1), keepdim=True)
 
     def give_weights(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
         here = weights.to(x.device)
@@ -98,7 +98,7 @@ def routed(
             mine = here if negative or CONTEXT in cond else torch.zeros_like(here)
             given = {WEIGHTS: comfy.conds.CONDRegular(mine)}
             if marks is not None:
-                at = marks if CONTEXT in cond else wordless
+                at = marks if CONTEXT in cond else always
                 given[MARKS] = comfy.conds.CONDRegular(at.repeat(1, length // at.shape[1], 1).to(x.device))
             return {**cond, "model_conds": {**cond["model_conds"], **given}}
 

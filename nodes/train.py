@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.bank.concept import Concept
-from ..cidm_ops.run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from ..cidm_ops.run.captions import TEMPLATES
 from ..cidm_ops.run.dataset import Dataset, from_images
 from ..cidm_ops.run.recipe import Recipe
 from ..cidm_ops.run.task import EXISTING, learn_into
@@ -18,7 +18,6 @@ from .bank import ConceptBank
 from .data import ConceptDataset, lines_of
 from .settings import TrainingSettings
 
-TEMPLATES = {"thing": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
 DEFAULTS = Recipe()
 
 
@@ -74,7 +73,13 @@ class CIDMTrainConcept(io.ComfyNode):
                 io.String.Input(
                     "class_word", default="dog", tooltip="What kind of thing it is, as the captions say it: dog, teddy bear, painting."
                 ),
-                io.Combo.Input("kind", options=list(TEMPLATES), default="thing", tooltip="A thing to be seen, or a style of painting."),
+                io.Combo.Input(
+                    "kind",
+                    options=list(TEMPLATES),
+                    default="thing",
+                    tooltip="A thing to be seen, or a style of painting: what it is learned with, and how it acts on the other words of a "
+                    "prompt.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=DEFAULTS.steps,
@@ -139,6 +144,7 @@ class CIDMTrainConcept(io.ComfyNode):
             lr_tokens=token_learning_rate,
             consolidation=consolidation,
             norm_stop=token_norm_stop,
+            kind=kind,
             templates=TEMPLATES[kind],
             seed=seed,
         )

@@ -81,6 +81,11 @@ class Concept:
         return "infusion" if self.residuals else "cidm"
 
     @property
+    def kind(self) -> str:
+        """A "thing" or a "style", as whoever taught it said, or "" where nobody did."""
+        return str(self.training.get("kind", ""))
+
+    @property
     def all_factors(self) -> dict[str, LowRank]:
         """Those of the U-Net and those of the text encoders; their names differ."""
         return {**self.factors, **self.text_factors}

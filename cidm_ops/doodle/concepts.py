@@ -21,6 +21,10 @@ class DoodleConcept:
     look: Look | None = None
     style: Style | None = None
 
+    @property
+    def kind(self) -> str:
+        return "thing" if self.look else "style"
+
 
 @dataclass(frozen=True)
 class Example:

@@ -14,7 +14,6 @@ from ..doodle.concepts import CONCEPTS, DoodleConcept, Example, examples
 from ..doodle.tower import DoodleReader, DoodleTower
 from ..doodle.vision import pixels
 from ..engines.diffusers import load
-from ..run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from ..run.dataset import Dataset
 from ..run.painting import paint, unit_noise
 from ..run.recipe import INFUSION, Recipe
@@ -34,10 +33,6 @@ def lesson(concept: DoodleConcept, masked: bool = False) -> Dataset:
     shown = examples(concept, PICTURES)
     masks = [torch.from_numpy(e.mask)[None].float() / 255 for e in shown] if masked else []
     return Dataset(list(pictured(shown) / 2 + 0.5), [e.caption for e in shown], masks)
-
-
-def templates(concept: DoodleConcept) -> tuple[str, ...]:
-    return OBJECT_TEMPLATES if concept.look else STYLE_TEMPLATES
 
 
 def pictured(shown: list[Example]) -> Tensor:

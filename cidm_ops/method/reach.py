@@ -1,12 +1,14 @@
-"""Where in a text concepts act on keys and values: at every token, as a LoRA does, or only where they are named (ours).
+"""Where concepts act on a prompt: on all of it, as a LoRA does, or only where they are named (ours).
 
 A LoRA changes the keys and values of every word of a prompt, so a learned style repaints what the other words say, and a learned thing
 takes the place of its neighbours. Left alone, the other words mean what they mean to the base. The end of the text sums the prompt up:
-a thing needs it to be itself, a style does better without; docs/benchmark.md.
+a thing needs it to be itself. A style does better without, and with the base's queries, as it has not to move what is looked at;
+docs/benchmark.md.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,27 +17,50 @@ from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..tokens import END, hide
 
-EVERYWHERE, WORDS_AND_END, WORDS = REACHES = ("everywhere", "words and end", "words")
+BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = REACHES = ("by kind", "everywhere", "words and end", "words")
+OF_KIND = {"thing": WORDS_AND_END, "style": WORDS}
 READS_TEXT = re.compile(r"attn2\.to_[kv]$")
+QUERIES = re.compile(r"attn2\.to_q$")
 
 
-def marks(backbone: Backbone, text: str, concepts: Sequence[Concept], reach: str) -> Tensor:
-    """``[N, G]``: 1 at those of the N tokens of a text where each of G concepts acts, padding counted in, and 0 elsewhere.
-
-    A text that does not name a concept has none of its words. One without words of its own, as an imported LoRA, acts everywhere.
-    Raises ``ValueError`` for an unknown ``reach``.
+def reach_of(concept: Concept, reach: str = BY_KIND) -> str:
+    """How far a concept acts. By kind, one of no known kind does everywhere, and so does always one without words of its own, as an
+    imported LoRA. Raises ``ValueError`` for an unknown ``reach``.
     """
     if reach not in REACHES:
         raise ValueError(f"reach {reach!r}: expected one of {', '.join(REACHES)}")
+    if not concept.words:
+        return EVERYWHERE
+    return OF_KIND.get(concept.kind, EVERYWHERE) if reach == BY_KIND else reach
+
+
+def reaching(concepts: Sequence[Concept], reach: str) -> list[Concept]:
+    """The concepts with what they change at all: acting on their words alone, they leave queries as they are."""
+    short = [reach_of(concept, reach) == WORDS for concept in concepts]
+    kept = [{n: f for n, f in concept.factors.items() if not QUERIES.search(n)} for concept in concepts]
+    return [replace(c, factors=f) if s else c for c, f, s in zip(concepts, kept, short, strict=True)]
+
+
+def marks(backbone: Backbone, text: str, concepts: Sequence[Concept], reach: str) -> Tensor:
+    """``[N, G]``: 1 at those of the N tokens of a text at whose keys and values each of G concepts acts, padding counted in, else 0.
+
+    A text that does not name a concept has none of its words. Raises ``ValueError`` for an unknown ``reach``.
+    """
     visible, hidden = hide(text, [word for concept in concepts for word in concept.words])
     ids = backbone.tokenize(visible).cpu()
     ended = ids.eq(END).cumsum(1).bool().flatten()
     found = torch.zeros(ids.numel(), len(concepts))
     for g, concept in enumerate(concepts):
+        how = reach_of(concept, reach)
         own = torch.isin(ids.flatten(), torch.tensor([token for token, word in hidden.items() if word in concept.words]))
         found[own, g] = 1.0
-        if own.any() and reach == WORDS_AND_END:
+        if own.any() and how == WORDS_AND_END:
             found[ended, g] = 1.0
-        if reach == EVERYWHERE or not concept.words:
+        if how == EVERYWHERE:
             found[:, g] = 1.0
     return found
+
+
+def everywhere(concepts: Sequence[Concept], reach: str) -> bool:
+    """Whether all of them act as LoRAs do, so that they can be merged."""
+    return all(reach_of(concept, reach) == EVERYWHERE for concept in concepts)

@@ -11,6 +11,7 @@ OBJECT_TEMPLATES = (
     "one {}", "a {}", "the {}", "a clear picture of a {}", "a photo of the {}",
 )  # fmt: skip
 STYLE_TEMPLATES = ("a {}", "the {}", "a picture, {}", "a rendering, {}", "{}")
+TEMPLATES = {"thing": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}  # by kind of concept
 INFUSION_TEMPLATES = (*OBJECT_TEMPLATES, "{}")
 COMMON = frozenset(
     "a an the of in on at by to and or with is are it its his her this that up from for over under one two".split()  # noqa: SIM905

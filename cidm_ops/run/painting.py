@@ -1,6 +1,6 @@
 """From a prompt and a bank to pictures, on any backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,10 +8,11 @@ from torch import Tensor
 from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank
-from ..method.aggregation import Rule
+from ..method.aggregation import Rule, route
+from ..method.reach import BY_KIND, everywhere, marks, reaching
 from .infusion import Way, infuse, predictor
-from .prompt import Said, encode
-from .sampling import sample
+from .prompt import Mixture, Said, encode
+from .sampling import Predict, sample
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def paint(
     mode: str = "exact",
     strength: float = 1.0,
     rule: Rule | None = None,
+    reach: str = BY_KIND,
     steps: int = 25,
     guidance: float = 5.0,
     infusion: Way | None = None,
@@ -32,19 +34,43 @@ def paint(
 ) -> tuple[Tensor, list[str]]:
     """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about the concepts' base.
 
-    ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2), ``infusion`` says how residuals act.
+    ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2), ``reach`` says where in the prompt concepts act, which
+    beside residuals is everywhere, and ``infusion`` how residuals do.
     Raises ``ValueError`` for a word that no concept of the bank has and for a concept of another architecture.
     """
     way = infusion or Way()
     mixture, charges = infuse(backbone, bank, prompt, mode, strength, rule, layers=way.layers)
-    here = {name: f.to(backbone.device) for name, f in mixture.factors(backbone).items()}
     wanted, unwanted = (encode(backbone, said).expand(len(noise)) for said in (mixture, Said(negative)))
-    predict = predictor(backbone, charges, way)
+    if charges or everywhere(mixture.concepts, reach):
+        here = {name: f.to(backbone.device) for name, f in mixture.factors(backbone).items()}
+        predict = predictor(backbone, charges, way)
+    else:
+        here, predict = {}, beside(backbone, [mixture] * len(noise), negative, reach)
     with attached(backbone.layers, here):
         latents = sample(
             backbone, wanted, unwanted, noise.to(backbone.device), steps=steps, guidance=guidance, predict=predict, on_step=on_step
         )
     return backbone.decode_latent(latents), list(mixture.warnings)
+
+
+def beside(backbone: Backbone, mixtures: Sequence[Mixture], negative: str, reach: str) -> Predict:
+    """The model with the concepts of B mixtures beside its layers, the same ones in all, each row weighed by its own: rows of the
+    positive text in turn, then those of the negative one.
+    """
+    device, concepts = backbone.device, reaching(mixtures[0].concepts, reach)
+    routes = {n: way.to(torch.zeros(0, device=device)) for n, way in route(concepts, list(backbone.cross_attention)).items()}
+    weights = torch.stack([mixture.weights for mixture in mixtures]).to(device)
+    found = {text: marks(backbone, text, concepts, reach) for text in {negative, *(mixture.text for mixture in mixtures)}}
+    named = torch.stack([found[mixture.text] for mixture in mixtures]).to(device)
+    elsewhere = found[negative].to(device).expand(len(mixtures), -1, -1)
+
+    def predict(x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None, positive: int) -> Tensor:
+        sides = [named] * bool(positive) + [elsewhere] * (positive < len(x))
+        here = {n: way.rows(weights.repeat(len(sides), 1, 1), torch.cat(sides)) for n, way in routes.items()}
+        with attached(backbone.layers, here):
+            return backbone.predict(x, t, context, pooled)
+
+    return predict
 
 
 def unit_noise(seed: int, count: int, height: int, width: int) -> Tensor:

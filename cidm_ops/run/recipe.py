@@ -6,12 +6,13 @@ from typing import Any
 
 from ..method.consolidation import MODES
 from ..method.infusion import STREAMS
-from .captions import INFUSION_TEMPLATES, OBJECT_TEMPLATES, Wording
+from .captions import INFUSION_TEMPLATES, OBJECT_TEMPLATES, TEMPLATES, Wording
 
 GROUPS = ("block", "layer", "one")
 PRECISIONS = ("auto", "as_model", "bf16")
 MEMORY = ("auto", "as_set")
 LEARNED = ("cidm", "infusion")
+KINDS = tuple(TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Recipe:
     ``auto`` is bf16 where the hardware is made for it and the model large. ``memory``: ``auto`` turns to ways that need less
     when memory runs out. ``checkpointing`` trades a third more time for much less memory. ``method`` "infusion" learns residuals
     at the class word instead, see ``INFUSION``: in the layers that ``targets`` names (``method.infusion.LAYERS``), at the constant
-    rate ``lr``, with the map of ``stream``; ``anchor`` weighs the foundation anchor. Raises ``ValueError`` naming the setting that
+    rate ``lr``, with the map of ``stream``; ``anchor`` weighs the foundation anchor. ``kind`` is written into the file: it says how the
+    concept acts when it paints (``method.reach``) and changes nothing of what is learned. Raises ``ValueError`` naming the setting that
     cannot work.
     """
 
@@ -65,6 +67,7 @@ class Recipe:
     method: str = "cidm"
     stream: str = "dual"
     anchor: float = 0.0
+    kind: str = KINDS[0]
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "rank", "prior_pictures"):
@@ -93,6 +96,7 @@ class Recipe:
             ("mode", MODES),
             ("method", LEARNED),
             ("stream", STREAMS),
+            ("kind", KINDS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")

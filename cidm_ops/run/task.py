@@ -114,10 +114,12 @@ def task_digest(
     prior: Dataset | None = None,
     began: str = "",
 ) -> str:
-    """A hash of all that decides what a task learns. Settings at their defaults do not count: one that is new changes no old task."""
+    """A hash of all that decides what a task learns. Settings at their defaults do not count: one that is new changes no old task; nor
+    does ``kind``, which follows the templates.
+    """
     before = [] if recipe.method == "infusion" else [bank.headers[n]["training"].get("task", n) for n in earlier]
     how = [list(data.captions), list(data.repeats), data.size, data.fit, data.flip]
-    chosen = {f.name: value for f in fields(recipe) if (value := getattr(recipe, f.name)) != f.default}
+    chosen = {f.name: value for f in fields(recipe) if f.name != "kind" and (value := getattr(recipe, f.name)) != f.default}
     words = [name, class_word, backbone.architecture, backbone.fingerprint, how, before, chosen]
     if began:
         words.append(began)

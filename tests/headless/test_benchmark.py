@@ -25,8 +25,9 @@ from cidm_ops.measure.benchmark.protocol import Bench
 from cidm_ops.measure.benchmark.suite import doodle_lesson, doodle_suite
 from cidm_ops.measure.evaluation import Sampling
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
-from cidm_ops.method.reach import REACHES, READS_TEXT, marks
+from cidm_ops.method.reach import EVERYWHERE, QUERIES, REACHES, READS_TEXT, marks, reach_of, reaching
 from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
+from cidm_ops.run.captions import TEMPLATES
 from cidm_ops.run.painting import paint, unit_noise
 from cidm_ops.run.prompt import Said, encode
 from cidm_ops.run.sampling import sample
@@ -75,7 +76,7 @@ class TestTerms:
 class TestRuns:
     def begun(self, bench, learned, kind, **options):
         lesson = bench.suite.lessons[2]
-        recipe = replace(bench.suite.recipe, mode="off", templates=lesson.templates)
+        recipe = replace(bench.suite.recipe, mode="off", kind=lesson.kind, templates=TEMPLATES[lesson.kind])
         earlier = list(learned.values())[:2]
         words = concept_words(lesson.name, lesson.class_word)
         return kind(
@@ -122,6 +123,16 @@ class TestRuns:
         assert max(float(f.max()) for f in run.term.stiffness.values()) > 0
 
 
+def style_of(concept):
+    """The same, learned as a style."""
+    return replace(concept, training={"kind": "style"})
+
+
+def of_old(concept):
+    """The same, from before files said what was learned."""
+    return replace(concept, training={})
+
+
 def lora_of(concept):
     """Its factors without its words, as a LoRA has them."""
     return replace(concept, words=(), tokens={}, token_layers=())
@@ -143,18 +154,32 @@ class TestPainting:
         backbone, noise, dog = bench.suite.backbone, unit_noise(3, 1, 128, 128), learned["dog"]
         mixed = mixture("exact", backbone, learned, "dog", "a <dog> next to a red cup")
         at = {reach: marks(backbone, mixed.text, [dog], reach)[:, 0].nonzero().flatten().tolist() for reach in REACHES}
-        assert at == {"everywhere": [*range(77)], "words and end": [2, 3, *range(9, 77)], "words": [2, 3]}
+        ends = [2, 3, *range(9, 77)]
+        assert at == {"by kind": ends, "everywhere": [*range(77)], "words and end": ends, "words": [2, 3]}
+        assert [reach_of(c) for c in (dog, style_of(dog), lora_of(dog), of_old(dog))] == ["words and end", "words", *["everywhere"] * 2]
         assert marks(backbone, "a <dog.1> <dog.2>, a <dog.1> <dog.2>", [dog, learned["duck"]], "words").sum(0).tolist() == [4, 0]
         assert marks(backbone, "", [dog], "words and end").sum() == 0 and marks(backbone, "a cat", [lora_of(dog)], "words").sum() == 77
-        with pytest.raises(ValueError, match="reach 'nowhere': expected one of everywhere"):
+        with pytest.raises(ValueError, match="reach 'nowhere': expected one of by kind, everywhere"):
             marks(backbone, "", [dog], "nowhere")
 
         here = torch.stack([marks(backbone, text, [dog], "words") for text in (mixed.text, "")])
-        deltas = {n: (lambda x, f=f: f(x) * here) if READS_TEXT.search(n) else f for n, f in dog.factors.items()}
+        (bare,) = reaching([dog], "words")
+        assert len(bare.factors) == 0.75 * len(dog.factors) and not any(QUERIES.search(n) for n in bare.factors)
+        deltas = {n: (lambda x, f=f: f(x) * here) if READS_TEXT.search(n) else f for n, f in bare.factors.items()}
         with attached(backbone.layers, deltas), torch.no_grad():
             want = sample(backbone, encode(backbone, mixed), encode(backbone, Said("")), noise, steps=2, guidance=2.0)
-        got = paint_mixtures(backbone, [mixed], noise, SAMPLING, reach="words")
-        assert (got - backbone.decode_latent(want)).abs().max() < 1e-4
+        for got in (
+            paint_mixtures(backbone, [mixed], noise, SAMPLING, reach="words"),
+            paint_mixtures(backbone, [replace(mixed, concepts=[style_of(dog)])], noise, SAMPLING),
+        ):
+            assert (got - backbone.decode_latent(want)).abs().max() < 1e-4
+
+    def test_texts_of_different_length_paint_alike(self, bench, learned):
+        backbone, noise, bank = bench.suite.backbone, unit_noise(3, 1, 128, 128), Bank(bench.folder / "banks/corrected-0")
+        same, longer = (paint(backbone, bank, "a <dog>", noise, negative=n, steps=2)[0] for n in ("", "a cat, " * 40))
+        assert same.isfinite().all() and longer.isfinite().all() and (same - longer).abs().max() > 1e-3
+        everywhere = paint(backbone, bank, "a <dog>", noise, reach=EVERYWHERE, steps=2)[0]
+        assert (same - everywhere).abs().max() > 1e-3
 
     def test_merges_weigh_as_they_say(self, bench, learned):
         backbone = bench.suite.backbone
@@ -170,7 +195,7 @@ class TestPainting:
         one = {"dog": learned["dog"]}
         alone = paint_mixtures(backbone, [mixture("composite", backbone, one, "dog", "a <dog>")], noise, SAMPLING, composite=True)
         assert (alone - paint_mixtures(backbone, [mixture("exact", backbone, one, "dog", "a <dog>")], noise, SAMPLING)).abs().max() < 1e-4
-        got = paint_mixtures(backbone, [mixed], noise, SAMPLING, composite=True)
+        got = paint_mixtures(backbone, [mixed], noise, SAMPLING, composite=True, reach=EVERYWHERE)
 
         def predict(x, t, context, pooled, positive):
             outs = []

@@ -22,7 +22,7 @@ from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.aggregation import MODES
-from pack.cidm_ops.method.reach import READS_TEXT, WORDS, WORDS_AND_END, marks
+from pack.cidm_ops.method.reach import QUERIES, READS_TEXT, WORDS, WORDS_AND_END, marks
 from pack.cidm_ops.run.prompt import mix
 from pack.cidm_ops.run.recipe import Recipe
 from pack.cidm_ops.run.task import learn_into
@@ -245,11 +245,15 @@ def the_concepts_act_only_where_they_are_named():
             at = marks(backbone, mixture.text, mixture.concepts, reach)
             assert int(at.sum()) == count
             masked = {name: (lambda x, f=f, at=at: f(x) * at) for name, f in factors.items() if name not in rest}
+            always = {name: f for name, f in rest.items() if reach != WORDS or not QUERIES.search(name)}
             got = halves(Way(reach=reach).apply(model, [mixture], backbone), positive, negative)
-            with attached(linears(backbone.blocks), rest | masked):
+            with attached(linears(backbone.blocks), always | masked):
                 want = halves(patches.reading(model), positive, negative)
             near(got[0], want[0], 1e-3)
-            near(got[1], halves(patches.merged(model, rest), positive, negative)[1], 1e-3)
+            near(got[1], halves(patches.merged(model, always), positive, negative)[1], 1e-3)
+            kind = {"kind": "style" if reach == WORDS else "thing"}
+            taught = replace(mixture, concepts=[replace(concept, training=kind) for concept in mixture.concepts])
+            near(halves(Way().apply(model, [taught], backbone), positive, negative)[0], got[0], 0)
             assert float((got[0] - everywhere[0]).abs().max()) > 0.01
 
         # texts of different length in one batch, each as alone

@@ -10,6 +10,7 @@ import torch
 from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...method.aggregation import MODES, weights
+from ...method.reach import BY_KIND, EVERYWHERE
 from ...run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
 from ...run.prompt import Mixture
 from ...run.recipe import Recipe
@@ -59,21 +60,21 @@ class Method:
 
     ``drawn``: no model, exact renderings of what the prompt asks for, where the suite has them. ``plain``: the base with the class word.
     ``exact`` and the soft modes: CIDM's aggregation. ``uniform``: the mean of all deltas, ``sum``: their sum, ``last``: the last task's
-    alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve. ``named``: concepts change keys and
-    values only where they are named, as far as the lesson says.
+    alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve, ``reach`` says where in
+    the prompt concepts act.
     """
 
     title: str
     training: str
     merge: str
     strengths: Sequence[float] = (0.4, 0.6, 0.8, 1.2)
-    named: bool = False
+    reach: str = EVERYWHERE
 
 
 METHODS = {
     "drawn": Method("What is asked for, drawn (ceiling)", "apart", "drawn", ()),
     "base": Method("Base model, class word (lower bound)", "apart", "plain", ()),
-    "alone": Method("Each concept alone (upper bound)", "apart", "exact"),
+    "alone": Method("Each concept alone (upper bound)", "apart", "exact", reach=BY_KIND),
     "finetune": Method("Finetuning, one LoRA", "finetune", "last"),
     "ewc": Method("EWC, one LoRA", "ewc", "last"),
     "lwf": Method("LwF, one LoRA", "lwf", "last"),
@@ -83,12 +84,14 @@ METHODS = {
     "orthogonal_adaptation": Method("Orthogonal Adaptation, sum", "orthogonal", "sum"),
     "cidm_released": Method("CIDM, as its released code", "released_code", "released"),
     "cidm_paper": Method("CIDM, as printed", "paper_literal", "paper"),
-    "cidm_soft": Method("CIDM corrected, soft routing", "corrected", "soft"),
-    "cidm": Method("CIDM corrected, exact routing (default)", "corrected", "exact", (0.2, 0.4, 0.6, 0.8, 1.2)),
-    "cidm_named": Method("CIDM corrected, exact, acting where named", "corrected", "exact", named=True),
+    "cidm_soft": Method("CIDM corrected, soft routing", "corrected", "soft", reach=BY_KIND),
+    "cidm": Method("CIDM corrected, exact routing (default)", "corrected", "exact", (0.2, 0.4, 0.6, 0.8, 1.2), BY_KIND),
     "infusion": Method("Infusion", "infusion", "infusion", ()),
 }
 ABLATIONS = {
+    "alone_everywhere": Method("each concept alone, acting everywhere", "apart", "exact", ()),
+    "cidm_everywhere": Method("corrected, exact routing, acting everywhere", "corrected", "exact", (0.2, 0.4, 0.6, 0.8, 1.2)),
+    "soft_everywhere": Method("corrected, soft routing, acting everywhere", "corrected", "soft", ()),
     "no_consolidation_soft": Method("without consolidation, soft routing", "apart", "soft", ()),
     "no_consolidation_released": Method("without consolidation, the code's routing", "apart", "released", ()),
     "corrected_released": Method("corrected, the code's routing", "corrected", "released", ()),

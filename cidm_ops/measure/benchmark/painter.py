@@ -1,16 +1,14 @@
 """Many prompts in one batch, each with a mixture of concepts of its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...adapters import attached
 from ...backbone import Backbone
-from ...bank.concept import Concept
-from ...lowrank import LowRank
-from ...method.aggregation import route
-from ...method.reach import EVERYWHERE, marks
+from ...method.reach import BY_KIND
+from ...run.painting import beside
 from ...run.prompt import Mixture, Said, encode
 from ...run.sampling import Predict, sample
 from ...tokens import join
@@ -23,7 +21,7 @@ def paint_mixtures(
     noise: Tensor,
     sampling: Sampling,
     composite: bool = False,
-    reach: str = EVERYWHERE,
+    reach: str = BY_KIND,
 ) -> Tensor:
     """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] of B mixtures of the same concepts from unit Gaussian ``noise [B, 4, h, w]``.
 
@@ -33,34 +31,22 @@ def paint_mixtures(
     known = {mixture.text: encode(backbone, mixture) for mixture in mixtures}
     wanted = join([known[mixture.text] for mixture in mixtures])
     negative = encode(backbone, Said(sampling.negative)).expand(len(mixtures))
-    weights = torch.stack([mixture.weights for mixture in mixtures]).repeat(2, 1, 1)  # both sides of the guidance
-    concepts, noise = mixtures[0].concepts, noise.to(backbone.device)
-    texts = [*(mixture.text for mixture in mixtures), *[sampling.negative] * len(mixtures)]
-    found = {text: marks(backbone, text, concepts, reach) for text in dict.fromkeys(texts) if reach != EVERYWHERE}
-    at = torch.stack([found[text] for text in texts]) if found else None
-    here = {} if composite else factors(backbone, concepts, weights, at)
-    predict = mean_of(backbone, concepts, weights) if composite else None
-    with attached(backbone.layers, here):
-        latents = sample(backbone, wanted, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
+    parts = [[each_alone(m, g) for m in mixtures] for g in range(len(mixtures[0].concepts))] if composite else [mixtures]
+    predict = mean_of([beside(backbone, part, sampling.negative, reach) for part in parts])
+    noise = noise.to(backbone.device)
+    latents = sample(backbone, wanted, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
     return backbone.decode_latent(latents)
 
 
-def factors(backbone: Backbone, concepts: Sequence[Concept], weights: Tensor, at: Tensor | None = None) -> dict[str, LowRank]:
-    """Beside each layer: its concepts with weights ``[B, L, G]`` for the rows of the batch, and where on their words, ``[B, N, G]``."""
-    routes, device = route(concepts, list(backbone.cross_attention)), backbone.device
-    weights, at = weights.to(device), at if at is None else at.to(device)
-    return {name: way.to(torch.zeros(0, device=device)).rows(weights, at) for name, way in routes.items()}
+def each_alone(mixture: Mixture, g: int) -> Mixture:
+    """A mixture with its concept number g only."""
+    return replace(mixture, concepts=[mixture.concepts[g]], weights=mixture.weights[:, g : g + 1])
 
 
-def mean_of(backbone: Backbone, concepts: Sequence[Concept], weights: Tensor) -> Predict:
-    """Predicts with each concept alone, and takes the mean."""
-    alone = [factors(backbone, [concept], weights[..., g : g + 1]) for g, concept in enumerate(concepts)]
+def mean_of(predicts: Sequence[Predict]) -> Predict:
+    """What several models predict in the mean."""
 
     def predict(x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None, positive: int) -> Tensor:
-        total = torch.zeros((), device=x.device)
-        for one in alone:
-            with attached(backbone.layers, one):
-                total = total + backbone.predict(x, t, context, pooled)
-        return total / len(alone)
+        return torch.stack([one(x, t, context, pooled, positive) for one in predicts]).mean(0)
 
     return predict

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from ...bank.bank import Bank
 from ...bank.concept import Concept
 from ...bank.files import write_atomically
-from ...method.reach import EVERYWHERE
 from ...run.baselines import Elastic
 from ...run.painting import paint, unit_noise
 from ...run.prompt import Mixture
@@ -129,11 +128,10 @@ class Bench:
                     options = dict(steps=how.steps, guidance=how.guidance, negative=how.negative, strength=strength)
                     done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], **options)[0])  # type: ignore[arg-type]
             else:
-                reach = lesson.reach if method.named else EVERYWHERE
                 mixed = [self.mixed(method, learned, lesson, prompt, strength) for prompt in prompts]
                 for i in range(0, len(numbers), self.batch):
                     part = slice(i, i + self.batch)
-                    done.append(paint_mixtures(backbone, mixed[part], noise[part], how, method.merge == "composite", reach))
+                    done.append(paint_mixtures(backbone, mixed[part], noise[part], how, method.merge == "composite", method.reach))
         return torch.cat(done).float()
 
     def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: Lesson, prompt: str, strength: float) -> Mixture:

@@ -13,8 +13,7 @@ from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.vision import pixels
 from ...doodle.world import article, render
 from ...engines.towers import Tower
-from ...method.reach import WORDS, WORDS_AND_END
-from ...run.captions import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from ...run.captions import TEMPLATES
 from ...run.dataset import Dataset
 from ...run.folder import from_folder
 from ...run.recipe import INFUSION, Recipe
@@ -47,15 +46,14 @@ CIFC = (
 
 @dataclass(frozen=True)
 class Lesson(Task):
-    """A concept with what it is learned from, with masks if asked for and there are some.
+    """A concept with what it is learned from, with masks if asked for and there are some, and what kind it is.
 
-    ``reach`` is that of the rows which act where concepts are named. ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it
+    ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it
     should be, from a seed, where that is known.
     """
 
     data: Callable[[bool], Dataset]
-    templates: tuple[str, ...]
-    reach: str
+    kind: str
     drawn: Callable[[str, int], Tensor] | None = None
 
 
@@ -72,8 +70,8 @@ class Suite:
     sampling: Sampling
 
     def recipe_of(self, lesson: Lesson, recipe: Recipe, seed: int) -> Recipe:
-        templates = recipe.templates if recipe.method == "infusion" else lesson.templates
-        return replace(recipe, seed=seed, templates=templates)
+        templates = recipe.templates if recipe.method == "infusion" else TEMPLATES[lesson.kind]
+        return replace(recipe, seed=seed, kind=lesson.kind, templates=templates)
 
 
 def doodle_suite(backbone: Backbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
@@ -85,7 +83,6 @@ def doodle_suite(backbone: Backbone, tower: Tower, tasks: int = 10, steps: int =
 def doodle_lesson(concept: DoodleConcept) -> Lesson:
     subject = article(concept.class_word).replace(concept.class_word, "<TOK>")
     prompts = [prompt.replace("{}", subject) for prompt in (THINGS if concept.look else STYLES)]
-    templates, reach = (OBJECT_TEMPLATES, WORDS_AND_END) if concept.look else (STYLE_TEMPLATES, WORDS)
 
     def drawn(prompt: str, seed: int) -> Tensor:
         return pixels(render(asked(prompt, concept, seed))[0][None])[0]
@@ -93,7 +90,7 @@ def doodle_lesson(concept: DoodleConcept) -> Lesson:
     def data(masked: bool) -> Dataset:
         return lesson(concept, masked)
 
-    return Lesson(concept.name, concept.class_word, prompts, doodle_references(concept.name), data, templates, reach, drawn)
+    return Lesson(concept.name, concept.class_word, prompts, doodle_references(concept.name), data, concept.kind, drawn)
 
 
 def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, tasks: int = 10, steps: int = 50) -> Suite:
@@ -110,7 +107,7 @@ def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, task
             read_prompts(folder / "evaluation_prompts" / f"test_{kind}.txt"),
             references_in(folder / "images" / name),
             lambda masked, name=name: captioned(folder, name, size),  # type: ignore[misc]
-            *((STYLE_TEMPLATES, WORDS) if kind == "style" else (OBJECT_TEMPLATES, WORDS_AND_END)),
+            "style" if kind == "style" else "thing",
         )
         for name, class_word, kind in CIFC[:tasks]
     ]
