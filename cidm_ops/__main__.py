@@ -278,8 +278,8 @@ def arguments() -> argparse.ArgumentParser:
         "--reach",
         choices=("by kind", "everywhere", "words and end", "words"),
         default="by kind",
-        help="which words of a prompt concepts change: all, their own and the end, their own, or what suits a thing or a style (default: "
-        "%(default)s)",
+        help="which words of a prompt concepts change: all, their own and the end, or their own; by kind: their own if they are styles "
+        "(default: %(default)s)",
     )
     make.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     make.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")

@@ -111,8 +111,8 @@ class CIDMAggregationSettings(io.ComfyNode):
                     default=BY_KIND,
                     optional=True,
                     tooltip="Which words of the prompt concepts change: all of them, as a LoRA does (everywhere); their own and the end "
-                    "of the text, which sums it up, good for things (words and end); their own alone, good for styles (words); what is "
-                    "good for what the concept was learned as (by kind). Other words keep their meaning then; it is always routed.",
+                    "of the text, which sums it up (words and end); their own alone, with the base's queries (words). By kind: words for "
+                    "what was learned as a style, everywhere for the rest. Other than everywhere is always routed.",
                 ),
             ],
             outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Aggregate Concepts.")],

@@ -77,8 +77,8 @@ class CIDMTrainConcept(io.ComfyNode):
                     "kind",
                     options=list(TEMPLATES),
                     default="thing",
-                    tooltip="A thing to be seen, or a style of painting: what it is learned with, and how it acts on the other words of a "
-                    "prompt.",
+                    tooltip="A thing to be seen, or a style of painting, which is learned with other phrases and leaves the other words "
+                    "of a prompt alone.",
                 ),
                 io.Int.Input(
                     "steps",

@@ -56,7 +56,8 @@ def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
     """Raises ``FileNotFoundError`` if there is nothing of that name, ``ValueError`` if it is no such model."""
     if place == "doodle":
         tower, reader = DoodleTower(), DoodleReader()
-        return Tower(lambda pictures: tower(pictures.cpu()), reader.captions, "doodle", lambda pictures: reader(pictures.cpu()))
+        known = f"{_fingerprint(tower.model)}-{_fingerprint(reader.model)}"
+        return Tower(lambda pictures: tower(pictures.cpu()), reader.captions, known, lambda pictures: reader(pictures.cpu()))
     path = Path(place).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such image tower: expected {KINDS}")

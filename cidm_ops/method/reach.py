@@ -1,9 +1,8 @@
 """Where concepts act on a prompt: on all of it, as a LoRA does, or only where they are named (ours).
 
-A LoRA changes the keys and values of every word of a prompt, so a learned style repaints what the other words say, and a learned thing
-takes the place of its neighbours. Left alone, the other words mean what they mean to the base. The end of the text sums the prompt up:
-a thing needs it to be itself. A style does better without, and with the base's queries, as it has not to move what is looked at;
-docs/benchmark.md.
+A LoRA changes the keys and values of every word of a prompt, so a learned style repaints what the other words say. Left alone, they mean
+what they mean to the base; and with the base's queries a style does not move what is looked at. A thing needs the end of the text too,
+which sums the prompt up, and loses as much likeness as it gains obedience: docs/painting.md.
 """
 
 import re
@@ -18,14 +17,15 @@ from ..bank.concept import Concept
 from ..tokens import END, hide
 
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = REACHES = ("by kind", "everywhere", "words and end", "words")
-OF_KIND = {"thing": WORDS_AND_END, "style": WORDS}
+OF_KIND = {"style": WORDS}
 READS_TEXT = re.compile(r"attn2\.to_[kv]$")
 QUERIES = re.compile(r"attn2\.to_q$")
 
 
 def reach_of(concept: Concept, reach: str = BY_KIND) -> str:
-    """How far a concept acts. By kind, one of no known kind does everywhere, and so does always one without words of its own, as an
-    imported LoRA. Raises ``ValueError`` for an unknown ``reach``.
+    """How far a concept acts. By kind, only a style does less than everywhere; without words of its own, as an imported LoRA, none does.
+
+    Raises ``ValueError`` for an unknown ``reach``.
     """
     if reach not in REACHES:
         raise ValueError(f"reach {reach!r}: expected one of {', '.join(REACHES)}")

@@ -128,11 +128,6 @@ def style_of(concept):
     return replace(concept, training={"kind": "style"})
 
 
-def of_old(concept):
-    """The same, from before files said what was learned."""
-    return replace(concept, training={})
-
-
 def lora_of(concept):
     """Its factors without its words, as a LoRA has them."""
     return replace(concept, words=(), tokens={}, token_layers=())
@@ -154,9 +149,9 @@ class TestPainting:
         backbone, noise, dog = bench.suite.backbone, unit_noise(3, 1, 128, 128), learned["dog"]
         mixed = mixture("exact", backbone, learned, "dog", "a <dog> next to a red cup")
         at = {reach: marks(backbone, mixed.text, [dog], reach)[:, 0].nonzero().flatten().tolist() for reach in REACHES}
-        ends = [2, 3, *range(9, 77)]
-        assert at == {"by kind": ends, "everywhere": [*range(77)], "words and end": ends, "words": [2, 3]}
-        assert [reach_of(c) for c in (dog, style_of(dog), lora_of(dog), of_old(dog))] == ["words and end", "words", *["everywhere"] * 2]
+        whole = [*range(77)]
+        assert at == {"by kind": whole, "everywhere": whole, "words and end": [2, 3, *range(9, 77)], "words": [2, 3]}
+        assert [reach_of(c) for c in (dog, style_of(dog), lora_of(style_of(dog)))] == ["everywhere", "words", "everywhere"]
         assert marks(backbone, "a <dog.1> <dog.2>, a <dog.1> <dog.2>", [dog, learned["duck"]], "words").sum(0).tolist() == [4, 0]
         assert marks(backbone, "", [dog], "words and end").sum() == 0 and marks(backbone, "a cat", [lora_of(dog)], "words").sum() == 77
         with pytest.raises(ValueError, match="reach 'nowhere': expected one of by kind, everywhere"):
@@ -176,10 +171,10 @@ class TestPainting:
 
     def test_texts_of_different_length_paint_alike(self, bench, learned):
         backbone, noise, bank = bench.suite.backbone, unit_noise(3, 1, 128, 128), Bank(bench.folder / "banks/corrected-0")
-        same, longer = (paint(backbone, bank, "a <dog>", noise, negative=n, steps=2)[0] for n in ("", "a cat, " * 40))
+        how = dict(reach="words and end", steps=2)
+        same, longer = (paint(backbone, bank, "a <dog>", noise, negative=n, **how)[0] for n in ("", "a cat, " * 40))
         assert same.isfinite().all() and longer.isfinite().all() and (same - longer).abs().max() > 1e-3
-        everywhere = paint(backbone, bank, "a <dog>", noise, reach=EVERYWHERE, steps=2)[0]
-        assert (same - everywhere).abs().max() > 1e-3
+        assert (same - paint(backbone, bank, "a <dog>", noise, steps=2)[0]).abs().max() > 1e-3
 
     def test_merges_weigh_as_they_say(self, bench, learned):
         backbone = bench.suite.backbone

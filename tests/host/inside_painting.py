@@ -251,9 +251,9 @@ def the_concepts_act_only_where_they_are_named():
                 want = halves(patches.reading(model), positive, negative)
             near(got[0], want[0], 1e-3)
             near(got[1], halves(patches.merged(model, always), positive, negative)[1], 1e-3)
-            kind = {"kind": "style" if reach == WORDS else "thing"}
-            taught = replace(mixture, concepts=[replace(concept, training=kind) for concept in mixture.concepts])
-            near(halves(Way().apply(model, [taught], backbone), positive, negative)[0], got[0], 0)
+            if reach == WORDS:
+                style = replace(mixture, concepts=[replace(concept, training={"kind": "style"}) for concept in mixture.concepts])
+                near(halves(Way().apply(model, [style], backbone), positive, negative)[0], got[0], 0)
             assert float((got[0] - everywhere[0]).abs().max()) > 0.01
 
         # texts of different length in one batch, each as alone

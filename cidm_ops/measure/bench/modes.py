@@ -12,6 +12,7 @@ from typing import Any
 from ...engines.diffusers import load
 from ...engines.towers import load_tower
 from ...method.consolidation import MODES
+from ...method.reach import BY_KIND
 from ..benchmark.figures import figures, overlap, row_of
 from ..benchmark.methods import Method
 from ..benchmark.protocol import Bench, run_all
@@ -27,7 +28,7 @@ def run(folder: Path, seeds: int = 3, modes: Sequence[str] = MODES) -> dict[str,
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     bench = Bench(folder, doodle_suite(load("doodle"), load_tower("doodle")))
-    methods = {mode: Method(mode, TRAININGS[mode], "exact", ()) for mode in modes}
+    methods = {mode: Method(mode, TRAININGS[mode], "exact", (), BY_KIND) for mode in modes}
     methods |= {f"{mode}_released": Method(mode, TRAININGS[mode], "released", ()) for mode in modes}
     run_all(bench, methods, range(seeds))
     rows = {name: row_of(bench, name, method, range(seeds)) for name, method in methods.items()}

@@ -92,17 +92,17 @@ ABLATIONS = {
     "alone_everywhere": Method("each concept alone, acting everywhere", "apart", "exact", ()),
     "cidm_everywhere": Method("corrected, exact routing, acting everywhere", "corrected", "exact", (0.2, 0.4, 0.6, 0.8, 1.2)),
     "soft_everywhere": Method("corrected, soft routing, acting everywhere", "corrected", "soft", ()),
-    "no_consolidation_soft": Method("without consolidation, soft routing", "apart", "soft", ()),
+    "no_consolidation_soft": Method("without consolidation, soft routing", "apart", "soft", (), BY_KIND),
     "no_consolidation_released": Method("without consolidation, the code's routing", "apart", "released", ()),
     "corrected_released": Method("corrected, the code's routing", "corrected", "released", ()),
     "corrected_paper": Method("corrected, the paper's routing", "corrected", "paper", ()),
     "corrected_uniform": Method("corrected, uniform weights", "corrected", "uniform", ()),
     "corrected_sum": Method("corrected, all at full weight", "corrected", "sum", ()),
-    "released_code_exact": Method("the code's consolidation, exact routing", "released_code", "exact", ()),
-    "paper_literal_exact": Method("the printed consolidation, exact routing", "paper_literal", "exact", ()),
-    "orthogonal_exact": Method("frozen orthogonal downs, exact routing", "orthogonal", "exact", ()),
-    "shared_exact": Method("with the shared term (R2), exact routing", "shared", "exact", ()),
-    "one_row_exact": Method("one row per word for all layers, exact routing", "one_row", "exact", ()),
+    "released_code_exact": Method("the code's consolidation, exact routing", "released_code", "exact", (), BY_KIND),
+    "paper_literal_exact": Method("the printed consolidation, exact routing", "paper_literal", "exact", (), BY_KIND),
+    "orthogonal_exact": Method("frozen orthogonal downs, exact routing", "orthogonal", "exact", (), BY_KIND),
+    "shared_exact": Method("with the shared term (R2), exact routing", "shared", "exact", (), BY_KIND),
+    "one_row_exact": Method("one row per word for all layers, exact routing", "one_row", "exact", (), BY_KIND),
 }
 
 
