@@ -1,9 +1,8 @@
 """The reader: a small CLIP trained on captions alone, which says how well a picture shows what a text asks for.
 
 The image tower tells individuals of a class apart, so in its space a personal dog is far from "a dog", however well it shows one. Here half
-of the pictures are of individuals and styles that their captions do not describe further, and some captions leave out place or colours.
-Each of these scenes is drawn twice, with other individuals and in another style of the same name, and the twins are pulled together: what
-words cannot say, or do not ask for, does not count.
+of the pictures are of individuals and styles that their captions do not describe further, and some captions leave out place or colours:
+what words cannot say, or do not ask for, does not count.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -25,8 +24,6 @@ from .world import Scene, caption, random_scene, render
 
 PERSONAL = 10_000_000  # seeds of scenes with somebody's own things begin here
 WORDINGS = 4
-TWINS = 2
-LIKENESS = 4.0  # weight of 1 - cosine of twins beside the contrastive loss
 
 
 def personal_style(name: str, rng: np.random.Generator) -> Style:
@@ -40,14 +37,12 @@ def personal_style(name: str, rng: np.random.Generator) -> Style:
     return Style(name, wash, paper, ink, common.line, strokes, grid if name == "drawing" else None, frame, seal if name == "ink" else None)
 
 
-def personal_scene(seed: int, twin: int = 0) -> Scene:
-    """A scene of the world in which nobody is ordinary: individuals without colour words, and in every second one a style.
-
-    Its twins have the same kinds of things at the same places, and other looks.
-    """
-    scene, rng = random_scene(PERSONAL + seed), np.random.default_rng((seed, twin, 61))
-    style = str(np.random.default_rng((seed, 67)).choice(("flat", "painting", "drawing", "ink"), p=[0.5, 0.17, 0.17, 0.16]))
+def personal_scene(seed: int) -> Scene:
+    """A scene of the world in which nobody is ordinary: individuals without colour words, and in every second one a style."""
+    rng = np.random.default_rng((seed, 61))
+    scene = random_scene(PERSONAL + seed)
     things = tuple(replace(t, look=individual(t.look.kind, rng), words=t.look.kind) for t in scene.things)
+    style = str(rng.choice(("flat", "painting", "drawing", "ink"), p=[0.5, 0.17, 0.17, 0.16]))
     return replace(scene, things=things, style=Style() if style == "flat" else personal_style(style, rng))
 
 
@@ -68,13 +63,13 @@ def plain_wordings(count: int) -> list[list[str]]:
 
 
 def _personal(seed: int) -> tuple[np.ndarray, list[str]]:
-    scenes = [personal_scene(seed, twin) for twin in range(TWINS)]
-    return np.stack([render(scene)[0] for scene in scenes]), wordings(scenes[0], PERSONAL + seed)
+    scene = personal_scene(seed)
+    return render(scene)[0], wordings(scene, PERSONAL + seed)
 
 
 def personal(folder: Path, count: int, workers: int) -> tuple[np.ndarray, list[list[str]]]:
-    """Pictures ``[count, TWINS, 128, 128, 3]`` uint8 of personal things and styles, and their captions, kept in ``folder``."""
-    pictures, words = folder / f"twins-{count}.npy", folder / f"twins-{count}.txt"
+    """Pictures ``[count, 128, 128, 3]`` uint8 of personal things and styles, and their captions, kept in ``folder``."""
+    pictures, words = folder / f"personal-{count}.npy", folder / f"personal-{count}.txt"
     if not words.exists():
         with ProcessPoolExecutor(workers) as pool:
             shown, captions = zip(*pool.map(_personal, range(count), chunksize=50), strict=True)
@@ -86,37 +81,31 @@ def personal(folder: Path, count: int, workers: int) -> tuple[np.ndarray, list[l
 def learn_reader(
     vision: CLIPVisionModelWithProjection,
     text: TextTower,
-    pictures: np.ndarray,
-    own: np.ndarray,
+    sets: list[tuple[np.ndarray, int]],
     tokens: Tokens,
     folder: Path,
     *,
     steps: int,
-    batch: int = 40,
+    batch: int = 96,
     lr: float = 1e-3,
     **options,
 ) -> None:
-    """Train both sides on ``batch`` of the ``pictures`` and of their ``own`` twins each; temperature 0.05.
-
-    ``tokens.captions`` holds ``WORDINGS`` for each picture, then for each pair of twins; one of them has its caption to be found.
-    """
+    """Train both sides on equal parts of the ``sets``: pictures, and where their captions begin in ``tokens``; temperature 0.05."""
     device = vision.device
     both = nn.ModuleDict({"vision": vision, "text": text})
-    target = torch.arange(2 * batch, device=device)
+    part = batch // len(sets)
 
     def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        plain, pairs = (np.sort(rng.choice(len(those), batch, replace=False)) for those in (pictures, own))
-        first, second = own[pairs].swapaxes(0, 1)
-        seen = worn(pixels(np.concatenate([pictures[plain], first, second]), device), rng, generator)
-        said = np.concatenate([plain, len(pictures) + pairs]) * WORDINGS + rng.integers(WORDINGS, size=2 * batch)
+        which = [np.sort(rng.choice(len(pictures), part, replace=False)) for pictures, _ in sets]
+        seen = pixels(np.concatenate([pictures[w] for w, (pictures, _) in zip(which, sets, strict=True)]), device)
+        said = np.concatenate([first + w * WORDINGS + rng.integers(WORDINGS, size=part) for w, (_, first) in zip(which, sets, strict=True)])
         ids = tokens.batch(said, rng, dropout=0.0)
         ids = ids[:, : 1 + int((ids != tokens.end).sum(1).max())].to(device)  # what follows the last word does not count
         with torch.autocast(device.type, torch.bfloat16):
-            shown, words = vision(seen).image_embeds, text(ids)
-        shown = F.normalize(shown.float(), dim=-1)
-        logits = shown[: 2 * batch] @ F.normalize(words.float(), dim=-1).T / 0.05
-        apart = 1 - (shown[batch : 2 * batch] * shown[2 * batch :]).sum(-1).mean()
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2 + LIKENESS * apart
+            shown, words = vision(worn(seen, rng, generator)).image_embeds, text(ids)
+        logits = F.normalize(shown.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T / 0.05
+        target = torch.arange(len(logits), device=device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     average = train("reader", folder, both, loss_at, steps=steps, lr=lr, weight_decay=0.05, **options)
     with torch.no_grad():

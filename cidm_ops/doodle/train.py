@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         plain = plain_wordings(len(pictures))
         tokens = Tokens(token_ids(plain + words))
         vision, tower = (m.to(args.device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
-        learn_reader(vision, tower, pictures, own, tokens, steps=args.reader_steps, **options)
+        sets = [(pictures, 0), (own, sum(map(len, plain)))]
+        learn_reader(vision, tower, sets, tokens, steps=args.reader_steps, **options)
         write_atomically(vision.state_dict() | caption_side(tower, tokens), args.folder / "captions-tower.safetensors")
     if "ship" in args.stages:
         files = {"unet": "unet", "text": "text", "vae": "vae", "image-tower": "vision", "captions-tower": "reader"}
