@@ -10,7 +10,7 @@ import torch
 from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...method.aggregation import MODES, weights
-from ...method.reach import BY_KIND, EVERYWHERE
+from ...method.reach import BY_KIND, EVERYWHERE, WORDS_AND_END
 from ...run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
 from ...run.prompt import Mixture
 from ...run.recipe import Recipe
@@ -91,6 +91,7 @@ METHODS = {
 ABLATIONS = {
     "alone_everywhere": Method("each concept alone, acting everywhere", "apart", "exact", ()),
     "cidm_everywhere": Method("corrected, exact routing, acting everywhere", "corrected", "exact", (0.2, 0.4, 0.6, 0.8, 1.2)),
+    "cidm_words_and_end": Method("corrected, exact routing, acting at words and end", "corrected", "exact", (), WORDS_AND_END),
     "soft_everywhere": Method("corrected, soft routing, acting everywhere", "corrected", "soft", ()),
     "no_consolidation_soft": Method("without consolidation, soft routing", "apart", "soft", (), BY_KIND),
     "no_consolidation_released": Method("without consolidation, the code's routing", "apart", "released", ()),
