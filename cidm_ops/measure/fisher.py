@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank
-from ..run.painting import unit_noise
+from ..method.reach import BY_KIND
+from ..run.painting import beside, unit_noise
 from ..run.prompt import Said, encode, mix
 from ..run.sampling import denoiser, noise_levels, sample
 from .divergence import Divergence, Levels, clean_estimates, divergence
@@ -60,8 +60,8 @@ def by_group(
             first = clean_estimates(denoiser(backbone, plain), latents, added, levels)
             mixture = mix(backbone, bank, prompt, mode, strength)
             text = encode(backbone, mixture)
-            with attached(backbone.layers, {n: f.to(backbone.device) for n, f in mixture.factors(backbone).items()}):
-                parts.append(divergence(first, clean_estimates(denoiser(backbone, text), latents, added, levels), levels))
+            predict = beside(backbone, [mixture] * PICTURES, "", BY_KIND)
+            parts.append(divergence(first, clean_estimates(denoiser(backbone, text, predict), latents, added, levels), levels))
         found[group] = joined(parts)
     return found, levels
 

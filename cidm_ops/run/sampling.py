@@ -52,7 +52,7 @@ def sample(
     x = noise * (sigmas[0] if flow else (1 + sigmas[0] ** 2).sqrt())
     together = text.states.shape[2] == negative.states.shape[2]
     texts = [(t.context, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
-    predict = predict or (lambda x, t, context, pooled, positive: backbone.predict(x, t, context, pooled))
+    predict = predict or plainly(backbone)
     for i, t in enumerate(timesteps):
         scaled = x if flow else x / (sigmas[i] ** 2 + 1).sqrt()
         both = torch.cat([scaled, scaled]) if together else scaled
@@ -68,13 +68,22 @@ def sample(
     return x
 
 
+def plainly(backbone: Backbone) -> Predict:
+    """The backbone's own prediction."""
+    return lambda x, t, context, pooled, positive: backbone.predict(x, t, context, pooled)
+
+
 def noise_levels(schedule: Schedule) -> Tensor:
     """Noise over signal of every trained timestep; infinite where there is no signal."""
     return (schedule.sigma.double() / schedule.signal.double()).float().cpu()
 
 
-def denoiser(backbone: Backbone, text: Text) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the model takes for clean behind ``x = x_0 + sigma n``, ``[B, 4, h, w]`` at one sigma, without guidance."""
+def denoiser(backbone: Backbone, text: Text, predict: Predict | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """What the model takes for clean behind ``x = x_0 + sigma n``, ``[B, 4, h, w]`` at one sigma, without guidance.
+
+    ``predict`` stands in for the backbone's.
+    """
+    model = predict or plainly(backbone)
     trained = noise_levels(backbone.schedule)
     flow = backbone.schedule.prediction == "flow"
 
@@ -83,7 +92,7 @@ def denoiser(backbone: Backbone, text: Text) -> Callable[[Tensor, Tensor], Tenso
         t = (trained.log() - sigma.log().cpu()).abs().argmin().to(x.device)
         texts = text.expand(len(x))
         scaled = x / (1 + sigma) if flow else x / (sigma**2 + 1).sqrt()
-        output = backbone.predict(scaled, t.expand(len(x)), texts.context, texts.pooled)
+        output = model(scaled, t.expand(len(x)), texts.context, texts.pooled, len(x))
         return _denoised(backbone, scaled, output, sigma / (1 + sigma)) if flow else _denoised(backbone, x, output, sigma)
 
     return clean

@@ -60,8 +60,8 @@ class Method:
 
     ``drawn``: no model, exact renderings of what the prompt asks for, where the suite has them. ``plain``: the base with the class word.
     ``exact`` and the soft modes: CIDM's aggregation. ``uniform``: the mean of all deltas, ``sum``: their sum, ``last``: the last task's
-    alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve, ``reach`` says where in
-    the prompt concepts act.
+    alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve, ``reach`` says where in the
+    prompt concepts act.
     """
 
     title: str

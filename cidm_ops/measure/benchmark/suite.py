@@ -48,8 +48,7 @@ CIFC = (
 class Lesson(Task):
     """A concept with what it is learned from, with masks if asked for and there are some, and what kind it is.
 
-    ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it
-    should be, from a seed, where that is known.
+    ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed, where that is known.
     """
 
     data: Callable[[bool], Dataset]
