@@ -21,8 +21,8 @@ COUNT = 1000
 
 
 def run(comfy: Path, rounds: int = 3, pixels: int = 256) -> dict[str, Any]:
-    """Ratios are to the bare model's step, or to a bank of three; ``aggregate_seconds`` is from a new prompt with ten concepts to patched
-    weights, ``encode_seconds`` its text beside that.
+    """Ratios are to the bare model's step, or to a bank of three; ``style`` acts on its own words, beside the layers; ``aggregate_seconds``
+    is from a new prompt with ten concepts to patched weights, ``encode_seconds`` its text beside that.
     """
     with tempfile.TemporaryDirectory() as folder:
         large, small = Path(folder) / "large", Path(folder) / "small"

@@ -3,6 +3,8 @@
 BANK has a thousand concepts, SMALL_BANK the three that a prompt names.
 """
 
+from dataclasses import replace
+
 from in_host import ARGUMENTS, painter, steps, tell
 
 # isort: split
@@ -31,9 +33,13 @@ def main():
         ten = mix(backbone, bank, TEN)
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
         plain = clip.encode_from_tokens_scheduled(clip.tokenize("a dog on the beach"))
-        text = patches.conditioning(clip, [ten])
-        bare = painter(model, plain, negative, PIXELS)
-        single = steps({"bare": bare, "merged": painter(Way().apply(model, [ten], backbone), text, negative, PIXELS)}, ROUNDS)
+        alone = mix(backbone, bank, FOUR[0])
+        style = replace(alone, concepts=[replace(concept, training={"kind": "style"}) for concept in alone.concepts])
+        sides = {"bare": painter(model, plain, negative, PIXELS)} | {
+            name: painter(Way().apply(model, [mixture], backbone), patches.conditioning(clip, [mixture]), negative, PIXELS)
+            for name, mixture in (("merged", ten), ("style", style))
+        }
+        single = steps(sides, ROUNDS)
 
         four = [mix(backbone, bank, prompt) for prompt in FOUR]
         routed = Way().apply(model, four, backbone)
@@ -64,6 +70,7 @@ def main():
     tell(
         {
             "step_ratio_merged": ratio(single, "merged", "bare"),
+            "step_ratio_style": ratio(single, "style", "bare"),
             "step_ratio_routed_4": ratio(batch, "routed_4", "bare_4"),
             "three_of_1000_to_three_of_3": ratio(named, "three_of_1000", "three_of_3"),
             **figures(single | batch | done | named),
