@@ -36,9 +36,11 @@ def reach_of(concept: Concept, reach: str = BY_KIND) -> str:
 
 def reaching(concepts: Sequence[Concept], reach: str) -> list[Concept]:
     """The concepts with what they change at all: acting on their words alone, they leave queries as they are."""
-    short = [reach_of(concept, reach) == WORDS for concept in concepts]
-    kept = [{n: f for n, f in concept.factors.items() if not QUERIES.search(n)} for concept in concepts]
-    return [replace(c, factors=f) if s else c for c, f, s in zip(concepts, kept, short, strict=True)]
+    return [without_queries(concept) if reach_of(concept, reach) == WORDS else concept for concept in concepts]
+
+
+def without_queries(concept: Concept) -> Concept:
+    return replace(concept, factors={name: f for name, f in concept.factors.items() if not QUERIES.search(name)})
 
 
 def marks(backbone: Backbone, text: str, concepts: Sequence[Concept], reach: str) -> Tensor:

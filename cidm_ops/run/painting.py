@@ -1,6 +1,7 @@
 """From a prompt and a bank to pictures, on any backbone."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank
+from ..lowrank import LowRank
 from ..method.aggregation import Rule, route
 from ..method.reach import BY_KIND, everywhere, marks, reaching
 from .infusion import Way, infuse, predictor
@@ -64,10 +66,13 @@ def beside(backbone: Backbone, mixtures: Sequence[Mixture], negative: str, reach
     named = torch.stack([found[mixture.text] for mixture in mixtures]).to(device)
     elsewhere = found[negative].to(device).expand(len(mixtures), -1, -1)
 
+    @cache
+    def factors(positive: bool, rest: bool) -> dict[str, LowRank]:
+        at = torch.cat([named] * positive + [elsewhere] * rest)
+        return {n: way.rows(weights.repeat(positive + rest, 1, 1), at) for n, way in routes.items()}
+
     def predict(x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None, positive: int) -> Tensor:
-        sides = [named] * bool(positive) + [elsewhere] * (positive < len(x))
-        here = {n: way.rows(weights.repeat(len(sides), 1, 1), torch.cat(sides)) for n, way in routes.items()}
-        with attached(backbone.layers, here):
+        with attached(backbone.layers, factors(positive > 0, positive < len(x))):
             return backbone.predict(x, t, context, pooled)
 
     return predict
