@@ -88,7 +88,6 @@ def routed(
     if unknown := [layer for layer in routes if layer not in own]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
-    always = None if marks is None else marks.amin((0, 1), keepdim=True)
 
     def give_weights(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
         here = weights.to(x.device)
@@ -98,7 +97,7 @@ def routed(
             mine = here if negative or CONTEXT in cond else torch.zeros_like(here)
             given = {WEIGHTS: comfy.conds.CONDRegular(mine)}
             if marks is not None:
-                at = marks if CONTEXT in cond else always
+                at = marks if CONTEXT in cond else marks.amin((0, 1), keepdim=True)
                 given[MARKS] = comfy.conds.CONDRegular(at.repeat(1, length // at.shape[1], 1).to(x.device))
             return {**cond, "model_conds": {**cond["model_conds"], **given}}
 
