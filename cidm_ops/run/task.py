@@ -61,6 +61,9 @@ def learn_into(
 
     if known and known.get("task") == digest(known.get("began", "")):
         concept = bank.get(name)
+        if concept.kind not in ("", recipe.kind):  # how it acts is said anew, what was learned stays
+            concept = replace(concept, training={**concept.training, "kind": recipe.kind})
+            bank = bank.add(concept)
         return bank, concept, list(concept.training["losses"])
     if known and existing == "refuse":
         raise ValueError(f"bank {bank.folder.name!r} has a concept {name!r} already: choose another name, or let it be replaced")

@@ -302,3 +302,11 @@ def test_twenty_kills_at_any_instant_lose_nothing(tiny_sd1, tmp_path):
         assert child.exitcode == 0
     for name in Bank(tmp_path / "whole").names:
         assert same(tmp_path / "bank0" / f"{name}.safetensors", tmp_path / "whole" / f"{name}.safetensors")
+
+
+def test_the_same_task_of_another_kind_learns_nothing_and_acts_as_said(backbone, tmp_path):
+    bank, thing, _ = learn(Bank(tmp_path), backbone)
+    bank, style, _ = learn(bank, backbone, recipe=replace(RECIPE, kind="style"), stop=1)
+    assert (thing.kind, style.kind, bank.get("rex").kind) == ("thing", "style", "style")
+    assert style.training["task"] == thing.training["task"] and style.task == thing.task
+    assert all(torch.equal(f.up, bank.get("rex").factors[n].up) for n, f in thing.factors.items())
