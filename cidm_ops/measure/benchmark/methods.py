@@ -17,7 +17,7 @@ from ...run.recipe import Recipe
 from ...run.training import Run
 from .suite import Suite
 
-# What the baselines' terms weigh. Set by their size, not tuned by runs: docs/benchmark.md.
+# What the baselines' terms weigh, set by their size; docs/benchmark.md has what others do.
 EWC_WEIGHT, LWF_WEIGHT, C_LORA_WEIGHT = 1e4, 1.0, 1.0
 
 
