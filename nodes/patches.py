@@ -88,16 +88,17 @@ def routed(
     if unknown := [layer for layer in routes if layer not in own]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
+    marked = None if marks is None else {True: marks, False: marks.amin((0, 1), keepdim=True)}  # by whether a text is layer-wise
 
     def give_weights(executor: Callable, base: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> Any:
         here = weights.to(x.device)
-        length = 0 if marks is None else _common_length(conds)
+        length = 0 if marked is None else _common_length(conds)
 
         def weighed(cond: dict) -> dict:
             mine = here if negative or CONTEXT in cond else torch.zeros_like(here)
             given = {WEIGHTS: comfy.conds.CONDRegular(mine)}
-            if marks is not None:
-                at = marks if CONTEXT in cond else marks.amin((0, 1), keepdim=True)
+            if marked is not None:
+                at = marked[CONTEXT in cond]
                 given[MARKS] = comfy.conds.CONDRegular(at.repeat(1, length // at.shape[1], 1).to(x.device))
             return {**cond, "model_conds": {**cond["model_conds"], **given}}
 

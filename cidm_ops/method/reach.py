@@ -40,6 +40,7 @@ def reaching(concepts: Sequence[Concept], reach: str) -> list[Concept]:
 
 
 def without_queries(concept: Concept) -> Concept:
+    """The concept, leaving what the picture looks at to the base."""
     return replace(concept, factors={name: f for name, f in concept.factors.items() if not QUERIES.search(name)})
 
 

@@ -37,10 +37,10 @@ def learn_into(
 ) -> tuple[Bank, Concept, list[float]]:
     """Learn a concept after those before it in the bank, and write it there.
 
-    The same task again (base, pictures, captions, recipe and earlier concepts alike) learns nothing if the bank has it
-    and goes on from its last step if it was stopped. Anything else under a name that the bank has: ``existing`` says
-    whether that concept is replaced in its place, the task is refused, or learning continues from what it knows. ``prior``
-    holds pictures of the plain class; without them the base paints some if the recipe has a weight for them.
+    The same task again (base, pictures, captions, recipe and earlier concepts alike) learns nothing if the bank has it, only its
+    kind becomes the recipe's, and goes on from its last step if it was stopped. Anything else under a name that the bank has:
+    ``existing`` says whether that concept is replaced in its place, the task is refused, or learning continues from what it knows.
+    ``prior`` holds pictures of the plain class; without them the base paints some if the recipe has a weight for them.
     ``kind`` makes the run, for other methods than the recipe's.
     ``on_step`` is called after every step, ``on_picture`` while the base paints; both may raise to stop, and the state is kept
     first. Returns the bank reopened, the concept and its losses. Raises ``ValueError`` before learning if the name is no
