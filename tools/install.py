@@ -1,0 +1,121 @@
+"""Installs the pack with the extras that a command needs, in the versions of the lock: ``python -m tools.install headless,test``.
+
+PyTorch comes first, and for the CPU: what the package index gives for Linux by itself brings several GB of CUDA.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.specifiers import SpecifierSet
+from pip._vendor.packaging.utils import canonicalize_name
+from pip._vendor.packaging.version import Version
+
+from tools.lock import ROOT, pins_here, read_lock, read_pins, read_project, requirements_of
+
+ONLY_CUDA = """No PyTorch for the CPU is installed or offered here ({bounds}), and the one for CUDA takes several GB. Either
+  name a source that has CPU builds in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS (pytorch.org names one) and repeat the command, or
+  say TORCH=cuda to take the one for CUDA, or TORCH='torch==...' (whatever pip takes) for one of your own."""
+CUDA_ONLY = ("nvidia-", "cuda-", "triton")  # names of what a PyTorch for CUDA brings with it
+
+
+def choose_torch(wanted: str, bounds: SpecifierSet, pin: str | None, installed: str | None, offered: list[str], system: str) -> str | None:
+    """What pip is to install as PyTorch, or None where the installed one stays.
+
+    ``wanted`` is "" or what the user said: "cuda", or a requirement. ``pin`` is the version of the lock, ``offered`` what pip's sources
+    have for this Python. Raises ``SystemExit`` where only a PyTorch for CUDA is to be had and nobody asked for it.
+    """
+    if wanted == "cuda":
+        return f"torch==={pin}" if pin else "torch"  # three: a build for the CPU (+cpu) is another version
+    if wanted:
+        return wanted
+    if installed and bounds.contains(installed, prereleases=True):
+        return None
+    builds = [version for version in offered if version.endswith("+cpu") and bounds.contains(version)]
+    if builds:
+        return f"torch=={f'{pin}+cpu' if f'{pin}+cpu' in builds else max(builds, key=Version)}"
+    if system == "Linux":
+        raise SystemExit(ONLY_CUDA.format(bounds=f"torch{bounds}"))
+    return f"torch=={pin}" if pin else "torch"
+
+
+def offered_torch() -> list[str]:
+    """The versions of PyTorch that pip's sources have for this Python."""
+    said = subprocess.run([sys.executable, "-m", "pip", "index", "versions", "torch"], capture_output=True, text=True)
+    found = [line for line in said.stdout.splitlines() if line.startswith("Available versions:")]
+    if not found:
+        raise SystemExit(f"pip finds no torch for Python {platform.python_version()} on this machine:\n{said.stderr}")
+    return found[0].partition(":")[2].replace(",", " ").split()
+
+
+def installed_torch() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def constraints_beside(lock: str, torch: str) -> str:
+    """The lock's text with PyTorch as it is installed: where that is not the lock's, its own requirements are not the lock's either."""
+    pins = read_pins(lock)
+    if pins_here(pins).get("torch") in (torch, torch.partition("+")[0]):
+        free = {"torch"}
+    else:
+        free = {"torch", *(canonicalize_name(Requirement(line).name) for line in metadata.requires("torch") or [])}
+        free |= {pin.name for pin in pins if pin.name.startswith(CUDA_ONLY)}
+    kept = [line for line in lock.splitlines() if not line.startswith("#") and read_pins(line)[0].name not in free]
+    return "\n".join([*kept, f"torch=={torch}", ""])
+
+
+def lowest(project_file: Path, out: Path) -> str:
+    """The lowest versions that ``pyproject.toml`` allows for this Python and that come as wheels; ``uv`` finds them."""
+    pip("install", "--quiet", "uv")
+    options = ["--resolution=lowest-direct", "--only-binary=:all:", "--all-extras", "--no-annotate", "--no-config", "--quiet"]
+    subprocess.run([sys.executable, "-m", "uv", "pip", "compile", str(project_file), *options, "--python", sys.executable, "-o", str(out)], check=True)
+    return out.read_text(encoding="utf-8")
+
+
+def pip(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", *arguments], check=True)
+
+
+def install(extras: str, versions: str, wanted: str) -> None:
+    """Installs PyTorch, what builds the pack, and the pack in place with its extras; ``versions`` is locked, lowest or newest."""
+    project = read_project()
+    place = Path(sys.prefix)
+    if not SpecifierSet(project["project"]["requires-python"]).contains(platform.python_version()):
+        raise SystemExit(f"This is Python {platform.python_version()}; the pack needs {project['project']['requires-python']}: name one with PYTHON=.")
+    lock = read_lock() if versions == "locked" else lowest(ROOT / "pyproject.toml", place / "lowest.txt") if versions == "lowest" else ""
+    file = place / "constraints.txt"
+    pin = pins_here(read_pins(lock)).get("torch")
+    bounds = next(r.specifier for r in requirements_of(project) if r.name == "torch") if versions != "lowest" else SpecifierSet(f"=={pin}")
+    installed = installed_torch()
+    torch = choose_torch(wanted, bounds, pin, installed, [] if wanted or installed else offered_torch(), platform.system())
+    if torch:
+        ours = pin and torch in (f"torch=={pin}", f"torch==={pin}", f"torch=={pin}+cpu")
+        file.write_text(lock if ours else "", encoding="utf-8")
+        pip("install", "-c", str(file), torch)
+    version = installed_torch()
+    if version is None:
+        raise SystemExit(f"{torch} was installed, and torch is not there: TORCH names a PyTorch, or is `cuda`.")
+    if pin and version.partition("+")[0] != pin:
+        print(f"torch {version} is what this machine has; the {versions} one is {pin}", flush=True)
+    file.write_text(constraints_beside(lock, version), encoding="utf-8")
+    pip("install", "-c", str(file), *project["build-system"]["requires"])
+    pip("install", "-c", str(file), "--no-build-isolation", "-e", f"{ROOT}[{extras}]")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("extras", help="names of pyproject.toml's extras, comma between")
+    parser.add_argument("--versions", choices=["locked", "lowest", "newest"], default="locked")
+    parser.add_argument("--torch", default="", help="`cuda`, or a requirement as pip takes it; by default the build for the CPU")
+    given = parser.parse_args()
+    try:
+        install(given.extras, given.versions, given.torch)
+    except subprocess.CalledProcessError as failed:
+        raise SystemExit(failed.returncode) from None
