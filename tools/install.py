@@ -53,6 +53,7 @@ def offered_torch() -> list[str]:
 
 
 def installed_torch() -> str | None:
+    """The version of PyTorch in this environment, None without one."""
     try:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:
@@ -71,15 +72,25 @@ def constraints_beside(lock: str, torch: str) -> str:
     return "\n".join([*kept, f"torch=={torch}", ""])
 
 
-def lowest(project_file: Path, out: Path) -> str:
-    """The lowest versions that ``pyproject.toml`` allows for this Python and that come as wheels; ``uv`` finds them."""
+def lock_of(versions: str) -> str:
+    """The text of the lock that holds for ``versions``: locked, lowest, or newest, which is held by none."""
+    if versions == "locked":
+        return read_lock()
+    return find_lowest() if versions == "lowest" else ""
+
+
+def find_lowest() -> str:
+    """The lowest versions that ``pyproject.toml`` allows for this Python and that come as wheels, as a lock's text; ``uv`` finds them."""
     pip("install", "--quiet", "uv")
+    out = Path(sys.prefix) / "lowest.txt"
     options = ["--resolution=lowest-direct", "--only-binary=:all:", "--all-extras", "--no-annotate", "--no-config", "--quiet"]
-    subprocess.run([sys.executable, "-m", "uv", "pip", "compile", str(project_file), *options, "--python", sys.executable, "-o", str(out)], check=True)
+    compile = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--python", sys.executable]
+    subprocess.run([*compile, *options, "--output-file", str(out)], check=True, cwd=ROOT)
     return out.read_text(encoding="utf-8")
 
 
 def pip(*arguments: str) -> None:
+    """Runs this Python's pip. Raises ``CalledProcessError`` where it fails; pip has said why."""
     subprocess.run([sys.executable, "-m", "pip", *arguments], check=True)
 
 
@@ -87,23 +98,25 @@ def install(extras: str, versions: str, wanted: str) -> None:
     """Installs PyTorch, what builds the pack, and the pack in place with its extras; ``versions`` is locked, lowest or newest."""
     project = read_project()
     place = Path(sys.prefix)
-    if not SpecifierSet(project["project"]["requires-python"]).contains(platform.python_version()):
-        raise SystemExit(f"This is Python {platform.python_version()}; the pack needs {project['project']['requires-python']}: name one with PYTHON=.")
-    lock = read_lock() if versions == "locked" else lowest(ROOT / "pyproject.toml", place / "lowest.txt") if versions == "lowest" else ""
-    file = place / "constraints.txt"
+    pythons = project["project"]["requires-python"]
+    if not SpecifierSet(pythons).contains(platform.python_version()):
+        raise SystemExit(f"This is Python {platform.python_version()}, and the pack needs {pythons}: name another one with PYTHON=.")
+    lock = lock_of(versions)
     pin = pins_here(read_pins(lock)).get("torch")
-    bounds = next(r.specifier for r in requirements_of(project) if r.name == "torch") if versions != "lowest" else SpecifierSet(f"=={pin}")
+    bounds = next(asked.specifier for asked in requirements_of(project) if asked.name == "torch")
+    bounds = SpecifierSet(f"=={pin}") if versions == "lowest" else bounds  # any other would not try the bound
     installed = installed_torch()
     torch = choose_torch(wanted, bounds, pin, installed, [] if wanted or installed else offered_torch(), platform.system())
+    file = place / "constraints.txt"
     if torch:
-        ours = pin and torch in (f"torch=={pin}", f"torch==={pin}", f"torch=={pin}+cpu")
-        file.write_text(lock if ours else "", encoding="utf-8")
+        of_the_lock = torch in (f"torch=={pin}", f"torch==={pin}", f"torch=={pin}+cpu")
+        file.write_text(lock if of_the_lock else "", encoding="utf-8")
         pip("install", "-c", str(file), torch)
     version = installed_torch()
     if version is None:
-        raise SystemExit(f"{torch} was installed, and torch is not there: TORCH names a PyTorch, or is `cuda`.")
+        raise SystemExit(f"TORCH names {wanted}, and no torch is installed with it: say `cuda`, or a requirement of torch as pip takes it.")
     if pin and version.partition("+")[0] != pin:
-        print(f"torch {version} is what this machine has; the {versions} one is {pin}", flush=True)
+        print(f"torch {version} is taken, as it is here; the {versions} one is {pin}", flush=True)
     file.write_text(constraints_beside(lock, version), encoding="utf-8")
     pip("install", "-c", str(file), *project["build-system"]["requires"])
     pip("install", "-c", str(file), "--no-build-isolation", "-e", f"{ROOT}[{extras}]")

@@ -61,8 +61,9 @@ def requirements_of(project: dict[str, Any]) -> list[Requirement]:
 
 def environments_of(project: dict[str, Any]) -> list[dict[str, str]]:
     """Every Python that the classifiers name on every system, in the words of markers."""
-    named = [line.rpartition(" ")[2] for line in project["project"]["classifiers"] if line.startswith("Programming Language :: Python :: 3.")]
-    return [{"python_version": python, "python_full_version": f"{python}.0", **system} for python in named for system in SYSTEMS]
+    language = "Programming Language :: Python :: "
+    pythons = [line.removeprefix(language) for line in project["project"]["classifiers"] if line.startswith(language)]
+    return [{"python_version": python, "python_full_version": f"{python}.0", **system} for python in pythons for system in SYSTEMS]
 
 
 def misfits(project: dict[str, Any], lock: str) -> list[str]:
@@ -79,8 +80,8 @@ def misfits(project: dict[str, Any], lock: str) -> list[str]:
                 said.setdefault(f"{asked.name} has no version for {where}")
             elif len(versions) > 1:
                 said.setdefault(f"{asked.name} has several versions for {where}: {', '.join(sorted(versions))}")
-            elif not asked.specifier.contains(*versions, prereleases=True):
-                said.setdefault(f"{asked.name}{asked.specifier} is asked for, and {versions.pop()} is locked")
+            elif not asked.specifier.contains(version := versions.pop(), prereleases=True):
+                said.setdefault(f"{asked.name}{asked.specifier} is asked for, and {version} is locked")
     return list(said)
 
 
@@ -89,5 +90,8 @@ def read_lock(root: Path = ROOT) -> str:
     file = root / "constraints.txt"
     wrong = misfits(read_project(root), file.read_text(encoding="utf-8")) if file.is_file() else ["there is none"]
     if wrong:
-        raise SystemExit(f"The lock, constraints.txt, does not fit pyproject.toml: {'; '.join(wrong)}.\nRun `make lock` to renew it, and try it with `make test`.")
+        raise SystemExit(
+            f"The lock, constraints.txt, does not fit pyproject.toml: {'; '.join(wrong)}.\n"
+            "Run `make lock` to renew it, and `make test` to try what it brings."
+        )
     return file.read_text(encoding="utf-8")
