@@ -17,19 +17,25 @@ from pip._vendor.packaging.version import Version
 
 from tools.lock import ROOT, pins_here, read_lock, read_pins, read_project, requirements_of
 
-ONLY_CUDA = """No PyTorch for the CPU is installed or offered here ({bounds}), and the one for CUDA takes several GB. Either
-  name a source that has CPU builds in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS (pytorch.org names one) and repeat the command, or
-  say TORCH=cuda to take the one for CUDA, or TORCH='torch==...' (whatever pip takes) for one of your own."""
-CUDA_ONLY = ("nvidia-", "cuda-", "triton")  # names of what a PyTorch for CUDA brings with it
+ASK_FIRST = """No PyTorch for the CPU is installed or offered here (torch{bounds}), and the one for CUDA takes several GB.
+Repeat the command
+  with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS naming a source of builds for the CPU (PyTorch's own pages name one), or
+  with TORCH=cuda to take the one for CUDA, or
+  with TORCH='torch==...', a requirement as pip takes it, for one of your own."""
+NOT_HERE = """The package index has PyTorch for CUDA for Linux alone, and this is {system}: name a source of it in
+PIP_EXTRA_INDEX_URL, and the build that you want with TORCH='torch==...'."""
+OF_CUDA = ("nvidia-", "cuda-", "triton")  # names of what a PyTorch for CUDA brings with it
 
 
 def choose_torch(wanted: str, bounds: SpecifierSet, pin: str | None, installed: str | None, offered: list[str], system: str) -> str | None:
     """What pip is to install as PyTorch, or None where the installed one stays.
 
     ``wanted`` is "" or what the user said: "cuda", or a requirement. ``pin`` is the version of the lock, ``offered`` what pip's sources
-    have for this Python. Raises ``SystemExit`` where only a PyTorch for CUDA is to be had and nobody asked for it.
+    have for this Python. Raises ``SystemExit`` where only a PyTorch for CUDA is to be had and nobody asked for it, or the other way round.
     """
     if wanted == "cuda":
+        if system != "Linux":
+            raise SystemExit(NOT_HERE.format(system=system))
         return f"torch==={pin}" if pin else "torch"  # three: a build for the CPU (+cpu) is another version
     if wanted:
         return wanted
@@ -39,7 +45,7 @@ def choose_torch(wanted: str, bounds: SpecifierSet, pin: str | None, installed: 
     if builds:
         return f"torch=={f'{pin}+cpu' if f'{pin}+cpu' in builds else max(builds, key=Version)}"
     if system == "Linux":
-        raise SystemExit(ONLY_CUDA.format(bounds=f"torch{bounds}"))
+        raise SystemExit(ASK_FIRST.format(bounds=bounds))
     return f"torch=={pin}" if pin else "torch"
 
 
@@ -67,7 +73,7 @@ def constraints_beside(lock: str, torch: str) -> str:
         free = {"torch"}
     else:
         free = {"torch", *(canonicalize_name(Requirement(line).name) for line in metadata.requires("torch") or [])}
-        free |= {pin.name for pin in pins if pin.name.startswith(CUDA_ONLY)}
+        free |= {pin.name for pin in pins if pin.name.startswith(OF_CUDA)}
     kept = [line for line in lock.splitlines() if not line.startswith("#") and read_pins(line)[0].name not in free]
     return "\n".join([*kept, f"torch=={torch}", ""])
 

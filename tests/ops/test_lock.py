@@ -82,6 +82,12 @@ def test_gigabytes_of_cuda_come_only_when_asked_for(installed, offered):
         choose_torch("", BOUNDS, "2.13.0", installed, offered, "Linux")
 
 
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_cuda_where_the_index_has_none_is_refused(system):
+    with pytest.raises(SystemExit, match=f"this is {system}"):
+        choose_torch("cuda", BOUNDS, "2.13.0", None, [], system)
+
+
 def test_what_is_installed_later_leaves_torch_as_it_is():
     pin = pins_here(read_pins(LOCK))["torch"]
     held = constraints_beside(LOCK, f"{pin}+cpu")
