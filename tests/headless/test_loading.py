@@ -56,7 +56,7 @@ def test_text_of_the_tables_own_rows_is_the_plain_encoding(backbone):
     ids = backbone.tokenize("a photo of a dog")
     with torch.no_grad():
         plain = backbone.texts["clip_l"](ids).last_hidden_state
-        torch.testing.assert_close(backbone.encode_text(ids, backbone.token_rows(ids))[0], plain, atol=1e-6, rtol=0)
+        torch.testing.assert_close(backbone.encode_text(ids, backbone.token_rows(ids))[0], plain)  # up to the rounding of float32
 
 
 def test_a_new_row_changes_what_follows_it_and_learns(backbone):
