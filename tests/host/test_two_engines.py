@@ -14,7 +14,7 @@ from cidm_ops.run.sampling import sample
 
 def test_the_latents_agree(results, inside):
     assert not results["the_host_paints_for_a_comparison"]
-    backbone, bank = load("doodle"), Bank(inside / "bank")
+    backbone, bank = load("doodle", dtype=torch.float64), Bank(inside / "bank")
     mixture = mix(backbone, bank, "a <dog> on the beach")
     assert not mixture.warnings, "both engines give the base one fingerprint"
     context, negative = encode(backbone, mixture), encode(backbone, Said(""))
@@ -27,7 +27,7 @@ def test_the_latents_agree(results, inside):
 
 def test_the_latents_of_infusion_agree(results, inside):
     assert not results["the_infusion_learns_and_both_engines_paint_it"]
-    backbone, bank = load("doodle"), Bank(inside / "infused")
+    backbone, bank = load("doodle", dtype=torch.float64), Bank(inside / "infused")
     mixture, charges = infuse(backbone, bank, "a <dog:2> on the beach")
     context, negative = encode(backbone, mixture), encode(backbone, Said(""))
     predict = predictor(backbone, charges, Way())
