@@ -99,16 +99,17 @@ class Bank:
     def read(self, prompt: str) -> Prompt:
         """A prompt with its handles written out, and the concepts it mentions.
 
-        Raises ``ValueError`` for a word no concept has.
+        Raises ``ValueError`` for a word no concept has, and for what looks like a handle and is none, with what was probably meant.
         """
         try:
             return self.vocabulary.read(prompt)
         except KeyError as error:
-            word = error.args[0]
+            word = error.args[0][:80]
             if word[1:-1] in self.damaged:
                 raise ValueError(self.damaged[word[1:-1]]) from error
+            meant = f"did you mean <{near}>? " if (near := self.vocabulary.closest(word)) else ""
             have = ", ".join(f"<{n}>" for n in self.names[:20]) + (", ..." if len(self.names) > 20 else "")
-            raise ValueError(f"no concept has the word {word}: bank {self.folder.name!r} has {have or 'none yet'}") from error
+            raise ValueError(f"no concept has the word {word}: {meant}bank {self.folder.name!r} has {have or 'none yet'}") from error
 
 
 def check_base(header: dict[str, Any], architecture: str, fingerprint: str) -> str | None:
