@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bank_commands
+from .bank.printable import one_line
 from .bank_commands import warn
 from .benchmark import add_command as add_benchmark
 from .evaluate import add_command as add_evaluate
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refuse(reason: object) -> int:
-    print(f"cidm: {' '.join(str(reason).split())}", file=sys.stderr)
+    said = one_line(reason) or ("there is not enough memory" if isinstance(reason, MemoryError) else type(reason).__name__)
+    print(f"cidm: {said}", file=sys.stderr)
     return 2
 
 
