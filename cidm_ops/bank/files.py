@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -85,3 +86,13 @@ def write_picture(picture: Image.Image, file: Path) -> None:
     data = io.BytesIO()
     picture.save(data, kind)
     write_atomically(data.getvalue(), file)
+
+
+def check_replaceable(file: Path, mark: str) -> None:
+    """Raises ``ValueError`` if there is a file that we did not write, which would be lost: ours have ``mark`` in their metadata."""
+    if not file.exists():
+        return
+    with suppress(SafetensorError, OSError, ValueError), safe_open(file, "pt") as f:
+        if mark in (f.metadata() or {}):
+            return
+    raise ValueError(f"{file} is there and was made otherwise: remove it, or choose another place")
