@@ -214,7 +214,7 @@ def wrong_in_entry(entry: Mapping[str, Any]) -> str:
         return "it has a layer twice"
     for encoder, shape in entry["tokens"].items():
         if not (sizes(shape, 3) and shape[0] == len(entry["words"]) and max(entry["token_layers"], default=0) < shape[1]):
-            return f"'tokens' has {encoder} {str(shape)[:40]} for {len(entry['words'])} words"
+            return f"'tokens' has {encoder} {str(shape)[:40]} for {len(entry['words'])} words, or 'token_layers' other rows"
     if entry["words"] and not entry["tokens"]:
         return "'tokens' is empty, and it has words"
     if not all(key in ABOUT and isinstance(text, str) for key, text in entry["about"].items()):

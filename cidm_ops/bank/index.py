@@ -77,7 +77,7 @@ def header_of(file: Path) -> dict[str, Any]:
     if not NAME.fullmatch(file.name.removesuffix(SUFFIX)):
         raise ValueError(f"{file.name}: no name of a concept, which has letters, digits, '-' and '_' only, 64 at most: rename the file")
     if not file.is_file():
-        what = "a link to a file that is not there" if file.is_symlink() else "no ordinary file"
+        what = "no ordinary file" if file.exists() else "a link to a file that is not there"
         raise ValueError(f"{file.name}: {what}: move it out of the bank")
     return read_header(file)
 

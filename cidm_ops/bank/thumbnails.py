@@ -55,6 +55,6 @@ def from_file(file: Path) -> Image.Image:
     if not file.is_file():
         raise FileNotFoundError(f"there is no picture {file}")
     try:
-        return decoded(file, 2 * THUMBNAIL, PHOTOS, PHOTO)
+        return decoded(file, THUMBNAIL, PHOTOS, PHOTO)
     except ValueError as error:
         raise ValueError(f"{file}: {error}: expected a picture of at most {PHOTO // 10**6} megapixels") from error
