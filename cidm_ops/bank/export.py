@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ..lowrank import LowRank, Stack
 from .concept import ABOUT, Concept, check_name, lora_state
 from .embedding import single_rows
 from .factorised import truncated
-from .files import check_replaceable, write_atomically
+from .files import check_replaceable, packed, write_atomically
 
 ARCHITECTURES = {"sd1": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}  # names of the ModelSpec standard
 EXPORTED = "cidm.exported"  # in the metadata of our exports: only these are replaced by another
@@ -32,10 +31,10 @@ def export_concept(concept: Concept, folder: Path) -> list[Path]:
     stem = check_name(concept.name)
     found: dict[Path, bytes] = {}
     if concept.all_factors:
-        found[folder / f"{stem}.safetensors"] = save(lora_state(concept), described(concept))
+        found[folder / f"{stem}.safetensors"] = packed(lora_state(concept), described(concept))
     if concept.tokens:
         rows: dict[str, Tensor] = {encoder: t.contiguous() for encoder, t in single_rows(concept).items()}
-        found[folder / f"{stem}_words.safetensors"] = save(rows, {"modelspec.title": stem, EXPORTED: stem})
+        found[folder / f"{stem}_words.safetensors"] = packed(rows, {"modelspec.title": stem, EXPORTED: stem})
     for file in found:
         check_replaceable(file, EXPORTED)
     for file, data in found.items():
@@ -73,7 +72,7 @@ def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: i
     one = replace(concepts[0], name=check_name(file.stem), factors=merged, text_factors={}, triggers=triggers, about={}, preview=b"")
     metadata = described(one) | {"cidm.merged": json.dumps(dict(zip([c.name for c in concepts], weights, strict=True)))}
     check_replaceable(file, EXPORTED)
-    write_atomically(save(lora_state(one), metadata), file)
+    write_atomically(packed(lora_state(one), metadata), file)
     return math.sqrt(lost / whole) if whole else 0.0
 
 
