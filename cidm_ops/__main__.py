@@ -6,10 +6,12 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from . import bank_commands
+from .bank.printable import one_line
 from .bank_commands import warn
 from .benchmark import add_command as add_benchmark
 from .evaluate import add_command as add_evaluate
@@ -17,6 +19,9 @@ from .evaluate import add_command as add_evaluate
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for an input that cannot work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a person's text
     parser = arguments()
     options, rest = parser.parse_known_args(argv)
     if rest and options.command not in (doodle_train, doodle_judge):
@@ -35,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refuse(reason: object) -> int:
-    print(f"cidm: {' '.join(str(reason).split())}", file=sys.stderr)
+    said = one_line(reason) or ("there is not enough memory" if isinstance(reason, MemoryError) else type(reason).__name__)
+    print(f"cidm: {said}", file=sys.stderr)
     return 2
 
 

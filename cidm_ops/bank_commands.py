@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .bank.bank import Bank
+from .bank.files import write_picture
+from .bank.printable import one_line
 
 Options = argparse.Namespace
 Command = Callable[..., argparse.ArgumentParser]
@@ -21,19 +23,19 @@ def existing(folder: Path) -> Bank:
 
 def warn(warnings: Iterable[str | None]) -> None:
     for warning in filter(None, warnings):
-        print(f"cidm: warning: {warning}", file=sys.stderr)
+        print(f"cidm: warning: {one_line(warning)}", file=sys.stderr)
 
 
 def show_list(options: Options, rest: list[str]) -> None:
     bank = existing(options.bank)
     for name, header in bank.headers.items():
         words = " ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == "infusion" else "")
-        print(f"{header['task']:3d}  <{name}>  {header['class_word']}  {words}  {header['architecture']}")
+        print(f"{header['task']:3d}  <{name}>  {one_line(header['class_word'])}  {one_line(words)}  {one_line(header['architecture'])}")
     warn(bank.damaged.values())
     if options.picture:
         from .measure.cards import bank_table
 
-        bank_table(bank).save(options.picture)
+        write_picture(bank_table(bank), options.picture)
 
 
 def show(options: Options, rest: list[str]) -> None:
@@ -54,11 +56,11 @@ def show(options: Options, rest: list[str]) -> None:
     }
     for key, value in facts.items():
         if value != "":
-            print(f"{key}: {value}")
+            print(f"{one_line(key)}: {one_line(value)}")
     if options.picture:
         from .measure.cards import concept_card
 
-        concept_card(concept, bank.file(options.name)).save(options.picture)
+        write_picture(concept_card(concept, bank.file(options.name)), options.picture)
 
 
 def verify(options: Options, rest: list[str]) -> None:
@@ -67,8 +69,8 @@ def verify(options: Options, rest: list[str]) -> None:
     bank = existing(options.bank)
     found = manage.verify(bank)
     for name, wrong in found.items():
-        print(f"{name}: {wrong or 'whole'}")
-    warn(f"{' and '.join(names)} have the same contents" for names in manage.duplicates(bank))
+        print(f"{one_line(name)}: {one_line(wrong) or 'whole'}")
+    warn(manage.remarks(bank))
     if bad := [name for name, wrong in found.items() if wrong]:
         raise ValueError(f"{len(bad)} of {len(found)} concepts are not as they should be: {', '.join(bad)}")
 
@@ -76,8 +78,13 @@ def verify(options: Options, rest: list[str]) -> None:
 def repair(options: Options, rest: list[str]) -> None:
     from .bank import manage
 
-    bank = manage.repair(existing(options.bank))
+    bank = existing(options.bank)
+    left = manage.leftovers(bank)
+    bank = manage.repair(bank)
     print(f"{len(bank.names)} concepts")
+    for part in left:
+        if not part.exists():
+            print(f"cleared {one_line(part.relative_to(bank.folder))}")
     warn(bank.damaged.values())
 
 
@@ -109,13 +116,12 @@ def merge(options: Options, rest: list[str]) -> None:
 
 
 def describe(options: Options, rest: list[str]) -> None:
-    from PIL import Image
-
     from .bank import manage
+    from .bank.thumbnails import from_file
 
     about = {key: getattr(options, key) for key in ("author", "license", "description") if getattr(options, key) is not None}
     bank = existing(options.bank)
-    manage.describe(bank, options.name, about, options.preview and Image.open(options.preview))
+    manage.describe(bank, options.name, about, options.preview and from_file(options.preview))
     print(bank.file(options.name))
 
 
@@ -144,7 +150,7 @@ def overlap(options: Options, rest: list[str]) -> None:
     for row in found.tolist():
         print("  ".join(f"{value:.3f}" for value in row))
     if options.picture:
-        picture.save(options.picture)
+        write_picture(picture, options.picture)
 
 
 def take_in(options: Options, rest: list[str]) -> None:

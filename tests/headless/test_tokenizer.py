@@ -15,8 +15,11 @@ TEXTS = [
     "don't, we've, it's, I'd, they'LL, rock'n'roll, ''quoted'', o'clock's",
     "12345 3.14159 50% 1st 2nd 4k 8K (masterpiece) [x] {y} #tag @me a&b c/d e\\f g_h-i",
     "tabs\tand\nnew lines \r\n and   many    spaces\u00a0hard\u3000wide",
-    "café cafe\u0301 naïve Ångström ǅ İstanbul ẞtraße ΣΑΣ œuvre",
-    "красная собака и 赤い犬 빨간 개 कुत्ता كلب أحمر 犬🐕🏽\u200d🦺 ½ ² Ⅷ ٣",
+    "café cafe\u0301 naïve Ångström \u01c5 \u0130stanbul \u1e9etraße \u03a3\u0391\u03a3 œuvre",
+    "\u043a\u0440\u0430\u0441\u043d\u0430\u044f \u0441\u043e\u0431\u0430\u043a\u0430 \u0438"
+    " \u8d64\u3044\u72ac \ube68\uac04 \uac1c"
+    " \u0915\u0941\u0924\u094d\u0924\u093e \u0643\u0644\u0628 \u0623\u062d\u0645\u0631"
+    " \u72ac\U0001f415\U0001f3fd\u200d\U0001f9ba ½ ² \u2167 \u0663",
     "zero\u200bwidth soft\u00adhyphen bell\x07 replacement\ufffd line\u2028separator",
     "&amp; &lt;b&gt; <dog-1> <dog_1> <|endoftext|> x<|startoftext|>y <|EndOfText|>",
     "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis xyzzyqwrtplk",
