@@ -29,6 +29,11 @@ def to_pixels(pictures: Tensor) -> np.ndarray:
     return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def from_pixels(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """``[N, H, W, 3]`` uint8 to ``[N, 3, H, W]`` in [-1, 1]."""
+    return torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
 def contact_sheet(rows: Sequence[Row], side: int = 128, label: int = 250) -> Image.Image:
     """One labelled row of pictures under the other."""
     columns = max(len(pictures) for _, pictures in rows)

@@ -8,7 +8,7 @@ from inside import doodle, near, plain, run
 
 import torch
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
-from pack.cidm_ops.doodle.tower import DoodleReader, DoodleTower
+from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from pack.cidm_ops.measure.divergence import divergence
 from pack.cidm_ops.measure.scores import embed
 from pack.nodes import eyes, fisher, native
