@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     """Paints what is missing, embeds what was not seen before, writes the report and prints the table."""
     from ..engines.towers import load_tower
     from ..evaluation.protocol import claim, look, paint_missing
-    from ..evaluation.results import doubts, table, write
+    from ..evaluation.results import Report, doubts, table, write
     from ..measure.forgetting import scores_of
 
     bank = Bank(options.bank)
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
             seen[task.name] = look(options.out, tower, task, seeds, show)
     more = [fisher(options, backbone, bank)] if options.fisher else []
     about = {"base": str(options.base), "bank": bank.folder.name, "vision": options.vision, "samples_per_prompt": options.samples}
-    found = write(options.out, tasks, seen, seeds, about | vars(sampling), earlier, more, options.note)
+    found = write(options.out, tasks, seen, seeds, Report(about | vars(sampling), more, options.note), earlier)
     print(table(found))
     apart = found["references_told_apart"]
     print(f"The image tower tells references of one concept from another's with an area under the curve of {apart:.3f} (0.5 is chance).")

@@ -1,8 +1,10 @@
 """What an evaluation comes to: the paper's table, the same as JSON, and a report."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +13,78 @@ from torch import Tensor
 
 from ..bank.files import write_atomically
 from ..measure.diversity import diversity
-from ..measure.forgetting import forgetting, matrix
-from ..measure.interval import mean_interval, several
-from ..measure.presence import Presence, area_under_curve, separation
+from ..measure.forgetting import ForgettingScore, score_forgetting
+from ..measure.presence import PresenceScore, area_under_curve, score_presence
 from ..measure.report import Section, write_html
-from ..measure.scores import alignments, caption_cosines, clip_scores, self_alignment
+from ..measure.scores import ImageAlignment, TextAlignment, align_images, align_texts
 from ..measure.sections import forgetting_section, image_section, presence_section, text_section
+from ..text_table import text_table
 from .protocol import Samples, Seen, Task, files_of
 
 BLIND = 0.9  # area under the curve below which a tower's figures are not worth reading
 
 
-def figures(tasks: Sequence[Task], seen: Mapping[str, Seen]) -> dict[str, Any]:
-    """By concept and as means: IA and TA with their intervals, the ceiling, presence, diversity; and what the tower can tell apart."""
-    concepts: dict[str, dict[str, Any]] = {}
-    presence = Presence({name: s.references for name, s in seen.items()}) if len(seen) > 1 else None
+@dataclass(frozen=True)
+class ConceptScores:
+    """What the pictures of one concept come to; ``text`` is None without a text side, ``diversity`` for a single picture."""
+
+    image: ImageAlignment
+    text: TextAlignment | None
+    diversity: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation comes to: ``concepts`` by name, in the order of its tasks; ``presence`` and what was forgotten, where there are
+    several concepts or earlier evaluations; ``words``, how well the text side tells classes apart.
+    """
+
+    concepts: Mapping[str, ConceptScores]
+    presence: PresenceScore | None
+    forgotten: ForgettingScore | None
+    words: float
+
+
+def score(tasks: Sequence[Task], seen: Mapping[str, Seen], earlier: Sequence[Mapping[str, float]] = ()) -> Scores:
+    """Scores every concept's pictures; ``earlier`` are image alignments by concept after earlier tasks, in order."""
+    concepts = {}
     for task in tasks:
         s = seen[task.name]
-        over = several(len(s.pictures), "picture")
-        ia = mean_interval(alignments(s.pictures, s.references), over)
-        one: dict[str, Any] = {"ia": ia.value, "ia_interval": [ia.low, ia.high], "pictures": len(s.pictures)}
-        if len(s.captions):
-            cosines = caption_cosines(s.shown, s.captions)
-            ta = mean_interval(clip_scores(cosines), over)
-            one |= {"ta": ta.value, "ta_interval": [ta.low, ta.high], "cosine": float(cosines.mean())}
-        if len(s.references) > 1:
-            one["ceiling"] = self_alignment(s.references)
-        if presence:
-            one["present"] = sum(name == task.name for name in presence.found(s.pictures)) / len(s.pictures)
-        if len(s.pictures) > 1:
-            one["diversity"] = diversity(s.pictures)
-        concepts[task.name] = one
+        text = align_texts(s.shown, s.captions) if len(s.captions) else None
+        varied = diversity(s.pictures) if len(s.pictures) > 1 else None
+        concepts[task.name] = ConceptScores(align_images(s.pictures, s.references), text, varied)
+    presence = None
+    if len(tasks) > 1:
+        expected = [task.name for task in tasks for _ in seen[task.name].pictures]
+        references = {task.name: seen[task.name].references for task in tasks}
+        presence = score_presence(references, torch.cat([seen[task.name].pictures for task in tasks]), expected)
+    last = {name: one.image.mean.value for name, one in concepts.items()}
+    forgotten = score_forgetting([*earlier, last]) if earlier else None
+    return Scores(concepts, presence, forgotten, words_told_apart(tasks, seen))
+
+
+def figures(scores: Scores) -> dict[str, Any]:
+    """By concept and as means: IA and TA with their intervals, the ceiling, presence, diversity; and what the encoders can tell apart."""
+    concepts: dict[str, dict[str, Any]] = {}
+    for name, one in scores.concepts.items():
+        ia, pictures = one.image.mean, len(one.image.values)
+        row: dict[str, Any] = {"ia": ia.value, "ia_interval": [ia.low, ia.high], "pictures": pictures}
+        if one.text:
+            ta = one.text.mean
+            row |= {"ta": ta.value, "ta_interval": [ta.low, ta.high], "cosine": float(one.text.cosines.mean())}
+        if not math.isnan(one.image.ceiling):
+            row["ceiling"] = one.image.ceiling
+        if presence := scores.presence:
+            row["present"] = sum(have == want == name for have, want in zip(presence.found, presence.expected, strict=True)) / pictures
+        if one.diversity is not None:
+            row["diversity"] = one.diversity
+        concepts[name] = row
     means = {key: statistics.mean(c[key] for c in concepts.values()) for key in ("ia", "ta") if all(key in c for c in concepts.values())}
-    found = {"concepts": concepts, "mean": means, "references_told_apart": separation({n: s.references for n, s in seen.items()})}
-    return found | {"words_told_apart": words_told_apart(tasks, seen)}
+    apart = scores.presence.told_apart if scores.presence else math.nan
+    found = {"concepts": concepts, "mean": means, "references_told_apart": apart, "words_told_apart": scores.words}
+    if lost := scores.forgotten:
+        found["forgetting"] = dict(zip(lost.names, lost.lost.tolist(), strict=True))
+    return found
 
 
 def words_told_apart(tasks: Sequence[Task], seen: Mapping[str, Seen]) -> float:
@@ -76,15 +116,21 @@ def doubts(found: Mapping[str, Any], note: str = "") -> str:
 def table(found: Mapping[str, Any]) -> str:
     """The paper's form: a row per score, a column per concept in the order learned and the mean, times 100."""
     names = list(found["concepts"])
-    heads = [f"V{i + 1} {name}" for i, name in enumerate(names)] + ["avg."]
-    rows = []
+    rows = [["", *(f"V{i + 1} {name}" for i, name in enumerate(names)), "avg."]]
     for key, label in (("ia", "IA"), ("ta", "TA")):
         if key in found["mean"]:
-            rows.append([label, *(f"{100 * found['concepts'][n][key]:.1f}" for n in names), f"{100 * found['mean'][key]:.1f}"])
-    widths = [max(len(h), 5) for h in heads]
-    lines = ["    " + "  ".join(h.rjust(w) for h, w in zip(heads, widths, strict=True))]
-    lines += [row[0].ljust(4) + "  ".join(v.rjust(w) for v, w in zip(row[1:], widths, strict=True)) for row in rows]
-    return "\n".join(lines)
+            values = [*(found["concepts"][name][key] for name in names), found["mean"][key]]
+            rows.append([label, *(f"{100 * value:.1f}" for value in values)])
+    return text_table(rows)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is written beside an evaluation's scores: the settings it is ``about``, ``more`` sections, and the user's ``note``."""
+
+    about: Mapping[str, Any]
+    more: Sequence[Section] = ()
+    note: str = ""
 
 
 def write(
@@ -92,39 +138,36 @@ def write(
     tasks: Sequence[Task],
     seen: Mapping[str, Seen],
     seeds: Sequence[int],
-    about: Mapping[str, Any],
+    report: Report,
     earlier: Sequence[tuple[str, Mapping[str, float]]] = (),
-    more: Sequence[Section] = (),
-    note: str = "",
 ) -> dict[str, Any]:
-    """``scores.json``, ``table.txt`` and ``report.html``; ``earlier`` are scores of evaluations after earlier tasks, by name."""
-    found = figures(tasks, seen)
-    points = [*(scores for _, scores in earlier), {name: c["ia"] for name, c in found["concepts"].items()}]
-    if earlier:
-        names, scores = matrix(points)
-        found["forgetting"] = dict(zip(names, forgetting(scores).tolist(), strict=True))
-    doubt = doubts(found, note)
+    """Writes ``scores.json``, ``table.txt`` and ``report.html``; ``earlier`` are scores of evaluations after earlier tasks, by name."""
+    scores = score(tasks, seen, [points for _, points in earlier])
+    found = figures(scores)
+    doubt = doubts(found, report.note)
     said = {"doubts": doubt.split("\n")} if doubt else {}
-    write_atomically(json.dumps(_plain({**about, **found, **said}), indent=1).encode(), folder / "scores.json")
+    write_atomically(json.dumps(_plain({**report.about, **found, **said}), indent=1).encode(), folder / "scores.json")
     write_atomically((table(found) + "\n" + doubt + "\n").encode(), folder / "table.txt")
-    listed = [(file, task, template) for task in tasks for file, template in files_of(folder, task, seeds)]
-    shown = Samples([file for file, _, _ in listed])
-    who, captions = [task.name for _, task, _ in listed], [task.caption(template) for _, task, template in listed]
-    embeddings = torch.cat([seen[t.name].pictures for t in tasks])
-    references = {t.name: seen[t.name].references for t in tasks}
-    sections = [
-        image_section({t.name: (seen[t.name].pictures, references[t.name]) for t in tasks}, shown, [t.references[0] for t in tasks])
-    ]
-    if all(len(s.captions) for s in seen.values()):
-        cosines = {t.name: caption_cosines(seen[t.name].shown, seen[t.name].captions) for t in tasks}
-        sections.append(text_section(cosines, shown, captions))
-    if len(tasks) > 1:
-        sections.append(presence_section(Presence(references), references, embeddings, who, shown))
-    if earlier:
-        sections.append(forgetting_section(names, scores, [*(name for name, _ in earlier), folder.name]))
-    described = ", ".join(f"{key} {value}" for key, value in about.items() if isinstance(value, str | int | float))
-    write_html(folder / "report.html", f"Evaluation of {len(tasks)} concepts", [*sections, *more], described, doubt)
+    sections = sections_of(folder, tasks, seeds, scores, [*(name for name, _ in earlier), folder.name])
+    described = ", ".join(f"{key} {value}" for key, value in report.about.items() if isinstance(value, str | int | float))
+    write_html(folder / "report.html", f"Evaluation of {len(tasks)} concepts", [*sections, *report.more], described, doubt)
     return found
+
+
+def sections_of(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], scores: Scores, points: Sequence[str]) -> list[Section]:
+    """The report's sections; ``points`` name the evaluations of the sequence, this one last."""
+    listed = [(file, task.caption(template)) for task in tasks for file, template in files_of(folder, task, seeds)]
+    shown, captions = Samples([file for file, _ in listed]), [caption for _, caption in listed]
+    images = {name: one.image for name, one in scores.concepts.items()}
+    texts = {name: one.text for name, one in scores.concepts.items() if one.text}
+    sections = [image_section(images, shown, [task.references[0] for task in tasks])]
+    if len(texts) == len(images):
+        sections.append(text_section(texts, shown, captions))
+    if scores.presence:
+        sections.append(presence_section(scores.presence, shown))
+    if scores.forgotten:
+        sections.append(forgetting_section(scores.forgotten, points))
+    return sections
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..bank.files import write_atomically
 from ..run.captions import concept_captions
 from ..run.dataset import Dataset
+from ..text_table import text_table
 from ..tokens import concept_words
 from .interval import Interval
 
@@ -83,15 +84,11 @@ class Section:
 
     def text(self) -> str:
         """The figure and the table in plain words."""
-        head = (
-            self.title
-            if self.figure is None
-            else f"{self.title}: {self.figure}" + (f", over {self.figure.over}" if self.figure.over else "")
-        )
-        cells = [list(self.columns), *([_text(v) for v in row] for row in self.rows)] if self.rows else []
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))] if cells else []
-        lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
-        return "\n".join([head, *(line.rstrip() for line in lines)])
+        head = self.title
+        if self.figure is not None:
+            head += f": {self.figure}" + (f", over {self.figure.over}" if self.figure.over else "")
+        cells = [self.columns, *([_text(value) for value in row] for row in self.rows)]
+        return f"{head}\n{text_table(cells)}" if self.rows else head
 
 
 STYLE = """

@@ -21,6 +21,7 @@ FLOORS = {
     "adapters": 2,
     "recompute": 2,
     "lowrank": 1,
+    "text_table": 1,
     "tokens": 1,
     "backbone": 1,
     "causal": 1,

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...measure.interval import mean_interval
+from ...measure.interval import Interval, mean_interval
 from ...measure.plots import curve_plot, interval_plot
 from ...measure.report import Section, contact_sheet, write_html
+from ...text_table import text_table
 from . import paper
 from .figures import Row
 from .suite import Suite
@@ -23,32 +24,33 @@ AHEAD = ("cidm_ia_less_{}", "cidm_ahead_of_{}_at_equal_ta", "cidm_least_ahead_of
 
 def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
     """A line per method: IA, TA and forgetting, times 100; then in the paper's form, a column per concept, beside the paper's figures."""
-    wide = max(len(row.method.title) for row in rows.values())
-    lines = [f"{'':{wide}}  {'IA':>20}  {'TA':>20}  {'forgetting':>10}"]
+    overall = [["", "IA", "TA", "forgetting"]]
     for row in rows.values():
-        ia, ta = (mean_interval(torch.tensor(values) * 100, "") for values in (row.ia, row.ta))
-        lost = f"{100 * statistics.mean(row.forgetting):10.2f}" if row.forgetting else f"{'-':>10}"
-        lines.append(f"{row.method.title:{wide}}  {_with_interval(ia)}  {_with_interval(ta)}  {lost}")
+        ia, ta = (_with_interval(mean_interval(torch.tensor(values) * 100, "")) for values in (row.ia, row.ta))
+        overall.append([row.method.title, ia, ta, f"{100 * statistics.mean(row.forgetting):.2f}" if row.forgetting else "-"])
+    parts = [text_table(overall)]
     names = [lesson.name for lesson in suite.lessons]
-    heads = [f"V{i + 1} {name}" for i, name in enumerate(names)] + ["avg."]
-    widths = [max(len(head), 5) for head in heads]
     for i, key in enumerate(("IA", "TA")):
-        lines += ["", f"{key:{wide}}  " + "  ".join(head.rjust(w) for head, w in zip(heads, widths, strict=True))]
+        lines = [[key, *(f"V{n + 1} {name}" for n, name in enumerate(names)), "avg."]]
         for name, row in rows.items():
-            lines.append(_columns(row.method.title, [row.concepts[n][i] * 100 for n in names], wide, widths))
-            for model, printed in paper.TABLES.items():
-                if suite.name == "cifc" and suite.backbone.architecture.startswith(model) and name in printed[key]:
-                    lines.append(_columns("  the paper's", printed[key][name][: len(names)], wide, widths))
-    return "\n".join([*lines, *([note] if note else [])])
+            lines.append(_columns(row.method.title, [row.concepts[n][i] * 100 for n in names]))
+            lines += [_columns("  the paper's", values[: len(names)]) for values in _printed(suite, key, name)]
+        parts.append(text_table(lines))
+    return "\n\n".join(parts) + (f"\n{note}" if note else "")
 
 
-def _columns(title: str, values: Sequence[float], wide: int, widths: Sequence[int]) -> str:
-    with_mean = [*values, statistics.mean(values)]
-    return f"{title:{wide}}  " + "  ".join(("-" if math.isnan(v) else f"{v:.1f}").rjust(w) for v, w in zip(with_mean, widths, strict=True))
+def _printed(suite: Suite, key: str, method: str) -> list[Sequence[float]]:
+    """What the paper prints for a method by concept, where the suite is the paper's."""
+    tables = [printed for model, printed in paper.TABLES.items() if suite.backbone.architecture.startswith(model)]
+    return [printed[key][method] for printed in tables if method in printed[key]] if suite.name == "cifc" else []
 
 
-def _with_interval(found: Any) -> str:
-    return ("-" if math.isnan(found.value) else f"{found.value:6.2f} [{found.low:.2f}, {found.high:.2f}]").rjust(20)
+def _columns(title: str, values: Sequence[float]) -> list[str]:
+    return [title, *("-" if math.isnan(v) else f"{v:.1f}" for v in (*values, statistics.mean(values)))]
+
+
+def _with_interval(found: Interval) -> str:
+    return "-" if math.isnan(found.value) else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str, Any], note: str = "") -> None:
