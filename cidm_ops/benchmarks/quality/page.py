@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from ...measure.interval import Interval, mean_interval
-from ...measure.plots import curve_plot, interval_plot
+from ...measure.plots import interval_plot
 from ...measure.report import Section, contact_sheet, write_html
 from ...text_table import text_table
 from . import paper
+from .curves import curve_plot
 from .figures import Row
 from .suite import Suite
 
