@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Paints what is missing, embeds what was not seen before, writes the report and prints the table."""
     from ..engines.towers import load_tower
-    from ..evaluation.protocol import claim, look, paint_missing
+    from ..evaluation.protocol import claim, look, missing, paint_missing
     from ..evaluation.results import Report, doubts, table, write
     from ..measure.forgetting import scores_of
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     seeds = range(sampling.seed, sampling.seed + options.samples)
     claim(options.out, backbone, sampling, bank, [task.name for task in tasks])
     with counting_bar("painting", "picture") as show:
-        painted = paint_missing(options.out, backbone, bank, tasks, sampling, seeds, options.batch, show)
+        painted = paint_missing(options.out, backbone, bank, missing(options.out, tasks, seeds, options.batch), sampling, show)
     print(f"painted {painted} of {sum(len(t.prompts) for t in tasks) * len(seeds)} pictures", file=sys.stderr)
     seen = {}
     for task in tasks:
@@ -128,10 +129,9 @@ def by_name(given: list[str], names: list[str]) -> Mapping[str, str]:
 
 def fisher(options: argparse.Namespace, backbone: Any, bank: Bank) -> Any:
     """The section on what the concepts do to prompts, by group."""
-    from ..measure.fisher import by_group, read_groups
+    from ..evaluation.fisher import by_group
+    from ..measure.fisher import read_groups
     from ..measure.sections import divergence_section
 
     groups = read_groups(options.fisher.read_text(encoding="utf-8"))
-    size = options.size or backbone.size
-    found, levels = by_group(backbone, bank, groups, size, mode=options.mode, strength=options.strength, steps=options.steps)
-    return divergence_section(found, levels)
+    return divergence_section(*by_group(backbone, bank, groups, replace(sampling_of(options, backbone), guidance=5.0, seed=0)))

@@ -122,22 +122,25 @@ def files_of(folder: Path, task: Task, seeds: Sequence[int]) -> list[tuple[Path,
     return [(sample_file(folder, task.name, template, seed), template) for template in task.prompts for seed in seeds]
 
 
+def missing(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], batch: int = 4) -> list[tuple[Task, str, list[int]]]:
+    """Lists the pictures that are not there yet: at most ``batch`` seeds of one prompt at a time."""
+    todo = []
+    for task in tasks:
+        for template in task.prompts:
+            absent = [s for s in seeds if not sample_file(folder, task.name, template, s).exists()]
+            todo += [(task, template, absent[i : i + batch]) for i in range(0, len(absent), batch)]
+    return todo
+
+
 def paint_missing(
     folder: Path,
     backbone: Backbone,
     bank: Bank,
-    tasks: Sequence[Task],
+    todo: Sequence[tuple[Task, str, list[int]]],
     sampling: Sampling,
-    seeds: Sequence[int],
-    batch: int = 4,
     on_picture: OnPart = lambda done, count: None,
 ) -> int:
-    """Paint every picture that is not there yet, each from its own seed; returns how many that were."""
-    todo: list[tuple[Task, str, list[int]]] = []
-    for task in tasks:
-        for template in task.prompts:
-            missing = [s for s in seeds if not sample_file(folder, task.name, template, s).exists()]
-            todo += [(task, template, missing[i : i + batch]) for i in range(0, len(missing), batch)]
+    """Paints what ``missing`` listed, each picture from its own seed; returns how many that were."""
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
         noise = torch.cat([unit_noise(seed, 1, sampling.size, sampling.size) for seed in some])

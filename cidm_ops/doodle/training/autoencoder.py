@@ -4,7 +4,6 @@ From random weights it learns too slowly for a CPU. Started as luma, two chroma 
 paints a blurred picture at step 0 and only has to add the edges.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .loop import train
+from .loop import Optimisation, Session, train
 
 # Rows: luma, blue-yellow, red-cyan, free. Columns: R, G, B in [0, 1]. Scaled to about unit variance on Doodle pictures.
 TO_LATENT = torch.tensor([[1.25, 2.45, 0.48], [-1.5, -3.0, 4.5], [4.5, -3.8, -0.7], [0.0, 0.0, 0.0]])
@@ -74,14 +73,12 @@ def crops(pictures: np.ndarray, rng: np.random.Generator, batch: int, size: int,
     return torch.from_numpy(out).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
-def learn_latents(
-    vae: AutoencoderTiny, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 16, lr: float = 1e-3, **options
-) -> None:
+def learn_latents(vae: AutoencoderTiny, pictures: np.ndarray, session: Session, *, steps: int, batch: int = 16, lr: float = 1e-3) -> None:
     """Train encoder and decoder together, then normalise the latents to zero mean and unit variance."""
     device = vae.device
     vae.to(memory_format=torch.channels_last)
 
-    def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         picture = crops(pictures, rng, batch, 64, device)
         with torch.autocast(device.type, torch.bfloat16):
             latent = vae.encode(picture).latents
@@ -89,7 +86,7 @@ def learn_latents(
             output = vae.decode(latent + NOISE * noise).sample
         return reconstruction_loss(output.float(), picture) + 1e-3 * latent.float().pow(2).mean()
 
-    average = train("autoencoder", folder, vae, loss_at, steps=steps, lr=lr, ema=0.99, **options)
+    average = train("autoencoder", vae, loss_at, session, Optimisation(steps, lr, ema=0.99))
     with torch.no_grad():
         for k, p in vae.named_parameters():
             p.copy_(average[k])
@@ -120,15 +117,13 @@ def encode(vae: AutoencoderTiny, pictures: np.ndarray, batch: int = 64) -> Tenso
     return torch.cat(out)
 
 
-def sharpen_decoder(
-    vae: AutoencoderTiny, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 16, lr: float = 5e-4, **options
-) -> None:
+def sharpen_decoder(vae: AutoencoderTiny, pictures: np.ndarray, session: Session, *, steps: int, batch: int = 16, lr: float = 5e-4) -> None:
     """Train the decoder alone on the frozen encoder: the latents of a U-Net in training do not move."""
     device = vae.device
     vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
 
-    def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         picture = crops(pictures, rng, batch, 64, device)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
@@ -138,7 +133,7 @@ def sharpen_decoder(
             output = vae.decode(latent).sample
         return reconstruction_loss(output.float(), picture)
 
-    average = train("decoder", folder, vae, loss_at, steps=steps, lr=lr, ema=0.998, **options)
+    average = train("decoder", vae, loss_at, session, Optimisation(steps, lr))
     with torch.no_grad():
         for k, p in vae.named_parameters():
             if k in average:

@@ -1,7 +1,5 @@
 """The U-Net and its text encoder: Stable Diffusion 1 in small, trained from scratch on the latents of the world."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,11 +8,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..files import TEXT_CONFIG, UNET_CONFIG, VOCABULARY
-from .loop import train
+from .loop import Optimisation, Session, train
 
 BOS, EOS, LENGTH = 49406, 49407, 77
 CONTEXT = TEXT_CONFIG["hidden_size"]
 RARE = 1024
+BATCH, LR = 64, 1e-3
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -74,12 +73,9 @@ def learn_diffusion(
     text: CLIPTextModel,
     latents: Tensor,
     tokens: Tokens,
-    folder: Path,
+    session: Session,
     *,
     steps: int,
-    batch: int = 64,
-    lr: float = 1e-3,
-    **options,
 ) -> None:
     """Train both with epsilon prediction, min-SNR weights (gamma 5) and caption dropout.
 
@@ -96,11 +92,11 @@ def learn_diffusion(
     snr = abar / (1 - abar)
     weight = snr.clamp(max=5.0) / snr
 
-    def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        which = rng.integers(len(latents), size=batch)
-        ids = tokens.batch(which * wordings + rng.integers(wordings, size=batch), rng).to(device)
+    def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        which = rng.integers(len(latents), size=BATCH)
+        ids = tokens.batch(which * wordings + rng.integers(wordings, size=BATCH), rng).to(device)
         clean = latents[torch.from_numpy(which)].to(device).float()
-        t = torch.from_numpy(((rng.permutation(batch) + rng.random(batch)) * 1000 / batch).astype(np.int64)).to(device)
+        t = torch.from_numpy(((rng.permutation(BATCH) + rng.random(BATCH)) * 1000 / BATCH).astype(np.int64)).to(device)
         eps = torch.randn(clean.shape, generator=generator, device=device)
         a = abar[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * clean + (1 - a).sqrt() * eps
@@ -109,7 +105,7 @@ def learn_diffusion(
             guess = unet(noisy, t, context).sample
         return (weight[t] * (guess.float() - eps).pow(2).mean((1, 2, 3))).mean()
 
-    average = train("diffusion", folder, both, loss_at, steps=steps, lr=lr, **options)
+    average = train("diffusion", both, loss_at, session, Optimisation(steps, LR, muon=True))
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])

@@ -1,7 +1,6 @@
 """How good the base model is: a classifier trained on renderings reads what sampled pictures show."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from ...measure.report import from_pixels
 from ..figures import COLOURS, FIGURES
 from ..style import PLACES
 from ..world import Scene, random_scene
-from .loop import train
+from .loop import Optimisation, Session, train
 from .vision import worn
 
 KINDS, HUES, WHERE = list(FIGURES), list(COLOURS), [*PLACES, None]
@@ -50,13 +49,13 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, int, bool]:
     return present, colour, WHERE.index(scene.place), scene.style.name != "ink"
 
 
-def learn_judge(judge: Judge, pictures: np.ndarray, folder: Path, *, steps: int, batch: int = 64, lr: float = 1e-3, **options) -> None:
+def learn_judge(judge: Judge, pictures: np.ndarray, session: Session, *, steps: int, batch: int = 64, lr: float = 1e-3) -> None:
     """Train on renderings of scenes ``0 .. len(pictures) - 1``."""
     present, colour, place, coloured = (np.stack(x) for x in zip(*[labels(random_scene(i)) for i in range(len(pictures))], strict=True))
     named = (colour >= 0) & (colour < len(HUES)) & coloured[:, None]
     targets = [torch.from_numpy(x) for x in (present, np.where(named, colour, -100), place)]
 
-    def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = np.sort(rng.choice(len(pictures), batch, replace=False))
         seen = worn(from_pixels(pictures[which]), rng, generator).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
@@ -65,7 +64,7 @@ def learn_judge(judge: Judge, pictures: np.ndarray, folder: Path, *, steps: int,
         loss_colour = F.cross_entropy(c.flatten(0, 1), t_colour.flatten(), ignore_index=-100)
         return 3 * F.binary_cross_entropy_with_logits(p, t_present) + loss_colour + F.cross_entropy(w, t_place)
 
-    average = train("judge", folder, judge, loss_at, steps=steps, lr=lr, **options)
+    average = train("judge", judge, loss_at, session, Optimisation(steps, lr))
     with torch.no_grad():
         for k, q in judge.named_parameters():
             q.copy_(average[k])

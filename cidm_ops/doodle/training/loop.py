@@ -9,7 +9,9 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,64 +38,77 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
     write_atomically(packed({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata or {}), file)
 
 
+@dataclass(frozen=True)
+class Session:
+    """Where checkpoints are kept, and after how many seconds a stage ends early with one."""
+
+    folder: Path
+    stop_after: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a part is trained: AdamW, or Muon for its matrices; ``ema`` is the decay of the weights' moving average."""
+
+    steps: int
+    lr: float
+    weight_decay: float = 0.01
+    ema: float = 0.998
+    muon: bool = False
+    seed: int = 0
+    save_every: int = 500
+
+    def optimiser(self, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Makes the optimiser; only ``matrices`` decay."""
+        if self.muon:
+            return Muon(matrices, others, self.lr, self.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, self.lr, (0.9, 0.99))
+
+
 def train(
     name: str,
-    folder: Path,
     module: nn.Module,
-    loss_at: Callable[[int, np.random.Generator, torch.Generator], Tensor],
-    *,
-    steps: int,
-    lr: float,
-    weight_decay: float = 0.01,
-    ema: float = 0.998,
-    muon: bool = False,
-    seed: int = 0,
-    save_every: int = 500,
-    stop_after: float = float("inf"),
+    loss_at: Callable[[np.random.Generator, torch.Generator], Tensor],
+    session: Session,
+    how: Optimisation,
 ) -> dict[str, Tensor]:
-    """Run ``loss_at(step, rng, generator) -> loss`` to ``steps`` with AdamW, from the checkpoint in ``folder`` if any.
+    """Runs ``loss_at(rng, generator) -> loss`` from the checkpoint of that name, if any, and returns the average of the weights.
 
-    ``stop_after`` seconds end the session early with a checkpoint. Returns the moving average of the weights.
     Raises ``FloatingPointError`` when the loss stops being finite; the last checkpoint stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.safetensors"
+    session.folder.mkdir(parents=True, exist_ok=True)
+    file = session.folder / f"{name}.safetensors"
     parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
     average = {k: p.detach().clone() for k, p in parameters.items()}
     inner = {k for k, p in parameters.items() if p.ndim > 1 and "embedding" not in k}
     matrices, others = ([p for k, p in parameters.items() if (k in inner) == wanted] for wanted in (True, False))
-    optimiser: torch.optim.Optimizer
-    if muon:
-        optimiser = Muon(matrices, others, lr, weight_decay)
-    else:
-        optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr, (0.9, 0.99)
-        )
+    optimiser = how.optimiser(matrices, others)
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
     began, recent = time.monotonic(), []
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(iter(parameters.values())).device
-    for step in range(start, steps):
+    for step in range(start, how.steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, lr)
-        draw = seed * 10_000_019 + step * world + rank
-        loss = loss_at(step, np.random.default_rng(draw), torch.Generator(device).manual_seed(draw))
+            group["lr"] = learning_rate(step, how.steps, how.lr)
+        draw = how.seed * 10_000_019 + step * world + rank
+        loss = loss_at(np.random.default_rng(draw), torch.Generator(device).manual_seed(draw))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if world > 1:
             _average([p.grad for p in parameters.values() if p.grad is not None], world)
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
-        keep = min(ema, (step + 1) / (step + 10))
+        keep = min(how.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
         recent.append(float(loss.detach()))
         if not np.isfinite(recent[-1]):
             raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
         if (step + 1) % 50 == 0:
             pace = (time.monotonic() - began) / (step + 1 - start)
-            log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, steps, np.mean(recent[-100:]), pace)
-        late = world == 1 and time.monotonic() - began > stop_after
-        if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps or late):
+            log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
+        late = world == 1 and time.monotonic() - began > session.stop_after
+        if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
             _save(file, step + 1, parameters, average, optimiser)
         if late:
             break

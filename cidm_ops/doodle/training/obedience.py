@@ -19,6 +19,7 @@ from ..style import PLACES
 from ..world import Scene, arrange, caption, render
 from .data import rendered
 from .judge import Judge, learn_judge, verdict
+from .loop import Session
 
 
 def scene_to_paint(seed: int, things: int) -> Scene:
@@ -50,7 +51,7 @@ def judge(options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(0)
     classifier = Judge()
-    learn_judge(classifier, rendered(options.folder, options.pictures, options.workers)[0], options.folder, steps=options.steps)
+    learn_judge(classifier, rendered(options.folder, options.pictures, options.workers)[0], Session(options.folder), steps=options.steps)
     scenes = [scene_to_paint(seed, 1 + seed % 2) for seed in range(options.captions)]
     held_out = from_pixels(np.stack([render(s)[0] for s in scenes]))
     pictures = paint_captions([caption(s, np.random.default_rng(i)) for i, s in enumerate(scenes)])

@@ -20,11 +20,12 @@ from ..figures import individual
 from ..style import Style, common_style
 from ..world import Scene, caption, random_scene, render
 from .diffusion import Tokens
-from .loop import train
+from .loop import Optimisation, Session, train
 from .vision import TextTower, worn
 
 PERSONAL = 10_000_000  # seeds of scenes with somebody's own things begin here
 WORDINGS = 4
+BATCH, LR = 96, 1e-3
 
 
 def personal_style(name: str, rng: np.random.Generator) -> Style:
@@ -84,19 +85,16 @@ def learn_reader(
     text: TextTower,
     sets: list[tuple[np.ndarray, int]],
     tokens: Tokens,
-    folder: Path,
+    session: Session,
     *,
     steps: int,
-    batch: int = 96,
-    lr: float = 1e-3,
-    **options,
 ) -> None:
     """Train both sides on equal parts of the ``sets``: pictures, and where their captions begin in ``tokens``; temperature 0.05."""
     device = vision.device
     both = nn.ModuleDict({"vision": vision, "text": text})
-    part = batch // len(sets)
+    part = BATCH // len(sets)
 
-    def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = [np.sort(rng.choice(len(pictures), part, replace=False)) for pictures, _ in sets]
         seen = from_pixels(np.concatenate([pictures[w] for w, (pictures, _) in zip(which, sets, strict=True)]), device)
         said = np.concatenate([first + w * WORDINGS + rng.integers(WORDINGS, size=part) for w, (_, first) in zip(which, sets, strict=True)])
@@ -108,7 +106,7 @@ def learn_reader(
         target = torch.arange(len(logits), device=device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    average = train("reader", folder, both, loss_at, steps=steps, lr=lr, weight_decay=0.05, **options)
+    average = train("reader", both, loss_at, session, Optimisation(steps, LR, weight_decay=0.05))
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])

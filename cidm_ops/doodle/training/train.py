@@ -19,7 +19,7 @@ from ..files import WEIGHTS
 from .autoencoder import encode, learn_latents, pass_through, sharpen_decoder
 from .data import rendered
 from .diffusion import Tokens, learn_diffusion, new_text_encoder, new_unet
-from .loop import save_tensors
+from .loop import Session, save_tensors
 from .reader import learn_reader, personal, plain_wordings
 from .vision import TextTower, individuals, learn_vision, new_vision
 
@@ -35,28 +35,28 @@ def train(options: argparse.Namespace) -> None:
         torch.set_num_threads(1)
     torch.manual_seed(0)
     pictures, captions = rendered(options.folder, options.pictures, options.workers)
-    session = dict(folder=options.folder, stop_after=60 * options.minutes)
+    session = Session(options.folder, 60 * options.minutes)
     if "autoencoder" in options.stages:
         vae = pass_through().to(device)
-        learn_latents(vae, pictures, steps=options.autoencoder_steps, **session)
+        learn_latents(vae, pictures, session, steps=options.autoencoder_steps)
         save_tensors(vae.state_dict(), options.folder / "latent-autoencoder.safetensors")
     if "diffusion" in options.stages:
         tokens = Tokens(token_ids(captions))
         unet, text = (m.to(device) for m in (new_unet(), new_text_encoder(tokens.vocabulary, tokens.end)))
         latents = latents_of(options.folder, pictures, device)
-        learn_diffusion(unet, text, latents, tokens, steps=options.diffusion_steps, muon=True, **session)
+        learn_diffusion(unet, text, latents, tokens, session, steps=options.diffusion_steps)
         save_tensors(unet.state_dict(), options.folder / "unet.safetensors")
         save_tensors(shipped_text(text.state_dict(), tokens), options.folder / "text.safetensors")
     if "decoder" in options.stages:
         vae = pass_through().to(device)
         vae.load_state_dict(load_file(options.folder / "latent-autoencoder.safetensors"))
-        sharpen_decoder(vae, pictures, steps=options.decoder_steps, **session)
+        sharpen_decoder(vae, pictures, session, steps=options.decoder_steps)
         save_tensors(vae.state_dict(), options.folder / "vae.safetensors")
     if "vision" in options.stages:
         tokens = Tokens(token_ids(captions))
         vision, tower = (m.to(device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
         people = individuals(options.folder, 3000, options.workers)
-        learn_vision(vision, tower, pictures, people, tokens, steps=options.vision_steps, **session)
+        learn_vision(vision, tower, pictures, people, tokens, session, steps=options.vision_steps)
         save_tensors(vision.state_dict(), options.folder / "image-tower.safetensors")
     if "reader" in options.stages:
         own, words = personal(options.folder, 12_000, options.workers)
@@ -64,7 +64,7 @@ def train(options: argparse.Namespace) -> None:
         tokens = Tokens(token_ids(plain + words))
         vision, tower = (m.to(device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
         sets = [(pictures, 0), (own, sum(map(len, plain)))]
-        learn_reader(vision, tower, sets, tokens, steps=options.reader_steps, **session)
+        learn_reader(vision, tower, sets, tokens, session, steps=options.reader_steps)
         save_tensors(vision.state_dict() | caption_side(tower, tokens), options.folder / "captions-tower.safetensors")
     if "ship" in options.stages:
         files = {"unet": "unet", "text": "text", "vae": "vae", "image-tower": "vision", "captions-tower": "reader"}

@@ -19,10 +19,11 @@ from ..files import VISION_CONFIG
 from ..style import PLACES, STYLES, Style, common_style
 from ..world import Scene, arrange, render
 from .diffusion import CONTEXT, Tokens, new_text_encoder
-from .loop import train
+from .loop import Optimisation, Session, train
 
 EMBEDDING = VISION_CONFIG["projection_dim"]
 VIEWS = 4
+BATCH, LR = 64, 1e-3
 
 
 def new_vision() -> CLIPVisionModelWithProjection:
@@ -77,36 +78,33 @@ def learn_vision(
     pictures: np.ndarray,
     people: np.ndarray,
     tokens: Tokens,
-    folder: Path,
+    session: Session,
     *,
     steps: int,
-    batch: int = 64,
-    lr: float = 1e-3,
-    **options,
 ) -> None:
     """Train both towers; temperatures are fixed (0.05 for captions, 0.1 for individuals)."""
     device = vision.device
     both = nn.ModuleDict({"vision": vision, "text": text})
     wordings = len(tokens.captions) // len(pictures)
 
-    def loss_at(step: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        which = np.sort(rng.choice(len(pictures), batch, replace=False))
-        who = np.sort(rng.choice(len(people), batch, replace=False))
-        a, b = rng.permuted(np.tile(np.arange(VIEWS), (batch, 1)), axis=1)[:, :2].T
+    def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        which = np.sort(rng.choice(len(pictures), BATCH, replace=False))
+        who = np.sort(rng.choice(len(people), BATCH, replace=False))
+        a, b = rng.permuted(np.tile(np.arange(VIEWS), (BATCH, 1)), axis=1)[:, :2].T
         seen = from_pixels(np.concatenate([pictures[which], people[who, a], people[who, b]]), device)
         seen = worn(seen, rng, generator)
-        ids = tokens.batch(which * wordings + rng.integers(wordings, size=batch), rng, dropout=0.0).to(device)
+        ids = tokens.batch(which * wordings + rng.integers(wordings, size=BATCH), rng, dropout=0.0).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             embedding = vision(seen).image_embeds
             words = text(ids)
-        captioned, first, second = F.normalize(embedding.float(), dim=-1).split(batch)
+        captioned, first, second = F.normalize(embedding.float(), dim=-1).split(BATCH)
         words = F.normalize(words.float(), dim=-1)
-        target = torch.arange(batch, device=device)
+        target = torch.arange(BATCH, device=device)
         caption_logits, people_logits = captioned @ words.T / 0.05, first @ second.T / 0.1
         logits = (caption_logits, caption_logits.T, people_logits, people_logits.T)
         return torch.stack([F.cross_entropy(x, target) for x in logits]).mean()
 
-    average = train("vision", folder, both, loss_at, steps=steps, lr=lr, weight_decay=0.05, **options)
+    average = train("vision", both, loss_at, session, Optimisation(steps, LR, weight_decay=0.05))
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])
