@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Paints what is missing, embeds what was not seen before, writes the report and prints the table."""
     from ..engines.towers import load_tower
-    from ..evaluation.protocol import claim, look, missing, paint_missing
+    from ..evaluation.protocol import claim, embed_task, missing, paint_missing
     from ..evaluation.results import Report, doubts, table, write
     from ..measure.forgetting import scores_of
 
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     seen = {}
     for task in tasks:
         with counting_bar(f"embedding <{task.name}>", "picture") as show:
-            seen[task.name] = look(options.out, tower, task, seeds, show)
+            seen[task.name] = embed_task(options.out, tower, task, seeds, show)
     more = [fisher(options, backbone, bank)] if options.fisher else []
     about = {"base": str(options.base), "bank": bank.folder.name, "vision": options.vision, "samples_per_prompt": options.samples}
     found = write(options.out, tasks, seen, seeds, Report(about | vars(sampling), more, options.note), earlier)

@@ -14,7 +14,7 @@ from ..measure.report import Section, contact_sheet, write_html
 from ..measure.scores import self_alignment
 from ..run.painting import paint, unit_noise
 from ..run.task import learn_into
-from .doodle import GUIDANCE, PICTURES, RECIPE, SEED, Easel, lesson, pictured
+from .doodle import GUIDANCE, PICTURES, RECIPE, SEED, DoodleBench, pictured, training_pictures
 
 log = logging.getLogger("cidm.demo")
 
@@ -37,7 +37,7 @@ def run(folder: Path) -> list[Score]:
     """Learn, paint, score; write ``report.json``, ``report.html``, ``contact-sheet.png`` and the bank into ``folder``."""
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    easel = Easel()
+    bench = DoodleBench()
     bank = Bank(folder / "bank")
     for name in bank.names:
         bank.file(name).unlink()
@@ -45,19 +45,21 @@ def run(folder: Path) -> list[Score]:
     plain, first, rows = {}, {}, {}
     for name in LEARNED:
         concept = CONCEPTS[name]
-        bank, _, losses = learn_into(bank, easel.backbone, lesson(concept), name=name, class_word=concept.class_word, recipe=RECIPE)
+        bank, _, losses = learn_into(
+            bank, bench.backbone, training_pictures(concept), name=name, class_word=concept.class_word, recipe=RECIPE
+        )
         log.info("learned %s in %.0f s, loss %.3f", name, time.monotonic() - began, sum(losses[-50:]) / 50)
-        ordinary = easel.paint(bank, name, concept.class_word)
+        ordinary = bench.paint(bank, name, concept.class_word)
         rows[name] = [(f"{name}: the six pictures", pictured(examples(concept, PICTURES))), (f"plain “{concept.class_word}”", ordinary[:6])]
-        plain[name] = easel.ia(name, ordinary)
-        first[name] = easel.ia(name, easel.paint(bank, name, f"<{name}>"))
+        plain[name] = bench.ia(name, ordinary)
+        first[name] = bench.ia(name, bench.paint(bank, name, f"<{name}>"))
     scores = []
     for name in LEARNED:
-        pictures = easel.paint(bank, name, f"<{name}>")
-        scores.append(Score(name, easel.ia(name, pictures), plain[name], self_alignment(easel.references(name)), first[name]))
+        pictures = bench.paint(bank, name, f"<{name}>")
+        scores.append(Score(name, bench.ia(name, pictures), plain[name], self_alignment(bench.references(name)), first[name]))
         rows[name].append((f"<{name}> after all three", pictures[:6]))
     prompt = TOGETHER.format(*(f"<{name}>" for name in LEARNED))
-    together = paint(easel.backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), guidance=GUIDANCE)[0]
+    together = paint(bench.backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), guidance=GUIDANCE)[0]
     report(folder, scores, [*(row for name in LEARNED for row in rows[name]), ("all together", together)], time.monotonic() - began)
     return scores
 

@@ -28,7 +28,7 @@ INFUSED = replace(INFUSION, accumulate=1, steps=150, lr=0.3, min_snr=1.0)
 GUIDANCE = 2.0
 
 
-def lesson(concept: DoodleConcept, masked: bool = False) -> Dataset:
+def training_pictures(concept: DoodleConcept, masked: bool = False) -> Dataset:
     """The pictures and captions that a concept is learned from."""
     shown = examples(concept, PICTURES)
     masks = [torch.from_numpy(e.mask)[None].float() / 255 for e in shown] if masked else []
@@ -40,7 +40,7 @@ def pictured(shown: list[Example]) -> Tensor:
     return from_pixels(np.stack([e.picture for e in shown]))
 
 
-class Easel:
+class DoodleBench:
     """The shipped model, its image tower, and the references of each concept."""
 
     def __init__(self) -> None:

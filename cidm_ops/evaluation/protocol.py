@@ -187,7 +187,7 @@ class Samples(Sequence[Tensor]):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Embeddings:
     """Unit embeddings of a concept: ``pictures [N, E]`` and ``references [M, E]``; in the space of words ``shown [N, E]``,
     ``captions [N, E]`` (empty without a text side) and ``meant [M, E]``, what the references show.
     """
@@ -199,7 +199,7 @@ class Seen:
     meant: Tensor
 
 
-def look(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None) -> Seen:
+def embed_task(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None) -> Embeddings:
     """Embed what was not embedded by this tower before, and keep that beside the samples."""
     files = files_of(folder, task, seeds)
     kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
@@ -222,7 +222,7 @@ def look(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_pictur
     texts = torch.zeros(0) if captions is None else F.normalize(captions, dim=-1).repeat_interleave(len(seeds), 0)
     seen, meant = (torch.stack([known[view + k] for k in keys_of_references]) for view in ("", last))
     whole, shown = (torch.stack([known[view + k] for k in keys]) for view in ("", last))
-    return Seen(whole, seen, shown, texts, meant)
+    return Embeddings(whole, seen, shown, texts, meant)
 
 
 def _kept(file: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from cidm_ops.benchmarks.quality.methods import METHODS, mixture
 from cidm_ops.benchmarks.quality.page import page, table
 from cidm_ops.benchmarks.quality.painter import paint_mixtures
 from cidm_ops.benchmarks.quality.protocol import Bench
-from cidm_ops.benchmarks.quality.suite import doodle_lesson, doodle_suite
+from cidm_ops.benchmarks.quality.suite import doodle_suite, doodle_task
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.style import Style
 from cidm_ops.engines.diffusers import load
@@ -217,7 +217,7 @@ class TestAsked:
 
     def test_every_prompt_of_the_suite_can_be_drawn(self):
         for concept in (CONCEPTS["cat"], CONCEPTS["drawing"]):
-            lesson = doodle_lesson(concept)
+            lesson = doodle_task(concept)
             assert len(lesson.prompts) == 20
             assert all(lesson.drawn(prompt, i).shape == (3, 128, 128) for i, prompt in enumerate(lesson.prompts))
 

@@ -29,7 +29,7 @@ from ...run.task import learn_into
 from ...run.training import Run
 from .methods import TRAININGS, Method, Training, mixture
 from .painter import paint_mixtures
-from .suite import Lesson, Suite
+from .suite import BenchmarkTask, Suite
 
 MODELESS = ("drawn", "plain")  # need nothing learned
 ONCE = (*MODELESS, "composite")  # scored after the last task only
@@ -110,7 +110,7 @@ class Bench:
         return {n: json.loads(file.read_text(encoding="utf-8")) for n, file in files.items()}
 
     @torch.no_grad()
-    def painted(self, method: Method, learned: Mapping[str, Concept], lesson: Lesson, seed: int, strength: float) -> Tensor:
+    def painted(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, seed: int, strength: float) -> Tensor:
         """Every prompt of a lesson, ``samples`` times: ``[prompts * samples, 3, H, W]`` in [-1, 1]."""
         suite, backbone, how = self.suite, self.suite.backbone, self.suite.sampling
         numbers = range(len(lesson.prompts) * self.samples)
@@ -134,12 +134,12 @@ class Bench:
                     done.append(paint_mixtures(backbone, mixed[part], noise[part], how, method.merge == "composite", method.reach))
         return torch.cat(done).float()
 
-    def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: Lesson, prompt: str, strength: float) -> Mixture:
+    def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, prompt: str, strength: float) -> Mixture:
         if method.merge == "plain":
             return Mixture(lesson.caption(prompt), weights=torch.zeros(len(self.suite.backbone.cross_attention), 0))
         return mixture(method.merge, self.suite.backbone, learned, lesson.name, lesson.prompt(prompt), strength)
 
-    def scored(self, lesson: Lesson, pictures: Tensor) -> Scores:
+    def scored(self, lesson: BenchmarkTask, pictures: Tensor) -> Scores:
         """IA with the references, TA with the prompts in plain words."""
         tower = self.suite.tower
         ia = alignments(embed_all(tower, list(pictures)), embed_all(tower, lesson.references))

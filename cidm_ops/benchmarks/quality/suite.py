@@ -11,7 +11,7 @@ from ...backbone import Backbone
 from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.world import article, render
 from ...engines.towers import Tower
-from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, lesson
+from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
 from ...evaluation.protocol import Sampling, Task, doodle_references, read_prompts, references_in
 from ...measure.report import from_pixels
 from ...run.captions import TEMPLATES
@@ -45,7 +45,7 @@ CIFC = (
 
 
 @dataclass(frozen=True)
-class Lesson(Task):
+class BenchmarkTask(Task):
     """A concept with what it is learned from, with masks if asked for and there are some, and what kind it is.
 
     ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed, where that is known.
@@ -63,23 +63,23 @@ class Suite:
     name: str
     backbone: Backbone
     tower: Tower
-    lessons: Sequence[Lesson]
+    lessons: Sequence[BenchmarkTask]
     recipe: Recipe
     infusion: Recipe
     sampling: Sampling
 
-    def recipe_of(self, lesson: Lesson, recipe: Recipe, seed: int) -> Recipe:
+    def recipe_of(self, lesson: BenchmarkTask, recipe: Recipe, seed: int) -> Recipe:
         templates = recipe.templates if recipe.method == "infusion" else TEMPLATES[lesson.kind]
         return replace(recipe, seed=seed, kind=lesson.kind, templates=templates)
 
 
 def doodle_suite(backbone: Backbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
     """Doodle's ten concepts, each from six renderings; references are renderings that no training sees."""
-    lessons = [doodle_lesson(concept) for concept in list(CONCEPTS.values())[:tasks]]
+    lessons = [doodle_task(concept) for concept in list(CONCEPTS.values())[:tasks]]
     return Suite("doodle", backbone, tower, lessons, RECIPE, INFUSED, Sampling(128, steps, GUIDANCE))
 
 
-def doodle_lesson(concept: DoodleConcept) -> Lesson:
+def doodle_task(concept: DoodleConcept) -> BenchmarkTask:
     subject = article(concept.class_word).replace(concept.class_word, "<TOK>")
     prompts = [prompt.replace("{}", subject) for prompt in (THINGS if concept.look else STYLES)]
 
@@ -87,9 +87,9 @@ def doodle_lesson(concept: DoodleConcept) -> Lesson:
         return from_pixels(render(asked(prompt, concept, seed))[0][None])[0]
 
     def data(masked: bool) -> Dataset:
-        return lesson(concept, masked)
+        return training_pictures(concept, masked)
 
-    return Lesson(concept.name, concept.class_word, prompts, doodle_references(concept.name), data, concept.kind, drawn)
+    return BenchmarkTask(concept.name, concept.class_word, prompts, doodle_references(concept.name), data, concept.kind, drawn)
 
 
 def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, tasks: int = 10, steps: int = 50) -> Suite:
@@ -100,7 +100,7 @@ def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, task
     if missing := [place for place in ("images", "evaluation_prompts") if not (folder / place).is_dir()]:
         raise FileNotFoundError(f"{folder}: no {missing[0]} in it: expected the CIFC data set, with images, caption and evaluation_prompts")
     lessons = [
-        Lesson(
+        BenchmarkTask(
             name,
             class_word,
             read_prompts(folder / "evaluation_prompts" / f"test_{kind}.txt"),

@@ -27,7 +27,7 @@ from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.figures import COLOURS, individual, plain
 from ...doodle.style import PLACES
 from ...doodle.world import IN_PLACE
-from ...evaluation.doodle import GUIDANCE, RECIPE, Easel, pictured
+from ...evaluation.doodle import GUIDANCE, RECIPE, DoodleBench, pictured
 from ...measure.interval import mean_interval
 from ...measure.report import contact_sheet, from_pixels
 from ...measure.scores import embed, image_alignment
@@ -93,7 +93,7 @@ class Bench:
     """Folder, model and judges of one run of the benchmark."""
 
     def __init__(self, folder: Path, seeds: int):
-        self.folder, self.seeds, self.easel = folder, seeds, Easel()
+        self.folder, self.seeds, self.doodle = folder, seeds, DoodleBench()
         self.plain: dict[str, Tensor] = {}  # latents of the base's own pictures, by prompt
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -111,15 +111,15 @@ class Bench:
         bank = Bank(self.folder / side)
         if side == "base":
             return bank
-        data = lesson(side != "weights")
-        return learn_into(bank, self.easel.backbone, data, name=NAME, class_word=CLASS, recipe=RECIPES[side])[0]
+        data = training_pictures(side != "weights")
+        return learn_into(bank, self.doodle.backbone, data, name=NAME, class_word=CLASS, recipe=RECIPES[side])[0]
 
     def scored(self, side: str) -> dict[str, float]:
         bank, subject = self.bank(side), SUBJECTS[side]
         pictures = [self.painted(bank, f"a {subject} {s} {IN_PLACE[p][0]}") for p, s in ASKED]
         np.save(self.folder / f"{side}.npy", torch.stack([row[0] for row in pictures]).numpy())
         whole = torch.cat(pictures)
-        seen = embed(self.easel.tower, whole)
+        seen = embed(self.doodle.tower, whole)
         np.save(self.folder / f"{side}_seen.npy", seen.numpy())
         apart = wasserstein(torch.from_numpy(np.load(self.folder / "base_seen.npy")), seen)
         shown = self.painted(bank, f"a photo of a {subject}", NEUTRAL)
@@ -128,7 +128,7 @@ class Bench:
         return {
             **self.obeyed("place", self.places(whole), [p for p, _ in ASKED]),
             **self.obeyed("side", sides_of(whole), [s for _, s in ASKED]),
-            "ia": image_alignment(seen, self.easel.references(NAME)),
+            "ia": image_alignment(seen, self.doodle.references(NAME)),
             "coat": float(coat_distances(whole, CONCEPTS[NAME].look).mean()),
             "w2_mean": apart.mean,
             "w2_covariance": apart.covariance,
@@ -148,14 +148,14 @@ class Bench:
         return {what: interval.value, f"{what}_low": interval.low, f"{what}_high": interval.high}
 
     def painted(self, bank: Bank, prompt: str, count: int = 0) -> Tensor:
-        return paint(self.easel.backbone, bank, prompt, unit_noise(1, count or self.seeds, 128, 128), steps=STEPS, guidance=GUIDANCE)[0]
+        return paint(self.doodle.backbone, bank, prompt, unit_noise(1, count or self.seeds, 128, 128), steps=STEPS, guidance=GUIDANCE)[0]
 
     @torch.no_grad()
     def divergence(self, bank: Bank, plainly: Any, prompts: Any) -> float:
         """Latent Fisher divergence, our estimator: mean ``|eps_0 - eps_1|^2`` over pictures that the base paints of ``plainly`` and noise
         levels; the concept acts on ``prompts``. Tuned weights act whatever the prompt says, as any LoRA of a host does.
         """
-        backbone, found = self.easel.backbone, []
+        backbone, found = self.doodle.backbone, []
         weights = {n: f for name in bank.names for n, f in bank.get(name).factors.items()}
         levels = torch.linspace(0, len(backbone.schedule.sigma) - 1, LEVELS + 2)[1:-1].long()
         for number, (simple, prompt) in enumerate(zip(plainly, prompts, strict=True)):
@@ -177,12 +177,12 @@ class Bench:
     @cached_property
     def captions(self) -> Tensor:
         """Embeddings of what places are called, ``[6, E]``."""
-        said = [self.easel.reader.captions([f"a dog {s} {words}" for words in IN_PLACE[p] for s in SIDES]).mean(0) for p in PLACES]
+        said = [self.doodle.reader.captions([f"a dog {s} {words}" for words in IN_PLACE[p] for s in SIDES]).mean(0) for p in PLACES]
         return F.normalize(torch.stack(said), dim=-1)
 
     def places(self, pictures: Tensor) -> list[str]:
         """The place whose captions are nearest to pictures ``[N, 3, H, W]``."""
-        return [PLACES[i] for i in (embed(self.easel.reader, pictures) @ self.captions.T).argmax(1).tolist()]
+        return [PLACES[i] for i in (embed(self.doodle.reader, pictures) @ self.captions.T).argmax(1).tolist()]
 
     def judged(self) -> dict[str, float]:
         """Right answers on renderings of dogs in all looks, places and sides, and the coat of those of the concept."""
@@ -198,13 +198,13 @@ class Bench:
 
     def sheet(self) -> None:
         """The first picture of every prompt, a row per side."""
-        rows = [("the training pictures", torch.stack(list(lesson(False).pictures)) * 2 - 1)]
+        rows = [("the training pictures", torch.stack(list(training_pictures(False).pictures)) * 2 - 1)]
         rows += [(f"{NAME}, held out", pictured(examples(CONCEPTS[NAME], 6, seed=1)))]
         rows += [(side.replace("_", ", "), torch.from_numpy(np.load(self.folder / f"{side}.npy"))) for side in SUBJECTS]
         contact_sheet(rows, label=150).save(self.folder / "sheet.png")
 
 
-def lesson(masked: bool) -> Dataset:
+def training_pictures(masked: bool) -> Dataset:
     """Six pictures with one background, captioned with the class word alone."""
     shown = [rendered(CONCEPTS[NAME].look, PLACE, "on the left", np.random.default_rng(i)) for i in range(6)]
     masks = [torch.from_numpy(mask)[None].float() / 255 for _, mask in shown] if masked else []

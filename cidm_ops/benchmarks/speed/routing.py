@@ -8,7 +8,7 @@ from typing import Any
 
 from ...bank.bank import Bank
 from ...doodle.files import TEN
-from ...evaluation.doodle import PLACES, Easel, scene
+from ...evaluation.doodle import PLACES, DoodleBench, scene
 from ...method.aggregation import MODES
 from ...run.prompt import mix
 from .timing import machine
@@ -20,26 +20,26 @@ def run(folder: Path | None = None) -> dict[str, Any]:
     worst prompt's; ``<mode>_share_<name>`` by concept. ``ia_<name>`` is from the whole bank with exact routing, and ``ia_difference``
     the largest distance to a bank with that concept alone. ``folder``: a bank of the ten; without, the one that ships.
     """
-    easel, figures = Easel(), dict[str, Any]()
+    bench, figures = DoodleBench(), dict[str, Any]()
     with tempfile.TemporaryDirectory() as scratch:
         bank = Bank(shutil.copytree(folder or TEN, Path(scratch) / "ten", ignore=shutil.ignore_patterns(".*")))
         for mode in MODES:
             shares, found = {}, []
             for name in bank.names:
-                rows = [weights_of(easel, bank, scene(name, f"<{name}>", place), name, mode) for place in PLACES]
+                rows = [weights_of(bench, bank, scene(name, f"<{name}>", place), name, mode) for place in PLACES]
                 shares[name] = statistics.mean(share for share, _, _ in rows)
                 found += rows
             for i, key in enumerate(("share", "weight", "foreign")):
                 figures[f"{mode}_{key}"] = round(statistics.mean(row[i] for row in found), 4)
             figures[f"{mode}_share_min"] = round(min(share for share, _, _ in found), 4)
             figures |= {f"{mode}_share_{name}": round(share, 4) for name, share in shares.items()}
-        figures |= likeness(easel, bank, Path(scratch))
+        figures |= likeness(bench, bank, Path(scratch))
     return figures | {"concepts": len(bank.names), "prompts": len(bank.names) * len(PLACES)} | machine()
 
 
-def weights_of(easel: Easel, bank: Bank, prompt: str, name: str, mode: str) -> tuple[float, float, float]:
+def weights_of(bench: DoodleBench, bank: Bank, prompt: str, name: str, mode: str) -> tuple[float, float, float]:
     """The right concept's part of all weight, its weight, and the largest other, means over the layers."""
-    mixture = mix(easel.backbone, bank, prompt, mode)
+    mixture = mix(bench.backbone, bank, prompt, mode)
     right = [c.name for c in mixture.concepts].index(name)
     own = mixture.weights[:, right]
     others = mixture.weights.clone()
@@ -47,14 +47,14 @@ def weights_of(easel: Easel, bank: Bank, prompt: str, name: str, mode: str) -> t
     return float((own / mixture.weights.sum(1)).mean()), float(own.mean()), float(others.amax(1).mean())
 
 
-def likeness(easel: Easel, bank: Bank, scratch: Path) -> dict[str, float]:
+def likeness(bench: DoodleBench, bank: Bank, scratch: Path) -> dict[str, float]:
     """Image alignment of every concept, from the whole bank and from a bank of its own."""
     figures, differences = {}, []
     for name in bank.names:
         own = scratch / name
         own.mkdir()
         shutil.copy(bank.file(name), own)
-        among, alone = (easel.ia(name, easel.paint(b, name, f"<{name}>")) for b in (bank, Bank(own)))
+        among, alone = (bench.ia(name, bench.paint(b, name, f"<{name}>")) for b in (bank, Bank(own)))
         figures[f"ia_{name}"] = round(among, 4)
         differences.append(abs(among - alone))
     return figures | {"ia_difference": round(max(differences), 6)}

@@ -1,4 +1,4 @@
-"""What the host's image towers see and what their text sides read, as embeddings for scores."""
+"""Embeddings of pictures by the image encoders of the host, and of captions by their text sides, for scores."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,12 +31,12 @@ def pictures_of(images: Tensor) -> list[Tensor]:
     return list(images[..., :3].float().cpu().movedim(-1, 1) * 2 - 1)
 
 
-def see(clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Sequence[Tensor], features: str = "image_embeds") -> Tensor:
+def encode_images(clip_vision: comfy.clip_vision.ClipVisionModel, pictures: Sequence[Tensor], features: str = "image_embeds") -> Tensor:
     """Unit embeddings ``[N, E]`` of pictures ``[3, H, W]`` in [-1, 1]."""
-    return embed_all(tower(clip_vision, features), pictures).cpu()
+    return embed_all(image_encoder(clip_vision, features), pictures).cpu()
 
 
-def tower(clip_vision: comfy.clip_vision.ClipVisionModel, features: str) -> Callable[[Tensor], Tensor]:
+def image_encoder(clip_vision: comfy.clip_vision.ClipVisionModel, features: str) -> Callable[[Tensor], Tensor]:
     """Pictures ``[B, 3, H, W]`` in [-1, 1] to embeddings ``[B, E]``. Raises ``ValueError`` for features that the tower does not have."""
 
     def embeddings(pictures: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def tower(clip_vision: comfy.clip_vision.ClipVisionModel, features: str) -> Call
     return embeddings
 
 
-def read(clip: comfy.sd.CLIP, captions: Sequence[str], width: int) -> Tensor:
+def encode_captions(clip: comfy.sd.CLIP, captions: Sequence[str], width: int) -> Tensor:
     """Unit embeddings ``[N, width]`` of captions in the space of an image tower: the end state through the text projection.
 
     Raises ``ValueError`` where no text encoder has a projection to that width, or one that was never loaded.
