@@ -16,6 +16,7 @@ from ..adapters import block_of
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
+from ..text_table import text_table
 from ..tokens import END, Table, encode_layerwise, hide
 from .reach import READS_TEXT
 
@@ -182,12 +183,9 @@ def route(concepts: Sequence[Concept], layers: Sequence[str]) -> dict[str, Route
 
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:
     """The weights as text: a line per layer, a column per concept."""
-    width = max([len(c.name) for c in concepts] + [6])
-    names = [short(name) for name in layers]
-    left = max(map(len, names), default=5)
-    head = " " * left + "".join(f"  {c.name:>{width}}" for c in concepts)
-    rows = [f"{name:<{left}}" + "".join(f"  {w:>{width}.3f}" for w in row) for name, row in zip(names, weights.tolist(), strict=True)]
-    return "\n".join([head, *rows])
+    head = ["", *(concept.name for concept in concepts)]
+    rows = [[short(layer), *(f"{weight:.3f}" for weight in row)] for layer, row in zip(layers, weights.tolist(), strict=True)]
+    return text_table([head, *rows])
 
 
 def short(layer: str) -> str:

@@ -10,20 +10,20 @@ from test_command_line import cidm, refused  # noqa: F401
 
 from cidm_ops.adapters import attached
 from cidm_ops.bank.bank import Bank
-from cidm_ops.doodle.asked import asked
+from cidm_ops.benchmarks.quality import methods, protocol, suite
+from cidm_ops.benchmarks.quality.asked import asked
+from cidm_ops.benchmarks.quality.figures import Row, best_at, figures, means
+from cidm_ops.benchmarks.quality.methods import METHODS, mixture
+from cidm_ops.benchmarks.quality.page import page, table
+from cidm_ops.benchmarks.quality.painter import paint_mixtures
+from cidm_ops.benchmarks.quality.protocol import Bench
+from cidm_ops.benchmarks.quality.suite import doodle_suite, doodle_task
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.style import Style
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
+from cidm_ops.evaluation.protocol import Sampling
 from cidm_ops.lowrank import LowRank
-from cidm_ops.measure.benchmark import methods, protocol, suite
-from cidm_ops.measure.benchmark.figures import Row, best_at, figures, means
-from cidm_ops.measure.benchmark.methods import METHODS, mixture
-from cidm_ops.measure.benchmark.page import page, table
-from cidm_ops.measure.benchmark.painter import paint_mixtures
-from cidm_ops.measure.benchmark.protocol import Bench
-from cidm_ops.measure.benchmark.suite import doodle_lesson, doodle_suite
-from cidm_ops.measure.evaluation import Sampling
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
 from cidm_ops.method.reach import EVERYWHERE, QUERIES, REACHES, READS_TEXT, marks, reach_of, reaching
 from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
@@ -217,7 +217,7 @@ class TestAsked:
 
     def test_every_prompt_of_the_suite_can_be_drawn(self):
         for concept in (CONCEPTS["cat"], CONCEPTS["drawing"]):
-            lesson = doodle_lesson(concept)
+            lesson = doodle_task(concept)
             assert len(lesson.prompts) == 20
             assert all(lesson.drawn(prompt, i).shape == (3, 128, 128) for i, prompt in enumerate(lesson.prompts))
 

@@ -16,9 +16,9 @@ from transformers import CLIPConfig, CLIPModel
 from cidm_ops.adapters import linears
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
+from cidm_ops.benchmarks.speed.checkpoints import write_checkpoint
 from cidm_ops.engines.diffusers import load
 from cidm_ops.lowrank import LowRank
-from cidm_ops.measure.bench.checkpoints import write_checkpoint
 from cidm_ops.tokens import concept_words
 
 CIFC = Path(os.environ.get("CIDM_CIFC", ""))

@@ -8,10 +8,10 @@ from inside import doodle, doubled, near, plain, run
 
 import torch
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
-from pack.cidm_ops.doodle.tower import DoodleReader, DoodleTower
+from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from pack.cidm_ops.measure.divergence import divergence
 from pack.cidm_ops.measure.scores import embed
-from pack.nodes import eyes, fisher, native
+from pack.nodes import encoders, fisher, native
 
 
 def drawn(name, count=3):
@@ -20,10 +20,10 @@ def drawn(name, count=3):
 
 def the_hosts_tower_sees_what_ours_sees():
     pictures = drawn("dog")
-    near(eyes.see(native.vision(), list(pictures)), embed(DoodleTower(), pictures))
+    near(encoders.encode_images(native.vision(), list(pictures)), embed(DoodleTower(), pictures))
     image = pictures.movedim(1, -1) / 2 + 0.5
-    near(eyes.see(native.reader(), list(pictures)), embed(DoodleReader(), pictures))
-    near(torch.stack(eyes.pictures_of(image)), pictures)
+    near(encoders.encode_images(native.reader(), list(pictures)), embed(DoodleReader(), pictures))
+    near(torch.stack(encoders.pictures_of(image)), pictures)
 
 
 def the_hosts_captions_are_ours():
@@ -32,21 +32,21 @@ def the_hosts_captions_are_ours():
     tokens = [clip.tokenize(w.replace("(", "\\(").replace(")", "\\)"))["l"][0] for w in words]
     assert all(weight == 1 for row in tokens for _, weight in row)
     want = DoodleReader().text(torch.tensor([[token for token, _ in row] for row in tokens])).text_embeds
-    near(eyes.read(clip, words, 128), torch.nn.functional.normalize(want, dim=-1))
+    near(encoders.encode_captions(clip, words, 128), torch.nn.functional.normalize(want, dim=-1))
 
 
 def the_other_features_are_the_towers_tokens():
     tower, pictures = native.vision(), list(drawn("cat", 2))
     hidden = tower.encode_image(torch.stack(pictures).movedim(1, -1) / 2 + 0.5)["last_hidden_state"].float()
     assert hidden.shape[1] == 65  # a class token and 8 x 8 patches
-    near(eyes.see(tower, pictures, "mean of patches"), torch.nn.functional.normalize(hidden[:, 1:].mean(1), dim=-1))
-    near(eyes.see(tower, pictures, "class token"), torch.nn.functional.normalize(hidden[:, 0], dim=-1))
+    near(encoders.encode_images(tower, pictures, "mean of patches"), torch.nn.functional.normalize(hidden[:, 1:].mean(1), dim=-1))
+    near(encoders.encode_images(tower, pictures, "class token"), torch.nn.functional.normalize(hidden[:, 0], dim=-1))
 
 
 def the_text_encoder_without_its_projection_is_refused():
     for clip, width, what in ((native.clip(), 128, "never loaded"), (native.captions(), 768, "width 768")):
         try:
-            eyes.read(clip, ["a dog"], width)
+            encoders.encode_captions(clip, ["a dog"], width)
         except ValueError as error:
             assert what in str(error) and "Load CLIP" in str(error), error
         else:

@@ -25,7 +25,7 @@ def checkpoint(server, request):
     pytest.importorskip("diffusers", reason="the full-size checkpoint is made with diffusers")
     file = server.folder / "models" / "checkpoints" / "random.safetensors"
     file.parent.mkdir(exist_ok=True)
-    make = f"from cidm_ops.measure.bench.checkpoints import *; write_checkpoint(Path({str(file)!r}), {request.param})"
+    make = f"from cidm_ops.benchmarks.speed.checkpoints import *; write_checkpoint(Path({str(file)!r}), {request.param})"
     subprocess.run([sys.executable, "-c", make], cwd=PACK, check=True)
     yield file
     file.unlink()

@@ -13,6 +13,7 @@ BROUGHT = {  # module -> the line of the host's requirements.txt that installs i
     "filelock": "torch",  # 0.3.64 does not name it: torch requires it
     "numpy": "numpy",
     "safetensors": "safetensors",
+    "scipy": "scipy",
     "torch": "torch",
 }
 LOCAL = {"cidm_ops", "nodes"}

@@ -1,0 +1,52 @@
+"""Many prompts in one batch, each with a mixture of concepts of its own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...backbone import Backbone
+from ...evaluation.protocol import Sampling
+from ...method.reach import BY_KIND
+from ...run.painting import beside
+from ...run.prompt import Mixture, Said, encode
+from ...run.sampling import Predict, sample
+from ...tokens import join
+
+
+def paint_mixtures(
+    backbone: Backbone,
+    mixtures: Sequence[Mixture],
+    noise: Tensor,
+    sampling: Sampling,
+    composite: bool = False,
+    reach: str = BY_KIND,
+) -> Tensor:
+    """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] of B mixtures of the same concepts from unit Gaussian ``noise [B, 4, h, w]``.
+
+    ``reach`` says where on their texts the concepts act. ``composite``: a forward pass for each concept, and the mean of what they
+    predict (LoRA-Composite, Zhong et al. 2024, Eq. 3).
+    """
+    known = {mixture.text: encode(backbone, mixture) for mixture in mixtures}
+    wanted = join([known[mixture.text] for mixture in mixtures])
+    negative = encode(backbone, Said(sampling.negative)).expand(len(mixtures))
+    parts = [[each_alone(m, g) for m in mixtures] for g in range(len(mixtures[0].concepts))] if composite else [mixtures]
+    predict = mean_of([beside(backbone, part, sampling.negative, reach) for part in parts])
+    noise = noise.to(backbone.device)
+    latents = sample(backbone, wanted, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
+    return backbone.decode_latent(latents)
+
+
+def each_alone(mixture: Mixture, g: int) -> Mixture:
+    """A mixture with its concept number g only."""
+    return replace(mixture, concepts=[mixture.concepts[g]], weights=mixture.weights[:, g : g + 1])
+
+
+def mean_of(predicts: Sequence[Predict]) -> Predict:
+    """What several models predict in the mean."""
+
+    def predict(x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None, positive: int) -> Tensor:
+        return torch.stack([one(x, t, context, pooled, positive) for one in predicts]).mean(0)
+
+    return predict
