@@ -7,6 +7,7 @@ import argparse
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -27,11 +28,14 @@ PIP_EXTRA_INDEX_URL, and the build that you want with TORCH='torch==...'."""
 OF_CUDA = ("nvidia-", "cuda-", "triton")  # names of what a PyTorch for CUDA brings with it
 
 
-def choose_torch(wanted: str, bounds: SpecifierSet, pin: str | None, installed: str | None, offered: list[str], system: str) -> str | None:
+def choose_torch(
+    wanted: str, bounds: SpecifierSet, pin: str | None, installed: str | None, offered: Callable[[], list[str]], system: str
+) -> str | None:
     """What pip is to install as PyTorch, or None where the installed one stays.
 
-    ``wanted`` is "" or what the user said: "cuda", or a requirement. ``pin`` is the version of the lock, ``offered`` what pip's sources
-    have for this Python. Raises ``SystemExit`` where only a PyTorch for CUDA is to be had and nobody asked for it, or the other way round.
+    ``wanted`` is "" or what the user said: "cuda", or a requirement. ``pin`` is the version of the lock, ``offered`` asks pip's
+    sources what they have for this Python. Raises ``SystemExit`` where only a PyTorch for CUDA is to be had and nobody asked for it, or
+    the other way round.
     """
     if wanted == "cuda":
         if system != "Linux":
@@ -41,7 +45,7 @@ def choose_torch(wanted: str, bounds: SpecifierSet, pin: str | None, installed: 
         return wanted
     if installed and bounds.contains(installed, prereleases=True):
         return None
-    builds = [version for version in offered if version.endswith("+cpu") and bounds.contains(version)]
+    builds = [version for version in offered() if version.endswith("+cpu") and bounds.contains(version)]
     if builds:
         return f"torch=={f'{pin}+cpu' if f'{pin}+cpu' in builds else max(builds, key=Version)}"
     if system == "Linux":
@@ -112,7 +116,7 @@ def install(extras: str, versions: str, wanted: str) -> None:
     bounds = next(asked.specifier for asked in requirements_of(project) if asked.name == "torch")
     bounds = SpecifierSet(f"=={pin}") if versions == "lowest" else bounds  # any other would not try the bound
     installed = installed_torch()
-    torch = choose_torch(wanted, bounds, pin, installed, [] if wanted or installed else offered_torch(), platform.system())
+    torch = choose_torch(wanted, bounds, pin, installed, offered_torch, platform.system())
     file = place / "constraints.txt"
     if torch:
         of_the_lock = torch in (f"torch=={pin}", f"torch==={pin}", f"torch=={pin}+cpu")

@@ -67,25 +67,26 @@ def test_a_lock_that_does_not_fit_stops_the_installation_and_says_how_to_renew_i
         ("", None, ["2.14.1+cpu", "2.9.0+cpu", "2.14.1"], "Linux", "torch==2.14.1+cpu"),
         ("", None, ["2.13.0", "2.13.0+cpu"], "Windows", "torch==2.13.0+cpu"),
         ("", None, ["2.15.0", "2.13.0"], "Darwin", "torch==2.13.0"),
-        ("", "2.9.0+cu130", [], "Linux", None),
+        ("", "2.9.0+cu130", ["2.13.0+cpu"], "Linux", None),
+        ("", "2.5.1", ["2.13.0+cpu"], "Linux", "torch==2.13.0+cpu"),
         ("cuda", "2.13.0+cpu", [], "Linux", "torch===2.13.0"),
         ("torch==2.9.0+cu130", None, [], "Linux", "torch==2.9.0+cu130"),
     ],
 )
 def test_the_torch_that_is_taken(wanted, installed, offered, system, chosen):
-    assert choose_torch(wanted, BOUNDS, "2.13.0", installed, offered, system) == chosen
+    assert choose_torch(wanted, BOUNDS, "2.13.0", installed, lambda: offered, system) == chosen
 
 
 @pytest.mark.parametrize("installed, offered", [(None, ["2.15.0", "2.13.0"]), ("2.5.1", ["2.13.0", "2.5.1+cpu"]), (None, ["2.13.0+cu126"])])
 def test_gigabytes_of_cuda_come_only_when_asked_for(installed, offered):
     with pytest.raises(SystemExit, match="TORCH=cuda"):
-        choose_torch("", BOUNDS, "2.13.0", installed, offered, "Linux")
+        choose_torch("", BOUNDS, "2.13.0", installed, lambda: offered, "Linux")
 
 
 @pytest.mark.parametrize("system", ["Darwin", "Windows"])
 def test_cuda_where_the_index_has_none_is_refused(system):
     with pytest.raises(SystemExit, match=f"this is {system}"):
-        choose_torch("cuda", BOUNDS, "2.13.0", None, [], system)
+        choose_torch("cuda", BOUNDS, "2.13.0", None, list, system)
 
 
 def test_what_is_installed_later_leaves_torch_as_it_is():
