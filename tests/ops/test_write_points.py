@@ -49,7 +49,7 @@ OPERATIONS: dict[str, Callable[[Path], object]] = {
     "repair": lambda root: manage.repair(here(root)),
     "begin to learn": lambda root: here(root).check_writable(),
     "compress": lambda root: compress_bank(here(root)),
-    "expand": lambda root: expand_into(root / "small.safetensors", root / "bank"),
+    "expand": lambda root: expand_into(root / "small.safetensors", root / "new"),
     "export": lambda root: export_concept(here(root).get("bee"), root / "out"),
     "merged export": lambda root: export_merged([here(root).get("bee")], [1.0], 2, root / "out" / "bee.safetensors"),
     "picture": lambda root: write_picture(Image.new("RGB", (9, 9), "red"), root / "out" / "t.png"),
