@@ -63,7 +63,7 @@ class Bank:
                 break
             try:
                 return replace(load_concept(file), name=name)
-            except (ValueError, OSError, SafetensorError):
+            except (ValueError, OSError, RuntimeError, SafetensorError):
                 if stamp(file) == before or attempt + 1 == ATTEMPTS:
                     raise  # else someone wrote it while it was being read
         raise KeyError(f"concept {name!r} was renamed or removed since the bank {self.folder.name!r} was opened: open it again")

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 from PIL import Image
@@ -31,8 +32,9 @@ def packed(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 def write_atomically(data: bytes, file: Path) -> None:
     """Temporary file, fsync, rename, fsync of the folder. Raises ``OSError`` naming the file; what was there stays.
 
-    A part that someone clears away while it is being written (``clear_parts``) is written again.
+    What an interrupted writer left of the same file goes. One who is still at it, and finds its part cleared away, writes it again.
     """
+    clear_parts(file.parent, f".{escape(file.name)}.*.partial")
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     for attempt in range(ATTEMPTS):
         try:
@@ -52,11 +54,17 @@ def write_atomically(data: bytes, file: Path) -> None:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
     if os.name == "posix":
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # the file is there; not every disk can sync a folder
+            sync(file.parent)
+
+
+def sync(folder: Path) -> None:
+    """Have the disk remember which files are in a folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def not_written(file: Path, error: OSError) -> OSError:
@@ -66,14 +74,14 @@ def not_written(file: Path, error: OSError) -> OSError:
     return type(error)(error.errno, what)
 
 
-def parts(folder: Path) -> list[Path]:
+def parts(folder: Path, pattern: str = ".*.partial") -> list[Path]:
     """What writers of files in a folder are at, or left when they were interrupted."""
-    return sorted(folder.glob(".*.partial"))
+    return sorted(folder.glob(pattern))
 
 
-def clear_parts(folder: Path) -> None:
+def clear_parts(folder: Path, pattern: str = ".*.partial") -> None:
     """Remove the parts in a folder. A writer who is still at one writes it again."""
-    for part in parts(folder):
+    for part in parts(folder, pattern):
         with suppress(OSError):
             part.unlink(missing_ok=True)
 

@@ -79,7 +79,10 @@ def header_of(file: Path) -> dict[str, Any]:
     if not file.is_file():
         what = "no ordinary file" if file.exists() else "a link to a file that is not there"
         raise ValueError(f"{file.name}: {what}: move it out of the bank")
-    return read_header(file)
+    try:
+        return read_header(file)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{file.name}: it cannot be read ({error}): restore it from a copy or remove it from the bank") from error
 
 
 def read_index(folder: Path) -> dict[str, dict[str, Any]]:

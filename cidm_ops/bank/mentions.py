@@ -19,6 +19,7 @@ NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
 MENTION = re.compile(rf"<({NAMED})(?::({NUMBER}))?>(?::({NUMBER})(?![\w.]|,\d|\s*\)))?")
 EMPHASIS = re.compile(rf":\s*{NUMBER}\s*\)")  # the host's own, behind a handle in round brackets
 MISWRITTEN = re.compile(r":[-+]?[.,]?\d[\w.,]*")  # behind a handle: a strength that is no number
+TAG = re.compile(r"<(?:lora|lyco):[^<>\n]*>")  # of other programs: it means nothing here and stays text
 OPEN, CLOSE = "<\uff1c\u2039\u3008", ">\uff1e\u203a\u3009"  # angle brackets, those of other keyboards too
 SHORT = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}"  # NAMED, bounded: it is looked for at every letter
 CLOSED = re.compile(rf"[{OPEN}]([ \t]*)(\w[^{OPEN}{CLOSE}\n]{{0,100}})[{CLOSE}]")
@@ -103,6 +104,8 @@ class Vocabulary:
             if rest := miswritten(prompt, m):
                 found.append((m.start(), rest.end(), prompt[m.start() : rest.end()]))
             plain[m.start() : m.end()] = "\n" * len(m[0])  # nothing reaches over a handle
+        for m in TAG.finditer(prompt):
+            plain[m.start() : m.end()] = "\n" * len(m[0])
         for pattern in (CLOSED, UNCLOSED, UNOPENED):
             for m in pattern.finditer("".join(plain)):
                 begins = pattern is not UNOPENED and not m[1] and m[2][0].isalpha()

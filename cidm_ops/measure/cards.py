@@ -50,7 +50,7 @@ def bank_table(bank: Bank) -> Image.Image:
         header, file = bank.headers[name], bank.folder / f"{name}.safetensors"
         try:
             about, size, rank, preview = ", ".join(filter(None, _about(file))), file.stat().st_size, rank_of(file), read_preview(file)
-        except (OSError, ValueError, SafetensorError):
+        except (OSError, ValueError, RuntimeError, SafetensorError):
             if file.exists():
                 raise
             continue  # it went while the table was made

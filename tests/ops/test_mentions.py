@@ -41,7 +41,6 @@ def bank(tmp_path) -> Bank:
         ("<dgo>", "<dog>"),
         ("<dog:1e1>", "<dog>"),
         ("<my dog>", "<dog>"),
-        ("<lora:dog:0.7>", "<dog:0.7>"),
         ("<dog", "<dog>"),
         ("<dog: 0.8", "<dog:0.8>"),
         ("dog>", "<dog>"),
@@ -60,9 +59,7 @@ def test_what_looks_like_a_handle_is_refused_with_what_was_meant(bank, written, 
         assert "" in [owner for _, owner in bank.vocabulary.parts(prompt)], "the preview shows it as what would be refused"
 
 
-@pytest.mark.parametrize(
-    "written", ["<cow>", "<cow: 0.8>", "< cow >", "<lora:cow:1>", "<cow", "<big red cow>", "<\u72ac>", "\uff1ccow\uff1e"]
-)
+@pytest.mark.parametrize("written", ["<cow>", "<cow: 0.8>", "< cow >", "<cow", "<big red cow>", "<\u72ac>", "\uff1ccow\uff1e"])
 def test_what_looks_like_the_handle_of_no_concept_is_refused_with_those_there_are(bank, written):
     with pytest.raises(ValueError, match="no concept has the word .*<x>, <dog>") as refused:
         bank.read(f"a {written} in snow")
@@ -70,7 +67,22 @@ def test_what_looks_like_the_handle_of_no_concept_is_refused_with_those_there_ar
 
 
 @pytest.mark.parametrize(
-    "prompt", ["I <3 you", "a < b", "->", "<", "a <", ">.<", "<>", "5 > 3", "<|endoftext|>", "a -> b <- c", "x<y", "<3 hearts > 2"]
+    "prompt",
+    [
+        "I <3 you",
+        "a < b",
+        "->",
+        "<",
+        "a <",
+        ">.<",
+        "<>",
+        "5 > 3",
+        "<|endoftext|>",
+        "a -> b <- c",
+        "x<y",
+        "<3 hearts > 2",
+        "<lora:dog:0.7> a",
+    ],
 )
 def test_a_bracket_that_is_no_handle_is_text(bank, prompt):
     assert (bank.read(prompt).text, bank.read(prompt).strengths) == (prompt, {})

@@ -11,6 +11,7 @@ from pathlib import Path
 from sys import addaudithook
 
 import pytest
+import torch
 from PIL import Image
 from test_manage import filled, small
 
@@ -48,7 +49,7 @@ OPERATIONS: dict[str, Callable[[Path], object]] = {
     "repair": lambda root: manage.repair(here(root)),
     "begin to learn": lambda root: here(root).check_writable(),
     "compress": lambda root: compress_bank(here(root)),
-    "expand": lambda root: expand_into(root / "small.safetensors", root / "bank"),
+    "expand": lambda root: expand_into(root / "small.safetensors", root / "new"),
     "export": lambda root: export_concept(here(root).get("bee"), root / "out"),
     "merged export": lambda root: export_merged([here(root).get("bee")], [1.0], 2, root / "out" / "bee.safetensors"),
     "picture": lambda root: write_picture(Image.new("RGB", (9, 9), "red"), root / "out" / "t.png"),
@@ -84,6 +85,7 @@ def at_point(root: Path, work: Callable[[Path], object], point: int, act: Callab
         with open(read, encoding="utf-8") as pipe:
             said = pipe.read()
         return os.waitpid(process, 0)[1], said
+    torch.set_num_threads(1)  # the threads of the parent are not in here
     count, code = 0, 0
 
     def change(what: str) -> None:
@@ -125,7 +127,8 @@ def fresh(template: Path, root: Path, name: str) -> Path:
     shutil.copytree(template, root)
     if name == "repair":
         renaming_cut_short(root)
-    here(root)  # an index of these files
+    for bank in ("bank", "other"):
+        Bank(root / bank)  # an index of these files
     return root
 
 
