@@ -25,6 +25,7 @@ from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import layerwise
+from ..cidm_ops.models.family import family_of
 from ..cidm_ops.schedule import Schedule
 from ..cidm_ops.tokens import END
 
@@ -141,6 +142,7 @@ class ComfyBackbone(ComfyText, Backbone):
         self.layers = {name: layers[own] for name, own in layer_names(model).items()}
         self.cross_attention = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
         self.architecture = architecture(self.cross_attention, self.encoders)
+        self.family = family_of(self.architecture)
         keys = [f"diffusion_model.{name}.attn2.to_k.weight" for name in block_names(model).values()]
         self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])
         self.schedule = noise_schedule(model.get_model_object("model_sampling"))

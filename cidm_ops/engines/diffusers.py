@@ -18,6 +18,7 @@ from ..causal import pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import layerwise
+from ..models.family import family_of
 from ..schedule import Schedule
 from ..tokens import END
 from .checkpoint import Modules, filled, read_checkpoint, text_model
@@ -46,6 +47,7 @@ class DiffusersBackbone(Backbone):
         self.layers = {name: m for name, m in self.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
         self.size: int = 8 * self.unet.config.sample_size  # pixels of a side that the base was made for
         self.architecture = architecture(self.cross_attention, self.encoders)
+        self.family = family_of(self.architecture)
         layers: list[Any] = list(self.cross_attention.values())
         self.fingerprint = fingerprint([layers[0].to_k.weight, layers[-1].to_k.weight])
         self.schedule = noise_schedule(schedule)
