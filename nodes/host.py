@@ -26,7 +26,7 @@ from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import layerwise
 from ..cidm_ops.models.family import family_of
-from ..cidm_ops.schedule import Schedule
+from ..cidm_ops.schedule import Flow, Schedule
 from ..cidm_ops.tokens import END
 
 BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order
@@ -173,9 +173,8 @@ class ComfyBackbone(ComfyText, Backbone):
             height, width = (8 * n for n in x.shape[-2:])
             adm = base.encode_adm(pooled_output=pooled, height=height, width=width, device=x.device).to(x.device, dtype)
         with layerwise(self.cross_attention.values()):
-            if self.schedule.prediction == "flow":
-                t = self.model.get_model_object("model_sampling").timestep(self.schedule.sigma.to(t.device)[t])
-            return self.unet(x.to(dtype), t.float(), context=context.to(dtype), y=adm, transformer_options={}).float()
+            times = self.schedule.times.to(t.device)[t].float()
+            return self.unet(x.to(dtype), times, context=context.to(dtype), y=adm, transformer_options={}).float()
 
     def make_room(self) -> None:
         """The host unloads all models and next time keeps twice the room free for a step, if need be by leaving weights on the CPU."""
@@ -196,7 +195,9 @@ def noise_schedule(sampling: Any) -> Schedule:
         parts = ", ".join(base.__name__ for base in type(sampling).__bases__)
         raise ValueError(f"{ONLY} that predict epsilon, v or a flow in 1000 timesteps: this model's sampling is {parts}")
     sigmas = sampling.sigmas.clone().float().cpu()
-    return Schedule(1 - sigmas, sigmas, kind) if kind == "flow" else Schedule.of_alphas(1 / (1 + sigmas.double().square()), kind)
+    if kind == "flow":
+        return Flow(1 - sigmas, sigmas, sampling.timestep(sigmas))
+    return Schedule.of_alphas(1 / (1 + sigmas.double().square()), kind)
 
 
 def block_names(model: ModelPatcher) -> dict[str, str]:

@@ -100,9 +100,8 @@ class DiffusersBackbone(Backbone):
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
             added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.to(self.dtype)}
         with layerwise(self.cross_attention.values()):
-            if self.schedule.prediction == "flow":  # such models are told the noise level, in thousandths
-                t = 1000 * self.schedule.sigma.to(t.device)[t]
-            return self.unet(x.to(self.dtype), t, context.to(self.dtype), added_cond_kwargs=added).sample.float()
+            times = self.schedule.times.to(t.device)[t]
+            return self.unet(x.to(self.dtype), times, context.to(self.dtype), added_cond_kwargs=added).sample.float()
 
 
 def noise_schedule(config: Mapping[str, Any]) -> Schedule:

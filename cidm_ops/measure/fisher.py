@@ -10,7 +10,7 @@ from ..bank.bank import Bank
 from ..method.reach import BY_KIND
 from ..run.painting import beside, unit_noise
 from ..run.prompt import Said, encode, mix
-from ..run.sampling import denoiser, noise_levels, sample
+from ..run.sampling import denoiser, sample
 from .divergence import Divergence, Levels, clean_estimates, divergence
 
 PICTURES, LEVELS = 4, 12  # latents of each prompt, noise levels
@@ -46,7 +46,7 @@ def by_group(
     seed: int = 0,
 ) -> tuple[dict[str, Divergence], Levels]:
     """For every prompt: latents by the plain model (with guidance), then both models on them (without)."""
-    levels = Levels.of(noise_levels(backbone.schedule), LEVELS)
+    levels = Levels.of(backbone.schedule.ratios(), LEVELS)
     nothing = encode(backbone, Said(""))
     found = {}
     for group, prompts in groups.items():
