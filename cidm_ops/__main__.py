@@ -103,7 +103,7 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
                 backbone,
                 bank,
                 prompt,
-                unit_noise(seed, 1, size, size),
+                unit_noise(backbone.family, seed, 1, size, size),
                 negative=options.negative,
                 mode=options.mode,
                 strength=options.strength,

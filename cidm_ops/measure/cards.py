@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from ..bank.bank import Bank
 from ..bank.concept import Concept, read_preview
-from ..method.aggregation import short
+from ..models.family import family_of
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fitted, font, heading, width_of, wrapped
 
 MOST = 200  # rows of a table
@@ -110,6 +110,7 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
     settings = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in concept.training.items() if _plain(value)
     ]
+    short = family_of(concept.architecture).short
     norms = [(short(n), f.norm()) for n, f in concept.all_factors.items()]
     norms += [(short(n), float(r.norm())) for n, r in concept.residuals.items()]
     per_column = -(-len(norms) // 2)

@@ -140,7 +140,7 @@ def paint_missing(
             todo += [(task, template, missing[i : i + batch]) for i in range(0, len(missing), batch)]
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
-        noise = torch.cat([unit_noise(seed, 1, sampling.size, sampling.size) for seed in some])
+        noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
         pictures, _ = paint(
             backbone,
             bank,

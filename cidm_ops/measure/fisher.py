@@ -54,9 +54,9 @@ def by_group(
         for number, prompt in enumerate(prompts):
             start = seed + PICTURES * number
             plain = encode(backbone, Said(in_plain_words(bank, prompt)))
-            noise = unit_noise(start, PICTURES, size, size).to(backbone.device)
+            noise = unit_noise(backbone.family, start, PICTURES, size, size).to(backbone.device)
             latents = sample(backbone, plain.expand(PICTURES), nothing.expand(PICTURES), noise, steps=steps, guidance=guidance)
-            added = unit_noise(start + 1_000_000, PICTURES, size, size).to(backbone.device)
+            added = unit_noise(backbone.family, start + 1_000_000, PICTURES, size, size).to(backbone.device)
             first = clean_estimates(denoiser(backbone, plain), latents, added, levels)
             mixture = mix(backbone, bank, prompt, mode, strength)
             text = encode(backbone, mixture)

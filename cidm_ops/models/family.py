@@ -100,13 +100,14 @@ class Host:
 class Diffusers:
     """What diffusers calls a family's model, and how it configures its parts. What is not named is the default of the class.
 
-    ``facts`` are entries of the model's configuration that tell the family from others of the same text encoders.
+    ``facts`` are entries of the model's configuration that tell the family from others.
     """
 
-    model: str = "unet"
+    folder: str = "unet"  # of the model
     facts: Mapping[str, Any] = field(default_factory=dict)
-    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the name of the part; of text encoders by theirs
-    vae: str = "AutoencoderKL"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the name of the text encoder
+    vae: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)  # of noise, where a file does not say it
 
 
@@ -135,6 +136,7 @@ class Family:
     size: int  # pixels of a side that it was trained for
     order: Sequence[str] = ()  # what begins the names of the model's blocks, in layer order
     decoder: str = r"(?!)"  # finds the names of layers in the second half of the model
+    stage: str = r".*"  # finds in the name of such a layer the part of the model in which all can share a word's row
     patch: int = 1  # latent cells of an image token's side, where tokens are finest
     halvings: int = 0  # how many times the model halves that grid inside
     layerwise: bool = True  # whether every layer can read a text of its own
@@ -153,6 +155,11 @@ class Family:
         return Architecture.parse(self.architecture).width
 
     @property
+    def cell(self) -> int:
+        """Pixels of which an image's sides are multiples."""
+        return self.factor * self.patch
+
+    @property
     def placeholders(self) -> Mapping[str, int]:
         """The words that stand for concept words, with their ids; alike in all its encoders."""
         return self.encoders[0].placeholders
@@ -168,6 +175,10 @@ class Family:
         """The text encoder that a layer is in, by its canonical name; ``None`` for a layer of the model."""
         return next((e for e in self.encoders if layer.startswith(f"{e.name}.")), None)
 
+    def whole_cells(self, height: int, width: int) -> tuple[int, int]:
+        """The sides of an image, cut to what the model can paint."""
+        return height // self.cell * self.cell, width // self.cell * self.cell
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Channels, rows and columns of the latent of an image of ``height`` times ``width`` pixels."""
         return self.latent_channels, height // self.factor, width // self.factor
@@ -181,6 +192,11 @@ class Family:
         """A key that sorts canonical names of blocks into layer order."""
         first = next((i for i, start in enumerate(self.order) if block.startswith(start)), len(self.order))
         return (first, *(int(piece) for piece in block.split(".") if piece.isdigit()))
+
+    def stage_of(self, site: str) -> str:
+        """The part of the model that a layer is in, larger than a block; the layer itself where the family knows none."""
+        match = re.match(self.stage, site)
+        return match[0] if match else site
 
     def sublayers(self, block: str) -> Sequence[Sublayer]:
         """The sublayers of the block of a canonical name, in order."""

@@ -8,6 +8,7 @@ from .family import Diffusers, Encoder, Family, Host, LoraFiles, register
 from .unet import KERNELS, ORDER, PROJECTIONS, TRANSFORMERS, layers_of
 
 ROOTS = ("lora_unet", "lycoris", "unet", "(?:model_)?diffusion_model")
+STAGE = r".+(?=\.transformer_blocks\.)"
 ABBREVIATIONS = (".transformer_blocks.0.attn2", "attentions.")
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VAE: dict[str, Any] = {
@@ -58,17 +59,16 @@ SD1 = register(
         size=512,
         order=ORDER,
         decoder=r"^up_blocks\.",
+        stage=STAGE,
         halvings=3,
         kernels=(*KERNELS, *PROJECTIONS),
         abbreviations=ABBREVIATIONS,
         host=Host(models=("SD15",), text_model="SD1ClipModel"),
         diffusers=Diffusers(
             facts={"addition_embed_type": None},
-            configs={
-                "unet": {"sample_size": 64, "cross_attention_dim": 768, "layers_per_block": 2},
-                "clip_l": clip.SMALL,
-                "vae": VAE | {"latent_channels": 4, "sample_size": 512, "scaling_factor": 0.18215},
-            },
+            model={"sample_size": 64, "cross_attention_dim": 768, "layers_per_block": 2},
+            texts={"clip_l": clip.SMALL},
+            vae=VAE | {"latent_channels": 4, "sample_size": 512, "scaling_factor": 0.18215},
             schedule=SCHEDULE,
         ),
         files=LoraFiles(
@@ -92,31 +92,29 @@ SDXL = register(
         size=1024,
         order=ORDER,
         decoder=r"^up_blocks\.",
+        stage=STAGE,
         halvings=2,
         kernels=KERNELS,
         abbreviations=ABBREVIATIONS,
         host=Host(models=("SDXL",), text_model="SDXLClipModel"),
         diffusers=Diffusers(
             facts={"addition_embed_type": "text_time"},
-            configs={
-                "unet": {
-                    "sample_size": 128,
-                    "cross_attention_dim": 2048,
-                    "layers_per_block": 2,
-                    "block_out_channels": (320, 640, 1280),
-                    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-                    "transformer_layers_per_block": (1, 2, 10),
-                    "attention_head_dim": (5, 10, 20),
-                    "use_linear_projection": True,
-                    "addition_embed_type": "text_time",
-                    "addition_time_embed_dim": 256,
-                    "projection_class_embeddings_input_dim": 2816,
-                },
-                "clip_l": clip.SMALL,
-                "clip_g": clip.BIG,
-                "vae": VAE | {"latent_channels": 4, "sample_size": 1024, "scaling_factor": 0.13025},
+            model={
+                "sample_size": 128,
+                "cross_attention_dim": 2048,
+                "layers_per_block": 2,
+                "block_out_channels": (320, 640, 1280),
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "transformer_layers_per_block": (1, 2, 10),
+                "attention_head_dim": (5, 10, 20),
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
             },
+            texts={"clip_l": clip.SMALL, "clip_g": clip.BIG},
+            vae=VAE | {"latent_channels": 4, "sample_size": 1024, "scaling_factor": 0.13025},
             schedule=SCHEDULE,
         ),
         files=LoraFiles(
@@ -128,7 +126,7 @@ SDXL = register(
     )
 )
 
-DOODLE_CHANNELS = 4
+DOODLE_CHANNELS = 4  # of its latents; the weights that ship have as many
 DOODLE = register(
     replace(
         SD1,
@@ -139,18 +137,18 @@ DOODLE = register(
         size=128,
         halvings=2,
         diffusers=Diffusers(
-            configs={
-                "unet": {
-                    "in_channels": DOODLE_CHANNELS,
-                    "out_channels": DOODLE_CHANNELS,
-                    "sample_size": 16,
-                    "block_out_channels": (64, 128, 192),
-                    "layers_per_block": 1,
-                    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-                    "attention_head_dim": 8,
-                    "cross_attention_dim": 128,
-                },
+            model={
+                "in_channels": DOODLE_CHANNELS,
+                "out_channels": DOODLE_CHANNELS,
+                "sample_size": 16,
+                "block_out_channels": (64, 128, 192),
+                "layers_per_block": 1,
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "attention_head_dim": 8,
+                "cross_attention_dim": 128,
+            },
+            texts={
                 "clip_l": {
                     "hidden_size": 128,
                     "intermediate_size": 512,
@@ -159,10 +157,9 @@ DOODLE = register(
                     "max_position_embeddings": clip.CHUNK,
                     "projection_dim": 128,
                     "hidden_act": "quick_gelu",
-                },
-                "vae": {"latent_channels": DOODLE_CHANNELS},
+                }
             },
-            vae="AutoencoderTiny",
+            vae={"latent_channels": DOODLE_CHANNELS},
             schedule=SCHEDULE,
         ),
         files=LoraFiles(roots=ROOTS, read_layer=layers_of(resnets=1), modelspec="stable-diffusion-v1/lora"),

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEYS, from_original
 from cidm_ops.engines.diffusers import load
-from cidm_ops.engines.families import SD1, SDXL
 from cidm_ops.measure.bench.checkpoints import empty, original_names, write_checkpoint
+from cidm_ops.models.sd import SD1, SDXL
 from cidm_ops.tokens import encode_layerwise
 
 
