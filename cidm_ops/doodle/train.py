@@ -98,7 +98,7 @@ def token_ids(captions: list[list[str]]) -> list[list[int]]:
 
 
 def latents_of(folder: Path, pictures: np.ndarray, device: str) -> Tensor:
-    """Latents ``[N, 4, 16, 16]`` fp16 of all pictures, kept in shards."""
+    """Latents ``[N, C, 16, 16]`` fp16 of all pictures, kept in shards."""
     vae = None
     shards = []
     for i, start in enumerate(range(0, len(pictures), SHARD)):
