@@ -24,7 +24,7 @@ from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import Route, route, tables_of
 from ..cidm_ops.run.prompt import Said, encode, text_deltas
 from ..cidm_ops.tokens import hide
-from .host import ComfyText, block_names, layer_names
+from .host import ComfyText, block_names, layer_names, text_sites
 
 CONTEXT = "cidm_context"  # layer-wise text [L, N, C], or [B, L, N, C] for a batch, in the dict of a CONDITIONING
 WEIGHTS = "cidm_weights"  # [B, L, G] of a routed model, on their way to the U-Net
@@ -84,7 +84,7 @@ def routed(
     on keys and values only at those tokens of layer-wise texts, and on other texts those alone that act at every token.
     """
     patched, own = reading(model), layer_names(model)
-    routes = route(concepts, [f"{name}.attn2" for name in block_names(model)])
+    routes = route(concepts, list(text_sites(model)))
     if unknown := [layer for layer in routes if layer not in own]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     placed: dict[tuple[torch.device, torch.dtype], dict[str, Route]] = {}
@@ -123,7 +123,7 @@ def routed(
 def block_place(module: str) -> tuple[str, int, int]:
     """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
     kind, number = module.split(".")[:2]
-    index = int(module.partition("transformer_blocks.")[2])
+    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
     return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
 
 
@@ -167,7 +167,7 @@ def conditioning(clip: comfy.sd.CLIP, prompts: Sequence[Said]) -> list:
     text, states, pooled = ComfyText(clip), [], []
     known = clip.patcher.model_options.get(PATCHED, ())
     for said in prompts:
-        plain, _ = hide(said.text, tables_of(said.concepts))
+        plain, _ = hide(said.text, tables_of(said.concepts), text.family.placeholders)
         encoded = encode(text, replace(said, strengths={n: s for n, s in said.strengths.items() if n not in known}))
         states.append(text.emphasise(plain, encoded.context[0]))
         pooled += [] if encoded.pooled is None else [encoded.pooled]

@@ -26,7 +26,7 @@ from ..cidm_ops.run.prompt import Mixture
 from . import patches
 from .aggregation import Way
 from .estimation import ALL, NONE, REGION, Estimation, estimating
-from .host import ComfyBackbone, block_names, layer_names
+from .host import ComfyBackbone, layer_names, text_sites
 
 NEGATIVE = 1  # in the host's cond_or_uncond; 0 is the positive text, what comes after are passes of single regions
 
@@ -82,14 +82,13 @@ class Regions:
 
     def __init__(self, model: ModelPatcher, whole: Mixture, regions: Sequence[Region], negative: bool = True):
         self.model, self.regions, self.negative = model, regions, negative
-        self.modules, blocks = layer_names(model), block_names(model)
-        self.blocks = {f"{name}.attn2": module for name, module in blocks.items()}
+        self.modules, self.sites = layer_names(model), text_sites(model)
         concepts = {c.name: c for m in (whole, *(r.mixture for r in regions)) for c in m.concepts}
-        self.weights = torch.zeros(1 + len(regions), len(blocks), len(concepts))
+        self.weights = torch.zeros(1 + len(regions), len(self.sites), len(concepts))
         for u, mixture in enumerate([whole, *(r.mixture for r in regions)]):
             for g, concept in enumerate(mixture.concepts):
                 self.weights[u, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
-        self.routes = route(list(concepts.values()), list(self.blocks))
+        self.routes = route(list(concepts.values()), list(self.sites))
         self.placed: dict[tuple[torch.device, torch.dtype], tuple[dict[str, Any], dict[str, Callable]]] = {}  # layers, what is beside them
         self.mixes: dict[tuple, Tensor] = {}  # weights of ranks, one tensor for all layers that have the same
         self.fields: dict[tuple[int, int, int], list[Field]] = {}
@@ -116,7 +115,7 @@ class Regions:
         """A clone of the model. A replacement that is there already does the part of the global text."""
         patched = patches.reading(self.model)
         there = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-        for layer, module in enumerate(self.blocks.values()):
+        for layer, module in enumerate(self.sites.values()):
             place = patches.block_place(module)
             patched.set_model_attn2_replace(self.attention(layer, there.get(place, there.get(place[:2]))), *place)
         # functions, not methods: cloning a model copies the object of a method with it
@@ -172,14 +171,13 @@ class Regions:
 
     def beside(self, r: Route) -> Callable[[Tensor], Any]:
         """What concepts add to a layer: to image tokens by their shares in the texts, to a text by its owner's mixture."""
-        weights = r.stack.spread(weights_in(self.weights, list(self.blocks), r.name)[:, list(r.owners)]).to(r.stack.up)
+        weights = r.stack.spread(weights_in(self.weights, list(self.sites), r.name)[:, list(r.owners)]).to(r.stack.up)
         weights = self.mixes.setdefault((*weights.flatten().tolist(), weights.device, weights.dtype), weights)
-        is_text = r.name.endswith(("attn2.to_k", "attn2.to_v"))
 
         def scale_of(h: Tensor) -> Tensor:
             if self.reading:
                 return weights[list(self.reading), None]
-            tokens = 0 if is_text or h.ndim == 2 else h.shape[1]
+            tokens = 0 if r.reads_text or h.ndim == 2 else h.shape[1]
             key = (self.layout, tokens, id(weights))
             if key not in self.kept:
                 self.kept[key] = self.acts(h, tokens) @ weights
@@ -187,7 +185,7 @@ class Regions:
             return scale[:, 0] if h.ndim == 2 else scale
 
         spread = Spread(r.stack.up, r.stack.down, r.stack.kernel, scale_of=scale_of)
-        if is_text and not weights[0].any():  # the global prompt has no concept
+        if r.reads_text and not weights[0].any():  # the global prompt has no concept
             return lambda text: spread(text) if self.reading else 0
         return spread
 
@@ -217,7 +215,7 @@ class Regions:
         rows = next((r for r in self.rows if not r.negative and r.region <= 0), None)
         if rows is None or not 2 <= round(self.size[0] / height) <= 4:
             return
-        attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
+        attention = self.unet.get_submodule(list(self.sites.values())[layer])
         for u in self.sought:
             if (key := (layer, u)) not in self.kept:
                 self.kept[key] = self.read((u,), attention.to_k, self.text(layer, u))
@@ -286,7 +284,7 @@ class Regions:
             sources = [self.source(row, u) for row, u in by.readers]
             said = list(dict.fromkeys(sources))
             text = alike([self.text(layer, u) if row is None else self.context[row : row + 1] for row, u in said])
-            attention = self.unet.get_submodule(f"{list(self.blocks.values())[layer]}.attn2")
+            attention = self.unet.get_submodule(list(self.sites.values())[layer])
             k, v = (self.read([u for _, u in said], layer, text) for layer in (attention.to_k, attention.to_v))
             at = [said.index(source) for source in sources]
             self.kept[key] = k, v, slice(None) if at == list(range(len(said))) else torch.tensor(at, device=k.device)

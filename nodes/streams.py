@@ -16,7 +16,7 @@ from torch import Tensor
 from ..cidm_ops.method.infusion import Charge, Rows, infused
 from ..cidm_ops.run.infusion import Way
 from . import patches
-from .host import block_names
+from .host import text_sites
 
 CHARGES = "cidm_infusion"  # what a text carries, in the dict of a CONDITIONING; the key of the wrappers too
 
@@ -71,8 +71,7 @@ def streaming(model: ModelPatcher, way: Way) -> ModelPatcher:
     if any(wrapper is not patches._read_layers for wrapper in wrappers):
         raise ValueError("this model has concepts beside its layers or in regions: give Apply Infusion the plain model")
     sampling = model.get_model_object("model_sampling")
-    layers = {f"{name}.attn2": f"{module}.attn2" for name, module in block_names(model).items()}
-    streams = Streams(way, layers, sampling.percent_to_sigma(way.start), sampling.percent_to_sigma(way.end))
+    streams = Streams(way, text_sites(model), sampling.percent_to_sigma(way.start), sampling.percent_to_sigma(way.end))
     patched = model.clone()
     # functions, not methods: cloning a model copies the object of a method with it
     for kind, wrapper in (

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..lowrank import LowRank, Stack
+from ..models.family import family_of
 from .concept import ABOUT, Concept, check_name, lora_state
 from .embedding import single_rows
 from .factorised import truncated
 from .files import check_replaceable, packed, write_atomically
 
-ARCHITECTURES = {"sd1": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}  # names of the ModelSpec standard
 EXPORTED = "cidm.exported"  # in the metadata of our exports: only these are replaced by another
 
 
@@ -80,7 +80,7 @@ def described(concept: Concept) -> dict[str, str]:
     """The metadata of a plain LoRA, by the ModelSpec standard."""
     found = {key: concept.about[key] for key in ABOUT if concept.about.get(key)} | {
         "title": concept.name,
-        "architecture": ARCHITECTURES[concept.architecture.split("-")[0]],
+        "architecture": family_of(concept.architecture).files.modelspec,
         "trigger_phrase": ", ".join(concept.triggers),
     }
     return {f"modelspec.{key}": value for key, value in found.items() if value} | {EXPORTED: concept.name}

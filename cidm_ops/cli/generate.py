@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
                 backbone,
                 bank,
                 prompt,
-                unit_noise(seed, 1, size, size),
+                unit_noise(backbone.family, seed, 1, size, size),
                 negative=options.negative,
                 mode=options.mode,
                 strength=options.strength,

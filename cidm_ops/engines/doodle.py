@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..doodle import files
+from ..models import clip
 from .tokenizer import tokenize
 
 
@@ -26,7 +27,7 @@ class DoodleReader:
 
     def __init__(self) -> None:
         self.model = _vision(files.reader_state())
-        config = CLIPTextConfig(**files.TEXT_CONFIG, vocab_size=files.VOCABULARY, eos_token_id=files.END)
+        config = CLIPTextConfig(**files.TEXT_CONFIG, vocab_size=clip.VOCABULARY, eos_token_id=clip.END)
         self.text = CLIPTextModelWithProjection(config).eval()
         names = self.text.state_dict()
         state = {k if k in names else k.removeprefix("text_model."): v for k, v in files.caption_state().items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ..tokens import END
+from ..models.clip import END
 from .doodle import DoodleReader, DoodleTower
 from .tokenizer import tokenize
 

@@ -59,7 +59,7 @@ def run(folder: Path) -> list[Score]:
         scores.append(Score(name, bench.ia(name, pictures), plain[name], self_alignment(bench.references(name)), first[name]))
         rows[name].append((f"<{name}> after all three", pictures[:6]))
     prompt = TOGETHER.format(*(f"<{name}>" for name in LEARNED))
-    together = paint(bench.backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), guidance=GUIDANCE)[0]
+    together = paint(bench.backbone, bank, prompt, unit_noise(bench.backbone.family, SEED, 6, 128, 128), guidance=GUIDANCE)[0]
     report(folder, scores, [*(row for name in LEARNED for row in rows[name]), ("all together", together)], time.monotonic() - began)
     return scores
 

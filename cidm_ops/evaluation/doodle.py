@@ -60,7 +60,7 @@ class DoodleBench:
 
     def paint(self, bank: Bank, name: str, subject: str, seeds: int = 2, mode: str = "exact") -> Tensor:
         """``subject`` (concept ``name`` or its plain word) in every place, ``[places * seeds, 3, 128, 128]``, places in turn."""
-        noise = unit_noise(SEED, seeds, 128, 128)
+        noise = unit_noise(self.backbone.family, SEED, seeds, 128, 128)
         by_place = [paint(self.backbone, bank, scene(name, subject, p), noise, mode=mode, guidance=GUIDANCE)[0] for p in PLACES]
         return torch.stack(by_place, 1).flatten(0, 1)
 

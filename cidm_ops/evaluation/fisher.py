@@ -11,7 +11,7 @@ from ..measure.fisher import in_plain_words, joined
 from ..method.reach import BY_KIND
 from ..run.painting import beside, unit_noise
 from ..run.prompt import Said, encode, mix
-from ..run.sampling import denoiser, noise_levels, sample
+from ..run.sampling import denoiser, sample
 from .protocol import Sampling
 
 PICTURES, LEVELS = 4, 12  # latents of each prompt, noise levels
@@ -26,7 +26,7 @@ def by_group(
 ) -> tuple[dict[str, Divergence], Levels]:
     """Compares, for every prompt, both models on latents that the plain one painted with guidance; their own scores have none."""
     size = sampling.size
-    levels = Levels.of(noise_levels(backbone.schedule), LEVELS)
+    levels = Levels.of(backbone.schedule.ratios(), LEVELS)
     nothing = encode(backbone, Said(""))
     found = {}
     for group, prompts in groups.items():
@@ -34,11 +34,11 @@ def by_group(
         for number, prompt in enumerate(prompts):
             start = sampling.seed + PICTURES * number
             plain = encode(backbone, Said(in_plain_words(bank, prompt)))
-            noise = unit_noise(start, PICTURES, size, size).to(backbone.device)
+            noise = unit_noise(backbone.family, start, PICTURES, size, size).to(backbone.device)
             latents = sample(
                 backbone, plain.expand(PICTURES), nothing.expand(PICTURES), noise, steps=sampling.steps, guidance=sampling.guidance
             )
-            added = unit_noise(start + 1_000_000, PICTURES, size, size).to(backbone.device)
+            added = unit_noise(backbone.family, start + 1_000_000, PICTURES, size, size).to(backbone.device)
             first = clean_estimates(denoiser(backbone, plain), latents, added, levels)
             mixture = mix(backbone, bank, prompt, sampling.mode, sampling.strength)
             text = encode(backbone, mixture)

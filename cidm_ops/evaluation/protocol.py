@@ -143,7 +143,7 @@ def paint_missing(
     """Paints what ``missing`` listed, each picture from its own seed; returns how many that were."""
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
-        noise = torch.cat([unit_noise(seed, 1, sampling.size, sampling.size) for seed in some])
+        noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
         pictures, _ = paint(
             backbone,
             bank,

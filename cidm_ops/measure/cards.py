@@ -10,7 +10,7 @@ from ..bank.bank import Bank
 from ..bank.concept import Concept, read_preview
 from ..bank.printable import one_line
 from ..bank.thumbnails import decoded
-from ..method.aggregation import short
+from ..models.family import family_of
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fitted, font, heading, width_of, wrapped
 
 MOST = 200  # rows of a table
@@ -121,6 +121,7 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
         for key, value in concept.training.items()
         if _plain(value)
     ]
+    short = family_of(concept.architecture).short
     norms = [(short(n), f.norm()) for n, f in concept.all_factors.items()]
     norms += [(short(n), float(r.norm())) for n, r in concept.residuals.items()]
     per_column = -(-len(norms) // 2)

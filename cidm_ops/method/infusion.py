@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..hub import attended
+from ..models.family import Family
 from .attention import word_attention
 from .regions import grid_of
 
 # Where the map comes from: the foundation's (the paper), the customised features' own, or those and a residual of the key too. The
 # last is what the authors' code does: it returns one stream, and locks its keys no more after they are assigned a second time.
 STREAMS = ("dual", "single", "released_code")
-LAYERS = {"all": "", "decoder": r"^up_blocks\."}
+LAYERS = ("all", "decoder")
 VALUE, KEY = "to_v", "to_k"  # what a residual is added to: its name is that of the linear layer
 
 
@@ -49,13 +50,13 @@ class Rows:
     grids: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # masks at the layers' resolutions
 
 
-def residual_layers(cross_attention: Sequence[str], chosen: str = "all") -> list[str]:
+def residual_layers(family: Family, cross_attention: Sequence[str], chosen: str = "all") -> list[str]:
     """Those of the cross-attention layers that ``all``, ``decoder`` or a regular expression on their names takes.
 
     Raises ``ValueError`` when it finds none or is no expression.
     """
     try:
-        wanted = re.compile(LAYERS.get(chosen, chosen))
+        wanted = re.compile({"all": "", "decoder": family.decoder}.get(chosen, chosen))
     except re.error as error:
         raise ValueError(f"layers {chosen!r}: expected one of {', '.join(LAYERS)} or a regular expression ({error})") from error
     found = [name for name in cross_attention if wanted.search(name)]
@@ -76,7 +77,7 @@ def infusion(attention: Tensor, residual: Tensor) -> Tensor:
 
 
 def masked_error(guess: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Squared error of each picture, ``[B]``, of ``guess m`` and ``target m [B, 4, h, w]`` under a soft ``mask [B, 1, h, w]``.
+    """Squared error of each picture, ``[B]``, of ``guess m`` and ``target m [B, C, h, w]`` under a soft ``mask [B, 1, h, w]``.
 
     As in the authors' code the mean is over the whole picture: a small subject weighs little.
     """

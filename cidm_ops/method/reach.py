@@ -5,7 +5,6 @@ what they mean to the base; and with the base's queries a style does not move wh
 which sums the prompt up, and loses as much likeness as it gains obedience: docs/painting.md.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..tokens import END, hide
+from ..models.family import family_of
+from ..tokens import hide
 
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = REACHES = ("by kind", "everywhere", "words and end", "words")
 OF_KIND = {"style": WORDS}
-READS_TEXT = re.compile(r"attn2\.to_[kv]$")
-QUERIES = re.compile(r"attn2\.to_q$")
 
 
 def reach_of(concept: Concept, reach: str = BY_KIND) -> str:
@@ -41,7 +39,8 @@ def reaching(concepts: Sequence[Concept], reach: str) -> list[Concept]:
 
 def without_queries(concept: Concept) -> Concept:
     """The concept, leaving what the picture looks at to the base."""
-    return replace(concept, factors={name: f for name, f in concept.factors.items() if not QUERIES.search(name)})
+    family = family_of(concept.architecture)
+    return replace(concept, factors={name: f for name, f in concept.factors.items() if not family.looks_at_text(name)})
 
 
 def marks(backbone: Backbone, text: str, concepts: Sequence[Concept], reach: str) -> Tensor:
@@ -49,9 +48,10 @@ def marks(backbone: Backbone, text: str, concepts: Sequence[Concept], reach: str
 
     A text that does not name a concept has none of its words. Raises ``ValueError`` for an unknown ``reach``.
     """
-    visible, hidden = hide(text, [word for concept in concepts for word in concept.words])
+    encoder = backbone.family.encoder()
+    visible, hidden = hide(text, [word for concept in concepts for word in concept.words], encoder.placeholders)
     ids = backbone.tokenize(visible).cpu()
-    ended = ids.eq(END).cumsum(1).bool().flatten()
+    ended = ids.eq(encoder.end).cumsum(1).bool().flatten()
     found = torch.zeros(ids.numel(), len(concepts))
     for g, concept in enumerate(concepts):
         how = reach_of(concept, reach)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.clip import CHUNK
+
 COVERED = 0.5  # of a cell, to belong to a region
 NOWHERE = torch.zeros(1, 1)
 
@@ -142,7 +144,7 @@ class Cut:
         return replace(self, rest=rest, pieces=pieces, where=where, shares=None if self.shares is None else self.shares.to(x))
 
 
-def cut(owners: Tensor, keys: int = 77) -> Cut:
+def cut(owners: Tensor, keys: int = CHUNK) -> Cut:
     """From the shares of the tokens in every row, ``[B, U + 1, T]``. A piece costs its tokens and so many ``keys``: of the lengths that
     regions have, the cheapest is taken.
     """

@@ -66,7 +66,7 @@ def infuse(
     plain = {f"<{n}>": bank.headers[n]["class_word"] for n in names}
     text, marks = stand_for(backbone, said.text, plain, words)
     mixture = mixed(backbone, bank, Prompt(text, others), mode, strength, rule)
-    chosen, charges, warnings = set(residual_layers(list(backbone.cross_attention), layers)), [], list(mixture.warnings)
+    chosen, charges, warnings = set(residual_layers(backbone.family, list(backbone.cross_attention), layers)), [], list(mixture.warnings)
     for name in names:
         warnings.append(check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) or "")
         residuals = bank.get(name).residuals

@@ -12,6 +12,7 @@ from ..bank.bank import Bank
 from ..lowrank import LowRank
 from ..method.aggregation import Rule, route
 from ..method.reach import BY_KIND, everywhere, marks, reaching
+from ..models.family import Family
 from .infusion import Way, infuse, predictor
 from .prompt import Mixture, Said, encode
 from .sampling import Predict, sample
@@ -34,7 +35,7 @@ def paint(
     infusion: Way | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> tuple[Tensor, list[str]]:
-    """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about the concepts' base.
+    """Pictures ``[B, 3, H, W]`` in [-1, 1] from unit Gaussian ``noise [B, C, h, w]``, and warnings about the concepts' base.
 
     ``mode``, ``strength`` and ``rule`` are those of the aggregation (CIDM 3.2), ``reach`` says where in the prompt concepts act, which
     beside residuals is everywhere, and ``infusion`` how residuals do.
@@ -78,6 +79,9 @@ def beside(backbone: Backbone, mixtures: Sequence[Mixture], negative: str, reach
     return predict
 
 
-def unit_noise(seed: int, count: int, height: int, width: int) -> Tensor:
-    """Noise ``[count, 4, height/8, width/8]`` on the CPU, picture i from ``seed + i``, as ComfyUI draws it for one picture."""
-    return torch.cat([torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
+def unit_noise(family: Family, seed: int, count: int, height: int, width: int) -> Tensor:
+    """Noise ``[count, C, h, w]`` for the latents of images of ``height`` times ``width`` pixels, on the CPU; image i has that of
+    ``seed + i``, as ComfyUI draws it for one image.
+    """
+    shape = family.latent_shape(height, width)
+    return torch.cat([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])

@@ -25,7 +25,8 @@ from cidm_ops.engines.towers import load_tower
 from cidm_ops.evaluation.protocol import Sampling
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
-from cidm_ops.method.reach import EVERYWHERE, QUERIES, REACHES, READS_TEXT, marks, reach_of, reaching
+from cidm_ops.method.reach import EVERYWHERE, REACHES, marks, reach_of, reaching
+from cidm_ops.models.sd import DOODLE
 from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
 from cidm_ops.run.captions import TEMPLATES
 from cidm_ops.run.painting import paint, unit_noise
@@ -135,7 +136,7 @@ def lora_of(concept):
 
 class TestPainting:
     def test_a_batch_of_mixtures_is_what_each_prompt_paints_alone(self, bench, learned):
-        backbone, noise = bench.suite.backbone, unit_noise(3, 2, 128, 128)
+        backbone, noise = bench.suite.backbone, unit_noise(DOODLE, 3, 2, 128, 128)
         bank = Bank(bench.folder / "banks/corrected-0")
         prompts = ["a <dog> on the beach", "a <dog> in the snow next to a red cup"]
         got = paint_mixtures(backbone, [mixture("exact", backbone, learned, "dog", p) for p in prompts], noise, SAMPLING)
@@ -146,7 +147,7 @@ class TestPainting:
         assert (soft - paint(backbone, bank, prompts[0], noise[:1], mode="soft", steps=2, guidance=2.0)[0]).abs().max() < 1e-3
 
     def test_concepts_act_where_they_are_named(self, bench, learned):
-        backbone, noise, dog = bench.suite.backbone, unit_noise(3, 1, 128, 128), learned["dog"]
+        backbone, noise, dog = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128), learned["dog"]
         mixed = mixture("exact", backbone, learned, "dog", "a <dog> next to a red cup")
         at = {reach: marks(backbone, mixed.text, [dog], reach)[:, 0].nonzero().flatten().tolist() for reach in REACHES}
         whole = [*range(77)]
@@ -159,8 +160,8 @@ class TestPainting:
 
         here = torch.stack([marks(backbone, text, [dog], "words") for text in (mixed.text, "")])
         (bare,) = reaching([dog], "words")
-        assert len(bare.factors) == 0.75 * len(dog.factors) and not any(QUERIES.search(n) for n in bare.factors)
-        deltas = {n: (lambda x, f=f: f(x) * here) if READS_TEXT.search(n) else f for n, f in bare.factors.items()}
+        assert len(bare.factors) == 0.75 * len(dog.factors) and not any(DOODLE.looks_at_text(n) for n in bare.factors)
+        deltas = {n: (lambda x, f=f: f(x) * here) if DOODLE.reads_text(n) else f for n, f in bare.factors.items()}
         with attached(backbone.layers, deltas), torch.no_grad():
             want = sample(backbone, encode(backbone, mixed), encode(backbone, Said("")), noise, steps=2, guidance=2.0)
         for got in (
@@ -170,7 +171,7 @@ class TestPainting:
             assert (got - backbone.decode_latent(want)).abs().max() < 1e-4
 
     def test_texts_of_different_length_paint_alike(self, bench, learned):
-        backbone, noise, bank = bench.suite.backbone, unit_noise(3, 1, 128, 128), Bank(bench.folder / "banks/corrected-0")
+        backbone, noise, bank = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128), Bank(bench.folder / "banks/corrected-0")
         how = dict(reach="words and end", steps=2)
         same, longer = (paint(backbone, bank, "a <dog>", noise, negative=n, **how)[0] for n in ("", "a cat, " * 40))
         assert same.isfinite().all() and longer.isfinite().all() and (same - longer).abs().max() > 1e-3
@@ -185,7 +186,7 @@ class TestPainting:
             mixture("mean", backbone, learned, "duck", "a <duck>")
 
     def test_a_composite_is_the_mean_of_what_each_predicts(self, bench, learned):
-        backbone, noise = bench.suite.backbone, unit_noise(3, 1, 128, 128)
+        backbone, noise = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128)
         mixed = mixture("composite", backbone, learned, "dog", "a <dog>")
         one = {"dog": learned["dog"]}
         alone = paint_mixtures(backbone, [mixture("composite", backbone, one, "dog", "a <dog>")], noise, SAMPLING, composite=True)

@@ -20,7 +20,6 @@ from cidm_ops.evaluation.fisher import by_group
 from cidm_ops.measure.divergence import Levels
 from cidm_ops.measure.fisher import in_plain_words, read_groups
 from cidm_ops.measure.scores import alignments, embed_all
-from cidm_ops.run.sampling import noise_levels
 
 
 @pytest.fixture
@@ -123,9 +122,7 @@ def test_prompts_without_concepts_diverge_by_nothing(learned, tiny_sd1):  # noqa
     found, levels = by_group(backbone, bank, groups, evaluation.Sampling(64, steps=1))
     assert not found["alone"].eps.any() and len(found["alone"].eps) == 8
     assert (found["with"].eps > 0).all() and (found["with"].likelihood > 0).all() and found["with"].curve.shape == (12,)
-    assert float(levels.shares.sum()) == pytest.approx(1) and levels.span == pytest.approx(
-        Levels.of(noise_levels(backbone.schedule), 3).span
-    )
+    assert float(levels.shares.sum()) == pytest.approx(1) and levels.span == pytest.approx(Levels.of(backbone.schedule.ratios(), 3).span)
 
 
 class TestRefusals:

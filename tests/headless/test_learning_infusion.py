@@ -13,6 +13,7 @@ from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.infusion import STREAMS
 from cidm_ops.method.regions import Place
+from cidm_ops.models.sd import SD1
 from cidm_ops.run.dataset import Dataset
 from cidm_ops.run.infusing import InfusionRun
 from cidm_ops.run.infusion import Way, infuse, limits, predictor
@@ -51,7 +52,7 @@ def dataset(masks=True):
 
 def painted(backbone, bank, prompt, **how):
     way = Way(**how)
-    return paint(backbone, bank, prompt, unit_noise(1, 2, 64, 64), steps=3, infusion=way)[0]
+    return paint(backbone, bank, prompt, unit_noise(SD1, 1, 2, 64, 64), steps=3, infusion=way)[0]
 
 
 def test_nothing_to_add_is_the_base(backbone, tmp_path):
@@ -71,7 +72,7 @@ def test_the_foundation_is_the_base_whatever_the_residual(backbone, tmp_path):
     bank = Bank(tmp_path).add(concept(backbone, "rex", scale=5.0))
     mixture, charges = infuse(backbone, bank, "a <rex> on the beach")
     text = encode(backbone, Said(mixture.text))
-    x, t = unit_noise(1, 1, 64, 64), torch.tensor([500])
+    x, t = unit_noise(SD1, 1, 1, 64, 64), torch.tensor([500])
     seen = []
 
     class Watched:
@@ -124,7 +125,7 @@ def test_a_region_limits_a_concept(small, tmp_path):
     with pytest.raises(ValueError, match="not in the prompt"):
         infuse(small, bank, "a dog", masks=masks)
     text = encode(small, Said("a dog"))
-    x, t = unit_noise(1, 1, 64, 64), torch.tensor([500])
+    x, t = unit_noise(SD1, 1, 1, 64, 64), torch.tensor([500])
 
     def answer(mask):
         charges = infuse(small, bank, "a <rex>", masks={"rex": mask})[1]

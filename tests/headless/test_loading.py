@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from cidm_ops.benchmarks.speed.checkpoints import empty, original_names, write_checkpoint
 from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEYS, from_original
 from cidm_ops.engines.diffusers import load
-from cidm_ops.engines.families import SD1, SDXL
+from cidm_ops.models.sd import SD1, SDXL
 from cidm_ops.tokens import encode_layerwise
 
 

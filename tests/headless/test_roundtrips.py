@@ -11,14 +11,15 @@ from safetensors.torch import load_file, save_file
 from test_diffusers_lora import BASES, PARTS, pipeline, read_by_diffusers
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, lora_key
+from cidm_ops.bank.concept import Concept
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept
-from cidm_ops.bank.names import canonical, kernel_of
+from cidm_ops.bank.names import canonical
 from cidm_ops.causal import linear_layers
+from cidm_ops.engines.checkpoint import new_text_encoder
 from cidm_ops.engines.diffusers import load
-from cidm_ops.engines.families import SD1, SDXL, new_text_encoder
 from cidm_ops.lowrank import LowRank
+from cidm_ops.models.sd import SD1, SDXL
 
 LAYERS = (
     "to_[qkv] to_out.0 ff.net.0.proj ff.net.2 proj_in proj_out conv1 conv2 conv_shortcut time_emb_proj conv conv_in conv_out linear_[12]"
@@ -28,15 +29,16 @@ TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 CLOSE = dict(atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family, architecture", [(SD1, "sd1-16x768"), (SDXL, "sdxl-70x2048")], ids=lambda x: getattr(x, "name", ""))
-def test_every_layer_of_the_full_models_has_its_name_and_kernel(family, architecture):
+@pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda f: f.name)
+def test_every_layer_of_the_full_models_has_its_name_and_kernel(family):
+    own = family.diffusers
     with torch.device("meta"):
-        unet, texts = UNet2DConditionModel(**family.unet), {e: new_text_encoder(e, c) for e, c in family.texts.items()}
+        unet, texts = UNet2DConditionModel(**own.model), {e.name: new_text_encoder(e, own.texts[e.name]) for e in family.encoders}
     layers = {n: m for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
     for name, module in (layers | linear_layers(texts)).items():
-        assert canonical(lora_key(name, architecture)) == name
-        assert kernel_of(name, architecture.split("-")[0]) == getattr(module, "kernel_size", ())
-    assert all(canonical(name) == canonical(f"unet.{name}") == name for name in layers)
+        assert canonical(family.kohya_key(name), family) == name
+        assert family.kernel_of(name) == getattr(module, "kernel_size", ())
+    assert all(canonical(name, family) == canonical(f"unet.{name}", family) == name for name in layers)
 
 
 def config(targets, **more):

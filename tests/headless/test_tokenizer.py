@@ -5,7 +5,8 @@ import random
 import subprocess
 import textwrap
 
-from cidm_ops.engines.tokenizer import BOS, EOS, clip_bpe, tokenize
+from cidm_ops.engines.tokenizer import clip_bpe, tokenize
+from cidm_ops.models.clip import END, START
 
 TEXTS = [
     "",
@@ -64,17 +65,17 @@ def test_ids_and_chunks_are_those_of_comfyui(comfy_host):
 
 def test_ids_are_those_of_clip():
     # "a photo of a cat" as in the documentation of CLIP's tokenizer
-    assert tokenize("A photo of a\ncat").tolist() == [[BOS, 320, 1125, 539, 320, 2368] + [EOS] * 71]
+    assert tokenize("A photo of a\ncat").tolist() == [[START, 320, 1125, 539, 320, 2368] + [END] * 71]
 
 
 def test_long_text_goes_on_in_the_next_row():
     rows = tokenize("dog " * 76)
     assert rows.shape == (2, 77)
-    assert rows[:, 0].tolist() == [BOS, BOS]
-    assert rows[0, 76] == EOS
-    assert rows[1, 1] == rows[0, 1] and (rows[1, 2:] == EOS).all()
+    assert rows[:, 0].tolist() == [START, START]
+    assert rows[0, 76] == END
+    assert rows[1, 1] == rows[0, 1] and (rows[1, 2:] == END).all()
     assert tokenize("dog " * 75).shape == (1, 77)
 
 
 def test_no_text_is_one_empty_row():
-    assert tokenize("").tolist() == [[BOS] + [EOS] * 76]
+    assert tokenize("").tolist() == [[START] + [END] * 76]

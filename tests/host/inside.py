@@ -39,6 +39,7 @@ from pack.cidm_ops.bank.bank import Bank  # noqa: E402
 from pack.cidm_ops.bank.names import canonical  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
+from pack.cidm_ops.models.sd import DOODLE, SD1, SDXL  # noqa: E402
 from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
 from pack.cidm_ops.run.prompt import mix  # noqa: E402
 from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
@@ -88,7 +89,7 @@ def random_factors(backbone, seed=0):
         name: LowRank(
             torch.randn(m.weight.shape[0], 4, generator=generator) * 0.1, torch.randn(4, m.weight.shape[1], generator=generator) * 0.1
         )
-        for name, m in linears(backbone.blocks, "cross_attention").items()
+        for name, m in linears(backbone, "cross_attention").items()
     }
 
 
@@ -347,11 +348,11 @@ def the_model_of_another_kind_is_refused():
 
 def the_names_of_the_original_layout_are_those_of_the_host():
     shapes = (
-        (2, [1, 2, 4, 4], [1] * 6 + [0, 0], [1] * 9 + [0] * 3, 1),
-        (2, [1, 2, 4], [0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10),
-        (1, [1, 2, 3], [0, 1, 1], [0, 0, 1, 1, 1, 1], 1),  # Doodle
+        (SD1, 2, [1, 2, 4, 4], [1] * 6 + [0, 0], [1] * 9 + [0] * 3, 1),
+        (SDXL, 2, [1, 2, 4], [0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10),
+        (DOODLE, 1, [1, 2, 3], [0, 1, 1], [0, 0, 1, 1, 1, 1], 1),
     )
-    for resnets, channels, down, up, middle in shapes:
+    for family, resnets, channels, down, up, middle in shapes:
         config = dict(num_res_blocks=[resnets] * len(channels), channel_mult=channels)
         config |= dict(transformer_depth=down, transformer_depth_output=up, transformer_depth_middle=middle)
         names = comfy.utils.unet_to_diffusers(config).items()
@@ -359,8 +360,8 @@ def the_names_of_the_original_layout_are_those_of_the_host():
         for ours, theirs in pairs:
             if "class_embedding" not in ours:
                 expected = None if "norm" in ours else ours
-                assert canonical(f"lora_unet_{theirs.replace('.', '_')}", resnets) == expected, theirs
-                assert canonical(f"diffusion_model.{theirs}", resnets) == expected, theirs
+                assert canonical(f"lora_unet_{theirs.replace('.', '_')}", family) == expected, theirs
+                assert canonical(f"diffusion_model.{theirs}", family) == expected, theirs
 
 
 def run(checks):

@@ -22,7 +22,8 @@ from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.aggregation import MODES
-from pack.cidm_ops.method.reach import QUERIES, READS_TEXT, WORDS, WORDS_AND_END, marks
+from pack.cidm_ops.method.reach import WORDS, WORDS_AND_END, marks
+from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.run.prompt import mix
 from pack.cidm_ops.run.recipe import Recipe
 from pack.cidm_ops.run.task import learn_into
@@ -39,7 +40,7 @@ def the_merged_factors_equal_the_attached_ones():
     positive, negative = plain(clip, "a dog"), plain(clip, "")
     bare = sample(model, positive, negative)
     merged = sample(patches.merged(model, factors), positive, negative)
-    with attached(linears(backbone.blocks), factors):
+    with attached(linears(backbone), factors):
         beside = sample(model, positive, negative)
     near(merged, beside)
     assert float((merged - bare).abs().max()) > 0.1
@@ -242,16 +243,16 @@ def the_concepts_act_only_where_they_are_named():
         bank = bank_of(backbone, folder, "rex", "tom")
         mixture = mix(backbone, bank, "a <rex> next to a red cup")
         positive, factors = patches.conditioning(clip, [mixture]), mixture.factors(backbone)
-        rest = {name: f for name, f in factors.items() if not READS_TEXT.search(name)}
+        rest = {name: f for name, f in factors.items() if not DOODLE.reads_text(name)}
         assert len(rest) == len(factors) / 2
         everywhere = halves(Way(routed=True).apply(model, [mixture], backbone), positive, negative)
         for reach, count in ((WORDS, 2), (WORDS_AND_END, 2 + 77 - 9)):  # start, a, two words, next to a red cup
             at = marks(backbone, mixture.text, mixture.concepts, reach)
             assert int(at.sum()) == count
             masked = {name: (lambda x, f=f, at=at: f(x) * at) for name, f in factors.items() if name not in rest}
-            always = {name: f for name, f in rest.items() if reach != WORDS or not QUERIES.search(name)}
+            always = {name: f for name, f in rest.items() if reach != WORDS or not DOODLE.looks_at_text(name)}
             got = halves(Way(reach=reach).apply(model, [mixture], backbone), positive, negative)
-            with attached(linears(backbone.blocks), always | masked):
+            with attached(linears(backbone), always | masked):
                 want = halves(patches.reading(model), positive, negative)
             near(got[0], want[0])
             near(got[1], halves(patches.merged(model, always), positive, negative)[1])

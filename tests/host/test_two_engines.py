@@ -19,7 +19,7 @@ def test_the_latents_agree(results, inside):
     assert not mixture.warnings, "both engines give the base one fingerprint"
     context, negative = encode(backbone, mixture), encode(backbone, Said(""))
     with torch.no_grad(), attached(backbone.layers, mixture.factors(backbone)):
-        latents = sample(backbone, context, negative, unit_noise(1, 1, 128, 128), steps=10, guidance=4.0)
+        latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0)
     difference = float((latents - load_file(inside / "painted.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-3
@@ -32,7 +32,7 @@ def test_the_latents_of_infusion_agree(results, inside):
     context, negative = encode(backbone, mixture), encode(backbone, Said(""))
     predict = predictor(backbone, charges, Way())
     with torch.no_grad():
-        latents = sample(backbone, context, negative, unit_noise(1, 1, 128, 128), steps=10, guidance=4.0, predict=predict)
+        latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0, predict=predict)
     difference = float((latents - load_file(inside / "infused.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-3

@@ -27,10 +27,11 @@ FLOORS = {
     "causal": 1,
     "schedule": 1,
     "fingerprint": 1,
+    "models": 0,
 }
 BESIDE = {
-    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "doodle"},
-    "doodle": {"lowrank", "tokens", "backbone", "fingerprint"},
+    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "doodle", "models"},
+    "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "models"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}

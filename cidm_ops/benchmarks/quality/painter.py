@@ -23,7 +23,7 @@ def paint_mixtures(
     composite: bool = False,
     reach: str = BY_KIND,
 ) -> Tensor:
-    """Pictures ``[B, 3, 8h, 8w]`` in [-1, 1] of B mixtures of the same concepts from unit Gaussian ``noise [B, 4, h, w]``.
+    """Pictures ``[B, 3, H, W]`` in [-1, 1] of B mixtures of the same concepts from unit Gaussian ``noise [B, C, h, w]``.
 
     ``reach`` says where on their texts the concepts act. ``composite``: a forward pass for each concept, and the mean of what they
     predict (LoRA-Composite, Zhong et al. 2024, Eq. 3).

@@ -114,7 +114,7 @@ class Bench:
         """Every prompt of a lesson, ``samples`` times: ``[prompts * samples, 3, H, W]`` in [-1, 1]."""
         suite, backbone, how = self.suite, self.suite.backbone, self.suite.sampling
         numbers = range(len(lesson.prompts) * self.samples)
-        noise = unit_noise(how.seed + 1000 * seed, len(numbers), how.size, how.size)
+        noise = unit_noise(suite.backbone.family, how.seed + 1000 * seed, len(numbers), how.size, how.size)
         prompts = [lesson.prompts[i // self.samples] for i in numbers]
         if method.merge == "drawn":
             if lesson.drawn is None:

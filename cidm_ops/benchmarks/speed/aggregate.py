@@ -11,7 +11,7 @@ from ...adapters import linears
 from ...bank.bank import Bank
 from ...bank.concept import save_concept
 from ...bank.index import INDEX
-from ...engines.families import SD1
+from ...models.sd import SD1
 from .checkpoints import write_checkpoint
 from .comfy import run_inside
 from .models import random_backbone, random_concepts
@@ -47,10 +47,10 @@ def run(comfy: Path, rounds: int = 3, pixels: int = 256) -> dict[str, Any]:
 def write_banks(large: Path, small: Path) -> None:
     """A thousand concepts of full size, and the first three of them."""
     backbone = random_backbone(SD1)
-    layers: dict[str, Any] = linears(backbone.blocks, "cross_attention")
+    layers: dict[str, Any] = linears(backbone, "cross_attention")
     shapes = {n: (m.out_features, m.in_features) for n, m in layers.items()}
     for made in (random_concepts(backbone, shapes, 1, first=task)[0] for task in range(1, COUNT + 1)):
         rows = torch.randn(2, len(backbone.cross_attention), 768) * 0.02
         for bank in (large, small) if made.task <= 3 else (large,):
-            save_concept(replace(made, tokens={"clip_l": rows}), bank / f"{made.name}.safetensors")
+            save_concept(replace(made, tokens={SD1.encoder().name: rows}), bank / f"{made.name}.safetensors")
     assert len(Bank(small).names) == 3

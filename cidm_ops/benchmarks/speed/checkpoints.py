@@ -10,7 +10,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...engines.families import SD1, SDXL, Family, new_text_encoder
+from ...engines.checkpoint import new_text_encoder
+from ...models.family import Family
+from ...models.sd import CLIP_G, CLIP_L, SD1, SDXL
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -59,7 +61,7 @@ OPEN_CLIP = {
     "final_layer_norm": "ln_final",
     "encoder.layers": "transformer.resblocks",
 }
-CLIP_PREFIX = {"Stable Diffusion 1": "cond_stage_model.transformer.", "SDXL": "conditioner.embedders.0.transformer."}
+CLIP_PREFIX = {SD1: "cond_stage_model.transformer.", SDXL: "conditioner.embedders.0.transformer."}
 Parts = tuple[Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -75,10 +77,10 @@ def original_names(parts: Parts, family: Family = SD1) -> Iterator[tuple[str, Te
             for ours, theirs in RESNET.items():
                 key = key.replace(f".{ours}.", f".{theirs}.")
         yield f"model.diffusion_model.{key}", weight
-    for key, weight in texts["clip_l"].items():
-        yield f"{CLIP_PREFIX[family.name]}text_model.{key.removeprefix('text_model.')}", weight
+    for key, weight in texts[CLIP_L.name].items():
+        yield f"{CLIP_PREFIX[family]}text_model.{key.removeprefix('text_model.')}", weight
     if family is SDXL:
-        yield from open_clip_names(texts["clip_g"])
+        yield from open_clip_names(texts[CLIP_G.name])
     for key, weight in vae.items():
         attention = ".attentions." in key and key.endswith("weight") and weight.ndim == 2
         for pattern, name in VAE.items():
@@ -108,8 +110,9 @@ def open_clip_names(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]
 def empty(family: Family = SD1) -> Parts:
     """State dicts of a full-size model without storage (device meta), in diffusers' names."""
     with init_empty_weights():
-        texts = {name: dict(new_text_encoder(name, config).state_dict()) for name, config in family.texts.items()}
-        return dict(UNet2DConditionModel(**family.unet).state_dict()), texts, dict(AutoencoderKL(**family.vae).state_dict())
+        own = family.diffusers
+        texts = {e.name: dict(new_text_encoder(e, own.texts[e.name]).state_dict()) for e in family.encoders}
+        return dict(UNet2DConditionModel(**own.model).state_dict()), texts, dict(AutoencoderKL(**own.vae).state_dict())
 
 
 def write_checkpoint(path: Path, family: Family = SD1, seed: int = 0, dtype: torch.dtype = torch.float16) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...adapters import linears
-from ...engines.families import SD1
+from ...models.sd import SD1
 from ...run.dataset import Dataset
 from ...run.memory import Halves
 from ...run.recipe import Recipe
@@ -24,7 +24,7 @@ def run(rounds: int = 7, pixels: int = 256) -> dict[str, Any]:
     itself holds. The ratios are of time and of peak memory, with a hundred earlier concepts to none.
     """
     backbone = random_backbone(SD1)
-    layers: dict[str, Any] = linears(backbone.blocks, "cross_attention")
+    layers: dict[str, Any] = linears(backbone, "cross_attention")
     concepts = random_concepts(backbone, {n: tuple(layer.weight.shape) for n, layer in layers.items()}, max(COUNTS))
     data = Dataset([torch.rand(3, pixels, pixels)], ["a dog"])
 

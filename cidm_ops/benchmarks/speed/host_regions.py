@@ -45,14 +45,14 @@ def boxes(count):
 def write_bank(backbone, folder):
     """A concept for each region, of random factors on cross-attention and random words."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {n: m.weight.shape for n, m in linears(backbone.blocks, "cross_attention").items()}
+    shapes = {n: m.weight.shape for n, m in linears(backbone, "cross_attention").items()}
     width = backbone.token_table().weight.shape[1]
     for task in range(1, max(GRIDS) + 1):
         factors = {
             n: LowRank(0.01 * torch.randn(out, 4, generator=generator), torch.randn(4, inn, generator=generator))
             for n, (out, inn) in shapes.items()
         }
-        tokens = {"clip_l": 0.02 * torch.randn(2, len(backbone.cross_attention), width, generator=generator)}
+        tokens = {backbone.family.encoder().name: 0.02 * torch.randn(2, len(backbone.cross_attention), width, generator=generator)}
         words = (f"<c{task}.1>", f"<c{task}.2>")
         concept = Concept(f"c{task}", "dog", words, factors, tokens, backbone.architecture, backbone.fingerprint, task)
         save_concept(concept, folder / f"c{task}.safetensors")

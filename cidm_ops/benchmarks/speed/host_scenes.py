@@ -25,6 +25,7 @@ from pack.cidm_ops.measure.crops import crop
 from pack.cidm_ops.measure.presence import Presence
 from pack.cidm_ops.measure.scores import embed, text_alignment
 from pack.cidm_ops.method.regions import Place, box_mask
+from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.run.painting import unit_noise
 from pack.cidm_ops.run.prompt import mix
 from pack.nodes import native, patches
@@ -88,7 +89,7 @@ class Studio:
     def paint(self, way, scene):
         """Pictures ``[SEEDS, 3, H, W]`` in [-1, 1]."""
         width, height = scene.size
-        noise = unit_noise(0, SEEDS, height, width)
+        noise = unit_noise(DOODLE, 0, SEEDS, height, width)
         model, positive, negative = self.setting(way, scene)
         latent = comfy.sample.sample(
             model, noise, STEPS, GUIDANCE, SAMPLER, SCHEDULER, positive, negative, torch.zeros_like(noise), seed=0, disable_pbar=True

@@ -36,6 +36,7 @@ sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
 
 from pack.cidm_ops.benchmarks.speed.timing import machine  # noqa: E402
+from pack.nodes.host import known_family  # noqa: E402
 
 ALONE = not torch.cuda.is_available() and torch.get_num_threads() == 1
 CLOCK = time.process_time if ALONE else time.perf_counter  # the time of one thread is not that of others on a shared machine
@@ -52,7 +53,7 @@ def painter(model: Any, positive: list, negative: list, pixels: int, batch: int 
                 torch.cuda.synchronize()
             stamps.append(CLOCK())
 
-        latent = torch.zeros(batch, 4, pixels // 8, pixels // 8)
+        latent = torch.zeros(batch, *known_family(model).latent_shape(pixels, pixels))
         comfy.sample.sample(
             model,
             comfy.sample.prepare_noise(latent, 1),

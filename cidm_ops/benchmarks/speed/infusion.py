@@ -148,7 +148,9 @@ class Bench:
         return {what: interval.value, f"{what}_low": interval.low, f"{what}_high": interval.high}
 
     def painted(self, bank: Bank, prompt: str, count: int = 0) -> Tensor:
-        return paint(self.doodle.backbone, bank, prompt, unit_noise(1, count or self.seeds, 128, 128), steps=STEPS, guidance=GUIDANCE)[0]
+        backbone = self.doodle.backbone
+        noise = unit_noise(backbone.family, 1, count or self.seeds, 128, 128)
+        return paint(backbone, bank, prompt, noise, steps=STEPS, guidance=GUIDANCE)[0]
 
     @torch.no_grad()
     def divergence(self, bank: Bank, plainly: Any, prompts: Any) -> float:

@@ -6,9 +6,10 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from ...bank.concept import Concept
-from ...engines.diffusers import SCHEDULE, DiffusersBackbone
-from ...engines.families import Family, new_text_encoder
+from ...engines.checkpoint import new_text_encoder
+from ...engines.diffusers import DiffusersBackbone
 from ...lowrank import LowRank
+from ...models.family import Family
 
 
 def random_backbone(family: Family, dtype: torch.dtype = torch.float32) -> DiffusersBackbone:
@@ -16,10 +17,10 @@ def random_backbone(family: Family, dtype: torch.dtype = torch.float32) -> Diffu
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
-        unet = UNet2DConditionModel(**family.unet)
-        texts: dict[str, Any] = {name: new_text_encoder(name, config) for name, config in family.texts.items()}
-        vae = AutoencoderTiny()
-    return DiffusersBackbone((unet, texts, vae), SCHEDULE, torch.device(device), dtype)
+        unet = UNet2DConditionModel(**family.diffusers.model)
+        texts: dict[str, Any] = {e.name: new_text_encoder(e, family.diffusers.texts[e.name]) for e in family.encoders}
+        vae = AutoencoderTiny(latent_channels=family.latent_channels)
+    return DiffusersBackbone((unet, texts, vae), family.diffusers.schedule, torch.device(device), dtype)
 
 
 def random_concepts(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...engines.families import SD1
+from ...models.sd import SD1
 from .checkpoints import write_checkpoint
 from .comfy import run_inside
 from .timing import machine

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from ...engines.diffusers import DiffusersBackbone
-from ...engines.families import SD1, SDXL, Family
+from ...models.family import Family
+from ...models.sd import SD1, SDXL
 from ...run.captions import OBJECT_TEMPLATES
 from ...run.dataset import Dataset
 from ...run.memory import has_bf16
 from ...run.recipe import Recipe
 from ...run.training import Run
-from ...tokens import PLACEHOLDERS
 from .models import random_backbone
 from .timing import figures, interleaved, machine
 
@@ -64,7 +64,7 @@ def family_shares(family: Family, pixels: int, rounds: int, stop: int) -> dict[s
     learning, frozen = new_run(backbone, pixels), new_run(backbone, pixels, checkpointing=pixels > 512)
     frozen.freeze_tokens()
     texts = [OBJECT_TEMPLATES[0].replace("{}", learning.material.captions[i]) for i in range(Recipe().batch)]
-    latent = torch.randn(4, pixels // 8, pixels // 8, device=backbone.device)
+    latent = torch.randn(family.latent_shape(pixels, pixels), device=backbone.device)
     frozen.material.latents = {(i, False): latent for i in range(CAPTIONS)}
     for template in OBJECT_TEMPLATES:  # the U-Net is timed without its texts: one stands for all
         for caption in frozen.material.captions:
@@ -106,7 +106,7 @@ def naive(run: Run, variants: int) -> None:
     """One text in so many variants, encoded whole and differentiated, as if every layer had its own."""
     backbone, loss = run.backbone, torch.zeros(())
     for encoder in backbone.encoders:
-        ids = backbone.tokenize(CAPTION.format(next(iter(PLACEHOLDERS))), encoder)[:1].expand(variants, -1)
+        ids = backbone.tokenize(CAPTION.format(next(iter(backbone.family.placeholders))), encoder)[:1].expand(variants, -1)
         rows = backbone.token_rows(ids, encoder).clone().requires_grad_()
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=run.means.bf16):
             loss = loss + backbone.encode_text(ids, rows, encoder)[0].square().mean().cpu()

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ...engines.families import SD1
+from ...models.sd import SD1
 from .checkpoints import write_checkpoint
 from .comfy import run_inside
 

@@ -1,6 +1,6 @@
-"""The autoencoder: TAESD's layers (8x, 4 channels), started as a pass-through of a small colour thumbnail.
+"""The autoencoder: TAESD's layers (8x), started as a pass-through of a small colour thumbnail.
 
-From random weights it learns too slowly for a CPU. Started as luma, two chroma and a free channel of the 8x8 cells, it
+From random weights it learns too slowly for a CPU. Started as luma, two chroma and free channels of the 8x8 cells, it
 paints a blurred picture at step 0 and only has to add the edges.
 """
 
@@ -12,17 +12,19 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...models.sd import DOODLE
 from .loop import Optimisation, Session, train
 
-# Rows: luma, blue-yellow, red-cyan, free. Columns: R, G, B in [0, 1]. Scaled to about unit variance on Doodle pictures.
-TO_LATENT = torch.tensor([[1.25, 2.45, 0.48], [-1.5, -3.0, 4.5], [4.5, -3.8, -0.7], [0.0, 0.0, 0.0]])
+CHANNELS, CELL = DOODLE.latent_channels, DOODLE.factor
+# Rows: luma, blue-yellow, red-cyan, then free ones. Columns: R, G, B in [0, 1]. Scaled to about unit variance on Doodle pictures.
+TO_LATENT = torch.cat([torch.tensor([[1.25, 2.45, 0.48], [-1.5, -3.0, 4.5], [4.5, -3.8, -0.7]]), torch.zeros(CHANNELS - 3, 3)])
 MIDDLE = TO_LATENT.sum(1) * 0.55
 NOISE = 0.12
 
 
 def pass_through() -> AutoencoderTiny:
     """A TAESD-kind autoencoder whose first guess is the 8x8 cell average, in and out."""
-    vae = AutoencoderTiny()
+    vae = AutoencoderTiny(**DOODLE.diffusers.vae)
     with torch.no_grad():
         for block in [m for m in vae.modules() if type(m).__name__ == "AutoencoderTinyBlock"]:
             block.conv[-1].weight.zero_()
@@ -48,7 +50,7 @@ def pass_through() -> AutoencoderTiny:
 def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
     """Make the first outputs of a 3x3 convolution ``matrix`` times the first inputs at the centre."""
     rows, columns = matrix.shape
-    if conv.out_channels <= 4:
+    if conv.out_channels <= CHANNELS:  # the last of its side
         conv.weight.mul_(0.1)
     conv.weight[:rows] *= 0.1 if rows > 3 else 0.0
     conv.weight[:rows, :columns, 1, 1] = matrix
@@ -65,9 +67,9 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 def crops(pictures: np.ndarray, rng: np.random.Generator, batch: int, size: int, device: torch.device) -> Tensor:
     """Random crops ``[batch, 3, size, size]`` in [-1, 1], aligned to the latent grid."""
     out = np.empty((batch, size, size, 3), np.uint8)
-    span = (pictures.shape[1] - size) // 8 + 1
+    span = (pictures.shape[1] - size) // CELL + 1
     for i, (n, y, x) in enumerate(
-        zip(rng.integers(len(pictures), size=batch), rng.integers(span, size=batch) * 8, rng.integers(span, size=batch) * 8, strict=True)
+        zip(rng.integers(len(pictures), size=batch), *(rng.integers(span, size=batch) * CELL for _ in "yx"), strict=True)
     ):
         out[i] = pictures[n, y : y + size, x : x + size]
     return torch.from_numpy(out).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
@@ -107,7 +109,7 @@ def normalise(vae: AutoencoderTiny, pictures: np.ndarray) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderTiny, pictures: np.ndarray, batch: int = 64) -> Tensor:
-    """Latents ``[N, 4, H/8, W/8]`` of pictures ``[N, H, W, 3]`` uint8."""
+    """Latents ``[N, C, h, w]`` of pictures ``[N, H, W, 3]`` uint8."""
     out = []
     for start in range(0, len(pictures), batch):
         part = pictures[start : start + batch]

@@ -7,10 +7,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..files import TEXT_CONFIG, UNET_CONFIG, VOCABULARY
+from ...models.clip import END, START, VOCABULARY
+from ...models.sd import DOODLE
+from ..files import ENCODER, TEXT_CONFIG
 from .loop import Optimisation, Session, train
 
-BOS, EOS, LENGTH = 49406, 49407, 77
 CONTEXT = TEXT_CONFIG["hidden_size"]
 RARE = 1024
 BATCH, LR = 64, 1e-3
@@ -18,10 +19,10 @@ BATCH, LR = 64, 1e-3
 
 def new_unet() -> UNet2DConditionModel:
     """10.9 M parameters: three levels of 64, 128, 192 channels, cross-attention on the lower two."""
-    return UNet2DConditionModel(**UNET_CONFIG)
+    return UNet2DConditionModel(**DOODLE.diffusers.model)
 
 
-def new_text_encoder(vocabulary: int = VOCABULARY, end: int = EOS) -> CLIPTextModel:
+def new_text_encoder(vocabulary: int = VOCABULARY, end: int = END) -> CLIPTextModel:
     """A CLIP text model of two layers; ``vocabulary`` rows in its token table."""
     return CLIPTextModel(
         CLIPTextConfig(
@@ -47,16 +48,16 @@ class Tokens:
     """
 
     def __init__(self, ids: list[list[int]]):
-        used = sorted({BOS, EOS}.union(*map(set, ids)))
+        used = sorted({START, END}.union(*map(set, ids)))
         self.used = torch.tensor(used)
         compact = {t: i for i, t in enumerate(used)}
-        self.bos, self.end = compact[BOS], compact[EOS]
+        self.bos, self.end = compact[START], compact[END]
         self.captions = [np.array([compact[t] for t in row]) for row in ids]
         self.vocabulary = len(used) + RARE
 
     def batch(self, which: np.ndarray, rng: np.random.Generator, dropout: float = 0.1, rare: float = 0.12) -> Tensor:
-        """Padded ids ``[B, 77]``: some captions dropped, some with meaningless words in between."""
-        out = np.full((len(which), LENGTH), self.end)
+        """Padded ids ``[B, N]``: some captions dropped, some with meaningless words in between."""
+        out = np.full((len(which), ENCODER.chunk), self.end)
         out[:, 0] = self.bos
         for row, n in zip(out, which, strict=True):
             words = self.captions[n]
@@ -64,7 +65,7 @@ class Tokens:
                 continue
             if rng.random() < rare:
                 words = np.insert(words, rng.integers(len(words)), rng.integers(len(self.used), self.vocabulary, rng.integers(1, 4)))
-            row[1 : 1 + len(words)] = words[: LENGTH - 2]
+            row[1 : 1 + len(words)] = words[: ENCODER.room]
         return torch.from_numpy(out)
 
 
@@ -79,7 +80,7 @@ def learn_diffusion(
 ) -> None:
     """Train both with epsilon prediction, min-SNR weights (gamma 5) and caption dropout.
 
-    ``latents`` is ``[N, 4, 16, 16]``; ``tokens.captions`` holds the same number of wordings for each, in order.
+    ``latents`` is ``[N, C, 16, 16]``; ``tokens.captions`` holds the same number of wordings for each, in order.
     """
     device = unet.device
     unet.set_attn_processor(AttnProcessor())  # plain matrix attention: the fused kernel is slow on CPU at small heads

@@ -39,7 +39,8 @@ def paint_captions(captions: list[str], steps: int = 25, guidance: float = 5.0, 
         nothing = encode_layerwise(backbone, [""], {})
         for start in range(0, len(captions), batch):
             part = captions[start : start + batch]
-            noise = torch.randn(len(part), 4, 16, 16, generator=torch.Generator().manual_seed(start))
+            shape = backbone.family.latent_shape(backbone.size, backbone.size)
+            noise = torch.randn(len(part), *shape, generator=torch.Generator().manual_seed(start))
             text = encode_layerwise(backbone, part, {})
             latents = sample(backbone, text, nothing.expand(len(part)), noise, steps=steps, guidance=guidance)
             out.append(backbone.decode_latent(latents))
