@@ -18,7 +18,8 @@ from torch import Tensor
 from ..lowrank import LowRank
 from .bank import Bank
 from .compress import Compressed, Layer, compress
-from .concept import Concept, check_name, checksum, save_concept
+from .concept import Concept, check_name
+from .concept_file import checksum, save_concept
 from .files import packed, write_atomically
 from .lock import writing
 from .manage import contents

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from .concept import Concept, check_name, load_concept, save_concept
+from .concept import Concept, check_name
+from .concept_file import Header, load_concept, save_concept
 from .files import write_atomically
 from .index import read_headers
 from .lock import unwritable, writing
@@ -111,7 +111,7 @@ class Bank:
             raise ValueError(f"no concept has the word {word}: bank {self.folder.name!r} has {have or 'none yet'}") from error
 
 
-def check_base(header: dict[str, Any], architecture: str, fingerprint: str) -> str | None:
+def check_base(header: Header, architecture: str, fingerprint: str) -> str | None:
     """Whether a concept fits a base: a warning for another checkpoint, ``ValueError`` for another architecture."""
     if header["architecture"] != architecture:
         raise ValueError(f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load its base")

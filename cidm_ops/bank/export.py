@@ -11,7 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..lowrank import LowRank, Stack
-from .concept import ABOUT, Concept, check_name, lora_state
+from .concept import ABOUT, Concept, check_name
+from .concept_file import lora_state
 from .embedding import single_rows
 from .factorised import truncated
 from .files import write_atomically

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .concept import read_header, wrong_in
+from .concept_file import Header, read_header, wrong_in
 from .files import write_atomically
 
 INDEX = "index.json"
@@ -17,7 +17,7 @@ FORMAT = 1
 LARGE = ("layers", "text_layers", "token_layers", "residuals")  # of a header, that only its own tensors need
 
 
-def read_headers(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def read_headers(folder: Path) -> tuple[dict[str, Header], dict[str, str]]:
     """Headers by name in the order learned, and by name what is wrong with each damaged file."""
     if not folder.is_dir():
         return {}, {}

@@ -13,7 +13,8 @@ from dataclasses import replace
 from PIL import Image, ImageOps
 
 from .bank import Bank
-from .concept import ABOUT, Concept, check_name, load_concept, lora_state, residual_state, save_concept
+from .concept import ABOUT, Concept, check_name
+from .concept_file import load_concept, lora_state, residual_state, save_concept
 from .index import INDEX
 from .lock import writing
 
@@ -109,7 +110,7 @@ def merge(bank: Bank, other: Bank, existing: str = "refuse") -> Bank:
             checked.headers[name] = other.headers[name]
         task = max((header["task"] for header in now.headers.values()), default=0)
         for name in coming:
-            ours = now.headers.get(name, {}).get("task")
+            ours = now.headers[name]["task"] if name in now.headers else None
             task += ours is None
             save_concept(replace(other.get(name), task=ours or task), now.file(name))
     return Bank(bank.folder)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .concept import JPEG
+from .concept_file import JPEG
 
 ENCODERS = {"unet": "", "text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # diffusers' names of a pipeline's parts
 

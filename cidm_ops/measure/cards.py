@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from safetensors import safe_open
 
 from ..bank.bank import Bank
-from ..bank.concept import Concept, read_preview
+from ..bank.concept import Concept
+from ..bank.concept_file import read_preview
 from ..method.aggregation import short
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fitted, font, heading, width_of, wrapped
 

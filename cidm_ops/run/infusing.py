@@ -158,14 +158,11 @@ class InfusionRun(Run):
     def concept(self, name: str) -> Concept:
         backbone = self.backbone
         return Concept(
-            name,
-            self.class_word,
-            (),
-            {},
-            {},
-            backbone.architecture,
-            backbone.fingerprint,
-            self.task,
-            self.settings(),
+            name=name,
+            class_word=self.class_word,
+            architecture=backbone.architecture,
+            fingerprint=backbone.fingerprint,
+            task=self.task,
+            training=self.settings(),
             residuals=self.learner.learned(),
         )

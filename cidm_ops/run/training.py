@@ -288,15 +288,15 @@ class Run:
         """What was learned so far."""
         backbone = self.backbone
         return Concept(
-            name,
-            self.class_word,
-            self.words,
-            self.learner.learned(),
-            {encoder: rows.detach().cpu() for encoder, rows in self.learner.tokens.items()},
-            backbone.architecture,
-            backbone.fingerprint,
-            self.task,
-            self.settings(),
-            self.learner.layers,
-            self.learner.learned(text=True),
+            name=name,
+            class_word=self.class_word,
+            words=self.words,
+            factors=self.learner.learned(),
+            tokens={encoder: rows.detach().cpu() for encoder, rows in self.learner.tokens.items()},
+            architecture=backbone.architecture,
+            fingerprint=backbone.fingerprint,
+            task=self.task,
+            training=self.settings(),
+            token_layers=self.learner.layers,
+            text_factors=self.learner.learned(text=True),
         )

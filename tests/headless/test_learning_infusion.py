@@ -39,7 +39,9 @@ def concept(backbone, name, class_word="dog", scale=1.0, seed=0):
     g = torch.Generator().manual_seed(seed)
     widths = {f"{n}.{part}": m.to_v.out_features for n, m in backbone.cross_attention.items() for part in ("to_v", "to_k")}
     residuals = {n: scale * torch.randn(width, generator=g) for n, width in widths.items()}
-    return Concept(name, class_word, (), {}, {}, backbone.architecture, backbone.fingerprint, residuals=residuals)
+    return Concept(
+        name=name, class_word=class_word, architecture=backbone.architecture, fingerprint=backbone.fingerprint, residuals=residuals
+    )
 
 
 def dataset(masks=True):

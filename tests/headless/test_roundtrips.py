@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from test_diffusers_lora import pipeline
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, lora_key
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import lora_key
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept
 from cidm_ops.bank.names import canonical, kernel_of
@@ -117,7 +118,7 @@ def test_an_export_goes_into_diffusers_and_back(base, kind, request, tmp_path):
         factors[name] = LowRank(torch.randn(out, 3), torch.randn(3, inner), tuple(rest[1:]))
     texts = {name: f for name, f in factors.items() if name.startswith("clip_")}
     unet = {name: f for name, f in factors.items() if name not in texts}
-    concept = Concept("rex", "dog", (), unet, {}, backbone.architecture, "", text_factors=texts)
+    concept = Concept(name="rex", class_word="dog", factors=unet, architecture=backbone.architecture, text_factors=texts)
     (file,) = export_concept(Bank(tmp_path / "bank").add(concept).get("rex"), tmp_path)
     pipe = pipeline(backbone)
     with warnings.catch_warnings():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import load_concept
+from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.engines.diffusers import load
 from cidm_ops.run.dataset import Dataset
 from cidm_ops.run.learner import row_of_layer

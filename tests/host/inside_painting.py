@@ -140,7 +140,16 @@ def concept(backbone, name, seed, **extra):
     rows = torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(seed)) * 0.02
     words = (f"<{name}.1>", f"<{name}.2>")
     factors = random_factors(backbone, seed)
-    return Concept(name, "dog", words, factors, {"clip_l": rows}, backbone.architecture, backbone.fingerprint, **extra)
+    return Concept(
+        name=name,
+        class_word="dog",
+        words=words,
+        factors=factors,
+        tokens={"clip_l": rows},
+        architecture=backbone.architecture,
+        fingerprint=backbone.fingerprint,
+        **extra,
+    )
 
 
 def bank_of(backbone, folder, *names):
@@ -278,7 +287,7 @@ def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader(
             made[name] = LowRank(torch.randn(out, 4, generator=generator) * 0.05, down, tuple(inner[1:]))
         return made
 
-    lora = Concept("far", "", (), factors_of(backbone.layers), {}, backbone.architecture, "", triggers=("ohwx",))
+    lora = Concept(name="far", class_word="", factors=factors_of(backbone.layers), architecture=backbone.architecture, triggers=("ohwx",))
     lora = replace(lora, text_factors=factors_of(linear_layers(backbone.texts)))
     assert any(f.kernel == (3, 3) for f in lora.factors.values()) and len(lora.text_factors) == 12
     with tempfile.TemporaryDirectory() as folder:
