@@ -5,7 +5,6 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,39 +48,32 @@ def demo(options: argparse.Namespace, rest: list[str]) -> None:
 
 def train(options: argparse.Namespace, rest: list[str]) -> None:
     from .bank.bank import Bank
-    from .run.captions import TEMPLATES
-    from .run.folder import from_folder
-    from .run.recipe import INFUSION, Recipe
-    from .run.task import learn_into
+    from .training.folder import from_folder
+    from .training.methods import configure, method_named
+    from .training.task import Task, learn_into
 
-    name = options.name or options.images.resolve().name
+    kind = "style" if options.style else "thing"
+    given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
+    config = configure(options.method, seed=options.seed, kind=kind, templates=method_named(options.method).templates(kind), **given)
+    config = config.parse(options.set)
     backbone = load_base(options, on_cuda="bfloat16")
     images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
-    kind = "style" if options.style else "thing"
-    if options.method == "infusion":
-        recipe = replace(INFUSION, steps=options.steps or INFUSION.steps, seed=options.seed)
-    else:
-        recipe = Recipe(steps=options.steps or Recipe.steps, rank=options.rank, seed=options.seed, kind=kind, templates=TEMPLATES[kind])
-    recipe = recipe.having(options.set)
-    bank, _, _ = learn_into(
-        Bank(options.bank),
-        backbone,
-        images,
-        name=name,
+    task = Task(
+        name=options.name or options.images.resolve().name,
         class_word=options.class_word,
-        recipe=recipe,
+        config=config,
         existing=options.existing,
         prior=options.prior and from_folder(options.prior, options.size or backbone.size, options.fit),
-        on_step=report,
     )
-    warn(images.warnings)
-    print(bank.file(name))
+    learned = learn_into(Bank(options.bank), backbone, images, task, on_step=report)
+    warn([*images.warnings, *learned.warnings])
+    print(learned.bank.file(task.name))
 
 
-def report(run: Any) -> None:
-    step, steps = run.step, run.recipe.steps
+def report(trainer: Any) -> None:
+    step, steps = trainer.step, trainer.config.steps
     if step == steps or step % max(1, steps // 20) == 0:
-        print(f"step {step}/{steps}  loss {run.losses[-1]:.4f}", file=sys.stderr, flush=True)
+        print(f"step {step}/{steps}  loss {trainer.losses[-1]:.4f}", file=sys.stderr, flush=True)
 
 
 def generate(options: argparse.Namespace, rest: list[str]) -> None:
@@ -228,9 +220,8 @@ def arguments() -> argparse.ArgumentParser:
     learn.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
     learn.add_argument(
         "--method",
-        choices=("cidm", "infusion"),
         default="cidm",
-        help="low-rank factors and words, or Infusion's residuals at the class word (default: %(default)s)",
+        help="cidm: low-rank factors and words; infusion: residuals at the class word (default: %(default)s)",
     )
     learn.add_argument("--steps", type=whole(1), help="training steps (default: 800; 500 for infusion)")
     learn.add_argument(
@@ -249,14 +240,14 @@ def arguments() -> argparse.ArgumentParser:
         help="if the bank has a concept of that name that was learned in any other way (default: %(default)s)",
     )
     learn.add_argument("--flip", action="store_true", help="mirror every second picture")
-    learn.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")
+    learn.add_argument("--rank", type=whole(1), help="rank of the factors (default: 4)")
 
     learn.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other setting of cidm_ops/run/recipe.py, such as min_snr=5 or mode=orthogonal; may be repeated",
+        help="any other setting of cidm_ops/training/config.py or of the method, such as min_snr=5 or mode=orthogonal; may be repeated",
     )
 
     make = command("generate", generate, "paint prompts with the concepts of a bank", parents=[base])

@@ -14,7 +14,7 @@ from .measure.doodle import GUIDANCE, PICTURES, RECIPE, SEED, Easel, lesson, pic
 from .measure.report import Section, contact_sheet, write_html
 from .measure.scores import self_alignment
 from .run.painting import paint, unit_noise
-from .run.task import learn_into
+from .training.task import Task, learn_into
 
 log = logging.getLogger("cidm.demo")
 
@@ -45,7 +45,8 @@ def run(folder: Path) -> list[Score]:
     plain, first, rows = {}, {}, {}
     for name in LEARNED:
         concept = CONCEPTS[name]
-        bank, _, losses = learn_into(bank, easel.backbone, lesson(concept), name=name, class_word=concept.class_word, recipe=RECIPE)
+        task = Task(name=name, class_word=concept.class_word, config=RECIPE)
+        bank, _, losses, _ = learn_into(bank, easel.backbone, lesson(concept), task)
         log.info("learned %s in %.0f s, loss %.3f", name, time.monotonic() - began, sum(losses[-50:]) / 50)
         ordinary = easel.paint(bank, name, concept.class_word)
         rows[name] = [(f"{name}: the six pictures", pictured(examples(concept, PICTURES))), (f"plain “{concept.class_word}”", ordinary[:6])]

@@ -10,7 +10,7 @@ from ..cidm_ops.measure.presence import Presence
 from ..cidm_ops.measure.scores import caption_cosines
 from ..cidm_ops.measure.sections import diversity_section, image_section, presence_section, text_section, wasserstein_section
 from ..cidm_ops.measure.wasserstein import wasserstein
-from ..cidm_ops.run.folder import pictures_in, read_picture
+from ..cidm_ops.training.folder import pictures_in, read_picture
 from . import say
 from .data import folder_input, folder_state, picture_folder
 from .eyes import FEATURE, VISION, pictures_of, read, see

@@ -24,8 +24,8 @@ from ..bank.bank import Bank
 from ..bank.files import packed, write_atomically
 from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
-from ..run.folder import pictures_in, read_picture
 from ..run.painting import paint, unit_noise
+from ..training.folder import pictures_in, read_picture
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene
 from .report import to_pixels

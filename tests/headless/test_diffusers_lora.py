@@ -9,9 +9,9 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from cidm_ops.bank.bank import Bank
 from cidm_ops.causal import attention_layers
 from cidm_ops.engines.diffusers import load
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.recipe import Recipe
-from cidm_ops.run.task import learn_into
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods import configure
+from cidm_ops.training.task import Task, learn_into
 
 pytest.importorskip("peft", reason="diffusers loads LoRAs through peft")
 
@@ -34,8 +34,8 @@ def pipeline(backbone):
 def test_diffusers_loads_a_concept(base, request, tmp_path):
     backbone = load(request.getfixturevalue(base))
     data = Dataset([torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))], ["a dog"])
-    recipe = Recipe(steps=3, lr=1e-2, lr_tokens=1e-2, lr_text=1e-2, targets="attention_ff", norm_stop=10, alpha=8)
-    bank, concept, _ = learn_into(Bank(tmp_path), backbone, data, name="rex", class_word="dog", recipe=recipe)
+    config = configure("cidm", steps=3, lr=1e-2, lr_tokens=1e-2, lr_text=1e-2, targets="attention_ff", norm_stop=10, alpha=8)
+    bank, concept, *_ = learn_into(Bank(tmp_path), backbone, data, Task(name="rex", class_word="dog", config=config))
     fresh = load(request.getfixturevalue(base))
     pipe = pipeline(fresh)
     with warnings.catch_warnings():

@@ -24,8 +24,8 @@ from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.aggregation import MODES
 from pack.cidm_ops.method.reach import QUERIES, READS_TEXT, WORDS, WORDS_AND_END, marks
 from pack.cidm_ops.run.prompt import mix
-from pack.cidm_ops.run.recipe import Recipe
-from pack.cidm_ops.run.task import learn_into
+from pack.cidm_ops.training.methods import configure
+from pack.cidm_ops.training.task import Task, learn_into
 from pack.nodes import native, patches
 from pack.nodes.aggregation import Way
 from safetensors.torch import save_file
@@ -102,7 +102,8 @@ def the_prompt_reaches_the_picture():
     with tempfile.TemporaryDirectory() as folder:
         with torch.inference_mode(False):
             backbone = host.ComfyBackbone(model, clip, vae)
-            bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2, lr=1e-2))
+            task = Task(name="dog", class_word="dog", config=configure("cidm", steps=2, lr=1e-2))
+            bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), task)
         for mode in MODES:
             mixture = mix(backbone, bank, "a <dog> on the beach", mode)
             factors = mixture.factors(backbone)
@@ -117,8 +118,8 @@ def the_host_paints_for_a_comparison():
     model, clip, vae = doodle()
     with torch.inference_mode(False):
         backbone = host.ComfyBackbone(model, clip, vae)
-        recipe = Recipe(steps=5, lr=1e-2)
-        bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+        task = Task(name="dog", class_word="dog", config=configure("cidm", steps=5, lr=1e-2))
+        bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), task)
     mixture = mix(backbone, bank, "a <dog> on the beach")
     conditioning = patches.conditioning(clip, [mixture])
     latents = sample(patches.merged(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)

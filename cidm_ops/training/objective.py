@@ -22,8 +22,8 @@ class Noised:
         return Noised(self.x[which], self.t[which], self.target[which], self.weight[which])
 
 
-def noised(clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0) -> Noised:
-    """Draw timesteps and noise on the CPU, so that every device trains on the same.
+def add_noise(clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0) -> Noised:
+    """Draws timesteps and noise on the CPU, so that every device trains on the same.
 
     Min-SNR (Hang et al. 2023) weighs by ``min(snr, gamma) / snr`` for eps, ``min(snr, gamma) / (snr + 1)`` for v; a flow's error is one
     of ``x_0`` weighed by ``(signal / sigma + 1)^2``, so there it is ``min(snr, gamma) / (sqrt(snr) + 1)^2``.
