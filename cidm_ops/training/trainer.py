@@ -130,7 +130,7 @@ class Trainer:
         if self.config.memory != "auto":
             raise MemoryError(f"memory is short with {self.plan}: try {reduced}, or memory=auto, which finds what fits ({shortage})")
         self.warnings.append(f"memory was short with {self.plan}: going on with {reduced}")
-        self.backbone.make_room()
+        self.backbone.free_memory()
         return reduced
 
     def accumulate(self, samples: Sequence[Sample], generator: torch.Generator, weight: float = 1.0) -> float:
@@ -152,7 +152,7 @@ class Trainer:
     def computing(self, x: Tensor) -> Iterator[None]:
         """While open, the model computes on ``x`` as ``plan`` says and can be differentiated."""
         with (
-            self.backbone.learning(x),
+            self.backbone.training_mode(x),
             torch.autocast(x.device.type, torch.bfloat16, enabled=self.plan.bf16),
             self.bf16_weights.used() if self.plan.bf16 else nullcontext(),
             recomputed(self.backbone.unet) if self.plan.checkpointing else nullcontext(),

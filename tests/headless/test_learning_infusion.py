@@ -158,7 +158,7 @@ def test_training_sees_what_painting_does(backbone, tmp_path):
         predict = backbone.predict
         backbone.predict = lambda *args, predict=predict, seen=guesses: seen.append(predict(*args)) or seen[-1]
         try:
-            with run.computing(draw.x), run.backbone.learning(draw.x), ExitStack() as during:
+            with run.computing(draw.x), run.backbone.training_mode(draw.x), ExitStack() as during:
                 run.learner.loss(Batch(draw, samples, 0), during)[0].backward()
         finally:
             del backbone.predict

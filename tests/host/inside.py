@@ -316,7 +316,7 @@ def the_room_for_a_step_can_grow():
     backbone = host.ComfyBackbone(*doodle())
     x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
     before = backbone.predict(x, torch.tensor([500]), context)
-    backbone.make_room()
+    backbone.free_memory()
     equal(backbone.predict(x, torch.tensor([500]), context), before)
 
 
