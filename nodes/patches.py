@@ -19,7 +19,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..cidm_ops.adapters import attached
-from ..cidm_ops.bank.concept import Concept, unfolded
+from ..cidm_ops.bank.concept import Concept
+from ..cidm_ops.bank.concept_file import unfolded
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import Route, route, tables_of
 from ..cidm_ops.run.prompt import Said, encode, text_deltas

@@ -26,8 +26,8 @@ from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
 from ..measure.report import to_pixels
 from ..measure.scores import embed_all
-from ..run.folder import pictures_in, read_picture
 from ..run.painting import paint, unit_noise
+from ..training.folder import pictures_in, read_picture
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene
 

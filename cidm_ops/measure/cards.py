@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 
 from ..bank.bank import Bank
-from ..bank.concept import Concept, read_preview
+from ..bank.concept import Concept
+from ..bank.concept_file import read_preview
 from ..bank.printable import one_line
 from ..bank.thumbnails import decoded
 from ..models.family import family_of
