@@ -13,7 +13,7 @@ from .doodle.concepts import CONCEPTS, examples
 from .measure.doodle import GUIDANCE, PICTURES, RECIPE, SEED, Easel, lesson, pictured
 from .measure.report import Section, contact_sheet, write_html
 from .measure.scores import self_alignment
-from .run.painting import paint, unit_noise
+from .painting.paint import SamplingConfig, paint, unit_noise
 from .run.task import learn_into
 
 log = logging.getLogger("cidm.demo")
@@ -57,7 +57,7 @@ def run(folder: Path) -> list[Score]:
         scores.append(Score(name, easel.ia(name, pictures), plain[name], self_alignment(easel.references(name)), first[name]))
         rows[name].append((f"<{name}> after all three", pictures[:6]))
     prompt = TOGETHER.format(*(f"<{name}>" for name in LEARNED))
-    together = paint(easel.backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), guidance=GUIDANCE)[0]
+    together = paint(easel.backbone, bank, prompt, unit_noise(SEED, 6, 128, 128), SamplingConfig(guidance=GUIDANCE))[0]
     report(folder, scores, [*(row for name in LEARNED for row in rows[name]), ("all together", together)], time.monotonic() - began)
     return scores
 

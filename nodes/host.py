@@ -34,7 +34,6 @@ STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.Mode
 ENCODERS = {comfy.sd1_clip.SD1ClipModel: ("clip_l",), comfy.sdxl_clip.SDXLClipModel: ("clip_l", "clip_g")}
 FAMILIES = (comfy.supported_models.SD15, comfy.supported_models.SDXL)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
-CONTEXT = "cidm_context"  # layer-wise text [L, N, C] in the dict of a CONDITIONING
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ..doodle.style import PLACES
 from ..doodle.vision import pixels
 from ..doodle.world import Scene, arrange, caption, render
 from ..engines.diffusers import load
-from ..run.sampling import sample
+from ..painting.sampling import sample
 from ..tokens import encode_layerwise
 from .report import to_pixels
 

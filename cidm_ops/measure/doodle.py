@@ -14,8 +14,9 @@ from ..doodle.concepts import CONCEPTS, DoodleConcept, Example, examples
 from ..doodle.tower import DoodleReader, DoodleTower
 from ..doodle.vision import pixels
 from ..engines.diffusers import load
+from ..painting.compose import AggregationConfig
+from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..run.dataset import Dataset
-from ..run.painting import paint, unit_noise
 from ..run.recipe import INFUSION, Recipe
 from .scores import embed, image_alignment, text_alignment
 
@@ -61,7 +62,8 @@ class Easel:
     def paint(self, bank: Bank, name: str, subject: str, seeds: int = 2, mode: str = "exact") -> Tensor:
         """``subject`` (concept ``name`` or its plain word) in every place, ``[places * seeds, 3, 128, 128]``, places in turn."""
         noise = unit_noise(SEED, seeds, 128, 128)
-        by_place = [paint(self.backbone, bank, scene(name, subject, p), noise, mode=mode, guidance=GUIDANCE)[0] for p in PLACES]
+        config = SamplingConfig(guidance=GUIDANCE, aggregation=AggregationConfig(mode=mode))
+        by_place = [paint(self.backbone, bank, scene(name, subject, p), noise, config)[0] for p in PLACES]
         return torch.stack(by_place, 1).flatten(0, 1)
 
     def ia(self, name: str, pictures: Tensor) -> float:

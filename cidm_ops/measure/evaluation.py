@@ -24,8 +24,9 @@ from ..bank.bank import Bank
 from ..bank.files import packed, write_atomically
 from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
+from ..painting.compose import AggregationConfig
+from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..run.folder import pictures_in, read_picture
-from ..run.painting import paint, unit_noise
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene
 from .report import to_pixels
@@ -141,17 +142,9 @@ def paint_missing(
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
         noise = torch.cat([unit_noise(seed, 1, sampling.size, sampling.size) for seed in some])
-        pictures, _ = paint(
-            backbone,
-            bank,
-            task.prompt(template),
-            noise,
-            negative=sampling.negative,
-            mode=sampling.mode,
-            strength=sampling.strength,
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-        )
+        how = AggregationConfig(mode=sampling.mode, strength=sampling.strength)
+        config = SamplingConfig(sampling.steps, sampling.guidance, sampling.negative, how)
+        pictures, _ = paint(backbone, bank, task.prompt(template), noise, config)
         for seed, pixels in zip(some, to_pixels(pictures), strict=True):
             data = io.BytesIO()
             Image.fromarray(pixels).save(data, "PNG")

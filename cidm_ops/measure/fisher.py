@@ -7,10 +7,9 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.bank import Bank
-from ..method.reach import BY_KIND
-from ..run.painting import beside, unit_noise
-from ..run.prompt import Said, encode, mix
-from ..run.sampling import denoiser, noise_levels, sample
+from ..painting.compose import AggregationConfig, ParsedPrompt, encode, mix, routed
+from ..painting.paint import predictor, unit_noise
+from ..painting.sampling import denoiser, noise_levels, sample
 from .divergence import Divergence, Levels, clean_estimates, divergence
 
 PICTURES, LEVELS = 4, 12  # latents of each prompt, noise levels
@@ -47,20 +46,20 @@ def by_group(
 ) -> tuple[dict[str, Divergence], Levels]:
     """For every prompt: latents by the plain model (with guidance), then both models on them (without)."""
     levels = Levels.of(noise_levels(backbone.schedule), LEVELS)
-    nothing = encode(backbone, Said(""))
+    nothing = encode(backbone, ParsedPrompt(""))
     found = {}
     for group, prompts in groups.items():
         parts = []
         for number, prompt in enumerate(prompts):
             start = seed + PICTURES * number
-            plain = encode(backbone, Said(in_plain_words(bank, prompt)))
+            plain = encode(backbone, ParsedPrompt(in_plain_words(bank, prompt)))
             noise = unit_noise(start, PICTURES, size, size).to(backbone.device)
             latents = sample(backbone, plain.expand(PICTURES), nothing.expand(PICTURES), noise, steps=steps, guidance=guidance)
             added = unit_noise(start + 1_000_000, PICTURES, size, size).to(backbone.device)
             first = clean_estimates(denoiser(backbone, plain), latents, added, levels)
-            mixture = mix(backbone, bank, prompt, mode, strength)
+            mixture = mix(backbone, bank, prompt, AggregationConfig(mode=mode, strength=strength))
             text = encode(backbone, mixture)
-            predict = beside(backbone, [mixture] * PICTURES, "", BY_KIND)
+            predict = predictor(backbone, routed([[mixture]]))
             parts.append(divergence(first, clean_estimates(denoiser(backbone, text, predict), latents, added, levels), levels))
         found[group] = joined(parts)
     return found, levels

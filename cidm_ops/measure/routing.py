@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..bank.bank import Bank
-from ..run.prompt import Mixture
+from ..painting.compose import ConceptMix
 from ..tokens import WORD
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fitted, font, heading, width_of, wrapped
 
@@ -60,7 +60,7 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     return sheet, text
 
 
-def routing_table(names: Sequence[str], mixtures: Sequence[Mixture]) -> Tensor:
+def routing_table(names: Sequence[str], mixtures: Sequence[ConceptMix]) -> Tensor:
     """How much of each concept every prompt takes: ``[prompts, concepts]``, means over the cross-attention layers."""
     found = torch.zeros(len(mixtures), len(names))
     for row, mixture in zip(found, mixtures, strict=True):

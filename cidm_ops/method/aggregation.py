@@ -17,7 +17,6 @@ from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
 from ..tokens import END, Table, encode_layerwise, hide
-from .reach import READS_TEXT
 
 NORMS = ("l1", "l2", "max", "none")
 SIMILARITIES = ("cosine", "dot")
@@ -153,31 +152,22 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
 @dataclass(frozen=True)
 class Route:
-    """The stack of a layer, and which of the L layers and the G concepts its weights are those of."""
+    """The stack of a layer, and which of the G concepts its weights are those of."""
 
     stack: Stack
-    name: str
-    layers: Sequence[str]
     owners: Sequence[int]
 
     def to(self, x: Tensor) -> "Route":
         return replace(self, stack=replace(self.stack, up=self.stack.up.to(x), down=self.stack.down.to(x)))
 
-    def rows(self, weights: Tensor, marks: Tensor | None = None) -> LowRank:
-        """With weights ``[B, L, G]`` for the rows of a batch; in layers that read the text, only at the tokens ``marks [B, N, G]``."""
-        here = weights_in(weights, self.layers, self.name)[:, list(self.owners)]
-        if marks is None or not READS_TEXT.search(self.name):
-            return self.stack.rows(here)
-        return self.stack.rows(here[:, None] * marks[..., list(self.owners)])
 
-
-def route(concepts: Sequence[Concept], layers: Sequence[str]) -> dict[str, Route]:
+def route(concepts: Sequence[Concept]) -> dict[str, Route]:
     """The stack of all concepts for each linear layer that one of them changes."""
     owners: dict[str, list[int]] = {}
     for g, concept in enumerate(concepts):
         for name in concept.factors:
             owners.setdefault(name, []).append(g)
-    return {n: Route(Stack.of([concepts[g].factors[n] for g in having]), n, layers, having) for n, having in owners.items()}
+    return {n: Route(Stack.of([concepts[g].factors[n] for g in having]), having) for n, having in owners.items()}
 
 
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ The residuals start at zero. Captions have the class word in the concept's place
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,25 +13,26 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
+from ..concept_text import RowPlan, TokenResidual
 from ..hub import attended
 from ..lowrank import LowRank
 from ..method.attention import word_attention
 from ..method.infusion import (
     KEY,
     VALUE,
-    Charge,
     foundation_anchor,
     infused_value,
     infusion,
     masked_error,
     residual_layers,
 )
+from ..painting.paint import predictor
+from ..painting.sampling import sample
+from ..painting.scene import InfusionConfig, Scene
 from ..tokens import Table, Text, encode_layerwise, stand_for
-from .infusion import Way, predictor
 from .material import Sample, masks_of
 from .objective import Noised
 from .recipe import Recipe
-from .sampling import sample
 from .training import Run
 
 
@@ -150,8 +152,9 @@ class InfusionRun(Run):
     def picture(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
         text, marks = stand_for(self.backbone, prompt, {self.words[0]: self.class_word})
         wanted, plain = (encode_layerwise(self.backbone, [t], {}) for t in (text, ""))
-        charges = [Charge(self.learner.residuals, m) for m in marks.values()]
-        predict = predictor(self.backbone, charges, Way(self.recipe.stream))
+        residuals = tuple(TokenResidual(self.learner.residuals, m) for m in marks.values())
+        wanted = replace(wanted, plans=(RowPlan(residuals=residuals),))
+        predict = predictor(self.backbone, Scene(infusion=InfusionConfig(self.recipe.stream)))
         latent = sample(self.backbone, wanted, plain, self.noise(seed), steps=steps, guidance=guidance, predict=predict)
         return self.backbone.decode_latent(latent)[0]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 from ..backbone import Backbone
+from ..painting.sampling import sample
 from ..tokens import encode_layerwise
 from .dataset import Dataset
-from .sampling import sample
 
 
 @torch.no_grad()

@@ -18,9 +18,11 @@ from ..adapters import attached, linears
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..causal import attention_layers
+from ..hub import watched
 from ..lowrank import LowRank
-from ..method.attention import attention_loss, watched
+from ..method.attention import attention_loss
 from ..method.consolidation import consolidation, shared_loss, shared_rows
+from ..painting.sampling import sample
 from ..recompute import recomputed
 from ..tokens import Text, encode_layerwise, join, positions_of
 from .captions import concept_captions
@@ -30,7 +32,6 @@ from .material import Material, Sample, masks_of
 from .memory import Halves, Means, is_out_of_memory
 from .objective import Noised, error, noised
 from .recipe import Recipe
-from .sampling import sample
 
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
 EXPLODED = 3.0  # the loss has exploded when its average is so many times what it was in the beginning

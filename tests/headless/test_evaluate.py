@@ -19,7 +19,7 @@ from cidm_ops.measure import evaluation
 from cidm_ops.measure.divergence import Levels
 from cidm_ops.measure.fisher import by_group, in_plain_words, read_groups
 from cidm_ops.measure.scores import alignments, embed_all
-from cidm_ops.run.sampling import noise_levels
+from cidm_ops.painting.sampling import noise_levels
 
 
 @pytest.fixture

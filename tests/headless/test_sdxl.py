@@ -8,9 +8,9 @@ import torch
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import load_concept
 from cidm_ops.engines.diffusers import load
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.run.dataset import Dataset
 from cidm_ops.run.learner import row_of_layer
-from cidm_ops.run.painting import paint, unit_noise
 from cidm_ops.run.recipe import Recipe
 from cidm_ops.run.task import learn_into
 from cidm_ops.tokens import Table, encode_layerwise
@@ -77,6 +77,9 @@ def test_layers_of_a_block_share_an_encoding_and_concepts_of_other_groups_mix(ba
 def test_concepts_become_pictures(backbone, tmp_path):
     learn(tmp_path, backbone)
     bank, _, _ = learn(tmp_path, backbone, "ted", replace(RECIPE, groups="layer"))
-    pictures = [paint(backbone, bank, prompt, unit_noise(0, 2, 64, 64), steps=2)[0] for prompt in ("a dog", "a <rex>", "a <rex> and <ted>")]
+    pictures = [
+        paint(backbone, bank, prompt, unit_noise(0, 2, 64, 64), SamplingConfig(2))[0]
+        for prompt in ("a dog", "a <rex>", "a <rex> and <ted>")
+    ]
     assert all(p.shape == (2, 3, 64, 64) and p.isfinite().all() for p in pictures)
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

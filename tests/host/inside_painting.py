@@ -22,12 +22,11 @@ from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.aggregation import MODES
-from pack.cidm_ops.method.reach import QUERIES, READS_TEXT, WORDS, WORDS_AND_END, marks
-from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.painting.compose import AggregationConfig, mix
+from pack.cidm_ops.painting.scope import QUERIES, READS_TEXT, WORDS, WORDS_AND_END, acting_at, token_masks
 from pack.cidm_ops.run.recipe import Recipe
 from pack.cidm_ops.run.task import learn_into
 from pack.nodes import native, patches
-from pack.nodes.aggregation import Way
 from safetensors.torch import save_file
 
 
@@ -84,8 +83,7 @@ def the_layers_read_their_own_text_in_a_batch_as_alone():
         noisy, level = got[2], sigmas.sigma_max
         scale = (1 + level**2).sqrt()
         for result, text in zip(got, (cond, uncond), strict=False):
-            own = text[0][1].get(patches.CONTEXT, text[0][0])[None] if patches.CONTEXT in text[0][1] else text[0][0]
-            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), own), 2e-3)
+            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), text[0][0]), 2e-3)
     # several conds with areas of their own run too
     both = [[wise(context)[0][0], {**wise(context)[0][1], "area": (8, 16, 0, 0), "strength": 1.0}], negative[0]]
     assert sample(painted, both, negative).isfinite().all()
@@ -104,7 +102,7 @@ def the_prompt_reaches_the_picture():
             backbone = host.ComfyBackbone(model, clip, vae)
             bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2, lr=1e-2))
         for mode in MODES:
-            mixture = mix(backbone, bank, "a <dog> on the beach", mode)
+            mixture = mix(backbone, bank, "a <dog> on the beach", AggregationConfig(mode=mode))
             factors = mixture.factors(backbone)
             assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
         conditioning = patches.conditioning(clip, [mixture])
@@ -159,7 +157,7 @@ def with_core(model, bank, *names, clip=None):
 
 def with_ours(model, clip, bank, prompt, **how):
     backbone = host.ComfyBackbone(model, clip)
-    return Way(**how).apply(model, [mix(backbone, bank, prompt)], backbone)
+    return patches.with_concepts(backbone, [mix(backbone, bank, prompt)], AggregationConfig(**how))
 
 
 def the_concept_alone_is_what_the_core_loader_makes_of_its_file():
@@ -209,15 +207,15 @@ def the_routed_model_paints_what_the_merged_one_does():
         merged = [sample(patches.merged(model, m.factors(backbone)), t, negative) for m, t in zip(mixtures, texts, strict=True)]
         scale = 1e-4 * max(float(m.abs().max()) for m in merged)
         for mixture, text, want in zip(mixtures, texts, merged, strict=True):
-            near(sample(Way(routed=True).apply(model, [mixture], backbone), text, negative), want, scale)
-        batch = Way().apply(model, mixtures, backbone)
+            near(sample(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), text, negative), want, scale)
+        batch = patches.with_concepts(backbone, mixtures)
         latent = torch.zeros(4, 4, 16, 16)
         noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(4, 1, 1, 1)
         text = patches.conditioning(clip, mixtures)
         got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", text, negative, latent, seed=1)
         near(got, torch.cat(merged), scale)
         # the negative half without concepts: the bare model there, the merged one elsewhere
-        one_sided = halves(Way(negative=False).apply(model, [mixtures[0]], backbone), texts[0], negative)
+        one_sided = halves(patches.with_concepts(backbone, [mixtures[0]], AggregationConfig(negative=False)), texts[0], negative)
         near(one_sided[0], halves(patches.merged(model, mixtures[0].factors(backbone)), texts[0], negative)[0], 1e-3)
         near(one_sided[1], halves(model, texts[0], negative)[1], 1e-3)
 
@@ -240,27 +238,28 @@ def the_concepts_act_only_where_they_are_named():
         positive, factors = patches.conditioning(clip, [mixture]), mixture.factors(backbone)
         rest = {name: f for name, f in factors.items() if not READS_TEXT.search(name)}
         assert len(rest) == len(factors) / 2
-        everywhere = halves(Way(routed=True).apply(model, [mixture], backbone), positive, negative)
+        everywhere = halves(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), positive, negative)
         for reach, count in ((WORDS, 2), (WORDS_AND_END, 2 + 77 - 9)):  # start, a, two words, next to a red cup
-            at = marks(backbone, mixture.text, mixture.concepts, reach)
+            at = acting_at(token_masks(backbone, mixture.text, mixture.concepts), mixture.concepts, reach, 77)
             assert int(at.sum()) == count
             masked = {name: (lambda x, f=f, at=at: f(x) * at) for name, f in factors.items() if name not in rest}
             always = {name: f for name, f in rest.items() if reach != WORDS or not QUERIES.search(name)}
-            got = halves(Way(reach=reach).apply(model, [mixture], backbone), positive, negative)
+            got = halves(patches.with_concepts(backbone, [mixture], AggregationConfig(scope=reach)), positive, negative)
             with attached(linears(backbone.blocks), always | masked):
-                want = halves(patches.reading(model), positive, negative)
+                want = halves(patches.merged(model, {}), positive, negative)
             near(got[0], want[0], 1e-3)
             near(got[1], halves(patches.merged(model, always), positive, negative)[1], 1e-3)
             if reach == WORDS:
                 style = replace(mixture, concepts=[replace(concept, training={"kind": "style"}) for concept in mixture.concepts])
-                near(halves(Way().apply(model, [style], backbone), positive, negative)[0], got[0], 0)
+                near(halves(patches.with_concepts(backbone, [style]), positive, negative)[0], got[0], 0)
             assert float((got[0] - everywhere[0]).abs().max()) > 0.01
 
         # texts of different length in one batch, each as alone
         mixtures = [mixture, mix(backbone, bank, "a <tom> " + "in the deep snow " * 20), mix(backbone, bank, "a dog")]
-        alone = [sample(Way(reach=WORDS).apply(model, [m], backbone), patches.conditioning(clip, [m]), negative) for m in mixtures]
+        how = AggregationConfig(scope=WORDS)
+        alone = [sample(patches.with_concepts(backbone, [m], how), patches.conditioning(clip, [m]), negative) for m in mixtures]
         noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(3, 1, 1, 1)
-        batch, texts = Way(reach=WORDS).apply(model, mixtures, backbone), patches.conditioning(clip, mixtures)
+        batch, texts = patches.with_concepts(backbone, mixtures, how), patches.conditioning(clip, mixtures)
         got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", texts, negative, torch.zeros(3, 4, 16, 16), seed=1)
         near(got, torch.cat(alone), 1e-4 * float(got.abs().max()))
 
@@ -289,7 +288,11 @@ def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader(
         positive, negative = plain(core_clip, "an ohwx dog"), plain(clip, "")
         want = sample(core, positive, negative)
         near(sample(patches.merged(model, mixture.factors(backbone)), positive, negative), want, 0)
-        near(sample(Way(routed=True).apply(model, [mixture], backbone), positive, negative), want, 1e-3 * float(want.abs().max()))
+        near(
+            sample(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), positive, negative),
+            want,
+            1e-3 * float(want.abs().max()),
+        )
         ours = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
         near(plain(ours, "an ohwx dog")[0][0], positive[0][0], 0)
         for encoder in (clip, ours):  # the factors act once

@@ -28,10 +28,10 @@ from ...doodle.figures import COLOURS, individual, plain
 from ...doodle.style import PLACES
 from ...doodle.vision import pixels
 from ...doodle.world import IN_PLACE
+from ...painting.compose import ParsedPrompt, compose, encode
+from ...painting.paint import SamplingConfig, paint, predictor, unit_noise
+from ...painting.scene import Scene
 from ...run.dataset import Dataset
-from ...run.infusion import Way, infuse, predictor
-from ...run.painting import paint, unit_noise
-from ...run.prompt import Said, encode
 from ...run.recipe import INFUSION, Recipe
 from ...run.task import learn_into
 from ..doodle import GUIDANCE, RECIPE, Easel, pictured
@@ -149,7 +149,8 @@ class Bench:
         return {what: interval.value, f"{what}_low": interval.low, f"{what}_high": interval.high}
 
     def painted(self, bank: Bank, prompt: str, count: int = 0) -> Tensor:
-        return paint(self.easel.backbone, bank, prompt, unit_noise(1, count or self.seeds, 128, 128), steps=STEPS, guidance=GUIDANCE)[0]
+        noise = unit_noise(1, count or self.seeds, 128, 128)
+        return paint(self.easel.backbone, bank, prompt, noise, SamplingConfig(STEPS, GUIDANCE))[0]
 
     @torch.no_grad()
     def divergence(self, bank: Bank, plainly: Any, prompts: Any) -> float:
@@ -163,16 +164,16 @@ class Bench:
             if simple not in self.plain:
                 self.plain[simple] = backbone.encode_image(self.painted(Bank(self.folder / "base"), simple, DIVERGING))
             clean = self.plain[simple]
-            mixture, charges = infuse(backbone, bank, prompt)
-            texts = [encode(backbone, said).expand(DIVERGING) for said in (Said(simple), mixture)]
-            predict = predictor(backbone, charges, Way())
+            mixture = compose(backbone, bank, prompt)
+            texts = [encode(backbone, said).expand(DIVERGING) for said in (ParsedPrompt(simple), mixture)]
+            predict = predictor(backbone, Scene())
             for t in levels:
                 noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1000 * number + int(t)))
                 times = t.expand(len(clean))
                 x = backbone.schedule.noised(clean, noise, times)
-                eps = predict(x, times, texts[0].context, None, 0)
+                eps = predict(x, times, texts[0].rows, None, 1)
                 with attached(backbone.layers, weights):
-                    found.append((predict(x, times, texts[1].context, None, len(x)) - eps).square().mean())
+                    found.append((predict(x, times, texts[1].rows, None, 1) - eps).square().mean())
         return float(torch.stack(found).mean())
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 from ...bank.bank import Bank
 from ...doodle.files import TEN
 from ...method.aggregation import MODES
-from ...run.prompt import mix
+from ...painting.compose import AggregationConfig, mix
 from ..doodle import PLACES, Easel, scene
 from .timing import machine
 
@@ -39,7 +39,7 @@ def run(folder: Path | None = None) -> dict[str, Any]:
 
 def weights_of(easel: Easel, bank: Bank, prompt: str, name: str, mode: str) -> tuple[float, float, float]:
     """The right concept's part of all weight, its weight, and the largest other, means over the layers."""
-    mixture = mix(easel.backbone, bank, prompt, mode)
+    mixture = mix(easel.backbone, bank, prompt, AggregationConfig(mode=mode))
     right = [c.name for c in mixture.concepts].index(name)
     own = mixture.weights[:, right]
     others = mixture.weights.clone()

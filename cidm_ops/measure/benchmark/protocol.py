@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from ...bank.bank import Bank
 from ...bank.concept import Concept
 from ...bank.files import write_atomically
+from ...painting.compose import AggregationConfig, ConceptMix
+from ...painting.paint import SamplingConfig, paint, unit_noise
 from ...run.baselines import Elastic
-from ...run.painting import paint, unit_noise
-from ...run.prompt import Mixture
 from ...run.task import learn_into
 from ...run.training import Run
 from ..report import to_pixels
@@ -125,8 +125,8 @@ class Bench:
             if method.merge == "infusion":
                 bank = Bank(self.folder / "banks" / f"{method.training}-{seed}")
                 for i in numbers:
-                    options = dict(steps=how.steps, guidance=how.guidance, negative=how.negative, strength=strength)
-                    done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], **options)[0])  # type: ignore[arg-type]
+                    config = SamplingConfig(how.steps, how.guidance, how.negative, AggregationConfig(strength=strength))
+                    done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], config)[0])
             else:
                 mixed = [self.mixed(method, learned, lesson, prompt, strength) for prompt in prompts]
                 for i in range(0, len(numbers), self.batch):
@@ -134,9 +134,9 @@ class Bench:
                     done.append(paint_mixtures(backbone, mixed[part], noise[part], how, method.merge == "composite", method.reach))
         return torch.cat(done).float()
 
-    def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: Lesson, prompt: str, strength: float) -> Mixture:
+    def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: Lesson, prompt: str, strength: float) -> ConceptMix:
         if method.merge == "plain":
-            return Mixture(lesson.caption(prompt), weights=torch.zeros(len(self.suite.backbone.cross_attention), 0))
+            return ConceptMix(lesson.caption(prompt), weights=torch.zeros(len(self.suite.backbone.cross_attention), 0))
         return mixture(method.merge, self.suite.backbone, learned, lesson.name, lesson.prompt(prompt), strength)
 
     def scored(self, lesson: Lesson, pictures: Tensor) -> Scores:

@@ -9,7 +9,7 @@ from ..backbone import Backbone
 from ..schedule import Schedule
 from ..tokens import Text, join
 
-# x [B, 4, h, w], t [B], context, pooled, and how many of the rows, the first ones, read the positive text
+# x [B, C, h, w], t [B], the text [B, N, C], pooled, and into how many chunks of the same images the batch is divided
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 
 
@@ -51,15 +51,12 @@ def sample(
     flow = backbone.schedule.prediction == "flow"
     x = noise * (sigmas[0] if flow else (1 + sigmas[0] ** 2).sqrt())
     together = text.states.shape[2] == negative.states.shape[2]
-    texts = [(t.context, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
+    texts = [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
     predict = predict or plainly(backbone)
     for i, t in enumerate(timesteps):
         scaled = x if flow else x / (sigmas[i] ** 2 + 1).sqrt()
         both = torch.cat([scaled, scaled]) if together else scaled
-        parts = [
-            predict(both, t.expand(len(both)), context, pooled, 0 if number else len(x)) for number, (context, pooled) in enumerate(texts)
-        ]
-        outputs = torch.cat(parts)
+        outputs = torch.cat([predict(both, t.expand(len(both)), read, pooled, len(both) // len(x)) for read, pooled in texts])
         output, output_negative = outputs.chunk(2)
         denoised, denoised_negative = (_denoised(backbone, x, o, sigmas[i]) for o in (output, output_negative))
         denoised = denoised_negative + guidance * (denoised - denoised_negative)
@@ -70,7 +67,7 @@ def sample(
 
 def plainly(backbone: Backbone) -> Predict:
     """The backbone's own prediction."""
-    return lambda x, t, context, pooled, positive: backbone.predict(x, t, context, pooled)
+    return lambda x, t, text, pooled, chunks: backbone.predict(x, t, text, pooled)
 
 
 def noise_levels(schedule: Schedule) -> Tensor:
@@ -92,7 +89,7 @@ def denoiser(backbone: Backbone, text: Text, predict: Predict | None = None) -> 
         t = (trained.log() - sigma.log().cpu()).abs().argmin().to(x.device)
         texts = text.expand(len(x))
         scaled = x / (1 + sigma) if flow else x / (sigma**2 + 1).sqrt()
-        output = model(scaled, t.expand(len(x)), texts.context, texts.pooled, len(x))
+        output = model(scaled, t.expand(len(x)), texts.rows, texts.pooled, 1)
         return _denoised(backbone, scaled, output, sigma / (1 + sigma)) if flow else _denoised(backbone, x, output, sigma)
 
     return clean
