@@ -21,14 +21,17 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # q [B, T, C], k and v
 @dataclass(frozen=True)
 class Beside:
     """The factors of one layer on their device: their stack, the weights of its ranks ``[P, U + 1, R]``, whose they are, which of the
-    scene's stacks they belong to, and ``key``, which layers with the same weights share.
+    scene's stacks they belong to, and ``key``, which layers with the same weights share. ``uniform``: all regions have the same weights;
+    ``said``: the global prompt has some.
     """
 
     stack: Stack
     weights: Tensor
     owners: Sequence[int]
     number: int
-    key: Hashable
+    key: int
+    uniform: bool
+    said: bool
 
 
 class RunState:
@@ -73,15 +76,17 @@ class RunState:
     def besides(self, x: Tensor) -> dict[str, list[Beside]]:
         """The factors of every layer, on the device and in the type of ``x``."""
         if (wanted := (x.device, x.dtype)) not in self.placed:
-            known: dict[Hashable, Tensor] = {}
+            known: dict[Hashable, tuple[int, Tensor]] = {}
             made: dict[str, list[Beside]] = {}
             for number, routes in enumerate(self.routes):
                 for name, own in routes.items():
                     stack = own.to(x).stack
                     every = weights_in(self.scene.stacks[number].weights.to(x.device), list(self.layers), name)  # [P, U + 1, G]
                     weights = stack.spread(every[..., list(own.owners)])
-                    key = (number, tuple(own.owners), tuple(weights.flatten().tolist()), *wanted)
-                    made.setdefault(name, []).append(Beside(stack, known.setdefault(key, weights), own.owners, number, key))
+                    same = (number, tuple(own.owners), tuple(weights.flatten().tolist()))
+                    key, weights = known.setdefault(same, (len(known), weights))
+                    uniform, said = bool((weights == weights[:, :1]).all()), bool(weights[:, 0].any())
+                    made.setdefault(name, []).append(Beside(stack, weights, own.owners, number, key, uniform, said))
             self.placed[wanted] = made
         return self.placed[wanted]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters import attached
-from ..concept_text import RowPlan, TokenResidual, plain, plans_of, row_of, states_in_layer
+from ..concept_text import ConceptText, RowPlan, TokenResidual, plain, plans_of, row_of, states_in_layer
 from ..hub import Attention, Sites, layerwise, meeting, observing
 from ..lowrank import LowRank
 from ..method.attention import word_attention
@@ -33,13 +33,22 @@ class Weighted(LowRank):
 
 @dataclass(frozen=True)
 class Source:
-    """What a row reads in a region: the text ``[1, N, D]`` in this layer, its plan, and a ``key`` that tells it apart from others."""
+    """What row ``number`` reads in a region: the ``text`` that its own one carries for it, or, if it carries none, itself. ``key`` tells
+    it apart from others, ``None`` if nobody knows.
+    """
 
-    text: Tensor
-    plan: RowPlan | None
+    number: int
     row: Row
     region: int
+    text: ConceptText | None
+    plan: RowPlan | None
     key: Hashable
+
+    def in_layer(self, at: Attention) -> Tensor:
+        """The text as a layer reads it, ``[1, N, D]``."""
+        if self.text is None:
+            return plain(at.text)[self.number : self.number + 1]
+        return states_in_layer(self.text, at.index).to(at.text)
 
 
 class UnetCall:
@@ -76,7 +85,7 @@ class UnetCall:
         for name, stacks in self.run.besides(x).items():
             for own in stacks:
                 if READS_TEXT.search(name):
-                    if own.weights[:, 0].any():  # else the global prompt has no concept
+                    if own.said:
                         found[own.number][name] = self.beside(own, self.at_text)
                 else:
                     found[own.number][name] = self.beside(own, self.at_tokens)
@@ -93,7 +102,7 @@ class UnetCall:
         """The weights of ranks that each row has where no region is, ``[B, R]``, or ``[1, R]`` if all have the same."""
         images = [row.image % len(own.weights) for row in self.rows]
         acting = [self.acts(own, row) for row in self.rows]
-        key = ("rows", own.key, *zip(images, acting, strict=True))
+        key = ("rows", own.key, own.weights.device, own.weights.dtype, *zip(images, acting, strict=True))
         if key not in self.run.scales:
             found = [acts * own.weights[i, 0] for i, acts in zip(images, acting, strict=True)]
             self.run.scales[key] = torch.stack(found[:1] if len({*zip(images, acting, strict=True)}) == 1 else found)
@@ -105,7 +114,7 @@ class UnetCall:
         """
         if h.ndim == 2:
             return h * self.of_rows(own)
-        if not self.regional or bool((own.weights == own.weights[:, :1]).all()):
+        if not self.regional or own.uniform:
             weights = self.of_rows(own)
             self.check_rows(len(h), len(weights), "concepts that differ from row to row")
             return h * weights.view(len(weights), *[1] * (h.ndim - 2), -1)
@@ -123,7 +132,7 @@ class UnetCall:
     def by_token(self, own: Beside, height: int, width: int, like: Tensor) -> Tensor:
         """The weights of ranks at every token, ``[B, T, R]``, or ``[1, T, R]`` if that is alike in all rows."""
         signs = [(self.marks[b], row.image % len(own.weights), self.acts(own, row)) for b, row in enumerate(self.rows)]
-        key = ("tokens", own.key, height, width, *signs)
+        key = ("tokens", own.key, like.device, like.dtype, height, width, *signs)
         if key not in self.run.scales:
             first = {sign: row for sign, row in zip(reversed(signs), reversed(self.rows), strict=True)}
             found = {}
@@ -139,7 +148,7 @@ class UnetCall:
         if self.run.by_token[own.number]:
             tokens = h.shape[1]
             texts = [(row.plan and row.plan.key, row.image % len(own.weights), self.acts(own, row)) for row in self.rows]
-            key = ("text", own.key, tokens, *texts)
+            key = ("text", own.key, h.device, h.dtype, tokens, *texts)
             if key not in self.run.scales:
                 self.run.scales[key] = weights * torch.stack([self.acting(own, row.plan, tokens) for row in self.rows])
             weights = self.run.scales[key]
@@ -205,38 +214,38 @@ class UnetCall:
     def region_keys(self, at: Attention, owners: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Keys and values ``[P, N, C]`` of what rows read in regions, with the concepts of the region in them."""
         sources = [self.source(at, row, u) for row, u in owners]
-        every = tuple(source.key for source in sources)
+        known = all(source.key is not None for source in sources)
+        every = tuple(source.key if known else (source.number, source.region) for source in sources)
         key = (at.name, at.q.device, at.q.dtype, self.residuals, every)
-        if key in self.run.texts:
+        if known and key in self.run.texts:
             return self.run.texts[key]
-        distinct = {source.key: source for source in sources}
+        distinct = dict(zip(every, sources, strict=True))
         layer = self.sites.cross_attention[at.name]
-        k, v = (self.read(f"{at.name}.{part}", getattr(layer, part), [*distinct.values()]) for part in ("to_k", "to_v"))
+        texts = pad_to_common_length([source.in_layer(at) for source in distinct.values()])
+        k, v = (self.read(f"{at.name}.{part}", getattr(layer, part), texts, [*distinct.values()]) for part in ("to_k", "to_v"))
         if self.residuals and self.run.scene.infusion.stream == "released_code":
             for j, source in enumerate(distinct.values()):
                 k[j : j + 1] = keyed_text(at.name, k[j : j + 1], source.plan)
         if len(distinct) < len(sources):
             order = torch.tensor([[*distinct].index(one) for one in every], device=k.device)
             k, v = k[order], v[order]
-        if None not in every:
+        if known:
             self.run.texts[key] = k, v
         return k, v
 
     def source(self, at: Attention, number: int, region: int) -> Source:
-        """What a row reads in a region: the text that its own one carries for it, or, if it carries none, itself."""
+        """What a row reads in a region."""
         row = self.rows[number]
         mixture = row.image % max(len(stack.weights) for stack in self.run.scene.stacks) if self.run.scene.stacks else 0
         if row.regional and row.plan:
             text = row_of(row.plan.regions[region - 1], 0)
             (plan,) = text.plans
-            known: Hashable = (plan.key, region, mixture) if plan else None
-            return Source(states_in_layer(text, at.index).to(at.text), plan, row, region, known)
+            return Source(number, row, region, text, plan, (plan.key, region, mixture) if plan else None)
         key = None if row.key is None else (row.key, region, mixture, at.text.shape[1], row.composed)
-        return Source(plain(at.text)[number : number + 1], row.plan, row, region, key)
+        return Source(number, row, region, None, row.plan, key)
 
-    def read(self, name: str, layer: Any, sources: Sequence[Source]) -> Tensor:
-        """Texts through a layer, ``[J, N, C]``, each with the concepts of its region. Without hooks, which are for the batch."""
-        texts = pad_to_common_length([source.text for source in sources])
+    def read(self, name: str, layer: Any, texts: Tensor, sources: Sequence[Source]) -> Tensor:
+        """Texts ``[J, N, D]`` through a layer, each with the concepts of its region. Without hooks, which are for the batch."""
         out = layer.forward(texts)
         for own in self.run.besides(texts).get(name, ()):
             scales = []
