@@ -1,21 +1,53 @@
-# The two commands of the README. Each builds .venv from nothing with the stock python3; later runs reuse it.
+# The two commands of the README, and what keeps them working. Each builds .venv from nothing with the stock python3, in the versions of
+# constraints.txt, and with no more than it needs; later runs reuse it. PyTorch is the one for the CPU unless TORCH says otherwise.
 PYTHON ?= python3
-.PHONY: demo test check
+TORCH ?=
+.PHONY: demo test check lock floor canary again
+.NOTPARALLEL:
 
-demo: .venv/ready
+demo: .venv/headless
 	.venv/bin/python -m cidm_ops demo demo
 
-test: .venv/ready
+test: .venv/test
 	.venv/bin/python -m pytest
 
-check: .venv/ready
+check: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# A PyTorch that the machine itself offers (pip's find-links) is taken first: the index's one for Linux brings several GB of CUDA.
-.venv/ready: pyproject.toml
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -c 'import torch' 2>/dev/null || .venv/bin/python -m pip install --no-index --no-deps 'torch>=2.6' 2>/dev/null || true
-	.venv/bin/python -m pip install -e '.[headless,test,dev]'
+INSTALL = -m tools.install --torch '$(TORCH)'
+LOCK = pyproject.toml constraints.txt tools/install.py tools/lock.py $(if $(TORCH),again) | .venv/bin/python
+
+.venv/headless: $(LOCK)
+	.venv/bin/python $(INSTALL) headless
 	touch $@
+
+.venv/test: $(LOCK)
+	.venv/bin/python $(INSTALL) headless,test
+	touch .venv/headless $@
+
+.venv/dev: $(LOCK)
+	.venv/bin/python $(INSTALL) headless,dev
+	touch .venv/headless $@
+
+.venv/bin/python .venv-lowest/bin/python .venv-newest/bin/python:
+	$(PYTHON) -m venv $(@D)/..
+
+# Renews the lock for what pyproject.toml asks: pins that still fit stay, with UPGRADE=1 all become the newest. uv is only the maker's tool.
+lock: | .venv/bin/python
+	.venv/bin/python -m pip install --quiet uv
+	.venv/bin/python -m uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --no-annotate --quiet \
+	    --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --output-file constraints.txt
+
+# The suite with the lowest versions that pyproject.toml allows.
+floor: | .venv-lowest/bin/python
+	.venv-lowest/bin/python $(INSTALL) --versions lowest headless,test
+	.venv-lowest/bin/python -m pytest
+
+# The suite with the newest of everything, and which packages moved since the lock was made.
+canary:
+	rm -rf .venv-newest
+	$(MAKE) .venv-newest/bin/python
+	.venv-newest/bin/python $(INSTALL) --versions newest headless,test
+	.venv-newest/bin/python -m pytest; failed=$$?; .venv-newest/bin/python -m tools.moved; exit $$failed

@@ -11,16 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PARTS = (
-    *(f"{attention}.to_{projection}" for attention in ("attn1", "attn2") for projection in ("q", "k", "v", "out.0")),
-    "ff.net.0.proj",
-    "ff.net.2",
-)
-TARGETS = {
-    "cross_attention": r"attn2\.",
-    "attention": r"attn[12]\.",
-    "attention_ff": r"attn[12]\.|ff\.",
-}
+from .backbone import Backbone
+from .models.family import TARGETS
 
 
 @contextmanager
@@ -57,25 +49,22 @@ def convolved(factors: Any, module: Any, x: Tensor) -> Tensor:
     return F.conv2d(between, factors.up.to(x)[:, :, None, None])
 
 
-def linears(blocks: Mapping[str, nn.Module], targets: str = "") -> dict[str, nn.Module]:
-    """The linear layers of transformer blocks under their canonical names: those of ``TARGETS``, or those a regular expression finds.
+def linears(backbone: Backbone, targets: str = "") -> dict[str, nn.Module]:
+    """The linear layers of a model's blocks under their canonical names: those of ``TARGETS``, or those a regular expression finds.
 
     Raises ``ValueError`` when it finds none or is no expression.
     """
+    kinds, blocks = TARGETS.get(targets, ()), backbone.blocks
     try:
-        wanted = re.compile(TARGETS.get(targets, targets))
+        wanted = re.compile("" if kinds else targets)
     except re.error as error:
         raise ValueError(f"targets {targets!r}: expected one of {', '.join(TARGETS)} or a regular expression ({error})") from error
-    names = [(name, part) for name, block in blocks.items() for part in PARTS if _has(block, part) and wanted.search(f"{name}.{part}")]
+    parts = [(name, part) for name in blocks for part in backbone.family.parts(name, *kinds)]
+    names = [(name, part) for name, part in parts if _has(blocks[name], part) and wanted.search(f"{name}.{part}")]
     if not names:
-        raise ValueError(f"targets {targets!r}: no layer has that in its name, such as {next(iter(blocks))}.{PARTS[0]}")
+        first, part = parts[0]
+        raise ValueError(f"targets {targets!r}: no layer has that in its name, such as {first}.{part}")
     return {f"{name}.{part}": blocks[name].get_submodule(part) for name, part in names}
-
-
-def block_of(layer: str) -> str:
-    """The transformer block that a linear layer is in, by its canonical name; "" if it is in none."""
-    match = re.match(r".*\.transformer_blocks\.\d+(?=\.)", layer)
-    return match[0] if match else ""
 
 
 def _has(block: nn.Module, part: str) -> bool:

@@ -7,39 +7,44 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .models.family import Family
 from .schedule import Schedule
 
 
 class Backbone(Protocol):
-    """A latent diffusion model of the Stable Diffusion 1 or SDXL kind.
+    """A latent diffusion model.
 
-    Shapes: pictures ``[B, 3, H, W]`` in [-1, 1], latents ``[B, 4, H/8, W/8]`` as the U-Net sees them, token rows
+    Shapes: pictures ``[B, 3, H, W]`` in [-1, 1], latents ``[B, C, h, w]`` as the model sees them (``family.latent_shape``), token rows
     ``[..., D]``, contexts ``[B, N, C]`` (one text for all layers) or ``[B, L, N, C]`` (layer-wise), timesteps ``[B]``
     int64 in 0..999.
     """
 
+    family: Family  # what is particular to models of its kind: names, ids, sizes
     architecture: str  # family, layers and token width, such as "sd1-16x768"; a concept fits its own only
     fingerprint: str  # a short hash of base weights: tells checkpoints of one architecture apart
-    encoders: Sequence[str]  # "clip_l", and "clip_g" in SDXL
+    encoders: Sequence[str]  # the names of the family's text encoders
     unet: nn.Module
     blocks: Mapping[str, nn.Module]  # canonical name -> transformer block, in layer order
-    cross_attention: Mapping[str, nn.Module]  # the attn2 of each, under its own name
-    layers: Mapping[str, nn.Module]  # all linear layers and convolutions of the U-Net
+    cross_attention: Mapping[str, nn.Module]  # the layers that each read a text of their own, by canonical name, in order
+    layers: Mapping[str, nn.Module]  # all linear layers and convolutions of the model
     device: torch.device
     dtype: torch.dtype  # that the U-Net computes in
     schedule: Schedule  # of the 1000 trained timesteps
     texts: Mapping[str, nn.Module]  # the text models by encoder, as ``causal.text_states`` takes them
 
-    def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
-        """Token ids ``[chunks, 77]`` int64 with start, end and padding, split as the host splits long prompts."""
+    def tokenize(self, text: str, encoder: str = "") -> Tensor:
+        """Token ids ``[chunks, N]`` int64 with start, end and padding, split as the host splits long prompts; N is the encoder's ``chunk``.
+
+        Here and below the encoder is the first one if none is named.
+        """
         ...
 
-    def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
+    def token_rows(self, ids: Tensor, encoder: str = "") -> Tensor:
         """Rows of the token table for ``ids [...]``: ``[..., D]`` fp32, no gradient."""
         ...
 
-    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Hidden states ``[B, 77, C]`` of ``ids [B, 77]`` with token rows ``[B, 77, D]``, as the U-Net reads them, and the pooled state
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "", shared: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Hidden states ``[B, N, C]`` of ``ids [B, N]`` with token rows ``[B, N, D]``, as the model reads them, and the pooled state
         ``[1, P]`` of the first row if the model uses that of this encoder; differentiable in the rows. The first ``shared`` positions
         are the same in all rows, and computed once.
         """
@@ -58,5 +63,5 @@ class Backbone(Protocol):
         ...
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """The model's output (epsilon, v or flow) at ``x [B, 4, h, w]``; SDXL also reads the ``pooled [B, P]`` text."""
+        """The model's output (epsilon, v or flow) at ``x [B, C, h, w]``; some families also read the ``pooled [B, P]`` text."""
         ...

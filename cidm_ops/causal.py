@@ -23,7 +23,7 @@ def transformer_of(model: Any) -> Any:
 
 
 def attention_layers(models: Mapping[str, Any]) -> dict[str, Any]:
-    """The attention's linear layers of text models by encoder: ``clip_l.encoder.layers.0.self_attn.q_proj`` and so on."""
+    """The attention's linear layers of text models by encoder: ``<encoder>.encoder.layers.0.self_attn.q_proj`` and so on."""
     return {
         f"{encoder}.encoder.layers.{i}.self_attn.{projection}": getattr(layer.self_attn, projection)
         for encoder, model in models.items()
@@ -33,7 +33,7 @@ def attention_layers(models: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def linear_layers(models: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the attention and ``clip_l.encoder.layers.0.mlp.fc1`` and so on: all that a LoRA can change."""
+    """Those of the attention and ``<encoder>.encoder.layers.0.mlp.fc1`` and so on: all that a LoRA can change."""
     return attention_layers(models) | {
         f"{encoder}.encoder.layers.{i}.mlp.{part}": getattr(layer.mlp, part)
         for encoder, model in models.items()

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from .models.family import Architecture, Family
 
-def architecture(cross_attention: Mapping[str, nn.Module], encoders: Sequence[str]) -> str:
-    """Family, number of cross-attention layers and width of their text: ``sd1-16x768``, ``sdxl-70x2048``."""
+
+def architecture(family: Family, cross_attention: Mapping[str, nn.Module]) -> str:
+    """The name of a model's architecture, from its family, its layers that read a text of their own and the width of that text."""
     first: Any = next(iter(cross_attention.values()))
-    return f"{'sdxl' if len(encoders) == 2 else 'sd1'}-{len(cross_attention)}x{first.to_k.in_features}"
+    return str(Architecture(family.name, (len(cross_attention),), first.to_k.in_features))
 
 
 def fingerprint(weights: Sequence[Tensor]) -> str:

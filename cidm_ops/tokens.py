@@ -1,6 +1,6 @@
 """Concept words in prompts: one embedding row per word and cross-attention layer (P+, Voynov et al. 2023; CIDM 3.1).
 
-A prompt keeps its concept words out of the tokenizer's sight: each is replaced by a rare word that CLIP knows as one
+A prompt keeps its concept words out of the tokenizer's sight: each is replaced by a rare word that the tokenizer knows as one
 token, the host tokenizes the text with its own chunking and weights, and the rows of those tokens are replaced.
 """
 
@@ -14,17 +14,7 @@ from torch import Tensor
 from .backbone import Backbone
 from .concept_text import ConceptText, RowPlan
 
-START, END = 49406, 49407  # of CLIP's texts
 WORD = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_.-]*>")
-
-# Single CLIP tokens. Their meaning never reaches the encoder.
-PLACEHOLDERS = dict(
-    foxtv=49396, garza=49393, charli=49392, alsace=49388, udaipur=49385, hertz=49383, milla=49381, blanchett=49378,
-    northwales=49371, dairyfree=49366, hayat=49360, nhljets=49357, ashleigh=49356, lupita=49352, antitrust=49343,
-    orthopedic=49341, therapper=49340, pancreatic=49337, broome=49335, onstorm=49333, stingly=49332, wylie=49330,
-    hamlin=49326, bbcsport=49321, monoxide=49314, barrymore=49310, lisse=49309, farmington=49305, rajkumar=49304,
-    linus=49303, songz=49302, ssummit=49301, givingback=49300, bazar=49298, aztecs=49387, probiotics=49395,
-)  # fmt: skip
 
 
 def concept_words(name: str, class_word: str) -> list[str]:
@@ -37,15 +27,15 @@ def words_in(prompt: str) -> list[str]:
     return list(dict.fromkeys(WORD.findall(prompt)))
 
 
-def hide(prompt: str, words: Iterable[str]) -> tuple[str, dict[int, str]]:
-    """Replace concept words by placeholders.
+def hide(prompt: str, words: Iterable[str], placeholders: Mapping[str, int]) -> tuple[str, dict[int, str]]:
+    """Replace concept words by ``placeholders``, words of one token with their ids (``Family.placeholders``).
 
     Returns the text for the tokenizer and which token id stands for which word.
     Raises ``ValueError`` when the prompt holds more distinct concept words than there are placeholders.
     """
     present = [w for w in words_in(prompt) if w in set(words)]
     spoken = set(re.findall(r"[a-z]+", prompt.lower()))
-    free = [(p, i) for p, i in PLACEHOLDERS.items() if p not in spoken]
+    free = [(p, i) for p, i in placeholders.items() if p not in spoken]
     if len(present) > len(free):
         raise ValueError(f"the prompt has {len(present)} concept words, at most {len(free)} fit: use fewer concepts in one prompt")
     hidden = {word: (p, i) for word, (p, i) in zip(present, free, strict=False)}
@@ -100,7 +90,7 @@ class Text:
 def join(texts: Sequence[Text]) -> Text:
     """Texts of one length as one batch. Raises ``ValueError`` when their lengths differ."""
     if len({t.states.shape[2] for t in texts}) > 1:
-        raise ValueError(f"prompts of different length in one batch: {[t.states.shape[2] // 77 for t in texts]} chunks of 77 tokens")
+        raise ValueError(f"prompts of different length in one batch: {[t.states.shape[2] for t in texts]} tokens")
     if len(texts) == 1:
         return texts[0]
     variants = list(dict.fromkeys(zip(*(t.layers for t in texts), strict=True)))
@@ -113,7 +103,7 @@ def join(texts: Sequence[Text]) -> Text:
 
 def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:
     """Where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
-    text, hidden = hide(prompt, words)
+    text, hidden = hide(prompt, words, backbone.family.placeholders)
     at = {hidden[token]: i for i, token in reversed([*enumerate(backbone.tokenize(text).flatten().tolist())]) if token in hidden}
     return [at[word] for word in words if word in at]
 
@@ -125,12 +115,15 @@ def stand_for(backbone: Backbone, prompt: str, plain: Mapping[str, str], words: 
     concept words, which stay hidden.
     """
     said = WORD.sub(lambda m: f" {plain[m[0]]} " if m[0] in plain else m[0], prompt)
-    text, hidden = hide(prompt, [*plain, *words])
-    ids, marked, *nouns = (backbone.tokenize(t).flatten().tolist() for t in (hide(said, words)[0], text, *plain.values()))
-    lengths = {handle: sum(i not in (START, END) for i in noun) for handle, noun in zip(plain, nouns, strict=True)}
+    family = backbone.family
+    special = family.encoder().special
+    text, hidden = hide(prompt, [*plain, *words], family.placeholders)
+    shown, _ = hide(said, words, family.placeholders)
+    ids, marked, *nouns = (backbone.tokenize(t).flatten().tolist() for t in (shown, text, *plain.values()))
+    lengths = {handle: sum(i not in special for i in noun) for handle, noun in zip(plain, nouns, strict=True)}
     marks = {handle: torch.zeros(len(ids)) for handle in plain if handle in hidden.values()}
-    places = (i for i, token in enumerate(ids) if token not in (START, END))
-    for token in (i for i in marked if i not in (START, END)):
+    places = (i for i, token in enumerate(ids) if token not in special)
+    for token in (i for i in marked if i not in special):
         handle = hidden.get(token, "")
         at = [next(places, -1) for _ in range(lengths.get(handle, 1))]
         if -1 in at:
@@ -146,7 +139,7 @@ def stand_for(backbone: Backbone, prompt: str, plain: Mapping[str, str], words: 
 def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], chosen: Mapping[str, Tensor]) -> Tensor:
     """Put the concept rows in place of the placeholders.
 
-    ``ids [..., 77]``, plain token ``rows [..., 77, D]``, ``chosen[word] [V, D]``; returns ``[V, ..., 77, D]``.
+    ``ids [..., N]``, plain token ``rows [..., N, D]``, ``chosen[word] [V, D]``; returns ``[V, ..., N, D]``.
     """
     bound = rows[None]
     for token, word in hidden.items():
@@ -161,7 +154,7 @@ def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], chosen: Mapping[s
 
 
 def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping[str, Table]) -> Text:
-    """Encode prompts, differentiable in the tables' rows. All must take the same number of 77-token chunks.
+    """Encode prompts, differentiable in the tables' rows. All must take the same number of chunks.
 
     The states of several text encoders lie side by side in C; the pooled state is that of the first variant's first chunk.
     """
@@ -174,7 +167,7 @@ def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping
 
 def _encode(backbone: Backbone, prompt: str, tables: Mapping[str, Table], layers: int) -> Text:
     """One prompt. Only the combinations of rows that some layer reads are encoded, and what stands before the first word once."""
-    text, hidden = hide(prompt, tables)
+    text, hidden = hide(prompt, tables, backbone.family.placeholders)
     read = list(zip(*(tables[w].layers for w in hidden.values()), strict=True)) or [()] * layers
     variants = list(dict.fromkeys(read))
     sides, pooled = [], None

@@ -46,7 +46,7 @@ class CIDMAggregationSettings(io.ComfyNode):
                     "positions",
                     options=list(POSITIONS),
                     default=DEFAULT.positions,
-                    tooltip="Which positions of the prompt count: its words, or all 77, end and padding included (paper, released code).",
+                    tooltip="Which positions of the prompt count: its words, or all, end and padding included (paper, released code).",
                 ),
                 io.Float.Input(
                     "threshold", default=DEFAULT.threshold, min=-1.0, max=1.0, step=0.01, tooltip="Less likeness than this counts as none."

@@ -5,8 +5,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.bank.bank import Bank, alike
 from ..cidm_ops.bank.concept import NAME
+from ..cidm_ops.bank.index import stamp
 from . import say
 
 FOLDER = "cidm_banks"
@@ -18,11 +19,19 @@ BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
 
 
 def bank_folder(name: str) -> Path:
-    """Where the bank of that name is, or will be: the first of the host's folders for banks that has it, else the first."""
+    """Where the bank of that name is, or will be: the first of the host's folders for banks that has it, else the first.
+
+    Raises ``ValueError`` for what is no name, and for a new name that differs from a bank's in case only.
+    """
     if not NAME.fullmatch(name):
         raise ValueError(f"bank name {name[:80]!r}: expected 1 to 64 letters, digits, '-' or '_', starting with a letter or digit")
     places = [Path(place) / name for place in folder_paths.get_folder_paths(FOLDER)]
-    return next((place for place in places if place.is_dir()), places[0])
+    if found := next((place for place in places if place.is_dir()), None):
+        return found
+    there = (folder for place in places if place.parent.is_dir() for folder in place.parent.iterdir())
+    if twin := next((folder.name for folder in there if alike(folder.name, name) and folder.is_dir()), ""):
+        raise ValueError(f"there is a bank {twin!r}, and {name!r} differs from it in case only: write {twin!r}, or choose another name")
+    return places[0]
 
 
 def listing(bank: Bank) -> str:
@@ -52,8 +61,8 @@ class CIDMOpenBank(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: str) -> list[tuple[str, int, int]]:
         """Changes when a concept comes, goes or is replaced."""
-        files = sorted(bank_folder(name).glob("*.safetensors"))
-        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        files = [(file.name, stamp(file)) for file in sorted(bank_folder(name).glob("*.safetensors"))]
+        return [(file, now[0], now[1]) for file, now in files if now]  # one may have gone since
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

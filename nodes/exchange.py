@@ -6,10 +6,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.bank.community import BASES
 from ..cidm_ops.bank.concept import check_name
 from ..cidm_ops.bank.exchange import EXISTING, import_into
 from ..cidm_ops.bank.export import export_concept, export_merged
+from ..cidm_ops.models.family import families
 from . import say
 from .bank import ConceptBank
 
@@ -68,7 +68,7 @@ class CIDMImportConcept(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "architecture",
-                    options=[AUTO, *BASES.values()],
+                    options=[AUTO, *(f.architecture for f in families())],
                     default=AUTO,
                     optional=True,
                     tooltip="The base that the file is for, where its layers do not say: SD 1.x (sd1-16x768), SDXL, or Doodle (sd1-7x128).",

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers

@@ -13,9 +13,6 @@ import comfy.lora
 import comfy.model_management
 import comfy.model_sampling
 import comfy.sd
-import comfy.sd1_clip
-import comfy.sdxl_clip
-import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -25,14 +22,11 @@ from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import layerwise
-from ..cidm_ops.schedule import Schedule
-from ..cidm_ops.tokens import END
+from ..cidm_ops.models.family import Family, families, family_of
+from ..cidm_ops.schedule import Flow, Schedule
 
-BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order
 PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
 STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
-ENCODERS = {comfy.sd1_clip.SD1ClipModel: ("clip_l",), comfy.sdxl_clip.SDXLClipModel: ("clip_l", "clip_g")}
-FAMILIES = (comfy.supported_models.SD15, comfy.supported_models.SDXL)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
 
 
@@ -64,34 +58,40 @@ class ComfyText:
     def __init__(self, clip: comfy.sd.CLIP | None):
         if clip is None:
             raise ValueError(f"{ONLY} with a text encoder: there is no CLIP, as in files of the diffusion model alone; connect one")
-        kind = type(clip.cond_stage_model)
-        if kind not in ENCODERS or not all(hasattr(clip.cond_stage_model, name) for name in ENCODERS[kind]):
-            raise ValueError(f"{ONLY}: this CLIP is {kind.__name__}, connect the CLIP of the same checkpoint")
-        self.clip, self.encoders = clip, ENCODERS[kind]
+        kind = type(clip.cond_stage_model).__name__
+        family = next((f for f in families() if f.host.text_model == kind), None)
+        if family is None or not all(hasattr(clip.cond_stage_model, e.host) for e in family.encoders):
+            raise ValueError(f"{ONLY}: this CLIP is {kind}, connect the CLIP of the same checkpoint")
+        self.clip, self.family = clip, family
+        self.encoders = tuple(e.name for e in family.encoders)
         self.device: torch.device = clip.patcher.load_device
-        self.texts: dict[str, nn.Module] = {e: getattr(clip.cond_stage_model, e).transformer for e in self.encoders}
+        self.texts: dict[str, nn.Module] = {e: self.encoder(e).transformer for e in self.encoders}
 
-    def tokens(self, text: str, encoder: str = "clip_l") -> tuple[Tensor, Tensor]:
-        """Ids ``[chunks, 77]`` and weights ``[chunks, 77]`` of a text with the host's ``(word:1.2)`` syntax."""
-        rows = self.clip.tokenize(text)[encoder.removeprefix("clip_")]
+    def encoder(self, name: str = "") -> Any:
+        """The host's text encoder of a name, or the first."""
+        return getattr(self.clip.cond_stage_model, self.family.encoder(name).host)
+
+    def tokens(self, text: str, encoder: str = "") -> tuple[Tensor, Tensor]:
+        """Ids ``[chunks, N]`` and weights ``[chunks, N]`` of a text with the host's ``(word:1.2)`` syntax."""
+        rows = self.clip.tokenize(text)[self.family.encoder(encoder).host_tokens]
         if any(not isinstance(token[0], int) for row in rows for token in row):
             raise ValueError("a text with concepts cannot hold `embedding:` words: leave them out or encode them by a node of their own")
         return torch.tensor([[t[0] for t in row] for row in rows]), torch.tensor([[float(t[1]) for t in row] for row in rows])
 
-    def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
+    def tokenize(self, text: str, encoder: str = "") -> Tensor:
         return self.tokens(text, encoder)[0]
 
-    def token_table(self, encoder: str = "clip_l") -> nn.Embedding:
-        return getattr(self.clip.cond_stage_model, encoder).transformer.get_input_embeddings()
+    def token_table(self, encoder: str = "") -> nn.Embedding:
+        return self.encoder(encoder).transformer.get_input_embeddings()
 
     @torch.no_grad()
-    def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
+    def token_rows(self, ids: Tensor, encoder: str = "") -> Tensor:
         weight = self.token_table(encoder).weight
         return weight[ids.to(weight.device)].float().to(self.device)
 
-    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "", shared: int = 0) -> tuple[Tensor, Tensor | None]:
         """Through the host's own layers, with its clip skip, its patches and its way with weights that lie elsewhere."""
-        part = getattr(self.clip.cond_stage_model, encoder)
+        part, kind = self.encoder(encoder), self.family.encoder(encoder)
         self.clip.load_model()
         part.reset_clip_options()
         if self.clip.layer_idx is not None:
@@ -100,9 +100,9 @@ class ComfyText:
         depth = count if part.layer == "last" else part.layer_idx % count + 1
         with differentiable(part):
             states = text_states(model, rows.float(), shared, depth, norm=part.layer == "last" or part.layer_norm_hidden_state)
-            if encoder != "clip_g":
+            if not kind.pooled:
                 return states, None
-            end = (ids[:1].to(states.device) == END).int().argmax(1)
+            end = (ids[:1].to(states.device) == kind.end).int().argmax(1)
             return states, model.text_projection(pooled_state(model, states[:1], end, depth))
 
     def emphasise(self, text: str, context: Tensor) -> Tensor:
@@ -114,7 +114,8 @@ class ComfyText:
         for encoder in self.encoders:
             ids = self.tokenize("", encoder)
             sides.append(self.encode_text(ids, self.token_rows(ids, encoder), encoder)[0])
-        empty = torch.cat(sides, -1).repeat(1, len(weights) // 77, 1).to(context)
+        empty = torch.cat(sides, -1)
+        empty = empty.repeat(1, len(weights) // empty.shape[1], 1).to(context)
         return empty + (context - empty) * weights[:, None]
 
 
@@ -123,24 +124,27 @@ class ComfyBackbone(ComfyText, Backbone):
 
     def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE | None = None):
         config = model.model.model_config
-        if not isinstance(config, FAMILIES) or config.unet_config["in_channels"] != 4:
-            raise ValueError(f"{ONLY}: this model is {type(config).__name__} with {config.unet_config.get('in_channels')} input channels")
+        family, channels = family_in(model), config.unet_config.get("in_channels")
+        if family is None or channels != model.model.latent_format.latent_channels:
+            raise ValueError(f"{ONLY}: this model is {type(config).__name__} with {channels} input channels")
         super().__init__(clip)
         self.model, self.vae, self.room = model, vae, 1
         self.unet: nn.Module = model.model.diffusion_model
         self.device = model.load_device
         self.dtype: torch.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-        width = config.unet_config["context_dim"]
-        if (width == 2048) != (len(self.encoders) == 2):
+        if family.host.text_model != self.family.host.text_model:
+            width = config.unet_config["context_dim"]
             raise ValueError(
                 f"the CLIP has {len(self.encoders)} text encoders and the model reads a text of width {width}: connect its own CLIP"
             )
         self.blocks = {name: self.unet.get_submodule(own) for name, own in block_names(model).items()}
         layers = dict(self.unet.named_modules())
         self.layers = {name: layers[own] for name, own in layer_names(model).items()}
-        self.cross_attention = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
-        self.architecture = architecture(self.cross_attention, self.encoders)
-        keys = [f"diffusion_model.{name}.attn2.to_k.weight" for name in block_names(model).values()]
+        sites = text_sites(model)
+        self.cross_attention = {name: layers[own] for name, own in sites.items()}
+        self.architecture = architecture(family, self.cross_attention)
+        self.family = family_of(self.architecture)
+        keys = [f"diffusion_model.{own}.to_k.weight" for own in sites.values()]
         self.fingerprint = fingerprint([model.get_key_patches(key)[key][0][0] for key in (keys[0], keys[-1])])
         self.schedule = noise_schedule(model.get_model_object("model_sampling"))
 
@@ -166,13 +170,12 @@ class ComfyBackbone(ComfyText, Backbone):
         base, dtype = self.model.model, self.dtype
         self._load(x, 2)
         adm = None
-        if pooled is not None:  # SDXL: the pooled text and the size of the picture
-            height, width = (8 * n for n in x.shape[-2:])
+        if pooled is not None:  # the pooled text and the size of the picture
+            height, width = (self.family.factor * n for n in x.shape[-2:])
             adm = base.encode_adm(pooled_output=pooled, height=height, width=width, device=x.device).to(x.device, dtype)
         with layerwise(self.cross_attention.values()):
-            if self.schedule.prediction == "flow":
-                t = self.model.get_model_object("model_sampling").timestep(self.schedule.sigma.to(t.device)[t])
-            return self.unet(x.to(dtype), t.float(), context=context.to(dtype), y=adm, transformer_options={}).float()
+            times = self.schedule.times.to(t.device)[t].float()
+            return self.unet(x.to(dtype), times, context=context.to(dtype), y=adm, transformer_options={}).float()
 
     def make_room(self) -> None:
         """The host unloads all models and next time keeps twice the room free for a step, if need be by leaving weights on the CPU."""
@@ -193,26 +196,48 @@ def noise_schedule(sampling: Any) -> Schedule:
         parts = ", ".join(base.__name__ for base in type(sampling).__bases__)
         raise ValueError(f"{ONLY} that predict epsilon, v or a flow in 1000 timesteps: this model's sampling is {parts}")
     sigmas = sampling.sigmas.clone().float().cpu()
-    return Schedule(1 - sigmas, sigmas, kind) if kind == "flow" else Schedule.of_alphas(1 / (1 + sigmas.double().square()), kind)
+    if kind == "flow":
+        return Flow(1 - sigmas, sigmas, sampling.timestep(sigmas))
+    return Schedule.of_alphas(1 / (1 + sigmas.double().square()), kind)
+
+
+def family_in(model: ModelPatcher) -> Family | None:
+    """The family of a MODEL, at any size, by the host's class for it; ``None`` for one that is not known."""
+    kinds = [kind.__name__ for kind in type(model.model.model_config).__mro__]
+    return next((f for f in families() if any(name in kinds for name in f.host.models)), None)
 
 
 def block_names(model: ModelPatcher) -> dict[str, str]:
     """Canonical (diffusers) name -> the host's name of every transformer block, in layer order."""
-    ending = ".attn2.to_q.weight"
-    config = model.model.model_config.unet_config
-    names = {d.removesuffix(ending): c.removesuffix(ending) for d, c in comfy.utils.unet_to_diffusers(config).items() if d.endswith(ending)}
-    have = dict(model.model.diffusion_model.named_modules())
-    return dict(sorted(((d, c) for d, c in names.items() if c in have), key=lambda item: _place(item[0])))
+    family, found = known_family(model), {}
+    for name, own in _named_modules(model).items():
+        if block := family.block_of(name):
+            found[block] = own.removesuffix(name.removeprefix(block))
+    return dict(sorted(found.items(), key=lambda item: family.place(item[0])))
+
+
+def text_sites(model: ModelPatcher) -> dict[str, str]:
+    """Canonical name -> the host's name of every layer that reads a text of its own, in layer order."""
+    family, blocks = known_family(model), block_names(model)
+    return {site: own + site.removeprefix(block) for block, own in blocks.items() for site in family.text_sites([block])}
+
+
+def known_family(model: ModelPatcher) -> Family:
+    """The family of a MODEL. Raises ``ValueError`` for one that is not known."""
+    if family := family_in(model):
+        return family
+    raise ValueError(f"{ONLY}: this model is {type(model.model.model_config).__name__}")
 
 
 def layer_names(model: ModelPatcher) -> dict[str, str]:
     """Canonical name -> the host's name of every linear layer and convolution."""
+    have = dict(model.model.diffusion_model.named_modules())
+    return {name: own for name, own in _named_modules(model).items() if isinstance(have[own], nn.Linear | nn.Conv2d)}
+
+
+def _named_modules(model: ModelPatcher) -> dict[str, str]:
+    """Canonical name -> the host's name of every module with weights, by the host's own table."""
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
     pairs = ((d.removesuffix(".weight"), c.removesuffix(".weight")) for d, c in names.items() if d.endswith(".weight"))
     have = dict(model.model.diffusion_model.named_modules())
-    return {d: c for d, c in pairs if isinstance(have.get(c), nn.Linear | nn.Conv2d)}
-
-
-def _place(name: str) -> tuple[int, ...]:
-    block = next(i for i, kind in enumerate(BLOCKS) if name.startswith(kind))
-    return (block, *(int(piece) for piece in name.split(".") if piece.isdigit()))
+    return {d: c for d, c in pairs if c in have}

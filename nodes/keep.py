@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..cidm_ops.bank import archive, manage
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.bank.compress import DTYPES
+from ..cidm_ops.bank.index import stamp
 from ..cidm_ops.measure.pictures import from_image
 from . import say
 from .bank import BANK, CATEGORY, FOLDER, CIDMOpenBank, ConceptBank, bank_folder, listing
@@ -76,11 +77,13 @@ class CIDMManageBank(io.ComfyNode):
         concept, new_name, warnings = concept.strip(), new_name.strip(), []
         if action == "verify":
             found = manage.verify(bank)
-            warnings = [f"{' and '.join(names)} have the same contents" for names in manage.duplicates(bank)]
+            warnings = manage.remarks(bank)
             report = "\n".join(f"{name}: {wrong or 'whole'}" for name, wrong in found.items()) or "no concepts yet"
         elif action == "repair":
+            left = manage.leftovers(bank)
             bank = manage.repair(bank)
-            report, warnings = f"made anew:\n{listing(bank)}", list(bank.damaged.values())
+            cleared = "".join(f"cleared {part.relative_to(bank.folder)}\n" for part in left if not part.exists())
+            report, warnings = f"{cleared}made anew:\n{listing(bank)}", list(bank.damaged.values())
         elif action == "remove":
             gone = concept not in bank.headers and concept not in bank.damaged
             bank = bank if gone else manage.remove(bank, concept)
@@ -164,7 +167,7 @@ class CIDMExpandBank(io.ComfyNode):
     def fingerprint_inputs(cls, compressed: str = "", name: str = "") -> list[tuple[str, int, int]]:
         """Changes when the file or the bank does; what is linked is not known here."""
         file = compressed_file(compressed) if compressed else None
-        packed = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)] if file and file.is_file() else []
+        packed = [(file.name, *now[:2])] if file and file.is_file() and (now := stamp(file)) else []
         return packed + (CIDMOpenBank.fingerprint_inputs(name) if name else [])
 
     @classmethod

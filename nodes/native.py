@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
+import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ..cidm_ops.doodle import files
+from ..cidm_ops.models.sd import DOODLE
 
 UNET: dict[str, Any] = {
     "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
+    "in_channels": DOODLE.latent_channels,
+    "out_channels": DOODLE.latent_channels,
     "model_channels": 64,
     "channel_mult": [1, 2, 3],
     "num_res_blocks": [1, 1, 1],
@@ -28,7 +30,7 @@ UNET: dict[str, Any] = {
     "transformer_depth_output": [0, 0, 1, 1, 1, 1],
     "transformer_depth_middle": 1,
     "use_spatial_transformer": True,
-    "context_dim": 128,
+    "context_dim": DOODLE.width,
     "use_linear_in_transformer": False,
     "adm_in_channels": None,
     "use_temporal_attention": False,
@@ -40,10 +42,26 @@ LATENT_SCALE = 0.18215
 Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 
 
+class DoodleLatent(comfy.latent_formats.SD15):
+    """Stable Diffusion 1's, with Doodle's channels."""
+
+    latent_channels = DOODLE.latent_channels
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=LATENT_SCALE)
+        if self.latent_channels != super().latent_channels:  # what the host draws and undoes of the latents of others
+            self.latent_rgb_factors, self.taesd_decoder_name = None, None
+
+
 class Doodle(comfy.supported_models.SD15):
     """Stable Diffusion 1 at another size: matched by hand, so nothing for the host to detect."""
 
     unet_config: dict[str, Any] = {}
+    latent_format = DoodleLatent
+
+    def inpaint_model(self) -> bool:
+        """The host takes a U-Net of more than four input channels for one; Doodle's may have latents of more."""
+        return False
 
 
 class DoodleTokenizer(comfy.sd1_clip.SDTokenizer):
@@ -87,8 +105,9 @@ def captions() -> comfy.sd.CLIP:
 
 
 def _text(state: dict[str, Tensor]) -> comfy.sd.CLIP:
-    options = {"dtype": torch.float32, "clip_l_model_config": dict(files.TEXT_CONFIG)}
-    encoder = comfy.sd.CLIP(DoodleClip, tokenizer_data={"clip_l_tokenizer_class": DoodleTokenizer}, model_options=options)
+    name = files.ENCODER.host
+    options = {"dtype": torch.float32, f"{name}_model_config": dict(files.TEXT_CONFIG)}
+    encoder = comfy.sd.CLIP(DoodleClip, tokenizer_data={f"{name}_tokenizer_class": DoodleTokenizer}, model_options=options)
     projection = state.pop("text_projection.weight")
     named = {f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in state.items()}
     encoder.load_sd(named | {"text_projection.weight": projection.float()})

@@ -7,7 +7,8 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.measure.pictures import heat_map, to_image
-from ..cidm_ops.method.aggregation import MODES, short, table
+from ..cidm_ops.method.aggregation import MODES, table
+from ..cidm_ops.models.family import Family
 from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, mix, read
 from . import host, patches, say
 from .aggregation import AggregationSettings
@@ -101,7 +102,7 @@ class CIDMAggregate(io.ComfyNode):
         shown = table(mixture.weights, mixture.concepts, layers) if mixture.concepts else "no concept in the prompt"
         patched = patches.with_concepts(backbone, [mixture], how)
         encoder = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
-        return say.output(cls, patched, shown, encoder, picture_of(mixture, layers), text=shown, warnings=mixture.warnings)
+        return say.output(cls, patched, shown, encoder, picture_of(mixture, layers, backbone.family), text=shown, warnings=mixture.warnings)
 
 
 class CIDMAggregateBatch(io.ComfyNode):
@@ -146,7 +147,7 @@ class CIDMAggregateBatch(io.ComfyNode):
         shown = "\n\n".join(f"{prompt}\n{weights}" for prompt, weights in zip(prompts, tables, strict=True))
         warnings = list(dict.fromkeys(w for m in mixtures for w in m.warnings))
         patched = patches.with_concepts(backbone, mixtures, how)
-        pictures = stacked([picture_of(m, layers) for m in mixtures])
+        pictures = stacked([picture_of(m, layers, backbone.family) for m in mixtures])
         return say.output(cls, patched, patches.conditioning(clip, mixtures), len(prompts), shown, pictures, text=shown, warnings=warnings)
 
 
@@ -155,11 +156,11 @@ def configured(settings: AggregationConfig | None, mode: str, strength: float) -
     return replace(settings or AggregationConfig(), mode=mode, strength=strength)
 
 
-def picture_of(mixture: ConceptMix, layers: list[str]) -> torch.Tensor:
+def picture_of(mixture: ConceptMix, layers: list[str], family: Family) -> torch.Tensor:
     """The weights of a prompt as an IMAGE ``[1, H, W, 3]``."""
     names = [c.name for c in mixture.concepts]
     note = "" if names else "No concept in the prompt."
-    return to_image(heat_map(mixture.weights, [short(name) for name in layers], names, mixture.text, note))
+    return to_image(heat_map(mixture.weights, [family.short(name) for name in layers], names, mixture.text, note))
 
 
 def stacked(pictures: list[torch.Tensor]) -> torch.Tensor:

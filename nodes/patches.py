@@ -98,7 +98,7 @@ def conditioning(clip: comfy.sd.CLIP, prompts: Sequence[ParsedPrompt], regions: 
     known = clip.patcher.model_options.get(PATCHED, ())
     device = comfy.model_management.intermediate_device()
     for said in prompts:
-        plain, _ = hide(said.text, tables_of(said.concepts))
+        plain, _ = hide(said.text, tables_of(said.concepts), text.family.placeholders)
         encoded = encode(text, replace(said, strengths={n: s for n, s in said.strengths.items() if n not in known}))
         states.append(text.emphasise(plain, encoded.context[0]).to(device))
         plans.append(row_plan(text, said, regions))

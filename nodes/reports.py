@@ -6,9 +6,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.measure.forgetting import matrix, points_in, scores_of
+from ..cidm_ops.measure.forgetting import points_in, score_forgetting, scores_of
 from ..cidm_ops.measure.report import write_html
-from ..cidm_ops.measure.routing import routing_table
+from ..cidm_ops.measure.routing import score_routing
 from ..cidm_ops.measure.sections import forgetting_section, routing_section
 from ..cidm_ops.painting.compose import AggregationConfig, mix
 from . import host, say
@@ -55,8 +55,7 @@ class CIDMForgetting(io.ComfyNode):
         else:
             folders = [Path(line.strip()) for line in table.splitlines() if line.strip()]
             points, labels = [scores_of(folder) for folder in folders], [folder.name for folder in folders]
-        names, scores = matrix(points)
-        return finish(cls, forgetting_section(names, scores, labels), results)
+        return finish(cls, forgetting_section(score_forgetting(points), labels), results)
 
 
 class CIDMRoutingTable(io.ComfyNode):
@@ -93,7 +92,7 @@ class CIDMRoutingTable(io.ComfyNode):
         backbone = host.ComfyBackbone(model, clip)
         how = configured(settings, mode, strength)
         mixtures = [mix(backbone, bank, prompt, how) for prompt in prompts]
-        section = routing_section(prompts, bank.names, routing_table(bank.names, mixtures), [list(m.strengths) for m in mixtures])
+        section = routing_section(score_routing(prompts, bank.names, mixtures))
         return finish(cls, section, results, warnings=list(dict.fromkeys(w for m in mixtures for w in m.warnings)))
 
 

@@ -14,15 +14,16 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ..cidm_ops.bank.printable import printable
 from ..cidm_ops.measure.report import to_pixels
 from ..cidm_ops.run.training import Run
 
 
 def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[str] = (), picture: Tensor | None = None) -> io.NodeOutput:
-    """The outputs of a node, with ``text``, the warnings and a picture ``[B, H, W, 3]`` shown in it."""
-    for warning in warnings:
-        logging.warning("CIDM: %s", warning)
-    shown = "\n".join([*(f"Warning: {w}" for w in warnings), text])
+    """The outputs of a node, with ``text``, the warnings and a picture ``[B, H, W, 3]`` shown in it; control codes of files as escapes."""
+    for warning in (warnings := list(warnings)):
+        logging.warning("CIDM: %s", printable(warning))
+    shown = printable("\n".join([*(f"Warning: {w}" for w in warnings), text]))
     PromptServer.instance.send_progress_text(html.escape(shown, quote=False), cls.hidden.unique_id)  # <dog> would be a tag in the page
     seen = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
     return io.NodeOutput(*values, ui=seen | ui.PreviewText(shown).as_dict())

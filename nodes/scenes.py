@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..cidm_ops.concept_text import ConceptText, RowPlan, plain, plans_of
 from ..cidm_ops.hub import Sites
 from ..cidm_ops.painting.rows import Job
-from ..cidm_ops.painting.run import SceneRun
+from ..cidm_ops.painting.run import SceneRun, Unet
 from ..cidm_ops.painting.scene import Scene
-from .host import block_names, layer_names
+from .host import block_names, layer_names, text_sites
 
 KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
 
@@ -58,7 +58,7 @@ def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
 def block_place(module: str) -> tuple[str, int, int]:
     """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
     kind, number = module.split(".")[:2]
-    index = int(module.partition("transformer_blocks.")[2])
+    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
     return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
 
 
@@ -69,7 +69,8 @@ class HostRun:
         self.model, self.scene = model, scene
         self.sampling = model.get_model_object("model_sampling")
         self.blocks, self.layers = block_names(model), layer_names(model)
-        self.places = {f"{name}.attn2": block_place(module) for name, module in self.blocks.items()}
+        self.attentions = text_sites(model)
+        self.places = {name: block_place(module) for name, module in self.attentions.items()}
         self.run = SceneRun(scene, list(self.places), attention, lambda part: float(self.sampling.percent_to_sigma(part)))
         self.sites: dict[nn.Module, Sites] = {}
         self.size: torch.Size | None = None  # of the latent that a run samples
@@ -134,13 +135,13 @@ class HostRun:
             return needed < comfy.model_management.get_free_memory(x.device)
 
         sites = self.sites_of(executor.class_obj, options.get("patches_replace", {}).get("attn2", {}))
-        return self.run.predict(sites, x, context, sigma, keys, call, background, fits)
+        return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, fits))
 
     def sites_of(self, unet: Any, replaced: Mapping[tuple, Any]) -> Sites:
         """The places of the U-Net, and the cross-attentions that another pack computes."""
         if unet not in self.sites:
             blocks = {name: unet.get_submodule(module) for name, module in self.blocks.items()}
-            cross_attention = {f"{name}.attn2": block.attn2 for name, block in blocks.items()}
+            cross_attention = {name: unet.get_submodule(module) for name, module in self.attentions.items()}
             layers = {name: unet.get_submodule(module) for name, module in self.layers.items()}
             self.sites[unet] = Sites.of(unet, blocks, cross_attention, layers)
         taken = frozenset(name for name, place in self.places.items() if place in replaced or place[:2] in replaced)

@@ -6,14 +6,15 @@ import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.measure.crops import crops
-from ..cidm_ops.measure.presence import Presence
-from ..cidm_ops.measure.scores import caption_cosines
+from ..cidm_ops.measure.diversity import score_diversity
+from ..cidm_ops.measure.presence import score_presence
+from ..cidm_ops.measure.scores import align_images, align_texts
 from ..cidm_ops.measure.sections import diversity_section, image_section, presence_section, text_section, wasserstein_section
-from ..cidm_ops.measure.wasserstein import wasserstein
+from ..cidm_ops.measure.wasserstein import wasserstein, wasserstein_interval
 from ..cidm_ops.run.folder import pictures_in, read_picture
 from . import say
 from .data import folder_input, folder_state, picture_folder
-from .eyes import FEATURE, VISION, pictures_of, read, see
+from .encoders import FEATURE, VISION, encode_captions, encode_images, pictures_of
 from .regions import RegionList
 from .results import BEFORE, CATEGORY, finish, outputs
 
@@ -99,8 +100,8 @@ class CIDMImageAlignment(io.ComfyNode):
     def execute(cls, images, references, clip_vision, features, regions=None, results=None) -> io.NodeOutput:
         shown, known = pictures_of(images), pictures_of(references)
         named = parts(shown, regions)
-        reference = see(clip_vision, known, features)
-        groups = {name: (see(clip_vision, cut, features), reference) for name, cut in named.items()}
+        reference = encode_images(clip_vision, known, features)
+        groups = {name: align_images(encode_images(clip_vision, cut, features), reference) for name, cut in named.items()}
         title = "Image alignment (IA)" if features == "image_embeds" else f"Image alignment, {features}"
         what = "region" if regions else "concept"
         return finish(cls, image_section(groups, [p for cut in named.values() for p in cut], known, title, what), results)
@@ -141,9 +142,9 @@ class CIDMTextAlignment(io.ComfyNode):
     def execute(cls, images, captions: str, clip_vision, clip, results=None) -> io.NodeOutput:
         shown = pictures_of(images)
         lines = one_each(captions, len(shown), "captions")
-        embeddings = see(clip_vision, shown)
-        cosines = caption_cosines(embeddings, read(clip, lines, embeddings.shape[1]))
-        return finish(cls, text_section({"pictures": cosines}, shown, lines), results, float(cosines.mean()))
+        embeddings = encode_images(clip_vision, shown)
+        score = align_texts(embeddings, encode_captions(clip, lines, embeddings.shape[1]))
+        return finish(cls, text_section({"pictures": score}, shown, lines), results, float(score.cosines.mean()))
 
 
 class CIDMPresence(io.ComfyNode):
@@ -181,15 +182,14 @@ class CIDMPresence(io.ComfyNode):
     @classmethod
     def execute(cls, images, references, expected: str, clip_vision, features, regions=None, results=None) -> io.NodeOutput:
         shown = pictures_of(images)
-        known = {name: see(clip_vision, pictures, features) for name, pictures in references}
-        presence, named = Presence(known), parts(shown, regions)
+        known = {name: encode_images(clip_vision, pictures, features) for name, pictures in references}
+        named = parts(shown, regions)
         wanted = one_each(expected, len(named) if regions else len(shown), "expected")
         cut = [p for pictures in named.values() for p in pictures]
         if regions:
             wanted = [want for want in wanted for _ in shown]
-        embeddings = see(clip_vision, cut, features)
-        section = presence_section(presence, known, embeddings, wanted, cut)
-        return finish(cls, section, results, "\n".join(presence.found(embeddings)))
+        score = score_presence(known, encode_images(clip_vision, cut, features), wanted)
+        return finish(cls, presence_section(score, cut), results, "\n".join(score.found))
 
 
 class CIDMDiversity(io.ComfyNode):
@@ -216,8 +216,8 @@ class CIDMDiversity(io.ComfyNode):
     @classmethod
     def execute(cls, images, clip_vision, features, base=None, results=None) -> io.NodeOutput:
         shown = pictures_of(images)
-        other = None if base is None else see(clip_vision, pictures_of(base), features)
-        return finish(cls, diversity_section(see(clip_vision, shown, features), shown, other), results)
+        other = None if base is None else encode_images(clip_vision, pictures_of(base), features)
+        return finish(cls, diversity_section(score_diversity(encode_images(clip_vision, shown, features), other), shown), results)
 
 
 class CIDMWasserstein(io.ComfyNode):
@@ -249,9 +249,10 @@ class CIDMWasserstein(io.ComfyNode):
     @classmethod
     def execute(cls, base, images, clip_vision, features, results=None) -> io.NodeOutput:
         original, shown = pictures_of(base), pictures_of(images)
-        x, y = see(clip_vision, original, features), see(clip_vision, shown, features)
+        x, y = encode_images(clip_vision, original, features), encode_images(clip_vision, shown, features)
         found = wasserstein(x, y)
-        return finish(cls, wasserstein_section(x, y, original, shown), results, found.covariance, found.ratio)
+        section = wasserstein_section(found, wasserstein_interval(x, y), (x, y), (original, shown))
+        return finish(cls, section, results, found.covariance, found.ratio)
 
 
 def parts(pictures: list[torch.Tensor], regions) -> dict[str, list[torch.Tensor]]:

@@ -77,6 +77,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("comfy_host", cases or [nothing], scope="session")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n 2 --dist loadgroup` one worker takes all tests of a checkout, so each has one server, and other files go whole."""
+    for item in items:
+        found = item.callspec.params.get("comfy_host") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(f"ComfyUI {found.version}" if found else str(item.path.relative_to(PACK))))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Which hosts ran, and every reason why something did not."""
     say = terminalreporter

@@ -340,16 +340,15 @@ class Editor {
     if (event.key === "Escape") event.target === this.stage ? this.choose(-1) : this.stage.focus();
   }
 
-  /** While the focus is in here, a press elsewhere takes it away; on the graph's canvas it would stay. */
+  /** While the focus is in here, a press on the graph takes it away; there it would stay. */
   watch() {
     this.leave?.abort();
     this.leave = new AbortController();
-    const leave = (event) => {
-      if (this.element.contains(event.target)) return;
+    const leave = () => {
       this.leave.abort();
       if (this.element.contains(document.activeElement)) document.activeElement.blur();
     };
-    document.addEventListener("pointerdown", leave, { capture: true, signal: this.leave.signal });
+    app.canvas.canvas.addEventListener("pointerdown", leave, { capture: true, signal: this.leave.signal });
   }
 
   wheel(event) {
@@ -379,8 +378,12 @@ function takeOver(id, editor) {
 }
 
 app.registerExtension({
-  name: "CIDM.Regions",
-  init: () => document.head.append(make("style", { textContent: STYLE })),
+  name: "cidm.Regions",
+  init() {
+    const sheet = new CSSStyleSheet();
+    sheet.replaceSync(STYLE);
+    document.adoptedStyleSheets.push(sheet);
+  },
   nodeCreated(node) {
     const widget = node.comfyClass === "CIDMRegionBoxes" && node.widgets?.find(({ name }) => name === "boxes");
     if (!widget?.element) return;

@@ -6,7 +6,8 @@ previews as they were; and a table, zipped JSON, that says whose numbers lie whe
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..lowrank import LowRank
-from .bank import Bank
-from .compress import Compressed, Layer, compress
-from .concept import Concept, check_name, checksum, save_concept
-from .files import packed, write_atomically
+from .bank import Bank, alike
+from .compress import DTYPES, Compressed, Layer, compress
+from .concept import ABOUT, Concept, check_name, checksum, save_concept, wrong_in
+from .files import check_replaceable, packed, write_atomically
 from .lock import writing
 from .manage import contents
 
@@ -27,19 +28,20 @@ FORMAT = 2  # with residuals of Infusion in it, else 1
 SUFFIX = ".compressed.safetensors"
 TEXTS = ("name", "class_word", "words", "architecture", "fingerprint", "task", "training", "token_layers", "triggers", "about")
 TUPLES = ("words", "token_layers", "triggers")
-LARGEST = 1 << 30  # bytes of the table, unzipped
+LARGEST = 1 << 28  # bytes of the table, unzipped
 
 
 def compress_bank(bank: Bank, file: Path | None = None, tolerance: float = 0.05, rank: int = 0, dtype: str = "float32") -> tuple[Path, str]:
     """Compress a bank into one file, beside its folder unless told; returns the file and a report of size and error.
 
-    Raises ``ValueError`` if the bank is empty or a file in it damaged.
+    Raises ``ValueError`` if the bank is empty, a file in it damaged, or the file is there and no compressed bank.
     """
     concepts = bank.concepts()
     if not concepts:
         raise ValueError(f"bank {bank.folder} has no concepts: there is nothing to compress")
     small = compress(concepts, tolerance, rank, dtype)
     file = file or bank.folder.with_name(bank.folder.name + SUFFIX)
+    check_replaceable(file, "cidm.bank")
     save_compressed(small, file)
     before, after = sum(bank.file(name).stat().st_size for name in bank.names), file.stat().st_size
     tokens = sum(4 * t.numel() for c in concepts for t in c.tokens.values())
@@ -97,6 +99,8 @@ def _bytes(data: bytes) -> Tensor:
 def load_compressed(file: Path) -> Compressed:
     """Read a compressed bank. Raises ``ValueError`` naming the file if it is damaged, newer or another kind of file."""
     file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no compressed bank {file}: `cidm bank compress` makes one")
     wrong = f"{file.name}: damaged compressed bank ({{}}): restore it from a copy"
     try:
         with safe_open(file, "pt") as f:
@@ -114,20 +118,26 @@ def load_compressed(file: Path) -> Compressed:
         if version <= FORMAT and metadata.get("cidm.sha256") == checksum({"cidm": metadata["cidm.bank"]}, state):
             table = json.loads(zlib.decompressobj().decompress(state["table"].numpy().tobytes(), LARGEST))
             return _read(header, table, state)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError, zlib.error) as error:
-        raise ValueError(wrong.format(repr(error))) from error
+    except ValueError as error:
+        raise ValueError(wrong.format(str(error)[:300])) from error
+    except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError, MemoryError, zlib.error) as error:
+        raise ValueError(wrong.format(repr(error)[:300])) from error
     if version > FORMAT:
         raise ValueError(f"{file.name}: written in format {version}, this version reads up to {FORMAT}: update the pack")
     raise ValueError(wrong.format("its contents are not what was written"))
 
 
 def _read(header: dict[str, Any], table: list[dict[str, Any]], state: dict[str, Tensor]) -> Compressed:
+    check_table(header, table)
+    check_tensors(state)
     place: dict[str, int] = {}
 
     def take(key: str, shape: Sequence[int]) -> Tensor:
         begin = place.get(key, 0)
         place[key] = begin + prod(shape)
-        return state[key][begin : place[key]].reshape(*shape).clone()
+        if key not in state or place[key] > state[key].numel():
+            raise ValueError(f"{key} has fewer numbers than its table says")
+        return state[key].flatten()[begin : place[key]].reshape(*shape).clone()
 
     def factors(entries: list[Any]) -> dict[str, LowRank]:
         return {n: LowRank(take(f"{n}.cu", up), take(f"{n}.cd", down), tuple(kernel)) for n, up, down, kernel in entries}
@@ -147,18 +157,108 @@ def _read(header: dict[str, Any], table: list[dict[str, Any]], state: dict[str, 
         for entry in table
     ]
     bases = {key[:-3]: Layer(state.get(f"{key[:-3]}.U"), state.get(f"{key[:-3]}.V")) for key in state if key.endswith(".cu")}
+    for concept in concepts:
+        for name, core in concept.all_factors.items():
+            check_core(name, core, bases[name])
     errors, bounds = ({entry["name"]: entry[key] for entry in table} for key in ("error", "bound"))
     return Compressed(bases, tuple(concepts), errors, bounds, **header)
+
+
+def check_table(header: Any, table: Any) -> None:
+    """Raises ``ValueError`` naming the concept and the field that is not what a concept file may have."""
+    rules = {"tolerance": (int, float), "rank": int, "dtype": str}
+    if set(header) != set(rules) or wrong_kind(header, rules) or header["dtype"] not in DTYPES:
+        raise ValueError(f"its options are {str(header)[:100]}: expected tolerance, rank and dtype")
+    if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
+        raise ValueError("its table is no list of concepts")
+    for entry in table:
+        if wrong := wrong_in_entry(entry):
+            raise ValueError(f"its table: concept {str(entry.get('name'))[:64]!r}: {wrong}")
+    if len({entry["name"] for entry in table}) < len(table):
+        raise ValueError("its table has two concepts of one name")
+
+
+ENTRY: dict[str, Any] = {  # what is not in the header of a concept file
+    "factors": list, "text_factors": list, "tokens": dict, "about": dict, "preview": int, "error": (int, float), "bound": (int, float),
+}  # fmt: skip
+
+
+def wrong_kind(entry: Mapping[str, Any], kinds: Mapping[str, Any]) -> str:
+    """The first field that is not of its kind; "" if all are."""
+    wrong = (key for key, kind in kinds.items() if not isinstance(entry.get(key), kind) or isinstance(entry[key], bool))
+    return next((f"{key!r} is {str(entry.get(key))[:40]!r}" for key in wrong), "")
+
+
+def wrong_in_entry(entry: Mapping[str, Any]) -> str:
+    """The first field of a concept in the table that is not what it should be; "" if all are."""
+    if wrong := wrong_kind(entry, ENTRY):
+        return wrong
+    layers = [part for key in ("factors", "text_factors") for part in entry[key]]
+    for part in layers:
+        fits = isinstance(part, list) and len(part) == 4 and isinstance(part[0], str) and sizes(part[1], 2) and sizes(part[2], 2)
+        if not (fits and (part[3] == [] or sizes(part[3], 2)) and part[1][1] == part[2][0]):
+            return f"'factors' has {str(part)[:100]!r}, expected a layer, the shapes of up and down, and a kernel"
+    residuals = entry.get("residuals", [])
+    if not (isinstance(residuals, list) and all(isinstance(r, list) and len(r) == 2 and sizes(r[1:], 1) for r in residuals)):
+        return f"'residuals' is {str(residuals)[:100]!r}, expected layers and widths"
+    header = {key: entry.get(key) for key in TEXTS} | {
+        "layers": [part[0] for part in entry["factors"]],
+        "text_layers": [part[0] for part in entry["text_factors"]],
+        "token_shapes": entry["tokens"],
+        "method": "infusion" if residuals else "cidm",
+        "residuals": [layer for layer, _ in residuals],
+    }
+    if wrong := wrong_in(header):
+        return wrong
+    if len({part[0] for part in layers}) < len(layers) or len({layer for layer, _ in residuals}) < len(residuals):
+        return "it has a layer twice"
+    for encoder, shape in entry["tokens"].items():
+        if not (sizes(shape, 3) and shape[0] == len(entry["words"]) and max(entry["token_layers"], default=0) < shape[1]):
+            return f"'tokens' has {encoder} {str(shape)[:40]} for {len(entry['words'])} words, or 'token_layers' other rows"
+    if entry["words"] and not entry["tokens"]:
+        return "'tokens' is empty, and it has words"
+    if not all(key in ABOUT and isinstance(text, str) for key, text in entry["about"].items()):
+        return f"'about' is {str(entry['about'])[:40]!r}, expected texts for {', '.join(ABOUT)}"
+    return "" if entry["preview"] >= 0 else f"'preview' is {entry['preview']}"
+
+
+def sizes(shape: Any, count: int) -> bool:
+    """Whether it is a shape of that many dimensions."""
+    return isinstance(shape, list) and len(shape) == count and all(type(size) is int and size > 0 for size in shape)
+
+
+def check_tensors(state: Mapping[str, Tensor]) -> None:
+    """Raises ``ValueError`` naming a tensor that holds no finite numbers, or bytes that are none."""
+    for key, tensor in state.items():
+        if key in ("previews", "table"):
+            fits = tensor.dtype == torch.uint8
+        else:
+            fits = tensor.is_floating_point() and bool(tensor.float().isfinite().all())
+        if not fits or (key.endswith((".U", ".V")) and tensor.ndim != 2):
+            raise ValueError(f"{key} is {tensor.dtype} {tuple(tensor.shape)}: expected finite numbers")
+
+
+def check_core(name: str, core: LowRank, basis: Layer) -> None:
+    """Raises ``ValueError`` if a core needs more of a basis than there is, or its columns are not those of its kernel."""
+    rows = [(len(core.up), basis.up), (core.down.shape[1], basis.down)]
+    if any(side is not None and count > len(side) for count, side in rows):
+        raise ValueError(f"{name} has fewer directions than its table says")
+    width = core.down.shape[1] if basis.down is None else basis.down.shape[1]
+    if width % prod(core.kernel or (1,)):
+        raise ValueError(f"{name} has {width} columns for a kernel of {core.kernel}")
 
 
 def expand_into(file: Path, folder: Path) -> Bank:
     """Write the concepts of a compressed bank as files into a folder: the same bytes every time. What is there already is left.
 
-    Raises ``ValueError`` if the folder has other concepts.
+    Raises ``ValueError`` if the folder has other concepts, or its disk takes two of their names for one.
     """
     concepts = {check_name(c.name): c for c in load_compressed(file).expand()}
     with writing(folder):
         now = Bank(folder)
+        twins = [(a, b) for a, b in combinations(concepts, 2) if alike(a, b)]
+        if twins and (folder / ".LOCK").exists():
+            raise ValueError(f"{twins[0][0]!r} and {twins[0][1]!r} differ in case only, which {folder} takes for one: expand it elsewhere")
         for name in [*now.names, *now.damaged]:
             if name not in concepts or contents(now.get(name)) != contents(concepts[name]):
                 raise ValueError(f"{folder} has another concept {name!r}: expand into a new folder, then merge the two banks")

@@ -6,6 +6,7 @@ in its metadata or in ``adapter_config.json``. Without either they act as they a
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from ..lowrank import LowRank
+from ..models.family import Architecture, Family, families, family_of
 from .concept import ABOUT, Concept, check_name
 from .factorised import factors_of
 from .metadata import Settings, picture_in, settings_in, triggers_in
-from .names import canonical, kernel_of, split_key
-
-DOODLE, SD1, SDXL = "sd1-7x128", "sd1-16x768", "sdxl-70x2048"
-BASES = {128: DOODLE, 768: SD1, 2048: SDXL}  # by the width of the text that cross-attention reads
+from .names import canonical, split_key
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Factors by canonical layer, those of the U-Net and of the text encoders, and what has to be said about them."""
+    """Factors by canonical layer, those of the model and of the text encoders, and what has to be said about them."""
 
     architecture: str
     factors: Mapping[str, LowRank]
@@ -51,11 +50,11 @@ def read_lora(state: Mapping[str, Tensor], settings: Mapping[str, Settings] = {}
     if dora := next((module for module, parts in groups.items() if "dora_scale" in parts), None):
         raise ValueError(f"{dora}: a DoRA, which scales the base's own weights and is no sum: look for a LoRA of the same")
     architecture = architecture_of(groups, architecture)
-    family, resnets = architecture.split("-")[0], 1 if architecture == DOODLE else 2
+    family = family_of(architecture)
     factors: dict[str, LowRank] = {}
     errors: dict[str, float] = {}
     for module, parts in groups.items():
-        layer = canonical(module, resnets)
+        layer = canonical(module, family)
         if layer is None:
             left_out += written[module]
             continue
@@ -65,46 +64,57 @@ def read_lora(state: Mapping[str, Tensor], settings: Mapping[str, Settings] = {}
         if layer in factors:
             raise ValueError(f"{module}: layer {layer} stands twice in it, under two names: remove one of them")
         try:
-            f, dim, errors[layer] = factors_of(parts, rank, kernel_of(layer, family))
+            f, dim, errors[layer] = factors_of(parts, rank, family.kernel_of(layer))
         except ValueError as error:
             raise ValueError(f"{module}: {error}") from error
-        scale = scale_of(layer, dim, settings) if alpha is None else alpha.item() / dim if dim else 1.0
+        scale = scale_of(layer, dim, settings, family) if alpha is None else alpha.item() / dim if dim else 1.0
         if not (math.isfinite(scale) and f.up.isfinite().all() and f.down.isfinite().all()):
             raise ValueError(f"{module}: not all factors are finite numbers")
         factors[layer] = LowRank(f.up * scale, f.down, f.kernel)
     if not factors:
-        raise ValueError(f"no LoRA of Stable Diffusion 1 or SDXL: none of its {len(state)} keys is one, such as {next(iter(state), '')!r}")
+        known = listed([f.title for f in families()])
+        raise ValueError(f"no LoRA of {known}: none of its {len(state)} keys is one, such as {next(iter(state), '')!r}")
     return Lora(
         architecture,
-        {layer: f for layer, f in factors.items() if not layer.startswith("clip_")},
-        {layer: f for layer, f in factors.items() if layer.startswith("clip_")},
+        {layer: f for layer, f in factors.items() if not family.encoder_of(layer)},
+        {layer: f for layer, f in factors.items() if family.encoder_of(layer)},
         remarks(left_out, len(state), errors, rank),
     )
 
 
 def architecture_of(groups: Mapping[str, Mapping[str, Tensor]], given: str = "") -> str:
-    """What base the layers are of: by the text that cross-attention reads, else by names that only one family has.
+    """What base the layers are of: by the text that they read, else by names that only one family has.
 
     Raises ``ValueError`` when it is another family, not the one ``given``, or cannot be told.
     """
-    names = {layer: parts for module, parts in groups.items() if (layer := canonical(module))}
-    width = next((width_in(parts) for layer, parts in names.items() if layer.endswith(("attn2.to_k", "attn2.to_v"))), 0)
+    known = [family_of(given)] if given else families()
+    names = {f: {layer: parts for module, parts in groups.items() if (layer := canonical(module, f))} for f in known}
+    widths = {f: text_width(f, layers) for f, layers in names.items()}
+    width = next(filter(None, widths.values()), 0)
     if given:
-        if width and width != int(given.rpartition("x")[2]):
+        if width and width != Architecture.parse(given).width:
             raise ValueError(f"a LoRA for a text of width {width}: it does not fit {given}")
         return given
     if width:
-        if width not in BASES:
-            raise ValueError(f"a LoRA for a text of width {width}: expected 768 (Stable Diffusion 1), 2048 (SDXL) or 128 (Doodle)")
-        return BASES[width]
-    layers = [name.partition(".transformer_blocks.") for name in names]
-    if any(before.startswith(("clip_g", "add_embedding")) or rest[:1] not in ("", "0") for before, _, rest in layers):
-        return SDXL
-    if any(name.startswith(("down_blocks.0.attentions", "down_blocks.3", "up_blocks.3")) for name in names):
-        return SD1
-    if not names:
-        return SD1  # the caller says that there is no layer at all
-    raise ValueError(f"no layer in it says which base it is for: give the architecture, one of {', '.join(BASES.values())}")
+        fitting = next((f for f in known if widths[f] == f.width), None)
+        if fitting is None:
+            raise ValueError(f"a LoRA for a text of width {width}: expected {listed([f'{f.width} ({f.title})' for f in known])}")
+        return fitting.architecture
+    if told := next((f for f in known if any(re.search(f.files.telltale, layer) for layer in names[f])), None):
+        return told.architecture
+    if not any(names.values()):
+        return known[0].architecture  # the caller says that there is no layer at all
+    raise ValueError(f"no layer in it says which base it is for: give the architecture, one of {', '.join(f.architecture for f in known)}")
+
+
+def text_width(family: Family, layers: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """The width of what the layers that read the text read, by their parts; 0 if there are none."""
+    return next((width_in(parts) for layer, parts in layers.items() if family.reads_text(layer)), 0)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b or c"."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def width_in(parts: Mapping[str, Tensor]) -> int:
@@ -115,10 +125,10 @@ def width_in(parts: Mapping[str, Tensor]) -> int:
     return next((parts[k].shape[1] for k in ("down", "hada_w1_b", "diff") if k in parts and parts[k].ndim > 1), 0)
 
 
-def scale_of(layer: str, rank: int, settings: Mapping[str, Settings]) -> float:
+def scale_of(layer: str, rank: int, settings: Mapping[str, Settings], family: Family) -> float:
     """How strongly factors act by peft's settings: 1 where there are none."""
-    encoder = layer.partition(".")[0] if layer.startswith("clip_") else ""
-    own = settings.get(encoder)
+    encoder = family.encoder_of(layer)
+    own = settings.get(encoder.name if encoder else "")
     if own is None or not rank:
         return 1.0
     pattern: Mapping[str, Any] = own.get("alpha_pattern") or {}

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..lowrank import LowRank
+from ..models.family import family_of
 from ..tokens import Table
 from .files import packed, write_atomically
 
@@ -51,7 +52,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 class Concept:
     """What was learned of one concept (the task learner Z_g of CIDM 3.1).
 
-    ``factors`` maps canonical layer names to ``LowRank``; ``tokens`` maps a text encoder ("clip_l", "clip_g") to ``[k, R, D]``,
+    ``factors`` maps canonical layer names to ``LowRank``; ``tokens`` maps the name of a text encoder to ``[k, R, D]``,
     R rows per word, and ``token_layers`` says which of them each cross-attention layer reads: its own, if it is empty.
     ``text_factors`` are those of the text encoders, if they learned. A LoRA that was learned elsewhere has no words and no tokens:
     it takes part where a prompt holds one of its ``triggers`` or its handle. ``about`` has author, license and description;
@@ -103,20 +104,12 @@ def check_name(name: str) -> str:
     return name
 
 
-def lora_key(layer: str, architecture: str) -> str:
-    """Kohya's name of a layer; that of a text encoder begins with te, or te1 and te2 where there are two."""
-    encoder, _, rest = layer.partition(".")
-    if encoder not in ("clip_l", "clip_g"):
-        return "lora_unet_" + layer.replace(".", "_")
-    number = "" if not architecture.startswith("sdxl") else "1" if encoder == "clip_l" else "2"
-    return f"lora_te{number}_text_model_" + rest.replace(".", "_")
-
-
 def lora_state(concept: Concept) -> dict[str, Tensor]:
     """The factors as a LoRA state dict: ``<key>.lora_up.weight``, ``.lora_down.weight``, ``.alpha`` (= rank)."""
     out: dict[str, Tensor] = {}
+    family = family_of(concept.architecture)
     for layer, f in concept.all_factors.items():
-        key = lora_key(layer, concept.architecture)
+        key = family.kohya_key(layer)
         up, down = unfolded(f)
         out[f"{key}.lora_up.weight"] = up.detach().float().cpu().contiguous()
         out[f"{key}.lora_down.weight"] = down.detach().float().cpu().contiguous()
@@ -237,6 +230,10 @@ def load_concept(file: Path) -> Concept:
     """Read a concept. Raises ``ValueError`` naming the file, and the key where there is one, if anything is amiss."""
     file = Path(file)
     header, metadata = _open(file)
+    try:
+        family = family_of(header["architecture"])
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
     layers, text_layers = header["layers"], header["text_layers"]
     with safe_open(file, "pt") as f:
         state = {}
@@ -247,7 +244,7 @@ def load_concept(file: Path) -> Concept:
                 raise damaged(file, f"{key}: {error}") from error
     factors = {}
     for layer in [*layers, *text_layers]:
-        key = lora_key(layer, header["architecture"])
+        key = family.kohya_key(layer)
         try:
             up, down, alpha = (state[f"{key}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
             if not (up.is_floating_point() and down.is_floating_point()):

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..models.family import families
 from .bank import Bank
 from .community import lora_concept
 from .concept import Concept, check_name, load_concept
@@ -134,7 +135,7 @@ def settings_beside(file: Path) -> dict[str, Settings]:
     if not isinstance(own, dict):
         raise ValueError(f"{config.name} beside it holds no settings")
     check_settings(own)
-    return {"": own, "clip_l": own}
+    return {"": own, **{e.name: own for family in families() for e in family.encoders}}
 
 
 def handle(text: str) -> str:

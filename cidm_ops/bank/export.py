@@ -7,43 +7,46 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ..lowrank import LowRank, Stack
+from ..models.family import family_of
 from .concept import ABOUT, Concept, check_name, lora_state
 from .embedding import single_rows
 from .factorised import truncated
-from .files import write_atomically
+from .files import check_replaceable, packed, write_atomically
 
-ARCHITECTURES = {"sd1": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}  # names of the ModelSpec standard
+EXPORTED = "cidm.exported"  # in the metadata of our exports: only these are replaced by another
 
 
 def export_concept(concept: Concept, folder: Path) -> list[Path]:
     """Write ``<name>.safetensors``, a LoRA with kohya's names and alpha equal to the rank, if the concept has factors, and
     ``<name>_words.safetensors``, its words as an embedding of one row each, if it has words; ``embedding:<name>_words`` in ComfyUI.
 
-    Raises ``OSError`` naming a file that cannot be written, ``ValueError`` for a concept of Infusion.
+    Raises ``OSError`` naming a file that cannot be written, ``ValueError`` for a concept of Infusion and for a file that is there and
+    was not exported.
     """
     if concept.residuals:
         raise ValueError(f"<{concept.name}> is an Infusion concept, which no other program knows: share its own file")
-    files = []
     stem = check_name(concept.name)
+    found: dict[Path, bytes] = {}
     if concept.all_factors:
-        files.append(folder / f"{stem}.safetensors")
-        write_atomically(save(lora_state(concept), described(concept)), files[-1])
+        found[folder / f"{stem}.safetensors"] = packed(lora_state(concept), described(concept))
     if concept.tokens:
-        files.append(folder / f"{stem}_words.safetensors")
         rows: dict[str, Tensor] = {encoder: t.contiguous() for encoder, t in single_rows(concept).items()}
-        write_atomically(save(rows, {"modelspec.title": stem}), files[-1])
-    return files
+        found[folder / f"{stem}_words.safetensors"] = packed(rows, {"modelspec.title": stem, EXPORTED: stem})
+    for file in found:
+        check_replaceable(file, EXPORTED)
+    for file, data in found.items():
+        write_atomically(data, file)
+    return list(found)
 
 
 def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: int, file: Path) -> float:
     """Write ``sum_g weights[g] * delta_g`` as one LoRA of at most ``rank``, and return its error relative to the sum (Frobenius).
 
     The sum stays in factors: QR of both sides of the stack, then the SVD of a small core. Raises ``ValueError`` when concepts and
-    weights do not fit, the concepts are for several architectures, or there is nothing to merge.
+    weights do not fit, the concepts are for several architectures, there is nothing to merge, or the file is there and was not exported.
     """
     if len(concepts) != len(weights):
         raise ValueError(f"{len(weights)} strengths for {len(concepts)} concepts: expected one for each")
@@ -68,7 +71,8 @@ def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: i
     triggers = tuple(t for c in concepts for t in c.triggers)
     one = replace(concepts[0], name=check_name(file.stem), factors=merged, text_factors={}, triggers=triggers, about={}, preview=b"")
     metadata = described(one) | {"cidm.merged": json.dumps(dict(zip([c.name for c in concepts], weights, strict=True)))}
-    write_atomically(save(lora_state(one), metadata), file)
+    check_replaceable(file, EXPORTED)
+    write_atomically(packed(lora_state(one), metadata), file)
     return math.sqrt(lost / whole) if whole else 0.0
 
 
@@ -76,7 +80,7 @@ def described(concept: Concept) -> dict[str, str]:
     """The metadata of a plain LoRA, by the ModelSpec standard."""
     found = {key: concept.about[key] for key in ABOUT if concept.about.get(key)} | {
         "title": concept.name,
-        "architecture": ARCHITECTURES[concept.architecture.split("-")[0]],
+        "architecture": family_of(concept.architecture).files.modelspec,
         "trigger_phrase": ", ".join(concept.triggers),
     }
-    return {f"modelspec.{key}": value for key, value in found.items() if value}
+    return {f"modelspec.{key}": value for key, value in found.items() if value} | {EXPORTED: concept.name}

@@ -57,7 +57,7 @@ def loha(parts: Mapping[str, Tensor]) -> tuple[LowRank, int]:
 
 
 def lokr(parts: Mapping[str, Tensor], rank: int) -> tuple[LowRank, int, float]:
-    """``w1 ⊗ w2`` at a rank; each of them whole or a product, ``w2`` of a convolution also ``w2_a^T t2 w2_b``."""
+    """``w1 (x) w2`` at a rank; each of them whole or a product, ``w2`` of a convolution also ``w2_a^T t2 w2_b``."""
     dim = len(parts.get("lokr_w2_b", parts.get("lokr_w1_b", ())))
     if (w1 := parts.get("lokr_w1")) is None:
         w1 = parts["lokr_w1_a"] @ parts["lokr_w1_b"]
@@ -69,7 +69,7 @@ def lokr(parts: Mapping[str, Tensor], rank: int) -> tuple[LowRank, int, float]:
 
 
 def kronecker(one: Tensor, two: Tensor, rank: int) -> tuple[LowRank, float]:
-    """The best factors of a rank for ``one ⊗ two``, and their relative error."""
+    """The best factors of a rank for ``one (x) two``, and their relative error."""
     (u1, s1, v1), (u2, s2, v2) = (torch.linalg.svd(w.double(), full_matrices=False) for w in (one, two))
     s, order = torch.outer(s1, s2).flatten().sort(descending=True)
     i, j, root = order[:rank] // len(s2), order[:rank] % len(s2), s[:rank].sqrt()

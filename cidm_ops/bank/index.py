@@ -9,48 +9,91 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .concept import read_header, wrong_in
+from .concept import NAME, read_header, wrong_in
 from .files import write_atomically
 
 INDEX = "index.json"
+SUFFIX = ".safetensors"
+ATTEMPTS = 20
+LARGEST = 1 << 28  # bytes of an index that is read
 FORMAT = 1
 LARGE = ("layers", "text_layers", "token_layers", "residuals")  # of a header, that only its own tensors need
 
 
 def read_headers(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Headers by name in the order learned, and by name what is wrong with each damaged file."""
-    if not folder.is_dir():
-        return {}, {}
+    """Headers by name in the order learned, and by name what is wrong with each damaged file.
+
+    Others may write meanwhile: a file that is gone when it is read is not damaged, and the folder is read again.
+    """
+    index = known = read_index(folder)
+    for _ in range(ATTEMPTS):
+        if not folder.is_dir():
+            return {}, {}
+        began = folder.stat().st_mtime_ns
+        known, damaged, gone = read_files(folder, known)
+        if not gone and folder.stat().st_mtime_ns == began:
+            break
+    if known != index:
+        write_index(folder, known)
+    headers = {name.removesuffix(SUFFIX): entry["header"] for name, entry in known.items()}
+    return dict(sorted(headers.items(), key=lambda item: (item[1]["task"], item[0]))), damaged
+
+
+def read_files(folder: Path, known: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, str], bool]:
+    """Entries by file name, what is wrong with each damaged concept, and whether a file went while it was being read."""
+    found, damaged, gone = {}, {}, False
     with os.scandir(folder) as entries:
-        files = {e.name: e.stat() for e in entries if e.name.endswith(".safetensors") and not e.name.startswith(".")}
-    known, found, damaged = read_index(folder), {}, {}
-    for name, stat in files.items():
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        entry = known.get(name, {})
-        if entry.get("stamp") == stamp:
-            found[name] = entry
+        files = [e for e in entries if e.name.endswith(SUFFIX) and not e.name.startswith(".")]
+    for file in files:
+        now, entry, name = stamp(folder / file.name), known.get(file.name, {}), file.name.removesuffix(SUFFIX)
+        if NAME.fullmatch(name) and entry.get("stamp") == now != []:
+            found[file.name] = entry
             continue
         try:
-            header = read_header(folder / name)
+            header = header_of(folder / file.name)
         except ValueError as error:
-            damaged[name.removesuffix(".safetensors")] = str(error)
+            if stamp(folder / file.name) == [] and not file.is_symlink():
+                gone = True
+            else:
+                damaged[name] = str(error)
             continue
         brief = {key: value for key, value in header.items() if key not in LARGE}
         brief["training"] = {key: value for key, value in header["training"].items() if key != "losses"}
-        found[name] = {"stamp": stamp, "header": brief}
-    if found != known:
-        write_index(folder, found)
-    headers = {name.removesuffix(".safetensors"): entry["header"] for name, entry in found.items()}
-    return dict(sorted(headers.items(), key=lambda item: (item[1]["task"], item[0]))), damaged
+        found[file.name] = {"stamp": now, "header": brief}
+    return found, damaged, gone
+
+
+def stamp(file: Path) -> list[int]:
+    """By what a file is known not to have changed: size, time and inode; empty for one that is not there."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return []
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def header_of(file: Path) -> dict[str, Any]:
+    """Raises ``ValueError`` for what is no concept file, before it is opened if it is no file at all: a pipe would wait for ever."""
+    if not NAME.fullmatch(file.name.removesuffix(SUFFIX)):
+        raise ValueError(f"{file.name}: no name of a concept, which has letters, digits, '-' and '_' only, 64 at most: rename the file")
+    if not file.is_file():
+        what = "no ordinary file" if file.exists() else "a link to a file that is not there"
+        raise ValueError(f"{file.name}: {what}: move it out of the bank")
+    try:
+        return read_header(file)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{file.name}: it cannot be read ({error}): restore it from a copy or remove it from the bank") from error
 
 
 def read_index(folder: Path) -> dict[str, dict[str, Any]]:
     """Entries by file name; none if there is no index of this format that can be read."""
     try:
+        if not (folder / INDEX).is_file() or (folder / INDEX).stat().st_size > LARGEST:
+            return {}
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         entries = index["concepts"] if index["format"] == FORMAT else {}
         return {name: e for name, e in entries.items() if not wrong_in(dict.fromkeys(LARGE, []) | e["header"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
         return {}
 
 

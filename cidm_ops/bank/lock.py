@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +15,8 @@ WAIT = 30.0  # seconds
 
 @contextmanager
 def writing(folder: Path, wait: float = WAIT) -> Iterator[None]:
-    """While open, no one else writes into the bank; waits for another writer.
+    """While open, no one else writes into the bank; waits for another writer. The note of who it is is a courtesy: a full disk does
+    without.
 
     Raises ``TimeoutError`` that says who holds it, and ``ValueError`` if the folder cannot be written to.
     """
@@ -29,17 +30,26 @@ def writing(folder: Path, wait: float = WAIT) -> Iterator[None]:
         except (OSError, ValueError, KeyError):
             who = "another process"
         raise TimeoutError(f"{who} is writing into the bank {folder.name!r}: nothing was changed; wait for it, or stop it") from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise unwritable(folder, error) from error
     with lock:
         me = {"process": os.getpid(), "machine": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-        holder.write_text(json.dumps(me), encoding="utf-8")
+        try:
+            holder.write_text(json.dumps(me), encoding="utf-8")
+        except OSError:
+            drop(holder)
         try:
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            drop(holder)
 
 
-def unwritable(folder: Path, error: OSError) -> ValueError:
+def drop(holder: Path) -> None:
+    with suppress(OSError):
+        holder.unlink(missing_ok=True)
+
+
+def unwritable(folder: Path, error: Exception) -> ValueError:
     """What to say of a bank that cannot be written to."""
-    return ValueError(f"the bank folder {folder} cannot be written to ({error.strerror}): change that or use another")
+    why = getattr(error, "strerror", None) or error
+    return ValueError(f"the bank folder {folder} cannot be written to ({why}): change that or use another")

@@ -5,20 +5,21 @@ finished by doing it again; none that is refused has changed anything.
 """
 
 import hashlib
-import io
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .bank import Bank
-from .concept import ABOUT, Concept, check_name, load_concept, lora_state, residual_state, save_concept
+from .bank import TRAINING, Bank, alike, claims
+from .concept import ABOUT, Concept, check_name, load_concept, lora_state, read_preview, residual_state, save_concept
+from .files import clear_parts, parts
 from .index import INDEX
 from .lock import writing
+from .thumbnails import thumbnail, wrong_with
 
 EXISTING = ("refuse", "skip", "replace")
-THUMBNAIL = 128  # pixels of the longest side
 
 
 def known(bank: Bank, name: str) -> Bank:
@@ -48,10 +49,15 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
             raise ValueError(f"the bank {now.folder.name!r} has a concept {new!r} already: choose another name or remove that one")
         file = now.folder / f"{old}.safetensors"
         named = renamed(load_concept(file), new)
-        now.headers.pop(old)
+        now.headers.pop(old, None)
+        now.damaged.pop(old, None)
         now.check_fits(named)
         file.rename(now.file(new))
-        save_concept(named, now.file(new))
+        try:
+            save_concept(named, now.file(new))
+        except OSError:
+            now.file(new).rename(file)
+            raise
     return Bank(bank.folder)
 
 
@@ -134,24 +140,50 @@ def contents(concept: Concept) -> str:
 
 
 def verify(bank: Bank) -> dict[str, str]:
-    """What is wrong with each concept, empty for nothing: every file is read as a whole, every word has one owner."""
+    """What is wrong with each concept, empty for nothing: every file is read as a whole, every word has one owner, and no two names
+    differ in case only.
+    """
     now = Bank(bank.folder)
-    found, owner = dict(now.damaged), dict[str, str]()
+    found, owner = dict[str, str](), dict[str, str]()
     for name, header in now.headers.items():
+        if twin := next((n for n in now.names if alike(n, name)), ""):
+            found[name] = f"its name differs from {twin!r} in case only, which is the same file on Windows and macOS: rename one"
+            continue
         try:
             now.get(name)
-            taken = [w for w in (*header["words"], *header["triggers"]) if owner.setdefault(w.lower(), name) != name]
-            found[name] = f"the word {taken[0]} belongs to concept {owner[taken[0].lower()]!r} already: rename one" if taken else ""
+            taken = sorted(w for w in claims(header) if owner.setdefault(w, name) != name)
+            found[name] = f"the word {taken[0]} belongs to concept {owner[taken[0]]!r} already: rename one" if taken else ""
         except (KeyError, ValueError) as error:
-            found[name] = str(error.args[0])
-    return {name: found[name] for name in [*now.names, *now.damaged]}
+            if now.file(name).exists():  # else someone removed it meanwhile
+                found[name] = str(error.args[0])
+    return found | now.damaged
+
+
+def remarks(bank: Bank) -> list[str]:
+    """What is no damage and worth knowing: concepts with the same contents, parts that writers left, thumbnails that are none."""
+    said = [f"{' and '.join(names)} have the same contents" for names in duplicates(bank)]
+    said += [f"{file.relative_to(bank.folder)} was left by a writer that was interrupted: `repair` clears it" for file in leftovers(bank)]
+    for name in bank.names:
+        with suppress(KeyError, ValueError):
+            if wrong := wrong_with(read_preview(bank.file(name))):
+                said.append(f"{name}: its thumbnail is not shown: {wrong}")
+    return said
+
+
+def leftovers(bank: Bank) -> list[Path]:
+    """Parts of files that writers are at, or left when they were interrupted: of concepts, and of the states of runs."""
+    return [*parts(bank.folder), *parts(bank.folder / TRAINING)]
 
 
 def repair(bank: Bank) -> Bank:
-    """Drop the index and what interrupted writers left, and finish a renaming that was cut short. Damaged files stay, and are named."""
+    """Drop the index and what interrupted writers left, of concepts and of runs, and finish a renaming that was cut short.
+
+    Damaged files stay, and are named. Nothing of it needs room on the disk but the renaming.
+    """
     with writing(bank.folder):
-        for file in [*bank.folder.glob(".*.partial"), bank.folder / INDEX]:
-            file.unlink(missing_ok=True)
+        for folder in (bank.folder, bank.folder / TRAINING):
+            clear_parts(folder)
+        (bank.folder / INDEX).unlink(missing_ok=True)
         now = Bank(bank.folder)
         wrong = verify(now)
         for name, header in now.headers.items():
@@ -175,10 +207,3 @@ def describe(bank: Bank, name: str, about: Mapping[str, str], preview: Image.Ima
         if (texts, small) != (concept.about, concept.preview):
             save_concept(replace(concept, about=texts, preview=small), now.file(name))
     return Bank(bank.folder)
-
-
-def thumbnail(picture: Image.Image) -> bytes:
-    """A picture as a JPEG whose longest side has 128 pixels."""
-    data = io.BytesIO()
-    ImageOps.contain(picture.convert("RGB"), (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(data, "JPEG", quality=88)
-    return data.getvalue()

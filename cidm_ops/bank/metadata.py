@@ -5,21 +5,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..models.family import families
 from .concept import JPEG
-
-ENCODERS = {"unet": "", "text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # diffusers' names of a pipeline's parts
 
 Settings = Mapping[str, Any]  # of peft: lora_alpha, use_rslora, alpha_pattern, ...
 
 
 def settings_in(metadata: Mapping[str, str]) -> Mapping[str, Settings]:
-    """peft's settings in the metadata that diffusers writes, by encoder."""
+    """peft's settings in the metadata that diffusers writes, by encoder, "" for the model itself."""
+    parts = {f.diffusers.folder: "" for f in families()} | {e.diffusers: e.name for f in families() for e in f.encoders}
     try:
         packed = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         found: dict[str, dict[str, Any]] = {}
         for key, value in packed.items():
             part, _, name = key.partition(".")
-            found.setdefault(ENCODERS[part], {})[name] = value
+            found.setdefault(parts[part], {})[name] = value
     except (ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"metadata 'lora_adapter_metadata' cannot be read ({error!r})") from error
     for own in found.values():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.family import Architecture
 from .community import read_lora
 from .concept import Concept, check_name
 
@@ -43,7 +44,7 @@ def reference_concept(
             raise ValueError(f"params.{key} is {type(params[key]).__name__}: expected tensors by name")
     state = {f"{part}.{key}": tensor for part in PARTS for key, tensor in (params.get(part) or {}).items() if isinstance(tensor, Tensor)}
     lora = read_lora(state, {}, architecture, rank)
-    layers = int(lora.architecture.split("-")[1].split("x")[0])
+    layers = Architecture.parse(lora.architecture).count
     words: list[str] = []
     tokens: dict[str, Tensor] = {}
     for encoder, key in EMBEDDINGS.items():

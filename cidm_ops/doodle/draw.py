@@ -74,6 +74,17 @@ def limb(points: list[tuple[float, float]], width: float, colour: RGB, inked: bo
     return parts
 
 
+@dataclass(frozen=True)
+class Pose:
+    """Where parts stand: their centre ``x, y`` in pixels of a 128 px picture, ``half`` pixels per unit, mirrored or not, turned or not."""
+
+    x: float
+    y: float
+    half: float
+    flip: bool = False
+    tilt: float = 0.0
+
+
 class Canvas:
     """A supersampled RGB canvas of ``size`` x ``size`` final pixels."""
 
@@ -84,14 +95,14 @@ class Canvas:
         big = size * SUPERSAMPLE
         self.image = Image.fromarray(background).resize((big, big), Image.Resampling.BICUBIC)
 
-    def draw(self, parts: list[Part], x: float, y: float, half: float, flip: bool, tilt: float, ink: RGB, line: float) -> np.ndarray:
-        """Draw ``parts`` centred at ``x, y`` (pixels of a 128 px picture), ``half`` pixels per unit.
+    def draw(self, parts: list[Part], pose: Pose, ink: RGB, line: float) -> np.ndarray:
+        """Draws ``parts`` in a ``pose``, outlined in ``ink`` by a ``line`` of so many pixels of a 128 px picture.
 
         Returns the silhouette, ``[size, size]`` uint8 (0 or 255, antialiased).
         """
-        c, s = np.cos(tilt), np.sin(tilt)
-        affine = np.array([[-1.0 if flip else 1.0, 0], [0, 1.0]]) @ np.array([[c, s], [-s, c]]) * half
-        outlines = [[tuple(p) for p in (part.outline @ affine + (x, y)) * self.scale] for part in parts]
+        c, s = np.cos(pose.tilt), np.sin(pose.tilt)
+        affine = np.array([[-1.0 if pose.flip else 1.0, 0], [0, 1.0]]) @ np.array([[c, s], [-s, c]]) * pose.half
+        outlines = [[tuple(p) for p in (part.outline @ affine + (pose.x, pose.y)) * self.scale] for part in parts]
         width = max(1, round(line * self.scale))
         pen = ImageDraw.Draw(self.image)
         silhouette = Image.new("L", self.image.size)

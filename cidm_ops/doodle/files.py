@@ -8,27 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..models import clip
+from ..models.sd import DOODLE
+
 WEIGHTS = Path(__file__).parent / "weights"
 TEN = Path(__file__).parent / "ten"  # a bank: the ten concepts, learned one after another
 
-UNET_CONFIG: dict[str, Any] = dict(
-    sample_size=16,
-    block_out_channels=(64, 128, 192),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    attention_head_dim=8,
-    cross_attention_dim=128,
-)
-TEXT_CONFIG: dict[str, Any] = dict(
-    hidden_size=128,
-    intermediate_size=512,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=77,
-    projection_dim=128,
-    hidden_act="quick_gelu",
-)
+ENCODER = DOODLE.encoder()
+TEXT_CONFIG = DOODLE.diffusers.texts[ENCODER.name]
 VISION_CONFIG: dict[str, Any] = dict(
     hidden_size=192,
     intermediate_size=768,
@@ -39,7 +26,7 @@ VISION_CONFIG: dict[str, Any] = dict(
     projection_dim=128,
     hidden_act="quick_gelu",
 )
-VOCABULARY, END, RARE_STD = 49408, 49407, 0.02
+RARE_STD = 0.02
 
 
 def _load(name: str) -> dict[str, Tensor]:
@@ -50,11 +37,11 @@ def _load(name: str) -> dict[str, Tensor]:
 
 
 def full_token_table(ids: Tensor, rows: Tensor) -> Tensor:
-    """Token table ``[49408, D]``: trained ``rows [n, D]`` at ``ids [n]``, seeded noise elsewhere.
+    """Token table ``[V, D]``: trained ``rows [n, D]`` at ``ids [n]``, seeded noise elsewhere.
 
     Words the world does not use are noise of the size the model met in training as words without meaning.
     """
-    noise = np.random.default_rng(0).standard_normal((VOCABULARY, rows.shape[1]), dtype=np.float32) * RARE_STD
+    noise = np.random.default_rng(0).standard_normal((clip.VOCABULARY, rows.shape[1]), dtype=np.float32) * RARE_STD
     table = torch.from_numpy(noise).half().float()
     table[ids] = rows
     return table

@@ -1,10 +1,11 @@
 """Places behind a scene and the styles a scene is painted in."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from .draw import OUTLINE, RGB, Canvas, box, ellipse, limb, polygon, shade
+from .draw import OUTLINE, RGB, Canvas, Part, Pose, box, ellipse, limb, polygon, shade
 
 PLACES = ("beach", "snow", "night", "forest", "street", "meadow")
 STYLES = ("flat", "painting", "drawing", "ink")
@@ -61,58 +62,73 @@ def background(place: str | None, size: int, rng: np.random.Generator) -> Canvas
     canvas = Canvas(size, np.ascontiguousarray(np.broadcast_to(column[:, None], (size, size, 3))))
     h = horizon * 128
     for part, x, y, half in _scenery(place, h, rng):
-        canvas.draw([part], x, y, half, False, 0.0, OUTLINE, 0)
+        canvas.draw([part], Pose(x, y, half), OUTLINE, 0)
     return canvas
 
 
-def _scenery(place: str | None, h: float, rng: np.random.Generator) -> list:
+Piece = tuple[Part, float, float, float]  # a part with its centre and scale
+
+
+def _scenery(place: str | None, h: float, rng: np.random.Generator) -> Iterator[Piece]:
     """Parts of the place with their centre and scale; ``h`` is the horizon in pixels of a 128 px picture."""
     side = rng.choice([-1, 1])
     at = 64 + side * rng.uniform(34, 46)
-    out: list = []
+    return SCENERY[place](h, at, rng) if place in SCENERY else _bare(h)
 
-    def put(part, x, y, half):
-        out.append((part, x, y, half))
 
-    if place == "beach":
-        put(box(0, 0, 1, 1, (52, 148, 214), 0.01, False), 64, h - 8, 0)
-        put(polygon([(-1, -0.14), (1, -0.14), (1, 0.0), (-1, 0.0)], (52, 150, 216), False), 64, h, 70)
-        put(ellipse(0, 0, 1, 1, (255, 226, 92), inked=False), at, 20, 11)
-    elif place == "snow":
-        for x in rng.uniform(4, 124, 16):
-            put(ellipse(0, 0, 1, 1, (255, 255, 255), inked=False), x, rng.uniform(4, 0.95 * h), rng.uniform(1.6, 2.8))
-        put(ellipse(0, 0, 1, 0.4, (236, 242, 250), inked=False), at, h + 4, 40)
-    elif place == "night":
-        for x in rng.uniform(4, 124, 11):
-            put(ellipse(0, 0, 1, 1, (255, 246, 190), inked=False), x, rng.uniform(4, 0.85 * h), rng.uniform(1.0, 1.8))
-        put(ellipse(0, 0, 1, 1, (250, 240, 190), inked=False), at, 20, 10)
-        put(ellipse(0, 0, 1, 1, (26, 30, 78), inked=False), at + 5, 17, 8.5)
-    elif place == "forest":
-        for x in np.arange(6, 128, 20) + rng.uniform(-4, 4, 7)[: len(np.arange(6, 128, 20))]:
-            put(polygon([(-0.09, -1), (0.09, -1), (0.12, 1), (-0.12, 1)], (92, 68, 46), False), x, h / 2 + 4, h / 2 + 6)
-        for x in np.arange(0, 140, 16) + rng.uniform(-4, 4, 9):
-            put(ellipse(0, 0, 1, 0.8, shade((44, 104, 54), rng.uniform(0.85, 1.15)), inked=False), x, rng.uniform(4, 14), 15)
-    elif place == "street":
-        for i, x in enumerate(np.arange(14, 128, 33)):
-            tall = rng.uniform(0.55, 0.9) * h
-            wall = [(196, 150, 128), (172, 164, 182), (206, 182, 140)][(i + rng.integers(3)) % 3]
-            put(polygon([(-1, 0), (-1, -tall / 14), (1, -tall / 14), (1, 0)], wall, False), x, h, 14)
-            for row in range(2):
-                for u in (-0.45, 0.45):
-                    put(box(0, 0, 1, 1.2, (250, 236, 170), 0.1, False), x + u * 14, h - tall + 9 + 13 * row, 3)
-        for x in np.arange(10, 128, 27):
-            put(box(0, 0, 1, 0.2, (242, 240, 232), 0.02, False), x, h + 0.62 * (128 - h), 8)
-    elif place == "meadow":
-        put(ellipse(0, 0, 1, 0.42, (104, 184, 80), inked=False), at, h + 4, 44)
-        cloud = 64 - side * rng.uniform(20, 44)
-        for dx, r in ((-9, 7), (0, 10), (9, 7)):
-            put(ellipse(0, 0, 1, 0.75, (255, 255, 255), inked=False), cloud + dx, 20, r)
-        for x in rng.uniform(4, 124, 12):
-            colour = [(252, 120, 150), (255, 250, 240), (252, 226, 90)][rng.integers(3)]
-            put(ellipse(0, 0, 1, 1, colour, inked=False), x, rng.uniform(h + 10, 124), 2.0)
-    else:
-        put(limb([(-1, 0), (1, 0)], 0.02, (206, 190, 172), False)[0], 64, h, 70)
-    return out
+def _beach(h: float, at: float, rng: np.random.Generator) -> Iterator[Piece]:
+    yield box(0, 0, 1, 1, (52, 148, 214), 0.01, False), 64, h - 8, 0
+    yield polygon([(-1, -0.14), (1, -0.14), (1, 0.0), (-1, 0.0)], (52, 150, 216), False), 64, h, 70
+    yield ellipse(0, 0, 1, 1, (255, 226, 92), inked=False), at, 20, 11
+
+
+def _snow(h: float, at: float, rng: np.random.Generator) -> Iterator[Piece]:
+    for x in rng.uniform(4, 124, 16):
+        yield ellipse(0, 0, 1, 1, (255, 255, 255), inked=False), x, rng.uniform(4, 0.95 * h), rng.uniform(1.6, 2.8)
+    yield ellipse(0, 0, 1, 0.4, (236, 242, 250), inked=False), at, h + 4, 40
+
+
+def _night(h: float, at: float, rng: np.random.Generator) -> Iterator[Piece]:
+    for x in rng.uniform(4, 124, 11):
+        yield ellipse(0, 0, 1, 1, (255, 246, 190), inked=False), x, rng.uniform(4, 0.85 * h), rng.uniform(1.0, 1.8)
+    yield ellipse(0, 0, 1, 1, (250, 240, 190), inked=False), at, 20, 10
+    yield ellipse(0, 0, 1, 1, (26, 30, 78), inked=False), at + 5, 17, 8.5
+
+
+def _forest(h: float, at: float, rng: np.random.Generator) -> Iterator[Piece]:
+    for x in np.arange(6, 128, 20) + rng.uniform(-4, 4, 7)[: len(np.arange(6, 128, 20))]:
+        yield polygon([(-0.09, -1), (0.09, -1), (0.12, 1), (-0.12, 1)], (92, 68, 46), False), x, h / 2 + 4, h / 2 + 6
+    for x in np.arange(0, 140, 16) + rng.uniform(-4, 4, 9):
+        yield ellipse(0, 0, 1, 0.8, shade((44, 104, 54), rng.uniform(0.85, 1.15)), inked=False), x, rng.uniform(4, 14), 15
+
+
+def _street(h: float, at: float, rng: np.random.Generator) -> Iterator[Piece]:
+    for i, x in enumerate(np.arange(14.0, 128, 33)):
+        tall = rng.uniform(0.55, 0.9) * h
+        wall = [(196, 150, 128), (172, 164, 182), (206, 182, 140)][(i + rng.integers(3)) % 3]
+        yield polygon([(-1, 0), (-1, -tall / 14), (1, -tall / 14), (1, 0)], wall, False), x, h, 14
+        for row in range(2):
+            for u in (-0.45, 0.45):
+                yield box(0, 0, 1, 1.2, (250, 236, 170), 0.1, False), x + u * 14, h - tall + 9 + 13 * row, 3
+    for x in np.arange(10.0, 128, 27):
+        yield box(0, 0, 1, 0.2, (242, 240, 232), 0.02, False), x, h + 0.62 * (128 - h), 8
+
+
+def _meadow(h: float, at: float, rng: np.random.Generator) -> Iterator[Piece]:
+    yield ellipse(0, 0, 1, 0.42, (104, 184, 80), inked=False), at, h + 4, 44
+    cloud = 64 - np.sign(at - 64) * rng.uniform(20, 44)
+    for dx, r in ((-9, 7), (0, 10), (9, 7)):
+        yield ellipse(0, 0, 1, 0.75, (255, 255, 255), inked=False), cloud + dx, 20, r
+    for x in rng.uniform(4, 124, 12):
+        colour = [(252, 120, 150), (255, 250, 240), (252, 226, 90)][rng.integers(3)]
+        yield ellipse(0, 0, 1, 1, colour, inked=False), x, rng.uniform(h + 10, 124), 2.0
+
+
+def _bare(h: float) -> Iterator[Piece]:
+    yield limb([(-1, 0), (1, 0)], 0.02, (206, 190, 172), False)[0], 64, h, 70
+
+
+SCENERY = {"beach": _beach, "snow": _snow, "night": _night, "forest": _forest, "street": _street, "meadow": _meadow}
 
 
 def apply_style(picture: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:

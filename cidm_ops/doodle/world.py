@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from .draw import Pose
 from .figures import COLOURS, FIGURES, Look, individual, plain
 from .style import PLACES, STYLES, Style, apply_style, background, common_style
 
@@ -45,7 +46,8 @@ def render(scene: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     masks: list[np.ndarray] = []
     for thing in scene.things:
         parts = FIGURES[thing.look.kind](thing.look)
-        mask = canvas.draw(parts, thing.x, thing.y, thing.half, thing.flip, thing.tilt, scene.style.ink, scene.style.line)
+        pose = Pose(thing.x, thing.y, thing.half, thing.flip, thing.tilt)
+        mask = canvas.draw(parts, pose, scene.style.ink, scene.style.line)
         masks = [(m.astype(np.uint16) * (255 - mask) // 255).astype(np.uint8) for m in masks] + [mask]
     stacked = np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
     return apply_style(canvas.pixels(), scene.style, rng), stacked

@@ -1,6 +1,6 @@
 """A Stable Diffusion 1 or SDXL checkpoint in one file of the original layout, as diffusers' modules, without a download.
 
-The shapes are known (``families.py``); diffusers itself would fetch them. The names are translated by diffusers.
+The shapes are known (``models/sd.py``); diffusers itself would fetch them. The names are translated by diffusers.
 """
 
 import pickle
@@ -20,13 +20,13 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from .families import SD1, SDXL, Family, new_text_encoder
+from ..models.family import Encoder, Family
+from ..models.sd import SD1, SDXL
 
 Modules = tuple[Any, dict[str, Any], Any]  # U-Net, text encoders by name, autoencoder
 
-UNET_KEY = "model.diffusion_model."
 TEXT_WIDTH_KEYS = [f"model.diffusion_model.input_blocks.{i}.1.transformer_blocks.0.attn2.to_k.weight" for i in (1, 4)]
 OPEN_CLIP_KEY = "conditioner.embedders.1.model."
 INPUT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
@@ -46,17 +46,21 @@ def from_original(state: dict[str, Tensor], path: Path) -> Modules:
     try:
         return _translated(family, state, path)
     except KeyError as error:  # diffusers' translation missed one
-        raise ValueError(f"{path} is incomplete: it lacks {error.args[0]} of {family.name}") from error
+        raise ValueError(f"{path} is incomplete: it lacks {error.args[0]} of {family.title}") from error
 
 
 def _translated(family: Family, state: dict[str, Tensor], path: Path) -> Modules:
-    unet = filled(lambda: UNet2DConditionModel(**family.unet), convert_ldm_unet_checkpoint(state, dict(family.unet)), path)
-    texts = {"clip_l": text_model("clip_l", family.texts["clip_l"], convert_ldm_clip_checkpoint(state), path)}
-    if family is SDXL:
-        config = family.texts["clip_g"]
-        empty = _Configured(CLIPTextConfig(**config))
-        texts["clip_g"] = text_model("clip_g", config, convert_open_clip_checkpoint(empty, state, OPEN_CLIP_KEY), path)
-    vae = filled(lambda: AutoencoderKL(**family.vae), convert_ldm_vae_checkpoint(state, dict(family.vae)), path)
+    own = family.diffusers
+    unet = filled(lambda: UNet2DConditionModel(**own.model), convert_ldm_unet_checkpoint(state, dict(own.model)), path)
+    texts = {}
+    for encoder in family.encoders:
+        config = own.texts[encoder.name]
+        if encoder.pooled:
+            translated = convert_open_clip_checkpoint(_Configured(CLIPTextConfig(**config)), state, OPEN_CLIP_KEY)
+        else:
+            translated = convert_ldm_clip_checkpoint(state)
+        texts[encoder.name] = text_model(encoder, config, translated, path)
+    vae = filled(lambda: AutoencoderKL(**own.vae), convert_ldm_vae_checkpoint(state, dict(own.vae)), path)
     return unet, texts, vae
 
 
@@ -89,8 +93,8 @@ def family_of(path: Path, state: dict[str, Tensor]) -> Family:
     if family is None:
         kind = {1024: "as Stable Diffusion 2 does", 1280: "as the SDXL refiner does"}.get(width, "")
         raise ValueError(f"{path} reads a text of width {width} {kind}, not 768 or 2048: {wanted}")
-    if (channels := state[INPUT_KEY].shape[1]) != 4:
-        raise ValueError(f"{path} takes {channels} input channels (an inpainting or editing model), not 4: {wanted}")
+    if (channels := state[INPUT_KEY].shape[1]) != family.latent_channels:
+        raise ValueError(f"{path} takes {channels} input channels (an inpainting or editing model), not {family.latent_channels}: {wanted}")
     return family
 
 
@@ -107,7 +111,12 @@ def filled(build: Callable[[], Any], state: Mapping[str, Tensor], path: Path) ->
     return module
 
 
-def text_model(encoder: str, config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Any:
+def new_text_encoder(encoder: Encoder, config: Mapping[str, Any]) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A text encoder; one whose pooled state the model reads gives it through a projection."""
+    return (CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel)(CLIPTextConfig(**config))
+
+
+def text_model(encoder: Encoder, config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Any:
     """A text encoder; its names begin with ``text_model.`` in files and in older releases of transformers, not in newer ones."""
     bare = {key.removeprefix("text_model."): weight for key, weight in state.items()}
     both = bare | {f"text_model.{key}": weight for key, weight in bare.items()}

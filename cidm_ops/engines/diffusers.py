@@ -1,14 +1,13 @@
 """A Backbone through diffusers: Doodle, a diffusers folder or a single-file checkpoint of Stable Diffusion 1 or SDXL. Never downloads."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -18,15 +17,14 @@ from ..causal import pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import layerwise
+from ..models.family import Family, families, family_of
+from ..models.sd import DOODLE, SD1
 from ..schedule import Schedule
-from ..tokens import END
 from .checkpoint import Modules, filled, read_checkpoint, text_model
 from .tokenizer import tokenize
 
-BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # layer order; as attributes diffusers lists mid_block last
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
-SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 class DiffusersBackbone(Backbone):
@@ -40,34 +38,34 @@ class DiffusersBackbone(Backbone):
             fp32 = module is self.vae and dtype == torch.float16 and self.vae.config.get("force_upcast", False)  # it overflows in half
             # nn.Module.to: diffusers' own warns about modules to keep in fp32 even where there are none
             nn.Module.to(module, device, torch.float32 if fp32 else dtype).requires_grad_(False).eval()
-        named = [(name, module) for name, module in self.unet.named_modules() if isinstance(module, BasicTransformerBlock)]
-        self.blocks = dict(sorted(named, key=lambda item: BLOCKS.index(item[0].split(".")[0])))
-        self.cross_attention = {f"{name}.attn2": block.get_submodule("attn2") for name, block in self.blocks.items()}
-        self.layers = {name: m for name, m in self.unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-        self.size: int = 8 * self.unet.config.sample_size  # pixels of a side that the base was made for
-        self.architecture = architecture(self.cross_attention, self.encoders)
+        kind = family_in(self.unet.config, self.encoders)
+        modules_of = dict(self.unet.named_modules())
+        named = [(name, module) for name, module in modules_of.items() if kind.sublayers(name)]
+        self.blocks = dict(sorted(named, key=lambda item: kind.place(item[0])))
+        self.cross_attention = {name: modules_of[name] for name in kind.text_sites(self.blocks)}
+        self.layers = {name: m for name, m in modules_of.items() if isinstance(m, nn.Linear | nn.Conv2d)}
+        self.architecture = architecture(kind, self.cross_attention)
+        self.family = family_of(self.architecture)
+        self.size: int = self.family.factor * self.unet.config.sample_size  # pixels of a side that the base was made for
         layers: list[Any] = list(self.cross_attention.values())
         self.fingerprint = fingerprint([layers[0].to_k.weight, layers[-1].to_k.weight])
         self.schedule = noise_schedule(schedule)
 
-    def tokenize(self, text: str, encoder: str = "clip_l") -> Tensor:
-        ids = tokenize(text)
-        if encoder == "clip_g":  # SDXL's second tokenizer pads with 0
-            ids[(ids == END).cumsum(1) > 1] = 0
-        return ids.to(self.device)
+    def tokenize(self, text: str, encoder: str = "") -> Tensor:
+        return tokenize(text, self.family.encoder(encoder)).to(self.device)
 
-    def token_rows(self, ids: Tensor, encoder: str = "clip_l") -> Tensor:
-        return self.texts[encoder].get_input_embeddings().weight[ids.to(self.device)].float()
+    def token_rows(self, ids: Tensor, encoder: str = "") -> Tensor:
+        return self.texts[self.family.encoder(encoder).name].get_input_embeddings().weight[ids.to(self.device)].float()
 
-    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "clip_l", shared: int = 0) -> tuple[Tensor, Tensor | None]:
-        """SD1 reads the last states after the final norm, SDXL those before the last layer of both encoders, without the norm."""
-        model = self.texts[encoder]
-        last = model.config.num_hidden_layers
-        depth = last if len(self.texts) == 1 else last - 1
-        states = text_states(model, rows.to(self.dtype), shared, depth, norm=depth == last)
-        if encoder != "clip_g":
+    def encode_text(self, ids: Tensor, rows: Tensor, encoder: str = "", shared: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The final norm belongs to the last layer: a family that leaves layers out reads states without it."""
+        kind = self.family.encoder(encoder)
+        model = self.texts[kind.name]
+        depth = model.config.num_hidden_layers - kind.skip
+        states = text_states(model, rows.to(self.dtype), shared, depth, norm=not kind.skip)
+        if not kind.pooled:
             return states.float(), None
-        end = (ids[:1].to(self.device) == END).int().argmax(1)
+        end = (ids[:1].to(self.device) == kind.end).int().argmax(1)
         return states.float(), model.text_projection(pooled_state(model, states[:1], end, depth)).float()
 
     @torch.no_grad()
@@ -93,14 +91,25 @@ class DiffusersBackbone(Backbone):
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         added = None
-        if pooled is not None:  # SDXL: the pooled text, and the picture's size, crop and size again
-            height, width = (8 * n for n in x.shape[-2:])
+        if pooled is not None:  # the pooled text, and the picture's size, crop and size again
+            height, width = (self.family.factor * n for n in x.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
             added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.to(self.dtype)}
         with layerwise(self.cross_attention.values()):
-            if self.schedule.prediction == "flow":  # such models are told the noise level, in thousandths
-                t = 1000 * self.schedule.sigma.to(t.device)[t]
-            return self.unet(x.to(self.dtype), t, context.to(self.dtype), added_cond_kwargs=added).sample.float()
+            times = self.schedule.times.to(t.device)[t]
+            return self.unet(x.to(self.dtype), times, context.to(self.dtype), added_cond_kwargs=added).sample.float()
+
+
+def family_in(config: Mapping[str, Any], encoders: Sequence[str] = ()) -> Family:
+    """The family, at any size, of a model of diffusers by its configuration, and by the names of its text encoders where they are known.
+
+    The one of which most facts hold counts. Raises ``ValueError`` for a model of none.
+    """
+    known = [f for f in families() if not encoders or tuple(e.name for e in f.encoders) == tuple(encoders)]
+    fitting = [f for f in known if all(config.get(key) == value for key, value in f.diffusers.facts.items())]
+    if not fitting:
+        raise ValueError(f"a model of no family that is known: expected {' or '.join(dict.fromkeys(f.title for f in families()))}")
+    return max(fitting, key=lambda family: len(family.diffusers.facts))
 
 
 def noise_schedule(config: Mapping[str, Any]) -> Schedule:
@@ -117,7 +126,7 @@ def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     Raises FileNotFoundError if there is nothing of that name, ValueError if it is not a complete model of that kind.
     """
     path = Path(base).expanduser()
-    schedule = SCHEDULE
+    schedule: Mapping[str, Any] = SD1.diffusers.schedule
     if str(base) == "doodle":
         modules = doodle()
     elif path.is_dir():
@@ -133,10 +142,11 @@ def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
 
 def doodle() -> Modules:
     """U-Net, text encoder and autoencoder of the model that ships with the pack."""
+    own = DOODLE.diffusers
     return (
-        filled(lambda: UNet2DConditionModel(**files.UNET_CONFIG), files.unet_state(), files.WEIGHTS),
-        {"clip_l": text_model("clip_l", files.TEXT_CONFIG, files.text_state(), files.WEIGHTS)},
-        filled(AutoencoderTiny, files.vae_state(), files.WEIGHTS),
+        filled(lambda: UNet2DConditionModel(**own.model), files.unet_state(), files.WEIGHTS),
+        {e.name: text_model(e, own.texts[e.name], files.text_state(), files.WEIGHTS) for e in DOODLE.encoders},
+        filled(lambda: AutoencoderTiny(**own.vae), files.vae_state(), files.WEIGHTS),
     )
 
 
@@ -147,17 +157,20 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
     """
     unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
     schedule = read_config(folder / "scheduler" / "scheduler_config.json")
-    places = {"clip_l": "text_encoder"} | ({"clip_g": "text_encoder_2"} if unet.get("addition_embed_type") == "text_time" else {})
-    texts = {encoder: read_config(folder / place / "config.json") for encoder, place in places.items()}
+    family = family_in(unet)
+    own, encoders = family.diffusers, family.encoders
+    texts = {e.name: read_config(folder / e.diffusers / "config.json") for e in encoders}
     width, read, channels = sum(t["hidden_size"] for t in texts.values()), unet.get("cross_attention_dim"), unet.get("in_channels")
     kind = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}.get(vae.get("_class_name", ""))
     wanted = "expected Stable Diffusion 1 or SDXL"
-    if texts["clip_l"].get("hidden_act") != "quick_gelu" or (len(texts) == 1 and unet.get("use_linear_projection")):
+    first = encoders[0].name
+    other_text = texts[first].get("hidden_act") != own.texts[first]["hidden_act"]
+    if other_text or (unet.get("use_linear_projection") and not own.model.get("use_linear_projection")):
         raise ValueError(f"{folder} is a Stable Diffusion 2 model: {wanted}")
-    if width != read or channels != 4:
+    if width != read or channels != family.latent_channels:
         raise ValueError(
             f"{folder} has a U-Net of {channels} input channels that reads a text of width {read}, and text encoders of width {width}: "
-            f"{wanted}, with 4 channels and equal widths"
+            f"{wanted}, with {family.latent_channels} channels and equal widths"
         )
     if kind is None or (schedule.get("_class_name") not in FLOW and schedule.get("prediction_type", "epsilon") not in PREDICTION):
         raise ValueError(
@@ -169,8 +182,8 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
         return module.from_pretrained(folder / part, local_files_only=True, variant=variant(folder / part))
 
     try:
-        encoders = {e: read_part(CLIPTextModel if e == "clip_l" else CLIPTextModelWithProjection, place) for e, place in places.items()}
-        modules = read_part(UNet2DConditionModel, "unet"), encoders, read_part(kind, "vae")
+        read_texts = {e.name: read_part(CLIPTextModelWithProjection if e.pooled else CLIPTextModel, e.diffusers) for e in encoders}
+        modules = read_part(UNet2DConditionModel, "unet"), read_texts, read_part(kind, "vae")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read as a model: {str(error).splitlines()[0]}") from error
     return modules, schedule

@@ -6,6 +6,7 @@ Prompt syntax of a host (weights in parentheses, `embedding:`) is no part of it:
 """
 
 import gzip
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -14,21 +15,27 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-BOS, EOS = 49406, 49407
-LENGTH = 77  # BOS, 75 tokens of text, EOS
+from ..models.family import Encoder
+from ..models.sd import CLIP_L
+
 MERGES = 49152 - 256 - 2
 WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def tokenize(text: str) -> Tensor:
-    """Rows of ids [chunks, 77] int64: BOS, up to 75 tokens, EOS as end and as padding; longer text goes on in the next row."""
-    ids = token_ids(text)
-    chunks = [ids[i : i + LENGTH - 2] for i in range(0, len(ids), LENGTH - 2)] or [[]]
-    return torch.tensor([[BOS, *chunk, *[EOS] * (LENGTH - 1 - len(chunk))] for chunk in chunks])
+def tokenize(text: str, encoder: Encoder = CLIP_L) -> Tensor:
+    """The ids of a text in the chunks of an encoder with CLIP's vocabulary, ``[chunks, N]`` int64."""
+    return in_chunks(token_ids(text), encoder)
+
+
+def in_chunks(ids: Sequence[int], encoder: Encoder) -> Tensor:
+    """Ids in rows ``[chunks, N]`` int64: start, as many as fit, end and padding; longer text goes on in the next row."""
+    start = [] if encoder.start is None else [encoder.start]
+    chunks = [ids[i : i + encoder.room] for i in range(0, len(ids), encoder.room)] or [[]]
+    return torch.tensor([[*start, *chunk, encoder.end, *[encoder.pad] * (encoder.room - len(chunk))] for chunk in chunks])
 
 
 def token_ids(text: str) -> list[int]:
-    """Ids of the text alone, without BOS, EOS and padding.
+    """Ids of the text alone, without start, end and padding.
 
     Raises ModuleNotFoundError when the package with the vocabulary is not installed.
     """

@@ -1,15 +1,16 @@
 """What a bank holds, to look at: a table of all concepts and a card of one."""
 
-import io
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
-from safetensors import safe_open
+from PIL import Image, ImageDraw
+from safetensors import SafetensorError, safe_open
 
 from ..bank.bank import Bank
 from ..bank.concept import Concept, read_preview
-from ..method.aggregation import short
+from ..bank.printable import one_line
+from ..bank.thumbnails import decoded
+from ..models.family import family_of
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fitted, font, heading, width_of, wrapped
 
 MOST = 200  # rows of a table
@@ -27,12 +28,12 @@ def picture_of(preview: bytes, name: str, side: int) -> Image.Image:
     """A thumbnail in a square, or the concept's first letter on a colour of its own."""
     if preview:
         try:
-            seen = ImageOps.contain(Image.open(io.BytesIO(preview)).convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+            seen = decoded(preview, side)
             square = Image.new("RGB", (side, side), (247, 248, 250))
             square.paste(seen, ((side - seen.width) // 2, (side - seen.height) // 2))
             return square
-        except (UnidentifiedImageError, OSError):
-            pass
+        except ValueError:
+            pass  # `verify` says why
     colour = SERIES[sum(name.encode()) % len(SERIES)]
     pale = tuple(round(255 - (255 - c) * 0.22) for c in colour)
     square = Image.new("RGB", (side, side), (pale[0], pale[1], pale[2]))
@@ -42,15 +43,23 @@ def picture_of(preview: bytes, name: str, side: int) -> Image.Image:
 
 def bank_table(bank: Bank) -> Image.Image:
     """A row per concept in the order learned, the first 200 of them; damaged files in red with the reason."""
+    bank = Bank(bank.folder)  # others may have renamed or removed since it was opened
     titles = ["concept", "a kind of", "words and triggers", "task", "base", "rank", "size", "author, licence"]
-    shown, rows = bank.names[:MOST], []
-    for name in shown:
+    shown, rows, previews = [], [], []
+    for name in bank.names[:MOST]:
         header, file = bank.headers[name], bank.folder / f"{name}.safetensors"
-        about = ", ".join(filter(None, _about(file)))
+        try:
+            about, size, rank, preview = ", ".join(filter(None, _about(file))), file.stat().st_size, rank_of(file), read_preview(file)
+        except (OSError, ValueError, RuntimeError, SafetensorError):
+            if file.exists():
+                raise
+            continue  # it went while the table was made
         words = ", ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == "infusion" else "")
-        size = f"{file.stat().st_size / 1e6:.2f} MB"
         base = f"{header['architecture']} {header['fingerprint'][:6]}"
-        rows.append([f"<{name}>", header["class_word"], words, str(header["task"]), base, str(rank_of(file) or "none"), size, about])
+        texts = [f"<{name}>", header["class_word"], words, str(header["task"]), base, str(rank or "none"), f"{size / 1e6:.2f} MB", about]
+        shown.append(name)
+        rows.append([one_line(text) for text in texts])
+        previews.append(preview)
     sizes = [15, 13, 13, 13, 13, 13, 13, 13]
     widths = [min(WIDEST, max([width_of(titles[i], 12), *(width_of(row[i], sizes[i]) for row in rows)]) + 24) for i in range(len(titles))]
     wide = max(2 * MARGIN + ROW + sum(widths), 640)
@@ -64,9 +73,9 @@ def bank_table(bank: Bank) -> Image.Image:
     for x, title in zip(starts, titles, strict=True):
         pen.text((x, head - 16), title, GREY, font(12), anchor="lm")
     y = head
-    for name, row in zip(shown, rows, strict=True):
+    for name, row, preview in zip(shown, rows, previews, strict=True):
         pen.line((MARGIN, y, wide - MARGIN, y), LINE)
-        sheet.paste(picture_of(read_preview(bank.folder / f"{name}.safetensors"), name, ROW - 12), (MARGIN, y + 6))
+        sheet.paste(picture_of(preview, name, ROW - 12), (MARGIN, y + 6))
         for i, (x, text) in enumerate(zip(starts, row, strict=True)):
             pen.text((x, y + ROW / 2), fitted(text, sizes[i], widths[i] - 20), INK if i in (0, 1, 2) else GREY, font(sizes[i]), anchor="lm")
         y += ROW
@@ -106,10 +115,13 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
         ("file", f"{file.name}, {file.stat().st_size / 1e6:.2f} MB"),
         *concept.about.items(),
     ]
-    lines = [pair for key, text in facts if text for pair in _hanging(key, text, wide - x - 90 - MARGIN)]
+    lines = [pair for key, text in facts if text for pair in _hanging(key, one_line(text), wide - x - 90 - MARGIN)]
     settings = [
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in concept.training.items() if _plain(value)
+        one_line(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+        for key, value in concept.training.items()
+        if _plain(value)
     ]
+    short = family_of(concept.architecture).short
     norms = [(short(n), f.norm()) for n, f in concept.all_factors.items()]
     norms += [(short(n), float(r.norm())) for n, r in concept.residuals.items()]
     per_column = -(-len(norms) // 2)

@@ -9,7 +9,7 @@ the clean latent behind ``x = x_0 + sigma n``, ``eps = (x - D) / sigma`` and the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,12 @@ class Divergence:
     def likelihood_interval(self, seed: int = 0) -> Interval:
         """Of the likelihood form in nats, latents drawn again."""
         return mean_interval(self.likelihood, several(len(self.likelihood), "latent"), seed=seed)
+
+
+def mean_over_latents(groups: Iterable[Divergence]) -> Interval:
+    """Returns the eps form's mean over the latents of all groups, latents drawn again."""
+    eps = torch.cat([d.eps for d in groups])
+    return mean_interval(eps, several(len(eps), "latent"))
 
 
 def clean_estimates(model: Denoiser, latents: Tensor, noise: Tensor, levels: Levels) -> Tensor:

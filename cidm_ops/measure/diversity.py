@@ -1,4 +1,6 @@
-"""How varied pictures are: the mean distance of pairs in the space of an image tower."""
+"""How varied pictures are: the mean distance of pairs in the space of an image encoder."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +27,21 @@ def diversity_ratio(embeddings: Tensor, base: Tensor, draws: int = 1000, seed: i
     """Diversity over that of ``base``, both drawn again: below 1 the pictures are more alike than the base model's."""
     over = several(len(embeddings), "picture") + f" and {len(base)} of the base"
     return bootstrap(lambda i, j: _pairs(embeddings, i) / _pairs(base, j), len(embeddings), len(base), over=over, draws=draws, seed=seed)
+
+
+@dataclass(frozen=True)
+class DiversityScore:
+    """The diversity of pictures, and where the base model's are known theirs and the ratio to them."""
+
+    own: Interval
+    base: Interval | None = None
+    ratio: Interval | None = None
+
+
+def score_diversity(embeddings: Tensor, base: Tensor | None = None) -> DiversityScore:
+    """Scores pictures ``[N, E]``, beside those of the ``base [M, E]``. Raises ``ValueError`` for fewer than two."""
+    own = diversity_interval(embeddings)
+    return DiversityScore(own) if base is None else DiversityScore(own, diversity_interval(base), diversity_ratio(embeddings, base))
 
 
 def _pairs(embeddings: Tensor, chosen: Tensor) -> float:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,9 +30,21 @@ def forgetting(scores: Tensor) -> Tensor:
     return scores.nan_to_num(-math.inf).amax(0) - scores[-1]
 
 
-def forgetting_interval(scores: Tensor, seed: int = 0) -> Interval:
-    """Of the mean over concepts, concepts drawn again."""
-    return mean_interval(forgetting(scores), several(scores.shape[1], "concept"), seed=seed)
+@dataclass(frozen=True)
+class ForgettingScore:
+    """What concepts lost along a sequence: their ``names``, ``scores [points, concepts]``, what each ``lost [concepts]``, and the mean."""
+
+    names: Sequence[str]
+    scores: Tensor
+    lost: Tensor
+    mean: Interval
+
+
+def score_forgetting(points: Sequence[Mapping[str, float]]) -> ForgettingScore:
+    """Scores a sequence of points as ``matrix`` takes it, and raises what it raises."""
+    names, scores = matrix(points)
+    lost = forgetting(scores)
+    return ForgettingScore(names, scores, lost, mean_interval(lost, several(len(names), "concept")))
 
 
 def scores_of(folder: Path) -> dict[str, float]:

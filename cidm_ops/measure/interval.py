@@ -1,9 +1,11 @@
-"""How far a figure can be trusted: bootstrap intervals (Efron 1979), the same for the same seed."""
+"""How far a figure can be trusted: bootstrap intervals (Efron 1979), through SciPy, the same for the same seed."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -30,33 +32,44 @@ class Interval:
 def bootstrap(
     statistic: Statistic, *sizes: int, over: str, basic: bool = False, draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Of ``statistic(indices, ...)``, one tensor of indices for each of the samples of these ``sizes``.
+    """Returns ``statistic(indices, ...)``, one tensor of indices for each of the samples of these ``sizes``, with its interval.
 
-    The interval of percentiles, or with ``basic`` that one mirrored at the value: for figures that grow when a sample repeats itself.
+    The interval is that of percentiles, or with ``basic`` that one mirrored at the value: for figures that grow when a sample repeats
+    itself.
     """
     value = statistic(*(torch.arange(n) for n in sizes))
     if min(sizes) < 2:
         return Interval(value, over=over, level=level)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [statistic(*(torch.randint(n, (n,), generator=generator) for n in sizes)) for _ in range(draws)]
-    return _interval(value, torch.tensor(drawn, dtype=torch.float64), over, basic, level)
+
+    def of_drawn(*indices: np.ndarray) -> float:
+        return statistic(*(torch.from_numpy(np.asarray(i)).long() for i in indices))
+
+    found = scipy.stats.bootstrap(
+        [np.arange(n) for n in sizes],
+        of_drawn,
+        vectorized=False,
+        method="basic" if basic else "percentile",
+        n_resamples=draws,
+        confidence_level=level,
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high), over, level)
 
 
 def mean_interval(values: Tensor, over: str, draws: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Of the mean of ``values [N]``, the N drawn again."""
-    values = values.detach().double().cpu()
-    n = len(values)
-    if n < 2:
-        return Interval(float(values.mean()), over=over, level=level)
-    chosen = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
-    return _interval(float(values.mean()), values[chosen].mean(1), over, False, level)
-
-
-def _interval(value: float, drawn: Tensor, over: str, basic: bool, level: float) -> Interval:
-    low, high = (float(drawn.quantile(q)) for q in ((1 - level) / 2, (1 + level) / 2))
-    if basic:
-        low, high = 2 * value - high, 2 * value - low
-    return Interval(value, low, high, over, level)
+    """Returns the mean of ``values [N]`` with its interval of percentiles, the N drawn again."""
+    numbers = values.detach().double().cpu().numpy()
+    if len(numbers) < 2:
+        return Interval(float(numbers.mean()), over=over, level=level)
+    found = scipy.stats.bootstrap(
+        [numbers],
+        np.mean,
+        method="percentile",
+        n_resamples=draws,
+        confidence_level=level,
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(numbers.mean()), float(found.low), float(found.high), over, level)
 
 
 def several(count: int, what: str) -> str:

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..bank.concept import Concept
-from ..method.aggregation import short
 from ..method.overlap import layer_overlaps, overlaps
+from ..models.family import family_of
 
 Colour = tuple[int, int, int]
 PAPER, INK, GREY, LINE, RED = (255, 255, 255), (40, 40, 48), (118, 122, 134), (226, 228, 234), (190, 52, 40)
@@ -159,5 +159,5 @@ def pair_map(one: Concept, other: Concept) -> tuple[Image.Image, Tensor]:
     rank = max(len(c) for c in layers.values())
     found = torch.stack([torch.nn.functional.pad(c, (0, rank - len(c))) for c in layers.values()])
     note = "Cosines of the principal angles in every layer, the largest first."
-    columns = [str(i + 1) for i in range(rank)]
-    return heat_map(found, [short(n) for n in layers], columns, f"Overlap of <{one.name}> and <{other.name}>", note), found
+    columns, rows = [str(i + 1) for i in range(rank)], [family_of(one.architecture).short(n) for n in layers]
+    return heat_map(found, rows, columns, f"Overlap of <{one.name}> and <{other.name}>", note), found

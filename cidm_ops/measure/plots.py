@@ -99,48 +99,6 @@ def line_plot(series: Mapping[str, Sequence[float]], labels: Sequence[str], titl
     return sheet
 
 
-def curve_plot(
-    curves: Mapping[str, Sequence[tuple[float, float]]], title: str, note: str = "", below: str = "", beside: str = ""
-) -> Image.Image:
-    """A line through the points ``(x, y)`` of each curve; ``below`` and ``beside`` name the axes."""
-    points = [p for curve in curves.values() for p in curve] or [(0.0, 0.0)]
-    across, upward = (ticks(min(p[d] for p in points), max(p[d] for p in points)) for d in (0, 1))
-    left = MARGIN + max(width_of(f"{m:g}", 11) for m in upward) + 30
-    legend = min(max([width_of(name, 12) for name in curves], default=0), 250) + 30
-    right, height = WIDE + 160 - MARGIN - legend, 400
-    sheet, pen, top = framed(title, note, height + 44, above=28, wide=WIDE + 160)
-    bottom = top + height
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            left + (right - left) * (x - across[0]) / (across[-1] - across[0]),
-            bottom - height * (y - upward[0]) / (upward[-1] - upward[0]),
-        )
-
-    for mark in upward:
-        y = place(across[0], mark)[1]
-        pen.line((left, y, right, y), LINE)
-        pen.text((left - 8, y), f"{mark:g}", GREY, font(11), anchor="rm")
-    for mark in across:
-        x = place(mark, upward[0])[0]
-        pen.line((x, top, x, bottom), LINE)
-        pen.text((x, bottom + 12), f"{mark:g}", GREY, font(11), anchor="mm")
-    pen.text(((left + right) / 2, bottom + 32), below, GREY, font(12), anchor="mm")
-    pen.text((left - 8, top - 12), beside, GREY, font(12), anchor="rm")
-    for k, (name, curve) in enumerate(curves.items()):
-        colour: Colour = SERIES[k % len(SERIES)]
-        spots = [place(*p) for p in curve]
-        if len(spots) > 1:
-            pen.line([c for spot in spots for c in spot], colour, 2)
-        hollow = k >= len(SERIES)
-        for x, y in spots:
-            pen.ellipse((x - 4, y - 4, x + 4, y + 4), PAPER if hollow else colour, colour, 2)
-        y = top + 9 + 18 * k
-        pen.ellipse((right + 12, y - 5, right + 22, y + 5), PAPER if hollow else colour, colour, 2)
-        pen.text((right + 30, y), fitted(name, 12, 250), INK, font(12), anchor="lm")
-    return sheet
-
-
 def scatter_plot(groups: Mapping[str, Sequence[tuple[float, float]]], title: str, note: str = "") -> Image.Image:
     """Points of several groups on one plane, both directions on the same scale."""
     points = [p for group in groups.values() for p in group] or [(0.0, 0.0)]

@@ -1,9 +1,13 @@
 """Which concept a picture or a region shows: the one whose references it lies nearest to, by mean cosine."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import scipy.stats
 import torch
 from torch import Tensor
+
+from .interval import Interval, mean_interval, several
 
 
 class Presence:
@@ -26,24 +30,56 @@ class Presence:
         """The name for each of ``embeddings [N, E]``."""
         return [self.names[i] for i in self.cosines(embeddings).argmax(1).tolist()]
 
-    def table(self, embeddings: Tensor, expected: Sequence[str]) -> tuple[list[str], Tensor]:
+
+@dataclass(frozen=True)
+class PresenceScore:
+    """Which concepts were found in pictures: ``found [N]`` of ``names`` beside ``expected [N]``; ``right``, how often they are the same;
+    ``cosines [N]`` with the one found, ``margins [N]``, by how much the expected one lies above the next; and ``told_apart``, how well
+    the image encoder separates the references.
+    """
+
+    names: Sequence[str]
+    expected: Sequence[str]
+    found: Sequence[str]
+    right: Interval
+    cosines: Tensor
+    margins: Tensor
+    told_apart: float
+
+    def confusion(self) -> tuple[list[str], Tensor]:
         """How often each concept was found where each was expected: the names expected, each once, and parts ``[rows, K]`` of 1."""
-        rows = list(dict.fromkeys(expected))
+        rows = list(dict.fromkeys(self.expected))
         counts = torch.zeros(len(rows), len(self.names))
-        for want, have in zip(expected, self.found(embeddings), strict=True):
+        for want, have in zip(self.expected, self.found, strict=True):
             counts[rows.index(want), self.names.index(have)] += 1
         return rows, counts / counts.sum(1, keepdim=True)
 
 
+def score_presence(references: Mapping[str, Tensor], embeddings: Tensor, expected: Sequence[str]) -> PresenceScore:
+    """Finds which concept each of ``embeddings [N, E]`` shows, by its ``references [M, E]``, beside the one ``expected [N]``.
+
+    Raises ``ValueError`` for a name without references, or references of fewer than two concepts.
+    """
+    presence = Presence(references)
+    if unknown := sorted(set(expected) - set(presence.names)):
+        raise ValueError(f"there are no references of {', '.join(map(repr, unknown))}: expected names out of {', '.join(presence.names)}")
+    cosines = presence.cosines(embeddings).cpu()
+    found = [presence.names[i] for i in cosines.argmax(1).tolist()]
+    right = torch.tensor([float(a == b) for a, b in zip(found, expected, strict=True)])
+    own = torch.tensor([presence.names.index(name) for name in expected])[:, None]
+    margins = cosines.gather(1, own)[:, 0] - cosines.scatter(1, own, -torch.inf).amax(1)
+    interval = mean_interval(right, several(len(right), "picture"))
+    return PresenceScore(presence.names, expected, found, interval, cosines.amax(1), margins, separation(references))
+
+
 def area_under_curve(same: Tensor, other: Tensor) -> float:
     """How often a pair of ``same [N]`` lies above one of ``other [M]``, ties half: the area under the ROC curve (Mann-Whitney)."""
-    order = other.double().sort().values
-    below, upto = torch.searchsorted(order, same.double()), torch.searchsorted(order, same.double(), right=True)
-    return float((below + upto).double().mean() / (2 * len(other)))
+    above = scipy.stats.mannwhitneyu(same.double().cpu().numpy(), other.double().cpu().numpy(), method="asymptotic").statistic
+    return float(above) / (len(same) * len(other))
 
 
 def separation(references: Mapping[str, Tensor]) -> float:
-    """How well a tower tells concepts apart: the area under the curve of pairs of references of one concept against pairs of two.
+    """How well an image encoder tells concepts apart: the area under the curve of pairs of references of one concept against pairs of two.
 
     0.5 is chance. nan where no concept has two references, or there is one concept only.
     """

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..bank.files import write_atomically
 from ..run.captions import concept_captions
 from ..run.dataset import Dataset
+from ..text_table import text_table
 from ..tokens import concept_words
 from .interval import Interval
 
@@ -27,6 +28,11 @@ Row = tuple[str, Tensor]  # a label and pictures [N, 3, H, W] in [-1, 1]
 def to_pixels(pictures: Tensor) -> np.ndarray:
     """``[N, 3, H, W]`` in [-1, 1] to ``[N, H, W, 3]`` uint8."""
     return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_pixels(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """``[N, H, W, 3]`` uint8 to ``[N, 3, H, W]`` in [-1, 1]."""
+    return torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def contact_sheet(rows: Sequence[Row], side: int = 128, label: int = 250) -> Image.Image:
@@ -78,15 +84,11 @@ class Section:
 
     def text(self) -> str:
         """The figure and the table in plain words."""
-        head = (
-            self.title
-            if self.figure is None
-            else f"{self.title}: {self.figure}" + (f", over {self.figure.over}" if self.figure.over else "")
-        )
-        cells = [list(self.columns), *([_text(v) for v in row] for row in self.rows)] if self.rows else []
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))] if cells else []
-        lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
-        return "\n".join([head, *(line.rstrip() for line in lines)])
+        head = self.title
+        if self.figure is not None:
+            head += f": {self.figure}" + (f", over {self.figure.over}" if self.figure.over else "")
+        cells = [self.columns, *([_text(value) for value in row] for row in self.rows)]
+        return f"{head}\n{text_table(cells)}" if self.rows else head
 
 
 STYLE = """

@@ -1,6 +1,7 @@
 """What a prompt takes from a bank, before any model is there: whose words are in it, how strongly, and what the text encoder reads."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image, ImageDraw
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..bank.bank import Bank
 from ..painting.compose import ConceptMix
 from ..tokens import WORD
+from .interval import Interval, mean_interval, several
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fitted, font, heading, width_of, wrapped
 
 WIDE = 760
@@ -67,6 +69,31 @@ def routing_table(names: Sequence[str], mixtures: Sequence[ConceptMix]) -> Tenso
         for concept, weights in zip(mixture.concepts, mixture.weights.T, strict=True):
             row[names.index(concept.name)] = float(weights.mean())
     return found
+
+
+@dataclass(frozen=True)
+class RoutingScore:
+    """What prompts take from a bank: ``weights [prompts, concepts]``, the ``share [prompts]`` of their size that goes to concepts which
+    the prompt names, and the mean share over prompts that name any; None where none does.
+    """
+
+    prompts: Sequence[str]
+    names: Sequence[str]
+    weights: Tensor
+    share: Tensor
+    mean: Interval | None
+
+
+def score_routing(prompts: Sequence[str], names: Sequence[str], mixtures: Sequence[ConceptMix]) -> RoutingScore:
+    """Scores the mixtures of ``prompts`` on a bank of concepts ``names``."""
+    weights = routing_table(names, mixtures)
+    size = weights.abs()
+    named = [list(mixture.strengths) for mixture in mixtures]
+    right = torch.stack([size[i, [names.index(n) for n in own]].sum() for i, own in enumerate(named)])
+    share = right / size.sum(1).clamp(min=1e-12)
+    spoken = [i for i, own in enumerate(named) if own]
+    mean = mean_interval(share[spoken], several(len(spoken), "prompt")) if spoken else None
+    return RoutingScore(prompts, names, weights, share, mean)
 
 
 def _laid_out(parts: list[tuple[str, str | None]], colours: dict[str, Colour]) -> list[tuple[int, int, str, Colour]]:

@@ -1,27 +1,31 @@
-"""Alignment as cosines in the space of an image tower: with pictures of a concept (CIDM 4.1, "IA") and with captions ("TA")."""
+"""Alignment as cosines in the space of an image encoder: with pictures of a concept (CIDM 4.1, "IA") and with captions ("TA")."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ImageTower = Callable[[Tensor], Tensor]  # pictures [B, 3, H, W] in [-1, 1] to embeddings [B, E]
+from .interval import Interval, mean_interval, several
+
+ImageEncoder = Callable[[Tensor], Tensor]  # pictures [B, 3, H, W] in [-1, 1] to embeddings [B, E]
 
 
 @torch.no_grad()
-def embed(tower: ImageTower, pictures: Tensor) -> Tensor:
+def embed(encoder: ImageEncoder, pictures: Tensor) -> Tensor:
     """Unit embeddings ``[B, E]`` of pictures ``[B, 3, H, W]`` in [-1, 1]."""
-    return torch.cat([F.normalize(tower(part).float(), dim=-1) for part in pictures.split(32)])
+    return torch.cat([F.normalize(encoder(part).float(), dim=-1) for part in pictures.split(32)])
 
 
 @torch.no_grad()
-def embed_all(tower: ImageTower, pictures: Sequence[Tensor]) -> Tensor:
-    """Unit embeddings ``[N, E]`` of pictures ``[3, H, W]`` of any shapes; those of one shape go through the tower together."""
+def embed_all(encoder: ImageEncoder, pictures: Sequence[Tensor]) -> Tensor:
+    """Unit embeddings ``[N, E]`` of pictures ``[3, H, W]`` of any shapes; those of one shape go through the encoder together."""
     found: dict[int, Tensor] = {}
     for shape in dict.fromkeys(p.shape for p in pictures):
         which = [i for i, p in enumerate(pictures) if p.shape == shape]
-        seen = embed(tower, torch.stack([pictures[i] for i in which]))
+        seen = embed(encoder, torch.stack([pictures[i] for i in which]))
         found |= dict(zip(which, seen, strict=True))
     return torch.stack([found[i] for i in range(len(pictures))])
 
@@ -58,3 +62,42 @@ def clip_scores(cosines: Tensor) -> Tensor:
 def text_alignment(pictures: Tensor, captions: Tensor) -> float:
     """Mean of ``2.5 max(0, cosine)`` of each picture's embedding ``[N, E]`` with its own caption's; in [0, 2.5]."""
     return float(clip_scores(caption_cosines(pictures, captions)).mean())
+
+
+@dataclass(frozen=True)
+class ImageAlignment:
+    """How like its references a group of pictures is: ``values [N]``, their ``mean``, and ``ceiling``, the references among themselves
+    (nan for one reference).
+    """
+
+    values: Tensor
+    mean: Interval
+    ceiling: float
+
+
+def align_images(pictures: Tensor, references: Tensor) -> ImageAlignment:
+    """Scores embeddings ``[N, E]`` of pictures against those of references ``[M, E]``."""
+    values = alignments(pictures, references).cpu()
+    ceiling = self_alignment(references) if len(references) > 1 else math.nan
+    return ImageAlignment(values, mean_interval(values, several(len(values), "picture")), ceiling)
+
+
+@dataclass(frozen=True)
+class TextAlignment:
+    """How true to their captions a group of pictures is: plain ``cosines [N]``, and the ``mean`` of ``clip_scores``."""
+
+    cosines: Tensor
+    mean: Interval
+
+
+def align_texts(pictures: Tensor, captions: Tensor) -> TextAlignment:
+    """Scores embeddings ``[N, E]`` of pictures against those of their own captions ``[N, E]``."""
+    cosines = caption_cosines(pictures, captions)
+    return TextAlignment(cosines, mean_interval(clip_scores(cosines), several(len(cosines), "picture")))
+
+
+def mean_over(groups: Sequence[Interval], what: str) -> Interval:
+    """The only figure of one group, else the mean over groups with its interval, groups drawn again; each is a ``what``."""
+    if len(groups) == 1:
+        return groups[0]
+    return mean_interval(torch.tensor([g.value for g in groups]), several(len(groups), what))

@@ -64,7 +64,7 @@ def noise_floor(x: Tensor, splits: int = 10, seed: int = 0) -> float:
 
 
 def wasserstein(x: Tensor, y: Tensor) -> Wasserstein:
-    """Of features ``x [N, E]`` of the original model's pictures and ``y [M, E]`` of the customised one's, same prompts."""
+    """Measures features ``x [N, E]`` of the original model's pictures and ``y [M, E]`` of the customised one's, same prompts."""
     return Wasserstein(*terms(x, y), noise_floor(x))
 
 

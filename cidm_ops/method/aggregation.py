@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import block_of
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
-from ..tokens import END, Table, encode_layerwise, hide
+from ..models.family import family_of
+from ..text_table import text_table
+from ..tokens import Table, encode_layerwise, hide
 
 NORMS = ("l1", "l2", "max", "none")
 SIMILARITIES = ("cosine", "dot")
@@ -27,7 +28,7 @@ POSITIONS = ("words", "all")
 class Rule:
     """From similarities to weights: those below ``threshold`` are 0, then ``scale * s^power / norm``.
 
-    ``positions`` of the prompt that count: its words, or all 77 with start, end and padding. ``mean_first`` averages a concept's
+    ``positions`` of the prompt that count: its words, or all with start, end and padding. ``mean_first`` averages a concept's
     words before it looks for the best position, else after. ``joint`` encodes all concepts in one text, as the authors do.
     """
 
@@ -77,18 +78,20 @@ ORDER = {"l1": 1.0, "l2": 2.0, "max": float("inf")}
 def word_states(backbone: Backbone, concepts: Sequence[Concept], joint: bool) -> list[Tensor]:
     """Text states ``[L, k, C]`` of each concept's words: each on its own after "a", or all in one text in task order.
 
-    Raises ``ValueError`` when the words do not fit into one text of 75 tokens: use another mode.
+    Raises ``ValueError`` when the words do not fit into one chunk of text: use another mode.
     """
-    tables = tables_of(concepts)
+    tables, encoder = tables_of(concepts), backbone.family.encoder()
     if not joint:
-        return [encode_layerwise(backbone, [f"a {spoken_as(c)}"], tables).context[0][:, 2 : 2 + length(backbone, c)] for c in concepts]
+        first = encoder.first + 1  # after "a"
+        texts = [encode_layerwise(backbone, [f"a {spoken_as(c)}"], tables).context[0] for c in concepts]
+        return [text[:, first : first + length(backbone, c)] for text, c in zip(texts, concepts, strict=True)]
     lengths = [length(backbone, c) for c in concepts]
-    if sum(lengths) > 75:
+    if sum(lengths) > encoder.room:
         raise ValueError(
-            f"{len(concepts)} concepts have {sum(lengths)} words, the text encoder takes 75 at once: use mode 'exact' or 'soft'"
+            f"{len(concepts)} concepts have {sum(lengths)} words, the text encoder takes {encoder.room} at once: use mode 'exact' or 'soft'"
         )
     keys = encode_layerwise(backbone, [" ".join(map(spoken_as, concepts))], tables).context[0]
-    return list(keys[:, 1 : 1 + sum(lengths)].split(lengths, 1))
+    return list(keys[:, encoder.first : encoder.first + sum(lengths)].split(lengths, 1))
 
 
 def spoken_as(concept: Concept) -> str:
@@ -100,7 +103,8 @@ def length(backbone: Backbone, concept: Concept) -> int:
     if concept.words:
         return len(concept.words)
     ids = backbone.tokenize(spoken_as(concept))[0].tolist()
-    return ids.index(END) - 1
+    encoder = backbone.family.encoder()
+    return ids.index(encoder.end) - encoder.first
 
 
 @torch.no_grad()
@@ -120,9 +124,10 @@ def weights(
     tables = tables_of(concepts)
     context = encode_layerwise(backbone, [prompt], tables).context[0]
     if rule.positions == "words":
-        ids = backbone.tokenize(hide(prompt, tables)[0])
-        real = (ids != END).cumprod(1).bool()
-        real[:, 0] = False
+        encoder = backbone.family.encoder()
+        ids = backbone.tokenize(hide(prompt, tables, encoder.placeholders)[0])
+        real = (ids != encoder.end).cumprod(1).bool()
+        real[:, : encoder.first] = False
         context = context[:, real.flatten().to(context.device)]
     if not context.shape[1]:
         return torch.zeros(layers, len(concepts))
@@ -131,9 +136,11 @@ def weights(
 
 
 def weights_in(weights: Tensor, layers: Sequence[str], name: str) -> Tensor:
-    """Of weights ``[..., L, G]`` those in a linear layer: ``[..., G]``. Outside of all transformer blocks it is the mean."""
-    block = block_of(name)
-    return weights[..., layers.index(f"{block}.attn2"), :] if block else weights.mean(-2)
+    """Of weights ``[..., L, G]`` those in a linear layer: ``[..., G]``, of the one of the L ``layers`` that is in its block. Outside of all
+    such blocks it is the mean.
+    """
+    here = next((i for i, layer in enumerate(layers) if name.startswith(layer.rpartition(".")[0] + ".")), None)
+    return weights.mean(-2) if here is None else weights[..., here, :]
 
 
 def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str]) -> dict[str, LowRank]:
@@ -152,10 +159,11 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
 @dataclass(frozen=True)
 class Route:
-    """The stack of a layer, and which of the G concepts its weights are those of."""
+    """The stack of a layer, which of the G concepts its weights are those of, and whether it reads the text."""
 
     stack: Stack
     owners: Sequence[int]
+    reads_text: bool
 
     def to(self, x: Tensor) -> "Route":
         return replace(self, stack=replace(self.stack, up=self.stack.up.to(x), down=self.stack.down.to(x)))
@@ -167,22 +175,18 @@ def route(concepts: Sequence[Concept]) -> dict[str, Route]:
     for g, concept in enumerate(concepts):
         for name in concept.factors:
             owners.setdefault(name, []).append(g)
-    return {n: Route(Stack.of([concepts[g].factors[n] for g in having]), having) for n, having in owners.items()}
+    stacks = {n: Stack.of([concepts[g].factors[n] for g in having]) for n, having in owners.items()}
+    families = {n: family_of(concepts[having[0]].architecture) for n, having in owners.items()}
+    return {n: Route(stacks[n], having, families[n].reads_text(n)) for n, having in owners.items()}
 
 
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:
     """The weights as text: a line per layer, a column per concept."""
-    width = max([len(c.name) for c in concepts] + [6])
-    names = [short(name) for name in layers]
-    left = max(map(len, names), default=5)
-    head = " " * left + "".join(f"  {c.name:>{width}}" for c in concepts)
-    rows = [f"{name:<{left}}" + "".join(f"  {w:>{width}.3f}" for w in row) for name, row in zip(names, weights.tolist(), strict=True)]
-    return "\n".join([head, *rows])
-
-
-def short(layer: str) -> str:
-    """A layer's name for reading."""
-    return layer.replace(".transformer_blocks.0.attn2", "").replace("attentions.", "")
+    family = family_of(concepts[0].architecture) if concepts else None
+    names = [family.short(name) if family else name for name in layers]
+    head = ["", *(concept.name for concept in concepts)]
+    rows = [[name, *(f"{weight:.3f}" for weight in row)] for name, row in zip(names, weights.tolist(), strict=True)]
+    return text_table([head, *rows])
 
 
 def tables_of(concepts: Sequence[Concept]) -> dict[str, Table]:

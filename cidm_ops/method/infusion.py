@@ -10,20 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..models.family import Family
+
 # Where the map comes from: the foundation's (the paper), the customised features' own, or those and a residual of the key too. The
 # last is what the authors' code does: it returns one stream, and locks its keys no more after they are assigned a second time.
 STREAMS = ("dual", "single", "released_code")
-LAYERS = {"all": "", "decoder": r"^up_blocks\."}
+LAYERS = ("all", "decoder")
 VALUE, KEY = "to_v", "to_k"  # what a residual is added to: its name is that of the linear layer
 
 
-def residual_layers(cross_attention: Sequence[str], chosen: str = "all") -> list[str]:
+def residual_layers(family: Family, cross_attention: Sequence[str], chosen: str = "all") -> list[str]:
     """Those of the cross-attention layers that ``all``, ``decoder`` or a regular expression on their names takes.
 
     Raises ``ValueError`` when it finds none or is no expression.
     """
     try:
-        wanted = re.compile(LAYERS.get(chosen, chosen))
+        wanted = re.compile({"all": "", "decoder": family.decoder}.get(chosen, chosen))
     except re.error as error:
         raise ValueError(f"layers {chosen!r}: expected one of {', '.join(LAYERS)} or a regular expression ({error})") from error
     found = [name for name in cross_attention if wanted.search(name)]
@@ -44,7 +46,7 @@ def infusion(attention: Tensor, residual: Tensor) -> Tensor:
 
 
 def masked_error(guess: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Squared error of each picture, ``[B]``, of ``guess m`` and ``target m [B, 4, h, w]`` under a soft ``mask [B, 1, h, w]``.
+    """Squared error of each picture, ``[B]``, of ``guess m`` and ``target m [B, C, h, w]`` under a soft ``mask [B, 1, h, w]``.
 
     As in the authors' code the mean is over the whole picture: a small subject weighs little.
     """

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.clip import CHUNK
+
 COVERED = 0.5  # of a cell, to belong to a region
 NOWHERE = torch.zeros(1, 1)
 
@@ -119,7 +121,7 @@ class AttentionPartition:
         return replace(self, background=background, chunks=chunks, sources=sources, shares=shares)
 
 
-def partition(shares: Tensor, keys: int = 77) -> AttentionPartition:
+def partition(shares: Tensor, keys: int = CHUNK) -> AttentionPartition:
     """The partition for the shares of the tokens in every row, ``[B, U + 1, T]``. A chunk costs its tokens and so many ``keys``: of the
     lengths that regions have, the cheapest is taken.
     """

@@ -120,7 +120,7 @@ def compose(
     plain = {f"<{n}>": bank.headers[n]["class_word"] for n in names}
     text, marks = stand_for(backbone, said.text, plain, words)
     mixed = _mixed(backbone, bank, Prompt(text, others), how)
-    chosen = set(residual_layers(list(backbone.cross_attention), layers))
+    chosen = set(residual_layers(backbone.family, list(backbone.cross_attention), layers))
     found, warnings = {}, list(mixed.warnings)
     for name in names:
         warnings.append(check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) or "")

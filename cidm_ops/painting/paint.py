@@ -12,10 +12,11 @@ from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..hub import Sites
 from ..method.regions import RegionMask
+from ..models.family import Family
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode
 from .rows import Job
-from .run import SceneRun
-from .sampling import Predict, noise_levels, sample
+from .run import SceneRun, Unet
+from .sampling import Predict, sample
 from .scene import InfusionConfig, NoiseEstimation, Scene
 
 
@@ -92,22 +93,21 @@ def paint_latents(
 def predictor(backbone: Backbone, scene: Scene) -> Predict:
     """The model with a scene beside its layers. What is kept belongs to one run: take another predictor for another one."""
     sites = Sites.of(backbone.unet, backbone.blocks, backbone.cross_attention, backbone.layers)
-    levels = noise_levels(backbone.schedule)
+    levels, sigmas = backbone.schedule.ratios(), backbone.schedule.sigma
     run = SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
-    flow = backbone.schedule.prediction == "flow"
 
     def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
-        level = levels[int(t[0])]
-        plain_noise = level / (1 + level) if flow else level / (1 + level**2).sqrt()  # of a clean latent of zero
+        step = int(t[0])
+        level = levels[step]
 
         def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
             own = pooled if pooled is None or len(rows) == len(pooled) else pooled[rows]
             return backbone.predict(x, t[:1].expand(len(x)), text, own)
 
         def background(x: Tensor) -> Tensor:
-            return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) * plain_noise.to(x)
+            return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) * sigmas[step].to(x)  # of a clean latent of zero
 
-        return run.predict(sites, x, text, float(level), [None] * chunks, call, background)
+        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background))
 
     return predict
 
@@ -127,6 +127,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
 
-def unit_noise(seed: int, count: int, height: int, width: int) -> Tensor:
-    """Noise ``[count, 4, height/8, width/8]`` on the CPU, image i from ``seed + i``, as ComfyUI draws it for one image."""
-    return torch.cat([torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])
+def unit_noise(family: Family, seed: int, count: int, height: int, width: int) -> Tensor:
+    """Noise ``[count, C, h, w]`` for the latents of images of ``height`` times ``width`` pixels, on the CPU; image i has that of
+    ``seed + i``, as ComfyUI draws it for one image.
+    """
+    shape = family.latent_shape(height, width)
+    return torch.cat([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])

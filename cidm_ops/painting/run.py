@@ -1,6 +1,7 @@
 """One run of a sampler on a model with concepts beside it, step by step."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,17 @@ from .state import RunState
 from .unet_call import UnetCall
 
 
+@dataclass(frozen=True)
+class Unet:
+    """The model at one step, as an engine runs it: ``call(jobs, rows, x, text)`` is its answer for some rows of the batch,
+    ``background(x)`` what it reads for plain background noised like ``x``, and ``fits(rows)`` whether there is memory for so many.
+    """
+
+    call: Callable[[Sequence[Job], Sequence[int], Tensor, Tensor], Tensor]
+    background: Callable[[Tensor], Tensor]
+    fits: Callable[[int], bool] = lambda rows: True
+
+
 class SceneRun(RunState):
     """A run: what goes through the U-Net in a step, and what comes of it."""
 
@@ -24,30 +36,27 @@ class SceneRun(RunState):
         text: Tensor,
         sigma: float,
         keys: Sequence[Hashable],
-        call: Callable[[Sequence[Job], Sequence[int], Tensor, Tensor], Tensor],
-        background: Callable[[Tensor], Tensor],
-        fits: Callable[[int], bool] = lambda rows: True,
+        unet: Unet,
     ) -> Tensor:
         """The prediction for a batch ``x [B, C, h, w]`` that reads ``text [B, N, D]``, divided into chunks with these ``keys``.
 
-        ``call(jobs, rows, x, text)`` is the model on rows of the batch; ``background(x)`` is what it reads for plain background noised
-        like ``x``. Raises ``ValueError`` for texts of other regions.
+        Raises ``ValueError`` for texts of other regions.
         """
         plans, each = plans_of(text), len(x) // len(keys)
         self.check(plans)
         looking = bool(self.sought) and sigma > min(self.sought.values())
         if self.seen and not looking:
             self.find()
-        calls = packed(self.jobs(plans, each, len(keys), sigma), each, fits)
+        calls = packed(self.jobs(plans, each, len(keys), sigma), each, unet.fits)
         answers: dict[Job, Tensor] = {}
         for jobs in calls:
             rows = rows_of(jobs, plans, keys, each)
             at = [job.chunk * each + image for job in jobs for image in range(each)]
             whole = at == list(range(len(x)))
             some, read = (x, text) if whole else (x[at], text[at])
-            some = self.hidden(some, rows, background)
+            some = self.hidden(some, rows, unet.background)
             with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).opened(some):
-                output = call(jobs, at, some, read)
+                output = unet.call(jobs, at, some, read)
             answers |= dict(zip(jobs, output.split(each), strict=True))
         return self.blended(answers, len(keys))
 

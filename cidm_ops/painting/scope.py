@@ -5,7 +5,6 @@ what they mean to the base; and with the base's queries a style does not move wh
 which sums the prompt up, and loses as much likeness as it gains obedience: docs/painting.md.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,12 +14,11 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..concept_text import END_OF_TEXT
-from ..tokens import END, hide
+from ..models.family import family_of
+from ..tokens import hide
 
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
 OF_KIND = {"style": WORDS}
-READS_TEXT = re.compile(r"attn2\.to_[kv]$")
-QUERIES = re.compile(r"attn2\.to_q$")
 
 
 def scope_of(concept: Concept, scope: str = BY_KIND) -> str:
@@ -47,14 +45,16 @@ def scoped(concepts: Sequence[Concept], scope: str) -> list[Concept]:
 
 def without_queries(concept: Concept) -> Concept:
     """The concept, leaving what the image looks at to the base."""
-    return replace(concept, factors={name: f for name, f in concept.factors.items() if not QUERIES.search(name)})
+    family = family_of(concept.architecture)
+    return replace(concept, factors={name: f for name, f in concept.factors.items() if not family.looks_at_text(name)})
 
 
 def token_masks(backbone: Backbone, text: str, concepts: Sequence[Concept]) -> dict[str, Tensor]:
     """``[N]`` by concept name: 1 where the concept's words stand among the N tokens of a text; and where the text has ended."""
-    visible, hidden = hide(text, [word for concept in concepts for word in concept.words])
+    encoder = backbone.family.encoder()
+    visible, hidden = hide(text, [word for concept in concepts for word in concept.words], encoder.placeholders)
     ids = backbone.tokenize(visible).cpu()
-    found = {END_OF_TEXT: ids.eq(END).cumsum(1).bool().flatten().float()}
+    found = {END_OF_TEXT: ids.eq(encoder.end).cumsum(1).bool().flatten().float()}
     for concept in concepts:
         own = torch.tensor([token for token, word in hidden.items() if word in concept.words])
         found[concept.name] = torch.isin(ids.flatten(), own).float()

@@ -22,7 +22,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # q [B, T, C], k and v
 class Beside:
     """The factors of one layer on their device: their stack, the weights of its ranks ``[P, U + 1, R]``, whose they are, which of the
     scene's stacks they belong to, and ``key``, which layers with the same weights share. ``uniform``: all regions have the same weights;
-    ``said``: the global prompt has some.
+    ``said``: the global prompt has some; ``reads_text``: the layer reads texts.
     """
 
     stack: Stack
@@ -32,6 +32,7 @@ class Beside:
     key: int
     uniform: bool
     said: bool
+    reads_text: bool
 
 
 class RunState:
@@ -86,7 +87,7 @@ class RunState:
                     same = (number, tuple(own.owners), tuple(weights.flatten().tolist()))
                     key, weights = known.setdefault(same, (len(known), weights))
                     uniform, said = bool((weights == weights[:, :1]).all()), bool(weights[:, 0].any())
-                    made.setdefault(name, []).append(Beside(stack, weights, own.owners, number, key, uniform, said))
+                    made.setdefault(name, []).append(Beside(stack, weights, own.owners, number, key, uniform, said, own.reads_text))
             self.placed[wanted] = made
         return self.placed[wanted]
 

@@ -17,7 +17,7 @@ from ..method.attention import word_attention
 from ..method.infusion import KEY, VALUE, infused_value, infusion
 from ..method.regions import AttentionPartition, pad_to_common_length, partition, region_attention
 from .rows import NONE, Row, has_residuals
-from .scope import READS_TEXT, acting_at, repeated
+from .scope import acting_at, repeated
 from .state import Beside, RunState
 
 
@@ -84,7 +84,7 @@ class UnetCall:
         found: list[dict[str, Weighted]] = [{} for _ in self.run.scene.stacks]
         for name, stacks in self.run.besides(x).items():
             for own in stacks:
-                if READS_TEXT.search(name):
+                if own.reads_text:
                     if own.said:
                         found[own.number][name] = self.beside(own, self.at_text)
                 else:

@@ -82,7 +82,7 @@ class WithoutForgetting(OneLora):
         def delta(name: str) -> Callable[[Tensor], Tensor]:
             return lambda x: (self.before if self.as_before else now)[name](x)
 
-        layers = {**linears(self.backbone.blocks), **attention_layers(self.backbone.texts)}
+        layers = {**linears(self.backbone), **attention_layers(self.backbone.texts)}
         with attached(layers, {name: delta(name) for name in now}):
             yield
 
@@ -121,5 +121,5 @@ class SelfRegularisedLora(Run):
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        with attached(linears(self.backbone.blocks), self.below), super().attached():
+        with attached(linears(self.backbone), self.below), super().attached():
             yield

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..models.sd import SD1
 from .captions import constant_words
 from .fit import FITS, fit, resize
 
@@ -53,9 +54,9 @@ class Dataset:
         """Whether a picture looks the same at every draw, but for flipping: then its latent can be kept."""
         return self.fit != "random"
 
-    def draw(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
-        """Picture ``[3, h, w]`` in [-1, 1] and where to learn ``[1, h, w]`` in [0, 1], all of it if ``None``."""
-        picture, mask = fit(self.pictures[index], self.masks[index], self.fit, self.size, rng)
+    def draw(self, index: int, flipped: bool, rng: random.Random, cell: int = SD1.cell) -> tuple[Tensor, Tensor | None]:
+        """Picture ``[3, h, w]`` in [-1, 1] and where to learn ``[1, h, w]`` in [0, 1], all of it if ``None``; ``cell`` is the model's."""
+        picture, mask = fit(self.pictures[index], self.masks[index], self.fit, self.size, rng, cell)
         if flipped:
             picture, mask = picture.flip(-1), None if mask is None else mask.flip(-1)
         return (picture * 2 - 1).contiguous(), mask

@@ -7,32 +7,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.sd import SD1
+
 FITS = ("centre", "buckets", "random", "as_given")
-GRID = 8  # pixels of a latent cell
 
 
-def fit(picture: Tensor, mask: Tensor | None, mode: str, size: int, rng: random.Random) -> tuple[Tensor, Tensor | None]:
+def fit(
+    picture: Tensor, mask: Tensor | None, mode: str, size: int, rng: random.Random, cell: int = SD1.cell
+) -> tuple[Tensor, Tensor | None]:
     """Fit a picture ``[3, H, W]`` in [0, 1] and its mask ``[1, H, W]`` for training at ``size`` pixels.
 
     ``centre``: the middle square. ``buckets``: the shape nearest to the picture's own among those of at most ``size^2``
     pixels. ``random``: the reference's crop and pad, new at every draw; the mask then marks what is picture, not padding.
-    ``as_given``: only cut to whole latent cells. Raises ``ValueError`` for an unknown mode.
+    ``as_given``: only cut to whole cells of ``cell`` pixels. Raises ``ValueError`` for an unknown mode.
     """
     if mode == "random":
         return crop_and_pad(picture, mask, size, rng)
     height, width = picture.shape[-2:]
     if mode == "as_given":
-        to = (height // GRID * GRID, width // GRID * GRID)
+        to = (height // cell * cell, width // cell * cell)
         return picture[:, : to[0], : to[1]], None if mask is None else mask[:, : to[0], : to[1]]
     if mode not in FITS:
         raise ValueError(f"fit {mode!r}: expected one of {', '.join(FITS)}")
-    to = (size, size) if mode == "centre" else bucket(height, width, size)
+    to = (size, size) if mode == "centre" else bucket(height, width, size, cell)
     return cover(picture, *to), None if mask is None else cover(mask, *to)
 
 
-def bucket(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of the training shape for a picture: multiples of an eighth of ``size``, area at most ``size^2``."""
-    step = max(GRID, size // 8 // GRID * GRID)
+def bucket(height: int, width: int, size: int, cell: int = SD1.cell) -> tuple[int, int]:
+    """Height and width of the training shape for a picture: multiples of an eighth of ``size`` in whole cells, area at most ``size^2``."""
+    step = max(cell, size // 8 // cell * cell)
     shapes = [
         (step * i, min(2 * size, size * size // (step * i) // step * step)) for i in range(max(1, size // 2 // step), 2 * size // step + 1)
     ]

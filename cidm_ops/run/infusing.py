@@ -46,7 +46,7 @@ class Residuals(nn.Module):
         super().__init__()
         layers: Mapping[str, Any] = backbone.cross_attention
         parts = (VALUE, KEY) if recipe.stream == "released_code" else (VALUE,)
-        self.names = [f"{name}.{part}" for name in residual_layers(list(layers), recipe.targets) for part in parts]
+        self.names = [f"{name}.{part}" for name in residual_layers(backbone.family, list(layers), recipe.targets) for part in parts]
         widths = [getattr(layers[name.rpartition(".")[0]], name.rpartition(".")[2]).out_features for name in self.names]
         self.rows = nn.ParameterList([nn.Parameter(torch.zeros(width)) for width in widths])
 

@@ -13,7 +13,8 @@ from ..bank.concept import Concept
 from ..causal import attention_layers
 from ..lowrank import LowRank
 from ..method.consolidation import orthogonal_downs
-from ..tokens import END, Table
+from ..models.family import Family
+from ..tokens import Table
 from .recipe import Recipe
 
 
@@ -33,13 +34,13 @@ class Learner(nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        layers: dict[str, Any] = linears(backbone.blocks, recipe.targets)
+        layers: dict[str, Any] = linears(backbone, recipe.targets)
         self.names, self.scale = list(layers), recipe.scale
         shapes = {n: tuple(layer.weight.shape) for n, layer in layers.items()}
         narrow = min(shapes, key=lambda n: min(shapes[n]))
         if recipe.rank > min(shapes[narrow]):
             raise ValueError(f"rank {recipe.rank}: {narrow} is {min(shapes[narrow])} wide, expected at most that")
-        self.layers = row_of_layer(list(backbone.cross_attention), recipe.groups)
+        self.layers = row_of_layer(backbone.family, list(backbone.cross_attention), recipe.groups)
         self.tokens = nn.ParameterDict()
         for encoder in backbone.encoders:
             nouns = [noun_row(backbone, noun, encoder).cpu() for noun in class_word.split()]
@@ -123,15 +124,15 @@ def _rank(factors: Mapping[str, LowRank]) -> int:
     return next((f.rank for f in factors.values()), 0)
 
 
-def row_of_layer(names: Sequence[str], groups: str) -> tuple[int, ...]:
+def row_of_layer(family: Family, names: Sequence[str], groups: str) -> tuple[int, ...]:
     """Which row of a word each cross-attention layer reads: its own (``layer``), that of its ``block``, or the only ``one``."""
-    keys = {"layer": names, "block": [n.partition(".transformer_blocks.")[0] for n in names], "one": [""] * len(names)}[groups]
+    keys = {"layer": names, "block": [family.stage_of(n) for n in names], "one": [""] * len(names)}[groups]
     rows = list(dict.fromkeys(keys))
     return tuple(rows.index(key) for key in keys)
 
 
 def noun_row(backbone: Backbone, noun: str, encoder: str) -> Tensor:
-    """The token row ``[D]`` of a noun, the mean if CLIP splits it."""
-    ids = backbone.tokenize(noun, encoder)[0]
-    length = int((ids[1:] == END).nonzero()[0])
-    return backbone.token_rows(ids[1 : 1 + length].to(backbone.device), encoder).mean(0)
+    """The token row ``[D]`` of a noun, the mean if the tokenizer splits it."""
+    ids, kind = backbone.tokenize(noun, encoder)[0], backbone.family.encoder(encoder)
+    end = int((ids == kind.end).nonzero()[0])
+    return backbone.token_rows(ids[kind.first : end].to(backbone.device), encoder).mean(0)

@@ -18,7 +18,7 @@ from .dataset import Dataset
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a batch: latent ``[4, h, w]``, where to learn ``[1, h, w]`` (everywhere if ``None``) and what the text says."""
+    """One picture of a batch: latent ``[C, h, w]``, where to learn ``[1, h, w]`` (everywhere if ``None``) and what the text says."""
 
     latent: Tensor
     mask: Tensor | None
@@ -51,7 +51,7 @@ class Material:
 
     def draw(self, index: int, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
         """Latent of a picture and its mask; the latent is kept where the picture looks the same at every draw."""
-        picture, mask = self.data.draw(index, flipped, rng)
+        picture, mask = self.data.draw(index, flipped, rng, self.backbone.family.cell)
         latent = self.latents.get((index, flipped))
         if latent is None:
             latent = self.backbone.encode_image(picture[None].to(self.backbone.device))[0].float()

@@ -10,7 +10,7 @@ from ..schedule import Schedule
 
 @dataclass(frozen=True)
 class Noised:
-    """Latents ``x [B, 4, h, w]`` at timesteps ``t [B]``, what the model should answer, and the weight ``[B]`` of each."""
+    """Latents ``x [B, C, h, w]`` at timesteps ``t [B]``, what the model should answer, and the weight ``[B]`` of each."""
 
     x: Tensor
     t: Tensor
@@ -25,16 +25,12 @@ class Noised:
 def noised(clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0) -> Noised:
     """Draw timesteps and noise on the CPU, so that every device trains on the same.
 
-    Min-SNR (Hang et al. 2023) weighs by ``min(snr, gamma) / snr`` for eps, ``min(snr, gamma) / (snr + 1)`` for v; a flow's error is one
-    of ``x_0`` weighed by ``(signal / sigma + 1)^2``, so there it is ``min(snr, gamma) / (sqrt(snr) + 1)^2``.
+    ``min_snr`` is the gamma of Min-SNR weighting (Hang et al. 2023), 0 for none.
     """
     t = torch.randint(0, len(schedule.sigma), (len(clean),), generator=generator)
     noise = torch.randn(clean.shape, generator=generator) + noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
     t, noise = t.to(clean.device), noise.to(clean.device)
-    weight = torch.ones(len(clean), device=clean.device)
-    if min_snr:
-        snr = schedule.snr(t.cpu()).to(clean)
-        weight = snr.clamp(max=min_snr) / {"eps": snr, "v": snr + 1, "flow": (snr.sqrt() + 1).square()}[schedule.prediction]
+    weight = schedule.min_snr_weight(t.cpu(), min_snr).to(clean) if min_snr else torch.ones(len(clean), device=clean.device)
     return Noised(schedule.noised(clean, noise, t), t, schedule.target(clean, noise, t), weight)
 
 

@@ -30,7 +30,8 @@ def imagined(
     wanted, plain = (encode_layerwise(backbone, [text], {}) for text in (caption, ""))
     pictures = []
     for number in range(count):
-        noise = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed + number)).to(backbone.device)
+        shape = backbone.family.latent_shape(height, width)
+        noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + number)).to(backbone.device)
         latent = sample(backbone, wanted, plain, noise, steps=steps, guidance=guidance)
         pictures.append(backbone.decode_latent(latent)[0].float().cpu() / 2 + 0.5)
         on_picture(number + 1, count)

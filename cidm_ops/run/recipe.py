@@ -19,7 +19,7 @@ KINDS = tuple(TEMPLATES)
 class Recipe:
     """The paper's recipe. ``batch`` is the effective batch of its two GPUs; rates decay linearly to zero.
 
-    ``targets`` names the layers that get factors (``adapters.TARGETS``, or a regular expression on their canonical names).
+    ``targets`` names the layers that get factors (``models.family.TARGETS``, or a regular expression on their canonical names).
     A step takes ``accumulate`` times ``batch`` pictures and averages their gradients. ``alpha`` scales the factors by
     ``alpha / rank`` while they learn, 0 stands for the rank; the file holds them at full scale. ``norm_stop``: when the
     mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on.

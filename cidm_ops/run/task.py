@@ -72,8 +72,8 @@ def learn_into(
     began = known.get("task", "unknown") if start else ""
     task = digest(began)
     if recipe.prior and prior is None:
-        height, width = data.draw(0, False, Random(0))[0].shape[1:]
-        prior = imagined(backbone, class_word, recipe.prior_pictures, height // 8 * 8, width // 8 * 8, recipe.seed, on_picture)
+        height, width = data.draw(0, False, Random(0), backbone.family.cell)[0].shape[1:]
+        prior = imagined(backbone, class_word, recipe.prior_pictures, *backbone.family.whole_cells(height, width), recipe.seed, on_picture)
     infusion = recipe.method == "infusion"
     run = (kind or (InfusionRun if infusion else Run))(
         backbone,

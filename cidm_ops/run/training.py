@@ -96,7 +96,7 @@ class Run:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """While open, the model is the base with the concept as far as it is learned."""
-        layers = {**linears(self.backbone.blocks), **attention_layers(self.backbone.texts)}
+        layers = {**linears(self.backbone), **attention_layers(self.backbone.texts)}
         with attached(layers, self.learner.deltas()):
             yield
 
@@ -165,9 +165,9 @@ class Run:
         return backbone.decode_latent(sample(backbone, wanted, plain, self.noise(seed), steps=steps, guidance=guidance))[0]
 
     def noise(self, seed: int) -> Tensor:
-        """Of a picture of the first one's shape, ``[1, 4, h, w]``."""
-        height, width = self.material.draw(0, False, random.Random(0))[0].shape[-2:]
-        return torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)
+        """Noise of the shape of the first picture's latent, ``[1, C, h, w]``."""
+        shape = self.material.draw(0, False, random.Random(0))[0].shape
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)
 
     def freeze_tokens(self) -> None:
         """The words are learned: from here on texts are constants."""

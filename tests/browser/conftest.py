@@ -1,3 +1,5 @@
+"""The front end in a browser, open once for every checkout."""
+
 import pytest
 from comfy_server import server  # noqa: F401
 

@@ -1,5 +1,6 @@
 """Base models small enough for every test."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,25 @@ def tiny_sdxl(tmp_path_factory) -> Path:
     ).save_pretrained(folder / "vae")
     DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(folder / "scheduler")
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapters() -> None:
+    """Adapters of peft in the models of diffusers and transformers: skips by name where one refuses the peft that is installed.
+
+    Tried with their own models and nothing of ours: what is skipped here is between them.
+    """
+    peft = pytest.importorskip("peft", reason="diffusers loads LoRAs through peft")
+    text = CLIPTextConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=8,
+    )
+    for library, model, layer in (("diffusers", unet, "to_q"), ("transformers", CLIPTextModel(text), "q_proj")):
+        try:
+            model.add_adapter(peft.LoraConfig(r=1, target_modules=[layer]))
+        except (ImportError, ValueError) as refusal:
+            pytest.skip(f"{library} {version(library)} refuses peft {peft.__version__}: {refusal}")

@@ -10,25 +10,26 @@ from test_command_line import cidm, refused  # noqa: F401
 
 from cidm_ops.adapters import attached
 from cidm_ops.bank.bank import Bank
-from cidm_ops.doodle.asked import asked
+from cidm_ops.benchmarks.quality import methods, protocol, suite
+from cidm_ops.benchmarks.quality.asked import asked
+from cidm_ops.benchmarks.quality.figures import Row, best_at, figures, means
+from cidm_ops.benchmarks.quality.methods import METHODS, mixture
+from cidm_ops.benchmarks.quality.page import page, table
+from cidm_ops.benchmarks.quality.painter import paint_mixtures
+from cidm_ops.benchmarks.quality.protocol import Bench
+from cidm_ops.benchmarks.quality.suite import doodle_suite, doodle_task
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.style import Style
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
+from cidm_ops.evaluation.protocol import Sampling
 from cidm_ops.lowrank import LowRank
-from cidm_ops.measure.benchmark import methods, protocol, suite
-from cidm_ops.measure.benchmark.figures import Row, best_at, figures, means
-from cidm_ops.measure.benchmark.methods import METHODS, mixture
-from cidm_ops.measure.benchmark.page import page, table
-from cidm_ops.measure.benchmark.painter import paint_mixtures
-from cidm_ops.measure.benchmark.protocol import Bench
-from cidm_ops.measure.benchmark.suite import doodle_lesson, doodle_suite
-from cidm_ops.measure.evaluation import Sampling
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
+from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, encode
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.painting.sampling import sample
-from cidm_ops.painting.scope import EVERYWHERE, QUERIES, READS_TEXT, SCOPES, acting_at, scope_of, scoped, token_masks
+from cidm_ops.painting.scope import EVERYWHERE, SCOPES, acting_at, scope_of, scoped, token_masks
 from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
 from cidm_ops.run.captions import TEMPLATES
 from cidm_ops.tokens import concept_words
@@ -141,7 +142,7 @@ def acting(backbone, text, concepts, scope):
 
 class TestPainting:
     def test_a_batch_of_mixtures_is_what_each_prompt_paints_alone(self, bench, learned):
-        backbone, noise = bench.suite.backbone, unit_noise(3, 2, 128, 128)
+        backbone, noise = bench.suite.backbone, unit_noise(DOODLE, 3, 2, 128, 128)
         bank = Bank(bench.folder / "banks/corrected-0")
         prompts = ["a <dog> on the beach", "a <dog> in the snow next to a red cup"]
         got = paint_mixtures(backbone, [mixture("exact", backbone, learned, "dog", p) for p in prompts], noise, SAMPLING)
@@ -154,7 +155,7 @@ class TestPainting:
         ).abs().max() < 1e-3
 
     def test_concepts_act_where_they_are_named(self, bench, learned):
-        backbone, noise, dog = bench.suite.backbone, unit_noise(3, 1, 128, 128), learned["dog"]
+        backbone, noise, dog = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128), learned["dog"]
         mixed = mixture("exact", backbone, learned, "dog", "a <dog> next to a red cup")
         at = {reach: acting(backbone, mixed.text, [dog], reach)[:, 0].nonzero().flatten().tolist() for reach in SCOPES}
         whole = [*range(77)]
@@ -167,8 +168,8 @@ class TestPainting:
 
         here = torch.stack([acting(backbone, text, [dog], "words") for text in (mixed.text, "")])
         (bare,) = scoped([dog], "words")
-        assert len(bare.factors) == 0.75 * len(dog.factors) and not any(QUERIES.search(n) for n in bare.factors)
-        deltas = {n: (lambda x, f=f: f(x) * here) if READS_TEXT.search(n) else f for n, f in bare.factors.items()}
+        assert len(bare.factors) == 0.75 * len(dog.factors) and not any(DOODLE.looks_at_text(n) for n in bare.factors)
+        deltas = {n: (lambda x, f=f: f(x) * here) if DOODLE.reads_text(n) else f for n, f in bare.factors.items()}
         with attached(backbone.layers, deltas), torch.no_grad():
             want = sample(backbone, encode(backbone, mixed), encode(backbone, ParsedPrompt("")), noise, steps=2, guidance=2.0)
         for got in (
@@ -178,7 +179,7 @@ class TestPainting:
             assert (got - backbone.decode_latent(want)).abs().max() < 1e-4
 
     def test_texts_of_different_length_paint_alike(self, bench, learned):
-        backbone, noise, bank = bench.suite.backbone, unit_noise(3, 1, 128, 128), Bank(bench.folder / "banks/corrected-0")
+        backbone, noise, bank = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128), Bank(bench.folder / "banks/corrected-0")
         how = AggregationConfig(scope="words and end")
         configs = [SamplingConfig(2, negative=negative, aggregation=how) for negative in ("", "a cat, " * 40)]
         same, longer = (paint(backbone, bank, "a <dog>", noise, config)[0] for config in configs)
@@ -194,7 +195,7 @@ class TestPainting:
             mixture("mean", backbone, learned, "duck", "a <duck>")
 
     def test_a_composite_is_the_mean_of_what_each_predicts(self, bench, learned):
-        backbone, noise = bench.suite.backbone, unit_noise(3, 1, 128, 128)
+        backbone, noise = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128)
         mixed = mixture("composite", backbone, learned, "dog", "a <dog>")
         one = {"dog": learned["dog"]}
         alone = paint_mixtures(backbone, [mixture("composite", backbone, one, "dog", "a <dog>")], noise, SAMPLING, composite=True)
@@ -227,7 +228,7 @@ class TestAsked:
 
     def test_every_prompt_of_the_suite_can_be_drawn(self):
         for concept in (CONCEPTS["cat"], CONCEPTS["drawing"]):
-            lesson = doodle_lesson(concept)
+            lesson = doodle_task(concept)
             assert len(lesson.prompts) == 20
             assert all(lesson.drawn(prompt, i).shape == (3, 128, 128) for i, prompt in enumerate(lesson.prompts))
 

@@ -16,9 +16,9 @@ from transformers import CLIPConfig, CLIPModel
 from cidm_ops.adapters import linears
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
+from cidm_ops.benchmarks.speed.checkpoints import write_checkpoint
 from cidm_ops.engines.diffusers import load
 from cidm_ops.lowrank import LowRank
-from cidm_ops.measure.bench.checkpoints import write_checkpoint
 from cidm_ops.tokens import concept_words
 
 CIFC = Path(os.environ.get("CIDM_CIFC", ""))
@@ -42,7 +42,7 @@ def random_bank(folder: Path, backbone, names) -> Bank:
             n: LowRank(
                 0.01 * torch.randn(m.weight.shape[0], 4, generator=generator), torch.randn(4, m.weight.shape[1], generator=generator)
             )
-            for n, m in linears(backbone.blocks, "cross_attention").items()
+            for n, m in linears(backbone, "cross_attention").items()
         }
         words = tuple(concept_words(name, TASKS[name]))
         tokens = {"clip_l": 0.02 * torch.randn(len(words), len(backbone.cross_attention), 768, generator=generator)}

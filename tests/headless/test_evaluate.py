@@ -15,11 +15,11 @@ from test_towers import tiny_clip  # noqa: F401
 
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
-from cidm_ops.measure import evaluation
+from cidm_ops.evaluation import protocol as evaluation
+from cidm_ops.evaluation.fisher import by_group
 from cidm_ops.measure.divergence import Levels
-from cidm_ops.measure.fisher import by_group, in_plain_words, read_groups
+from cidm_ops.measure.fisher import in_plain_words, read_groups
 from cidm_ops.measure.scores import alignments, embed_all
-from cidm_ops.painting.sampling import noise_levels
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_second_run_paints_nothing_and_says_the_same(cidm, ready, tmp_path, mo
     monkeypatch.setattr(evaluation, "paint", None)
     monkeypatch.setattr(evaluation, "embed_all", None)
     code, again, err = cidm(*ready)
-    assert code == 0 and again == out and "painted 0 of 8 pictures" in err and "embedded" not in "".join(err)
+    assert code == 0 and again == out and "painted 0 of 8 pictures" in err
     assert pictures(tmp_path / "out") == first and (tmp_path / "out/scores.json").read_bytes() == scores
 
 
@@ -119,12 +119,10 @@ def test_prompts_without_concepts_diverge_by_nothing(learned, tiny_sd1):  # noqa
     groups = read_groups("alone: a red boat\nalone: a dog\nwith: a <rex> in the snow")
     assert groups == {"alone": ["a red boat", "a dog"], "with": ["a <rex> in the snow"]}
     assert in_plain_words(bank, "a <rex:0.5> in the snow, <ted>") == "a dog in the snow, teddy bear"
-    found, levels = by_group(backbone, bank, groups, 64, steps=1)
+    found, levels = by_group(backbone, bank, groups, evaluation.Sampling(64, steps=1))
     assert not found["alone"].eps.any() and len(found["alone"].eps) == 8
     assert (found["with"].eps > 0).all() and (found["with"].likelihood > 0).all() and found["with"].curve.shape == (12,)
-    assert float(levels.shares.sum()) == pytest.approx(1) and levels.span == pytest.approx(
-        Levels.of(noise_levels(backbone.schedule), 3).span
-    )
+    assert float(levels.shares.sum()) == pytest.approx(1) and levels.span == pytest.approx(Levels.of(backbone.schedule.ratios(), 3).span)
 
 
 class TestRefusals:

@@ -13,6 +13,7 @@ from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.infusion import STREAMS
 from cidm_ops.method.regions import RegionMask
+from cidm_ops.models.sd import SD1
 from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, compose, encode, mix, residual_masks, row_plan
 from cidm_ops.painting.paint import SamplingConfig, paint, predictor, unit_noise
 from cidm_ops.painting.scene import InfusionConfig, Scene
@@ -51,7 +52,7 @@ def dataset(masks=True):
 
 def painted(backbone, bank, prompt, **how):
     config = SamplingConfig(3, infusion=InfusionConfig(**how))
-    return paint(backbone, bank, prompt, unit_noise(1, 2, 64, 64), config)[0]
+    return paint(backbone, bank, prompt, unit_noise(SD1, 1, 2, 64, 64), config)[0]
 
 
 def test_nothing_to_add_is_the_base(backbone, tmp_path):
@@ -71,7 +72,7 @@ def test_the_foundation_is_the_base_whatever_the_residual(backbone, tmp_path):
     bank = Bank(tmp_path).add(concept(backbone, "rex", scale=5.0))
     mixture = compose(backbone, bank, "a <rex> on the beach")
     text = encode(backbone, mixture)
-    x, t = unit_noise(1, 1, 64, 64), torch.tensor([500])
+    x, t = unit_noise(SD1, 1, 1, 64, 64), torch.tensor([500])
     seen = []
 
     with torch.no_grad():
@@ -121,7 +122,7 @@ def test_a_region_limits_a_concept(small, tmp_path):
     with pytest.raises(ValueError, match="not in the prompt"):
         compose(small, bank, "a dog", masks=masks)
     text = encode(small, ParsedPrompt("a dog"))
-    x, t = unit_noise(1, 1, 64, 64), torch.tensor([500])
+    x, t = unit_noise(SD1, 1, 1, 64, 64), torch.tensor([500])
 
     def answer(mask):
         rex = encode(small, compose(small, bank, "a <rex>", masks={} if mask is None else {"rex": mask}))

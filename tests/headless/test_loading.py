@@ -10,10 +10,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
+from cidm_ops.benchmarks.speed.checkpoints import empty, original_names, write_checkpoint
 from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEYS, from_original
 from cidm_ops.engines.diffusers import load
-from cidm_ops.engines.families import SD1, SDXL
-from cidm_ops.measure.bench.checkpoints import empty, original_names, write_checkpoint
+from cidm_ops.models.sd import SD1, SDXL
 from cidm_ops.tokens import encode_layerwise
 
 
@@ -56,7 +56,7 @@ def test_text_of_the_tables_own_rows_is_the_plain_encoding(backbone):
     ids = backbone.tokenize("a photo of a dog")
     with torch.no_grad():
         plain = backbone.texts["clip_l"](ids).last_hidden_state
-        torch.testing.assert_close(backbone.encode_text(ids, backbone.token_rows(ids))[0], plain, atol=1e-6, rtol=0)
+        torch.testing.assert_close(backbone.encode_text(ids, backbone.token_rows(ids))[0], plain)  # up to the rounding of float32
 
 
 def test_a_new_row_changes_what_follows_it_and_learns(backbone):

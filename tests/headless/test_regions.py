@@ -10,6 +10,7 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.boxes import read_region
 from cidm_ops.method.regions import NOWHERE, RegionMask
+from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import compose_regions
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
 from cidm_ops.painting.scene import PRESETS, NoiseEstimation
@@ -29,7 +30,7 @@ def bank(pytestconfig):
 
 
 def latents(backbone, bank, prompt, regions, estimation=None, batch=1):
-    noise = unit_noise(1, batch, 128, 128)
+    noise = unit_noise(DOODLE, 1, batch, 128, 128)
     return paint_latents(backbone, compose_regions(backbone, bank, prompt, regions), noise, SamplingConfig(2, 3.0, estimation=estimation))
 
 
@@ -57,7 +58,7 @@ def test_passes_and_places_that_are_found(backbone, bank):
     assert all(p.isfinite().all() and float((p - features).abs().max()) > 1e-2 for p in painted)
     sought = [("a <dog> and a cat", RegionMask(NOWHERE, sought=0.3)), ("a dog and a <cat>", RegionMask(NOWHERE, sought=0.3))]
     found = paint_latents(
-        backbone, compose_regions(backbone, bank, "a dog and a cat", sought), unit_noise(1, 1, 128, 128), SamplingConfig(4, 3.0)
+        backbone, compose_regions(backbone, bank, "a dog and a cat", sought), unit_noise(DOODLE, 1, 1, 128, 128), SamplingConfig(4, 3.0)
     )
     assert found.isfinite().all()
     with pytest.raises(ValueError, match="region 1, 'a dog', is to be found by its concept, and has none"):
@@ -86,5 +87,5 @@ def test_the_command_line_paints_them(bank, tmp_path, capsys):
 
 def test_what_was_asked_for_is_told(backbone, bank):
     hidden = [("a <dog>", RegionMask(torch.ones(8, 8))), ("a <cat>", RegionMask(torch.ones(8, 8), priority=1))]
-    _, warnings = paint(backbone, bank, "", unit_noise(1, 1, 64, 64), SamplingConfig(1), hidden)
+    _, warnings = paint(backbone, bank, "", unit_noise(DOODLE, 1, 1, 64, 64), SamplingConfig(1), hidden)
     assert warnings == ["region 1 is hidden by regions of higher priority"]

@@ -45,16 +45,18 @@ def test_the_pooled_state_and_both_widths_reach_the_model(backbone):
 
 def test_the_groups_of_a_word(backbone):
     names = list(backbone.cross_attention)
-    assert row_of_layer(names, "layer") == tuple(range(8))
-    assert row_of_layer(names, "block") == (0, 0, 1, 1, 2, 2, 3, 3)
-    assert row_of_layer(names, "one") == (0,) * 8
+    assert row_of_layer(backbone.family, names, "layer") == tuple(range(8))
+    assert row_of_layer(backbone.family, names, "block") == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert row_of_layer(backbone.family, names, "one") == (0,) * 8
 
 
 @pytest.mark.parametrize(("groups", "rows"), [("block", 4), ("layer", 8), ("one", 1)])
 def test_a_concept_is_learned_for_both_encoders(backbone, tmp_path, groups, rows):
     bank, concept, _ = learn(tmp_path, backbone, recipe=replace(RECIPE, groups=groups))
     assert {e: tuple(t.shape) for e, t in concept.tokens.items()} == {"clip_l": (2, rows, 32), "clip_g": (2, rows, 48)}
-    assert load_concept(bank.file("rex")).tables()["<rex.1>"].layers == row_of_layer(list(backbone.cross_attention), groups)
+    assert load_concept(bank.file("rex")).tables()["<rex.1>"].layers == row_of_layer(
+        backbone.family, list(backbone.cross_attention), groups
+    )
     first = concept.tokens["clip_g"]
     assert (first[0] - first[0, :1]).abs().max() > 0 or rows == 1, "the rows of the second encoder did not learn"
 
@@ -63,7 +65,7 @@ def test_layers_of_a_block_share_an_encoding_and_concepts_of_other_groups_mix(ba
     names = list(backbone.cross_attention)
     tables = {}
     for word, groups in (("<a.1>", "block"), ("<b.1>", "layer")):
-        layers = row_of_layer(names, groups)
+        layers = row_of_layer(backbone.family, names, groups)
         generator = torch.Generator().manual_seed(len(tables))
         tables[word] = Table({e: torch.randn(1 + max(layers), w, generator=generator) for e, w in (("clip_l", 32), ("clip_g", 48))}, layers)
     with torch.no_grad():
@@ -78,7 +80,7 @@ def test_concepts_become_pictures(backbone, tmp_path):
     learn(tmp_path, backbone)
     bank, _, _ = learn(tmp_path, backbone, "ted", replace(RECIPE, groups="layer"))
     pictures = [
-        paint(backbone, bank, prompt, unit_noise(0, 2, 64, 64), SamplingConfig(2))[0]
+        paint(backbone, bank, prompt, unit_noise(backbone.family, 0, 2, 64, 64), SamplingConfig(2))[0]
         for prompt in ("a dog", "a <rex>", "a <rex> and <ted>")
     ]
     assert all(p.shape == (2, 3, 64, 64) and p.isfinite().all() for p in pictures)

@@ -5,7 +5,8 @@ import random
 import subprocess
 import textwrap
 
-from cidm_ops.engines.tokenizer import BOS, EOS, clip_bpe, tokenize
+from cidm_ops.engines.tokenizer import clip_bpe, tokenize
+from cidm_ops.models.clip import END, START
 
 TEXTS = [
     "",
@@ -15,8 +16,11 @@ TEXTS = [
     "don't, we've, it's, I'd, they'LL, rock'n'roll, ''quoted'', o'clock's",
     "12345 3.14159 50% 1st 2nd 4k 8K (masterpiece) [x] {y} #tag @me a&b c/d e\\f g_h-i",
     "tabs\tand\nnew lines \r\n and   many    spaces\u00a0hard\u3000wide",
-    "café cafe\u0301 naïve Ångström ǅ İstanbul ẞtraße ΣΑΣ œuvre",
-    "красная собака и 赤い犬 빨간 개 कुत्ता كلب أحمر 犬🐕🏽\u200d🦺 ½ ² Ⅷ ٣",
+    "café cafe\u0301 naïve Ångström \u01c5 \u0130stanbul \u1e9etraße \u03a3\u0391\u03a3 œuvre",
+    "\u043a\u0440\u0430\u0441\u043d\u0430\u044f \u0441\u043e\u0431\u0430\u043a\u0430 \u0438"
+    " \u8d64\u3044\u72ac \ube68\uac04 \uac1c"
+    " \u0915\u0941\u0924\u094d\u0924\u093e \u0643\u0644\u0628 \u0623\u062d\u0645\u0631"
+    " \u72ac\U0001f415\U0001f3fd\u200d\U0001f9ba ½ ² \u2167 \u0663",
     "zero\u200bwidth soft\u00adhyphen bell\x07 replacement\ufffd line\u2028separator",
     "&amp; &lt;b&gt; <dog-1> <dog_1> <|endoftext|> x<|startoftext|>y <|EndOfText|>",
     "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis xyzzyqwrtplk",
@@ -61,17 +65,17 @@ def test_ids_and_chunks_are_those_of_comfyui(comfy_host):
 
 def test_ids_are_those_of_clip():
     # "a photo of a cat" as in the documentation of CLIP's tokenizer
-    assert tokenize("A photo of a\ncat").tolist() == [[BOS, 320, 1125, 539, 320, 2368] + [EOS] * 71]
+    assert tokenize("A photo of a\ncat").tolist() == [[START, 320, 1125, 539, 320, 2368] + [END] * 71]
 
 
 def test_long_text_goes_on_in_the_next_row():
     rows = tokenize("dog " * 76)
     assert rows.shape == (2, 77)
-    assert rows[:, 0].tolist() == [BOS, BOS]
-    assert rows[0, 76] == EOS
-    assert rows[1, 1] == rows[0, 1] and (rows[1, 2:] == EOS).all()
+    assert rows[:, 0].tolist() == [START, START]
+    assert rows[0, 76] == END
+    assert rows[1, 1] == rows[0, 1] and (rows[1, 2:] == END).all()
     assert tokenize("dog " * 75).shape == (1, 77)
 
 
 def test_no_text_is_one_empty_row():
-    assert tokenize("").tolist() == [[BOS] + [EOS] * 76]
+    assert tokenize("").tolist() == [[START] + [END] * 76]

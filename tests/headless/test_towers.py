@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from cidm_ops.doodle.concepts import CONCEPTS, examples
-from cidm_ops.doodle.tower import DoodleReader, DoodleTower
+from cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from cidm_ops.engines.tokenizer import tokenize
 from cidm_ops.engines.towers import load_tower, prepared
-from cidm_ops.measure.doodle import pictured
+from cidm_ops.evaluation.doodle import pictured
 from cidm_ops.measure.presence import Presence, area_under_curve, separation
 from cidm_ops.measure.scores import caption_cosines, embed, image_alignment, text_alignment
 

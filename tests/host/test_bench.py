@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cidm_ops.measure.bench.comfy import run_inside
+from cidm_ops.benchmarks.speed.comfy import run_inside
 
-scenes = pytest.importorskip("cidm_ops.measure.bench.scenes", reason="the captions' tower needs transformers")
+scenes = pytest.importorskip("cidm_ops.benchmarks.speed.scenes", reason="the captions' tower needs transformers")
 
 
 def test_the_bench_of_regions(comfy_host):

@@ -13,8 +13,8 @@ from test_server import PACK, SETTINGS, node, photos
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept, load_concept
-from cidm_ops.engines.families import SD1, SDXL
 from cidm_ops.lowrank import LowRank
+from cidm_ops.models.sd import SD1, SDXL
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def checkpoint(server, request):
     pytest.importorskip("diffusers", reason="the full-size checkpoint is made with diffusers")
     file = server.folder / "models" / "checkpoints" / "random.safetensors"
     file.parent.mkdir(exist_ok=True)
-    make = f"from cidm_ops.measure.bench.checkpoints import *; write_checkpoint(Path({str(file)!r}), {request.param})"
+    make = f"from cidm_ops.benchmarks.speed.checkpoints import *; write_checkpoint(Path({str(file)!r}), {request.param})"
     subprocess.run([sys.executable, "-c", make], cwd=PACK, check=True)
     yield file
     file.unlink()
@@ -110,7 +110,7 @@ def test_regions_found_and_drawn(server, checkpoint, family, widths):
     own = f"regions-{'-'.join(widths)}"
     bank = Bank(server.bank(own))
     for name in ("rex", "tom"):
-        bank = bank.add(random_concept(name, family.unet, widths))
+        bank = bank.add(random_concept(name, family.diffusers.model, widths))
     sought = "a <rex> and a cat in the snow\na dog and a <tom> in the snow"
     sides = {"model": ["1", 0], "clip": ["1", 1], "bank": ["2", 0], "text": "a dog and a cat in the snow", "mode": "exact", "strength": 1.0}
     prompt = {

@@ -15,12 +15,12 @@ from cidm_ops.painting.scene import Scene
 
 def test_the_latents_agree(results, inside):
     assert not results["the_host_paints_for_a_comparison"]
-    backbone, bank = load("doodle"), Bank(inside / "bank")
+    backbone, bank = load("doodle", dtype=torch.float64), Bank(inside / "bank")
     mixture = mix(backbone, bank, "a <dog> on the beach")
     assert not mixture.warnings, "both engines give the base one fingerprint"
     context, negative = encode(backbone, mixture), encode(backbone, ParsedPrompt(""))
     with torch.no_grad(), attached(backbone.layers, mixture.factors(backbone)):
-        latents = sample(backbone, context, negative, unit_noise(1, 1, 128, 128), steps=10, guidance=4.0)
+        latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0)
     difference = float((latents - load_file(inside / "painted.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-3
@@ -31,7 +31,7 @@ def test_the_latents_of_regions_with_concepts_of_both_kinds_agree(results, insid
     backbone, bank = load("doodle"), Bank(inside / "both")
     regions = [read_region("0,0,0.5,1: a <rex>"), read_region("0.5,0,1,1: a <spot>")]
     composition = compose_regions(backbone, bank, "in the snow", regions)
-    latents = paint_latents(backbone, composition, unit_noise(1, 1, 128, 128), SamplingConfig(6, 4.0))
+    latents = paint_latents(backbone, composition, unit_noise(backbone.family, 1, 1, 128, 128), SamplingConfig(6, 4.0))
     difference = float((latents - load_file(inside / "both.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-3
@@ -44,7 +44,7 @@ def test_the_latents_of_infusion_agree(results, inside):
     context, negative = encode(backbone, mixture), encode(backbone, ParsedPrompt(""))
     predict = predictor(backbone, Scene())
     with torch.no_grad():
-        latents = sample(backbone, context, negative, unit_noise(1, 1, 128, 128), steps=10, guidance=4.0, predict=predict)
+        latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0, predict=predict)
     difference = float((latents - load_file(inside / "infused.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-3

@@ -36,9 +36,9 @@ def test_an_empty_list_is_no_region():
 
 @pytest.mark.parametrize("count", [20, MOST])
 def test_many_boxes_keep_their_order(count):
-    boxes = [box(text=f"区域 {i}", box=[i / count, 0, (i + 1) / count, 1]) for i in range(count)]
+    boxes = [box(text=f"\u533a\u57df {i}", box=[i / count, 0, (i + 1) / count, 1]) for i in range(count)]
     read = read_boxes(json.dumps(boxes))
-    assert [text for text, _ in read] == [f"区域 {i}" for i in range(count)]
+    assert [text for text, _ in read] == [f"\u533a\u57df {i}" for i in range(count)]
     assert all(place.mask.any() for _, place in read)
 
 

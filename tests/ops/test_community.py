@@ -7,9 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from cidm_ops.bank.community import DOODLE, SD1, SDXL, read_lora
+from cidm_ops.bank.community import read_lora
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.names import canonical
+from cidm_ops.models import sd
+from cidm_ops.models.family import families
+
+DOODLE, SD1, SDXL = sd.DOODLE.architecture, sd.SD1.architecture, sd.SDXL.architecture
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 KEY = f"{BLOCK}.attn2.to_k"
@@ -218,8 +222,8 @@ BAD = {
     "no up": ({k: t for k, t in plain().items() if "up" not in k}, f"{NAME}: up is missing"),
     "ranks differ": (plain(**{f"{NAME}.lora_up.weight": randn(6, 3)}), r"\(6, 3\)"),
     "Stable Diffusion 2": (kohya(KEY, randn(6, 2), randn(2, 1024)), "width 1024"),
-    "Flux": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": randn(4, 2)}, "no LoRA of Stable Diffusion 1 or SDXL"),
-    "something else": ({"model.weight": randn(4, 2)}, "no LoRA of Stable Diffusion 1 or SDXL.*'model.weight'"),
+    "Flux": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": randn(4, 2)}, "no LoRA of Stable Diffusion 1, SDXL or Doodle"),
+    "something else": ({"model.weight": randn(4, 2)}, "no LoRA of Stable Diffusion 1, SDXL or Doodle.*'model.weight'"),
     "twice": (plain(**diffusers(KEY, randn(6, 2), randn(2, 768))), "stands twice"),
     "no base": (kohya("mid_block.resnets.0.conv1", randn(4, 2, 1, 1), randn(2, 4, 3, 3)), "give the architecture"),
     "kernel": (plain(**kohya("conv_in", randn(4, 2, 1, 1), randn(2, 4, 5, 5))), r"kernel \(5, 5\)"),
@@ -245,7 +249,7 @@ def test_a_given_architecture_is_taken_where_it_fits():
     "module", ["lora_unet_down_blocks_0_resnets_0_norm1", "unet.conv_norm_out", "transformer.blocks.0", "lora_te_text_projection"]
 )
 def test_layers_that_factors_cannot_change_have_no_name(module):
-    assert canonical(module) is None
+    assert all(canonical(module, family) is None for family in families())
 
 
 def test_a_damaged_file_is_refused_by_its_name_or_read_and_nothing_else(tmp_path):

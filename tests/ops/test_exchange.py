@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from test_community import BLOCK, KEY, plain, randn
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.community import DOODLE, SD1, SDXL
 from cidm_ops.bank.concept import Concept, load_concept
 from cidm_ops.bank.exchange import import_file, import_into
 from cidm_ops.bank.export import export_concept, export_merged
 from cidm_ops.lowrank import LowRank
+from cidm_ops.models import sd
+
+DOODLE, SD1, SDXL = sd.DOODLE.architecture, sd.SD1.architecture, sd.SDXL.architecture
 
 
 def test_triggers_and_authors_come_from_the_metadata(tmp_path):

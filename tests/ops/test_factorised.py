@@ -4,9 +4,12 @@ import pytest
 import torch
 from test_community import randn
 
-from cidm_ops.bank.community import SD1, read_lora
+from cidm_ops.bank.community import read_lora
 from cidm_ops.bank.factorised import truncated
 from cidm_ops.lowrank import LowRank
+from cidm_ops.models import sd
+
+SD1 = sd.SD1.architecture
 
 
 def hadamard(a, b, c, d):

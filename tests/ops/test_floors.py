@@ -8,11 +8,11 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 FLOORS = {
-    "__main__": 6,
-    "bank_commands": 6,
-    "demo": 6,
-    "evaluate": 6,
-    "benchmark": 6,
+    "__main__": 7,
+    "cli": 7,
+    "benchmarks": 6,
+    "doodle.training": 6,
+    "evaluation": 6,
     "measure": 5,
     "painting": 4,
     "run": 4,
@@ -23,28 +23,40 @@ FLOORS = {
     "recompute": 2,
     "lowrank": 1,
     "concept_text": 1,
+    "text_table": 1,
     "tokens": 1,
     "backbone": 1,
     "causal": 1,
     "schedule": 1,
     "fingerprint": 1,
+    "models": 0,
 }
 BESIDE = {
-    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "doodle"},
-    "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "engines"},
+    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "doodle", "models"},
+    "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "models"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}
 RISKY = {"eval", "exec", "compile", "__import__"}
 RISKY_MODULES = {"subprocess", "socket", "urllib", "requests", "http", "ctypes"}
 
-IN_HOST = {*(PACK / "cidm_ops" / "measure" / "bench").glob("*host*.py")}  # scripts for the host's Python, on their own
+IN_HOST = {*(PACK / "cidm_ops" / "benchmarks" / "speed").glob("*host*.py")}  # scripts for the host's Python, on their own
 OPS = sorted({*(PACK / "cidm_ops").rglob("*.py")} - IN_HOST)
 FACE = sorted((PACK / "nodes").rglob("*.py")) + [file for file in [PACK / "__init__.py"] if file.exists()]
 
 
 def name_of(file: Path) -> str:
     return str(file.relative_to(PACK))
+
+
+def is_module(parts: list[str]) -> bool:
+    place = PACK.joinpath(*parts)
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def module_of(file: Path) -> str:
+    """The dotted name of a file, from the pack: "cidm_ops.hub"; of a package its own, "cidm_ops.bank"."""
+    return ".".join(file.relative_to(PACK).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(file: Path) -> list[str]:
@@ -58,13 +70,16 @@ def imports(file: Path) -> list[str]:
             found.append(node.module or "")
         elif isinstance(node, ast.ImportFrom):
             base = list(package[: len(package) - node.level + 1]) + (node.module.split(".") if node.module else [])
-            found += [".".join(base)] if node.module else [".".join([*base, alias.name]) for alias in node.names]
+            found += [".".join(base)] if node.module else []
+            found += [".".join([*base, alias.name]) for alias in node.names if not node.module or is_module([*base, alias.name])]
     return found
 
 
 def room(module: str) -> str | None:
-    """The room of a module of cidm_ops: "cidm_ops.run.data" is in "run"."""
+    """The room of a module of cidm_ops: "cidm_ops.run.data" is in "run", and the training of Doodle has a room of its own."""
     parts = module.split(".")
+    if parts[:3] == ["cidm_ops", "doodle", "training"]:
+        return "doodle.training"
     return parts[1] if parts[0] == "cidm_ops" and len(parts) > 1 else None
 
 
@@ -84,7 +99,7 @@ def test_a_file_imports_from_lower_floors_only(file):
 
 
 def test_imports_make_no_circles():
-    modules = {".".join(file.relative_to(PACK).with_suffix("").parts): file for file in OPS}
+    modules = {module_of(file): file for file in OPS}
     graph = {name: {target for target in imports(file) if target in modules} for name, file in modules.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
@@ -101,6 +116,23 @@ def test_the_method_knows_no_host(file):
 
 IGNORED = [PACK / line for line in (PACK / ".comfyignore").read_text().split()]
 SHIPPED = [file for file in OPS + FACE if not any(file == place or place in file.parents for place in IGNORED)]
+
+
+def test_what_ships_is_what_the_nodes_need():
+    """Whatever the nodes reach ships, and what ships is reached: the rest of the command line, of the benchmarks and of Doodle's training
+    stays out, by whole folders wherever there is one.
+    """
+    files = {module_of(file): file for file in OPS + FACE}
+    reached, todo = set(), [module_of(PACK / "__init__.py")]
+    while todo:
+        name = todo.pop()
+        if name in files and name not in reached:
+            reached.add(name)
+            todo += imports(files[name])
+            todo += [".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)]  # a module's packages are imported with it
+    shipped = {module_of(file) for file in SHIPPED}
+    assert reached - shipped == set(), "the nodes import what .comfyignore leaves out"
+    assert shipped - reached == set(), "no node needs these: leave them out by a folder in .comfyignore"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=name_of)
@@ -124,3 +156,11 @@ def test_imports_inside_the_pack_are_relative(file):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             names = [node.module or ""]
         assert not [name for name in names if name.split(".")[0] == "cidm_ops"], f"line {node.lineno}: write the import relative"
+
+
+@pytest.mark.parametrize("file", OPS + FACE, ids=name_of)
+def test_what_is_imported_of_the_pack_is_there(file):
+    for module in imports(file):
+        parts = module.split(".")
+        if parts[0] == "cidm_ops":
+            assert is_module(parts) or is_module(parts[:-1]), f"imports {module}: there is no such file"

@@ -23,6 +23,7 @@ from cidm_ops.method.infusion import (
     masked_error,
     residual_layers,
 )
+from cidm_ops.models.sd import SD1
 from cidm_ops.painting.rows import Job, Row
 from cidm_ops.painting.scene import InfusionConfig, Scene
 from cidm_ops.painting.state import RunState
@@ -146,12 +147,12 @@ def test_the_losses_weigh_by_the_mask():
 
 def test_layers_are_chosen_by_name():
     names = ["down_blocks.0.attn2", "mid_block.attn2", "up_blocks.1.attn2"]
-    assert residual_layers(names) == names
-    assert residual_layers(names, "decoder") == names[2:]
-    assert residual_layers(names, r"mid|up_blocks\.1") == names[1:]
+    assert residual_layers(SD1, names) == names
+    assert residual_layers(SD1, names, "decoder") == names[2:]
+    assert residual_layers(SD1, names, r"mid|up_blocks\.1") == names[1:]
     for wrong in ("nowhere", "("):
         with pytest.raises(ValueError, match="layers"):
-            residual_layers(names, wrong)
+            residual_layers(SD1, names, wrong)
 
 
 def concept(name="rex", seed=0):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.community import SD1, SDXL
 from cidm_ops.bank.exchange import import_file, import_into
+from cidm_ops.models import sd
+
+SD1, SDXL = sd.SD1.architecture, sd.SDXL.architecture
 
 PLACES = [(f"down_blocks.{b}", i) for b in range(3) for i in range(2)] + [("mid_block", 0)]
 PLACES += [(f"up_blocks.{b}", i) for b in range(1, 4) for i in range(3)]

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from cidm_ops.measure.divergence import Levels, clean_estimates, divergence
 from cidm_ops.measure.diversity import diversity, diversity_interval, diversity_ratio
-from cidm_ops.measure.forgetting import forgetting, forgetting_interval, matrix
+from cidm_ops.measure.forgetting import forgetting, matrix, score_forgetting
 from cidm_ops.measure.interval import bootstrap, mean_interval
-from cidm_ops.measure.presence import Presence, area_under_curve, separation
+from cidm_ops.measure.presence import Presence, area_under_curve, score_presence, separation
 from cidm_ops.measure.scores import alignments, caption_cosines, clip_scores, image_alignment, text_alignment
 from cidm_ops.measure.wasserstein import noise_floor, terms, wasserstein, wasserstein_interval
 
@@ -143,6 +143,20 @@ class TestIntervals:
             held += found.low <= truth <= found.high
         assert 0.90 <= held / 400 <= 0.97
 
+    def test_are_those_of_figures_that_were_published(self):
+        """The documents' intervals were drawn by another generator: figures are the same, and bounds within the noise of 1000 draws."""
+        values = torch.rand(48, generator=torch.Generator().manual_seed(0))
+        published = {
+            mean_interval(values, "x"): (0.45479096, 0.37606258, 0.53132792),
+            mean_interval(values[:6], "x"): (0.40441463, 0.21590187, 0.60960353),
+            diversity_interval(units(24, 16)): (0.99883378, 0.95383441, 1.03946250),
+            diversity_ratio(units(24, 16), units(20, 16, 1)): (0.96804587, 0.91137858, 1.03605629),
+            wasserstein_interval(units(30, 8), units(30, 8, 1)): (0.16623304, -0.17989131, 0.13001591),
+        }
+        for found, (value, low, high) in published.items():
+            assert found.value == pytest.approx(value, abs=1e-7)
+            assert (found.low, found.high) == pytest.approx((low, high), abs=0.06 * (high - low))
+
     def test_the_general_way_is_that_of_means(self):
         values = torch.randn(25, generator=torch.Generator().manual_seed(0)).double()
         one, other = bootstrap(lambda i: float(values[i].mean()), 25, over="x"), mean_interval(values, "x")
@@ -168,9 +182,16 @@ class TestPresence:
         assert presence.found(references["nothing"].mean(0, keepdim=True)) == ["nothing"]
 
     def test_the_table_counts_what_was_found_where(self):
-        presence = Presence({"dog": torch.eye(3)[:1], "cat": torch.eye(3)[1:2], "nothing": torch.eye(3)[2:]})
-        rows, found = presence.table(torch.eye(3)[[0, 0, 1, 2]], ["dog", "dog", "dog", "cat"])
+        references = {"dog": torch.eye(3)[:1], "cat": torch.eye(3)[1:2], "nothing": torch.eye(3)[2:]}
+        score = score_presence(references, torch.eye(3)[[0, 0, 1, 2]], ["dog", "dog", "dog", "cat"])
+        rows, found = score.confusion()
         assert rows == ["dog", "cat"] and torch.allclose(found, torch.tensor([[2 / 3, 1 / 3, 0], [0, 0, 1.0]]))
+        assert score.found == ["dog", "dog", "cat", "nothing"] and score.right.value == 0.5 and score.right.over == "4 pictures"
+        assert score.margins.tolist() == [1, 1, -1, -1] and score.cosines.tolist() == [1, 1, 1, 1]
+
+    def test_what_is_expected_must_have_references(self):
+        with pytest.raises(ValueError, match="'bird'.*dog, cat"):
+            score_presence({"dog": units(3, 4), "cat": units(3, 4, 1)}, units(1, 4), ["bird"])
 
     def test_one_concept_is_too_few(self):
         with pytest.raises(ValueError, match="at least 2"):
@@ -229,7 +250,12 @@ class TestForgetting:
         names, scores = matrix(self.points)
         assert names == ["dog", "cat", "duck"] and scores.shape == (3, 3) and int(scores.isnan().sum()) == 3
         assert forgetting(scores).tolist() == pytest.approx([0.15, 0, 0])
-        assert forgetting_interval(scores).value == pytest.approx(0.05) and forgetting_interval(scores).over == "3 concepts"
+        found = score_forgetting(self.points)
+        assert (
+            found.mean.value == pytest.approx(0.05)
+            and found.mean.over == "3 concepts"
+            and found.lost.tolist() == forgetting(scores).tolist()
+        )
 
     def test_a_sequence_that_says_nothing_is_refused(self):
         with pytest.raises(ValueError, match="at least one task"):

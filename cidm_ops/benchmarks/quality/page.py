@@ -1,0 +1,103 @@
+"""The table of a benchmark, in plain text and as a page with plots and pictures."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...measure.interval import Interval, mean_interval
+from ...measure.plots import interval_plot
+from ...measure.report import Section, contact_sheet, write_html
+from ...text_table import text_table
+from . import paper
+from .curves import curve_plot
+from .figures import Row
+from .suite import Suite
+
+SHOWN = 10  # pictures of a concept on the sheet
+AHEAD = ("cidm_ia_less_{}", "cidm_ahead_of_{}_at_equal_ta", "cidm_least_ahead_of_{}_on_its_curve")
+
+
+def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
+    """A line per method: IA, TA and forgetting, times 100; then in the paper's form, a column per concept, beside the paper's figures."""
+    overall = [["", "IA", "TA", "forgetting"]]
+    for row in rows.values():
+        ia, ta = (_with_interval(mean_interval(torch.tensor(values) * 100, "")) for values in (row.ia, row.ta))
+        overall.append([row.method.title, ia, ta, f"{100 * statistics.mean(row.forgetting):.2f}" if row.forgetting else "-"])
+    parts = [text_table(overall)]
+    names = [lesson.name for lesson in suite.lessons]
+    for i, key in enumerate(("IA", "TA")):
+        lines = [[key, *(f"V{n + 1} {name}" for n, name in enumerate(names)), "avg."]]
+        for name, row in rows.items():
+            lines.append(_columns(row.method.title, [row.concepts[n][i] * 100 for n in names]))
+            lines += [_columns("  the paper's", values[: len(names)]) for values in _printed(suite, key, name)]
+        parts.append(text_table(lines))
+    return "\n\n".join(parts) + (f"\n{note}" if note else "")
+
+
+def _printed(suite: Suite, key: str, method: str) -> list[Sequence[float]]:
+    """What the paper prints for a method by concept, where the suite is the paper's."""
+    tables = [printed for model, printed in paper.TABLES.items() if suite.backbone.architecture.startswith(model)]
+    return [printed[key][method] for printed in tables if method in printed[key]] if suite.name == "cifc" else []
+
+
+def _columns(title: str, values: Sequence[float]) -> list[str]:
+    return [title, *("-" if math.isnan(v) else f"{v:.1f}" for v in (*values, statistics.mean(values)))]
+
+
+def _with_interval(found: Interval) -> str:
+    return "-" if math.isnan(found.value) else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str, Any], note: str = "") -> None:
+    """``report.html``, and its plots as pictures of their own."""
+    titles = {name: row.method.title for name, row in rows.items()}
+    over = f"{len(next(iter(rows.values())).ia)} pairs of concept and seed"
+    plots = {}
+    for key, title in (("ia", "Image alignment"), ("ta", "Text alignment"), ("forgetting", "Forgetting: best less last IA")):
+        known = {name: torch.tensor(getattr(row, key)) for name, row in rows.items() if f"{name}_{key}" in found}
+        if known:
+            about = f"Mean over concepts and seeds after the last task, and its 95 % interval over {over}."
+            plots[key] = interval_plot([(titles[name], mean_interval(v, over)) for name, v in known.items()], title, about)
+    curves = {titles[name]: [(ta, ia) for _, ta, ia in row.curve if not math.isnan(ta)] for name, row in rows.items()}
+    if any(len(curve) > 1 for curve in curves.values()):
+        about = "Each method at several strengths of what it learned, one seed; further up and to the right is better."
+        plots["curves"] = curve_plot(curves, "Identity against obedience", about, "TA", "IA")
+    for key, plot in plots.items():
+        plot.save(folder / f"{key}.png")
+    columns = ("", "IA", "low", "high", "TA", "low", "high", "forgetting", "IA of seeds, spread")
+    lines = []
+    for name in rows:
+        values = [found.get(f"{name}_{key}") for key in ("ia", "ia_low", "ia_high", "ta", "ta_low", "ta_high", "forgetting")]
+        values.append(found[f"{name}_ia_spread_of_seeds"])
+        lines.append([titles[name], *("" if v is None or math.isnan(v) else f"{v:.3f}" for v in values)])
+    sections = [Section("Methods", "After the last task. IA and TA as in CIDM 4.1.", None, columns, lines, list(plots.values()))]
+    ahead = [[titles[name], *(found.get(key.format(name)) for key in AHEAD)] for name in rows if AHEAD[0].format(name) in found]
+    if ahead:
+        about = "How much higher the default's IA is: in pairs of concept and seed, and where its strength is such that TA is no less."
+        heads = ("default ahead of", "in IA", "at its TA", "least on its curve")
+        cells = [[title, *("" if v is None else f"{v:+.3f}" for v in values)] for title, *values in ahead]
+        sections.append(Section("At equal text alignment", about, None, heads, cells))
+    for name in rows:
+        if sheet := _sheet(folder, name, suite, int(found["seeds"][0])):
+            sections.append(Section(titles[name], "The first prompts of each concept, one seed.", pictures=[sheet]))
+    described = ", ".join(f"{key} {value}" for key, value in found.items() if isinstance(value, str | int))
+    write_html(folder / "report.html", f"Benchmark: {suite.name}", sections, described, note)
+
+
+def _sheet(folder: Path, name: str, suite: Suite, seed: int) -> Image.Image | None:
+    """A row per concept of a method's pictures."""
+    files = {lesson.name: folder / "scores" / f"{name}-{seed}" / f"{lesson.name}.png" for lesson in suite.lessons}
+    if not all(file.exists() for file in files.values()):
+        return None
+    rows = []
+    for concept, file in files.items():
+        strip = np.asarray(Image.open(file))
+        tiles = torch.from_numpy(strip.copy()).unflatten(1, (-1, strip.shape[0])).permute(1, 3, 0, 2)[:SHOWN]
+        rows.append((concept, tiles.float() / 127.5 - 1))
+    return contact_sheet(rows, side=96, label=110)

@@ -1,0 +1,52 @@
+"""Many prompts in one batch, each with a mixture of concepts of its own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...backbone import Backbone
+from ...evaluation.protocol import Sampling
+from ...painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, routed
+from ...painting.paint import predictor
+from ...painting.sampling import Predict, sample
+from ...painting.scope import BY_KIND
+from ...tokens import join
+
+
+def paint_mixtures(
+    backbone: Backbone,
+    mixtures: Sequence[ConceptMix],
+    noise: Tensor,
+    sampling: Sampling,
+    composite: bool = False,
+    reach: str = BY_KIND,
+) -> Tensor:
+    """Pictures ``[B, 3, H, W]`` in [-1, 1] of B mixtures of the same concepts from unit Gaussian ``noise [B, C, h, w]``.
+
+    ``reach`` says where on their texts the concepts act. ``composite``: a forward pass for each concept, and the mean of what they
+    predict (LoRA-Composite, Zhong et al. 2024, Eq. 3).
+    """
+    known = {mixture.text: encode(backbone, mixture) for mixture in mixtures}
+    wanted = join([known[mixture.text] for mixture in mixtures])
+    negative = encode(backbone, ParsedPrompt(sampling.negative)).expand(len(mixtures))
+    parts = [[each_alone(m, g) for m in mixtures] for g in range(len(mixtures[0].concepts))] if composite else [mixtures]
+    predict = mean_of([predictor(backbone, routed([[m] for m in part], AggregationConfig(scope=reach))) for part in parts])
+    noise = noise.to(backbone.device)
+    latents = sample(backbone, wanted, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
+    return backbone.decode_latent(latents)
+
+
+def each_alone(mixture: ConceptMix, g: int) -> ConceptMix:
+    """A mixture with its concept number g only."""
+    return replace(mixture, concepts=[mixture.concepts[g]], weights=mixture.weights[:, g : g + 1])
+
+
+def mean_of(predicts: Sequence[Predict]) -> Predict:
+    """What several models predict in the mean."""
+
+    def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
+        return torch.stack([one(x, t, text, pooled, chunks) for one in predicts]).mean(0)
+
+    return predict

@@ -1,0 +1,179 @@
+"""The protocol: learn in order and keep no old data, score each concept right after its task and after the last one.
+
+Everything goes into a folder: a bank per training and seed, and the scores of every concept at every point, one small file each. What is
+there is not made again, so a benchmark that was stopped goes on.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...bank.bank import Bank
+from ...bank.concept import Concept
+from ...bank.files import write_atomically
+from ...measure.report import to_pixels
+from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
+from ...painting.compose import AggregationConfig, ConceptMix
+from ...painting.paint import SamplingConfig, paint, unit_noise
+from ...run.baselines import Elastic
+from ...run.task import learn_into
+from ...run.training import Run
+from .methods import TRAININGS, Method, Training, mixture
+from .painter import paint_mixtures
+from .suite import BenchmarkTask, Suite
+
+MODELESS = ("drawn", "plain")  # need nothing learned
+ONCE = (*MODELESS, "composite")  # scored after the last task only
+log = logging.getLogger("cidm.bench")
+Scores = dict[str, list[float]]  # "ia" and, with a text side, "ta": one for every picture, prompts in turn
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A suite in a folder, ``samples`` pictures of each prompt, ``batch`` of them painted together; ``bf16`` paints in autocast."""
+
+    folder: Path
+    suite: Suite
+    samples: int = 1
+    batch: int = 20
+    bf16: bool = False
+    trainings: Mapping[str, Training] = field(default_factory=lambda: TRAININGS)
+
+    def claim(self) -> None:
+        """Write down what the folder is of. Raises ``ValueError`` where it holds anything else."""
+        suite, file = self.suite, self.folder / "settings.json"
+        now: dict[str, Any] = {
+            "suite": suite.name,
+            "base": [suite.backbone.architecture, suite.backbone.fingerprint],
+            "tower": suite.tower.fingerprint,
+            "tasks": [lesson.name for lesson in suite.lessons],
+            "recipe": asdict(suite.recipe),
+            "infusion": asdict(suite.infusion),
+            "sampling": vars(suite.sampling),
+            "samples": self.samples,
+            "bf16": self.bf16,
+        } | {f"training {name}": dict(training.change) for name, training in self.trainings.items()}
+        now = json.loads(json.dumps(now))
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        for key, value in now.items():
+            if before.get(key, value) != value:
+                raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
+        write_atomically(json.dumps(before | now, indent=1).encode(), file)
+
+    def learned(self, training: str, seed: int) -> Mapping[str, Concept]:
+        """The concepts of a sequence in order, learned where they are not there yet."""
+        folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
+        bank, suite = Bank(folder), self.suite
+        for lesson in suite.lessons:
+            recipe = suite.recipe_of(lesson, way.recipe(suite), seed)
+            kind = way.kind and way.kind(folder)
+            new = lesson.name not in bank.names
+            bank, concept, losses = learn_into(
+                bank,
+                suite.backbone,
+                lesson.data(way.infusion),
+                name=lesson.name,
+                class_word=lesson.class_word,
+                recipe=recipe,
+                kind=kind,
+                on_step=measured(lesson.name),
+            )
+            if new:
+                log.info("%s, seed %d: learned %s, loss %.4f", training, seed, lesson.name, sum(losses[-50:]) / len(losses[-50:]))
+        return {lesson.name: bank.get(lesson.name) for lesson in suite.lessons}
+
+    def scores(self, name: str, method: Method, seed: int, strength: float = 1.0, first: bool = False) -> dict[str, Scores]:
+        """By concept: after the last task, or with ``first`` each right after its own."""
+        names = [lesson.name for lesson in self.suite.lessons]
+        folder = self.folder / "scores" / f"{name}-{seed}"
+        files = {n: folder / f"{n}-{'first' if first else 'last'}-{strength:g}.json" for n in names}
+        if any(not file.exists() for file in files.values()):
+            learned = self.learned(method.training, seed) if method.merge not in MODELESS else {}
+            for i, lesson in enumerate(self.suite.lessons):
+                if not files[lesson.name].exists():
+                    known = {n: learned[n] for n in (names[: i + 1] if first else names)} if learned else {}
+                    pictures = self.painted(method, known, lesson, seed, strength)
+                    found = self.scored(lesson, pictures)
+                    if strength == 1 and not first:
+                        self.keep(pictures[:: self.samples], folder / f"{lesson.name}.png")
+                    write_atomically(json.dumps(found).encode(), files[lesson.name])
+            log.info("%s, seed %d, %s, strength %g: scored", name, seed, "first" if first else "last", strength)
+        return {n: json.loads(file.read_text(encoding="utf-8")) for n, file in files.items()}
+
+    @torch.no_grad()
+    def painted(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, seed: int, strength: float) -> Tensor:
+        """Every prompt of a lesson, ``samples`` times: ``[prompts * samples, 3, H, W]`` in [-1, 1]."""
+        suite, backbone, how = self.suite, self.suite.backbone, self.suite.sampling
+        numbers = range(len(lesson.prompts) * self.samples)
+        noise = unit_noise(suite.backbone.family, how.seed + 1000 * seed, len(numbers), how.size, how.size)
+        prompts = [lesson.prompts[i // self.samples] for i in numbers]
+        if method.merge == "drawn":
+            if lesson.drawn is None:
+                raise ValueError(f"the suite {suite.name} has no drawings of what is asked for: leave that method out")
+            return torch.stack([lesson.drawn(prompt, 100 * seed + i) for i, prompt in enumerate(prompts)])
+        done = []
+        with torch.autocast(backbone.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            if method.merge == "infusion":
+                bank = Bank(self.folder / "banks" / f"{method.training}-{seed}")
+                for i in numbers:
+                    config = SamplingConfig(how.steps, how.guidance, how.negative, AggregationConfig(strength=strength))
+                    done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], config)[0])
+            else:
+                mixed = [self.mixed(method, learned, lesson, prompt, strength) for prompt in prompts]
+                for i in range(0, len(numbers), self.batch):
+                    part = slice(i, i + self.batch)
+                    done.append(paint_mixtures(backbone, mixed[part], noise[part], how, method.merge == "composite", method.reach))
+        return torch.cat(done).float()
+
+    def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, prompt: str, strength: float) -> ConceptMix:
+        if method.merge == "plain":
+            return ConceptMix(lesson.caption(prompt), weights=torch.zeros(len(self.suite.backbone.cross_attention), 0))
+        return mixture(method.merge, self.suite.backbone, learned, lesson.name, lesson.prompt(prompt), strength)
+
+    def scored(self, lesson: BenchmarkTask, pictures: Tensor) -> Scores:
+        """IA with the references, TA with the prompts in plain words."""
+        tower = self.suite.tower
+        ia = alignments(embed_all(tower, list(pictures)), embed_all(tower, lesson.references))
+        words = tower.captions([lesson.caption(prompt) for prompt in lesson.prompts])
+        found = {"ia": ia.tolist()}
+        if words is not None:
+            texts = F.normalize(words, dim=-1).repeat_interleave(self.samples, 0)
+            found["ta"] = clip_scores(caption_cosines(embed_all(tower.shown, list(pictures)), texts)).tolist()
+        return {key: [round(v, 5) for v in values] for key, values in found.items()}
+
+    def keep(self, pictures: Tensor, file: Path) -> None:
+        """One picture of every prompt, side by side."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        strip = to_pixels(pictures)
+        Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)).save(file)
+
+
+def measured(name: str) -> Callable[[Run], None]:
+    """What EWC has to do after the last step of a task."""
+
+    def after(run: Run) -> None:
+        if run.done and isinstance(run, Elastic):
+            run.measure(name)
+
+    return after
+
+
+def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:
+    """Learn and score all that is not there yet; ``curves`` are the seeds whose curves over the strength are drawn."""
+    bench.claim()
+    for seed in seeds:
+        for name, method in methods.items():
+            bench.scores(name, method, seed)
+            if method.merge not in ONCE:
+                bench.scores(name, method, seed, first=True)
+            for strength in method.strengths if seed in curves else ():
+                bench.scores(name, method, seed, strength)

@@ -1,0 +1,128 @@
+"""Doodle scenes painted and scored inside a ComfyUI: ``python host_scenes.py PACK OUT FOLDER SCENES SEEDS WAYS``.
+
+FOLDER has the captions' embeddings and keeps every score, and pictures of the first scenes; what is there is not painted again.
+"""
+
+import json
+from pathlib import Path
+
+from in_host import ARGUMENTS, PACK, hooked, tell
+
+# isort: split
+
+import comfy.sample
+import folder_paths
+import torch
+from pack.cidm_ops.bank.bank import Bank
+from pack.cidm_ops.bank.files import write_atomically
+from pack.cidm_ops.benchmarks.speed.compositions import compositions
+from pack.cidm_ops.benchmarks.speed.scenes import CAPTIONS, SHOWN
+from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
+from pack.cidm_ops.doodle.style import PLACES
+from pack.cidm_ops.doodle.world import Scene, render
+from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
+from pack.cidm_ops.measure.crops import crop
+from pack.cidm_ops.measure.presence import Presence
+from pack.cidm_ops.measure.scores import embed, text_alignment
+from pack.cidm_ops.method.regions import RegionMask, box_mask
+from pack.cidm_ops.models.sd import DOODLE
+from pack.cidm_ops.painting.compose import compose_regions, mix
+from pack.cidm_ops.painting.paint import unit_noise
+from pack.cidm_ops.painting.scene import PRESETS
+from pack.nodes import native, patches
+from pack.nodes.host import ComfyBackbone
+from PIL import Image
+from safetensors.torch import load_file
+
+FOLDER, WAYS = Path(ARGUMENTS[0]), ARGUMENTS[3].split(",")
+SCENES, SEEDS = map(int, ARGUMENTS[1:3])
+SAMPLER, SCHEDULER, STEPS, GUIDANCE = "dpmpp_2m", "karras", 8, 3.0
+BANK = Path(PACK) / "cidm_ops" / "doodle" / "ten"
+NOTHING = "nothing"
+
+
+class Studio:
+    """Doodle, its ten concepts, and the ways to paint several of them."""
+
+    def __init__(self):
+        self.model, self.clip, self.vae = native.model(), native.clip(), native.vae()
+        self.backbone, self.bank = ComfyBackbone(self.model, self.clip), Bank(BANK)
+        self.tower, self.reader = DoodleTower(), DoodleReader()
+        pictures = {name: [e.picture for e in examples(c, 16, seed=1)] for name, c in CONCEPTS.items()}
+        pictures[NOTHING] = [render(Scene((), place, seed=i))[0] for place in PLACES for i in range(3)]
+        self.presence = Presence({name: embed(self.tower, self.signed(shown)) for name, shown in pictures.items()})
+
+    @staticmethod
+    def signed(pictures):
+        return torch.stack([torch.from_numpy(p) for p in pictures]).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def mixed(self, prompt):
+        return mix(self.backbone, self.bank, prompt)
+
+    def said(self, prompt):
+        return patches.conditioning(self.clip, [self.mixed(prompt)])
+
+    def setting(self, way, scene):
+        """The model, the positive and the negative text of a way."""
+        nothing = self.said("")
+        if way == "plain":
+            return self.model, self.said(scene.plain), nothing
+        if way == "merged":
+            return patches.merged(self.model, self.mixed(scene.handled).factors(self.backbone)), self.said(scene.handled), nothing
+        if way == "hooks":
+            return patches.merged(self.model, {}), *self.hooks(scene, nothing)
+        regions = [(part, RegionMask(box_mask(*box))) for part, box in zip(scene.parts, scene.boxes, strict=True)]
+        composition = compose_regions(self.backbone, self.bank, scene.plain, regions)
+        return *patches.in_regions(self.backbone, composition, PRESETS[way]), nothing
+
+    def hooks(self, scene, nothing):
+        """The host's own way, with the layer-wise words for each region."""
+        parts = [
+            (box_mask(*box), self.bank.file(name).name, self.said(part), nothing)
+            for name, box, part in zip(scene.names, scene.boxes, scene.parts, strict=True)
+        ]
+        return hooked(parts, (self.said(scene.plain), nothing))
+
+    def paint(self, way, scene):
+        """Pictures ``[SEEDS, 3, H, W]`` in [-1, 1]."""
+        width, height = scene.size
+        noise = unit_noise(DOODLE, 0, SEEDS, height, width)
+        model, positive, negative = self.setting(way, scene)
+        latent = comfy.sample.sample(
+            model, noise, STEPS, GUIDANCE, SAMPLER, SCHEDULER, positive, negative, torch.zeros_like(noise), seed=0, disable_pbar=True
+        )
+        return self.vae.decode(latent).clamp(0, 1).permute(0, 3, 1, 2).cpu() * 2 - 1
+
+    def score(self, scene, picture, caption):
+        """Per concept: is it found in its box, in how many others, and the likeness in its own; of the whole: text alignment."""
+        seen = torch.cat([embed(self.tower, crop(picture, box_mask(*box))[None]) for box in scene.boxes])
+        found, like = self.presence.found(seen), self.presence.cosines(seen)
+        whole = embed(self.reader, picture[None])
+        return {
+            "present": [f == name for f, name in zip(found, scene.names, strict=True)],
+            "bleed": [sum(f == name for f in found[:u] + found[u + 1 :]) for u, name in enumerate(scene.names)],
+            "ia": [round(float(row[self.presence.names.index(name)]), 4) for row, name in zip(like, scene.names, strict=True)],
+            "ta": round(text_alignment(whole, caption[None]), 4),
+        }
+
+
+def main():
+    folder_paths.add_model_folder_path("loras", str(BANK))
+    file = FOLDER / "scores.json"
+    scores = json.loads(file.read_text()) if file.exists() else {}
+    studio, captions = Studio(), load_file(FOLDER / CAPTIONS)["captions"]
+    for i, scene in enumerate(compositions(SCENES)):
+        for way in WAYS:
+            if len(scores.get(f"{way} {i}", ())) >= SEEDS:
+                continue
+            with torch.inference_mode():  # as the executor does
+                pictures = studio.paint(way, scene)
+                scores[f"{way} {i}"] = [studio.score(scene, picture, captions[i]) for picture in pictures]
+            if i < SHOWN:
+                pixels = ((pictures[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+                Image.fromarray(pixels).save(FOLDER / f"{way}-{i}.png")
+        write_atomically(json.dumps(scores).encode(), file)
+    tell({"sampler": f"{SAMPLER} {SCHEDULER}", "steps": STEPS, "guidance": GUIDANCE})
+
+
+main()

@@ -1,0 +1,75 @@
+"""Scenes of two, three and four Doodle concepts: is each in its place, and nowhere else; ours beside a plain prompt, merged LoRAs and the
+host's own masked conditionings with LoRA hooks. Resumable.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save
+from torch.nn import functional as F
+
+from ...bank.files import write_atomically
+from ...engines.doodle import DoodleReader
+from ...measure.pictures import INK, PAPER, font
+from .comfy import run_inside
+from .compositions import ALIKE, compositions
+
+WAYS = ("plain", "merged", "hooks", "fast", "paper", "auto")
+SHOWN = 6  # scenes on the sheet
+CAPTIONS = "captions.safetensors"
+
+
+def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequence[str] = WAYS) -> dict[str, Any]:
+    """Per way of painting and number of concepts: ``present``, the share of concepts that are the nearest of the ten, and of empty places,
+    to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness in its box;
+    ``ta``, the text alignment of the whole picture; ``_alike``: of scenes with two of one class; ``_interval``: half the 95 % interval
+    of the mean over scenes.
+    """
+    composed = compositions(scenes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        captions = F.normalize(DoodleReader().captions([scene.plain for scene in composed]), dim=-1)
+    write_atomically(save({"captions": captions}), folder / CAPTIONS)
+    told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways))
+    scores = json.loads((folder / "scores.json").read_text())
+    figures: dict[str, Any] = {}
+    alike = [i for i, s in enumerate(composed) if any({*pair} <= {*s.names} for pair in ALIKE)]
+    for way in ways:
+        for count in (2, 3, 4):
+            of = [scores[f"{way} {i}"][:seeds] for i, scene in enumerate(composed) if len(scene.names) == count]
+            for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1)):
+                add(figures, f"{way}_{key}_{count}", [statistics.mean(x / foreign for s in scene for x in s[key]) for scene in of])
+            add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in of])
+        add(
+            figures, f"{way}_present_alike", [statistics.mean(x for s in scores[f"{way} {i}"][:seeds] for x in s["present"]) for i in alike]
+        )
+    sheet(folder, ways).save(folder / "sheet.png")
+    return figures | told | {"scenes": scenes, "seeds": seeds}
+
+
+def add(figures: dict[str, Any], name: str, values: Sequence[float]) -> None:
+    """The mean of one value per scene and half its 95 % interval."""
+    if values:
+        figures[name] = round(statistics.mean(values), 4)
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        figures[f"{name}_interval"] = round(1.96 * spread / len(values) ** 0.5, 4)
+
+
+def sheet(folder: Path, ways: Sequence[str], label: int = 90, gap: int = 4) -> Image.Image:
+    """The first scenes, a row for each way; nothing is chosen."""
+    tiles = [[Image.open(folder / f"{way}-{i}.png") for i in range(SHOWN) if (folder / f"{way}-{i}.png").exists()] for way in ways]
+    width = label + sum(tile.width + gap for tile in tiles[0])
+    page = Image.new("RGB", (width, len(ways) * (tiles[0][0].height + gap)), PAPER)
+    pen = ImageDraw.Draw(page)
+    for row, (way, shown) in enumerate(zip(ways, tiles, strict=True)):
+        x, y = label, row * (tiles[0][0].height + gap)
+        pen.text((8, y + tiles[0][0].height // 2), way, INK, font(16), anchor="lm")
+        for tile in shown:
+            page.paste(tile, (x, y))
+            x += tile.width + gap
+    return page

@@ -1,0 +1,39 @@
+"""Arguments that several commands share, and their types."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def whole(least: int, multiple: int = 1) -> Callable[[str], int]:
+    """Makes an argument type: a whole number of at least ``least``, a multiple of ``multiple``."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or int(text) % multiple:
+            of = f", a multiple of {multiple}" if multiple > 1 else ""
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}{of}")
+        return int(text)
+
+    return number
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds which base model a command works on, and where."""
+    parser.add_argument(
+        "--base",
+        "--model",
+        default="doodle",
+        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL (default: %(default)s)",
+    )
+    parser.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
+    parser.add_argument("--device", help="torch device (default: the fastest there is)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the frozen base (default: half on CUDA, else float32)"
+    )
+
+
+def add_model_and_bank(parser: argparse.ArgumentParser) -> None:
+    """Adds the base model, the bank and the seed."""
+    add_model(parser)
+    parser.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of all that is random (default: %(default)s)")

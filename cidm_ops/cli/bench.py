@@ -1,0 +1,52 @@
+"""`cidm bench`: sides compared in one run, in turns."""
+
+import argparse
+import json
+from importlib import import_module
+from pathlib import Path
+
+from .arguments import whole
+
+# Each is a module of benchmarks/speed; here is what its `run` takes of the command line, and what it measures.
+BENCHES = {
+    "aggregate": (("comfy",), "what concepts cost when painting"),
+    "consolidation": ((), "what earlier ones cost a training step"),
+    "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
+    "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
+    "regions": (("comfy", "pixels"), "what regions cost"),
+    "routing": (("folder",), "where the weights of a prompt go"),
+    "scenes": (("comfy", "folder", "scenes", "seeds"), "whether several concepts stand each in its place"),
+    "tokens": ((), "what layer-wise words cost"),
+    "train": (("comfy",), "our trainer and ComfyUI's own"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=tuple(BENCHES), help="; ".join(about for _, about in BENCHES.values()))
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="for infusion, modes and scenes: keeps what is done (default: runs/NAME); for routing: a bank (default: Doodle's)",
+    )
+    parser.add_argument("--seeds", type=whole(1), default=3, help="for modes and scenes (default: %(default)s)")
+    parser.add_argument("--scenes", type=whole(3), default=200, help="for scenes (default: %(default)s)")
+    parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
+    parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
+    parser.add_argument(
+        "--comfy",
+        type=Path,
+        default=Path("~/comfy/ComfyUI"),
+        help="for aggregate, regions, scenes and train: a ComfyUI checkout (default: %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs one benchmark and prints its figures."""
+    taken, _ = BENCHES[options.name]
+    given = {option: getattr(options, option) for option in taken if getattr(options, option) is not None}
+    side = import_module(f"..benchmarks.speed.{options.name}", __package__)
+    figures = {"bench": options.name, **side.run(**given)}
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))

@@ -1,0 +1,17 @@
+"""The base model that a command was given."""
+
+import argparse
+from typing import Any
+
+
+def load_base(options: argparse.Namespace, on_cuda: str) -> Any:
+    """Loads the backbone, on the fastest device there is unless told; half precision is the default on CUDA only."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..engines.diffusers import load
+
+    disable_progress_bar()
+    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(options.device or fastest)
+    return load(options.base, device, getattr(torch, options.dtype or (on_cuda if device.type == "cuda" else "float32")))

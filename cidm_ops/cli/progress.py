@@ -1,0 +1,41 @@
+"""What a command says on stderr while it works: warnings, and bars where stderr is a terminal."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from ..bank.printable import one_line
+
+
+def warn(warnings: Iterable[str | None]) -> None:
+    """Prints a line for each warning; None is none."""
+    for warning in filter(None, warnings):
+        print(f"cidm: warning: {one_line(warning)}", file=sys.stderr)
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[Any], None]]:
+    """Shows a bar of training steps with the loss; gives the callback that takes the training after every step."""
+    with tqdm(desc="training", unit="step", disable=None) as bar:
+
+        def show(run: Any) -> None:
+            bar.total = run.recipe.steps
+            bar.set_postfix(loss=f"{run.losses[-1]:.4f}", refresh=False)
+            bar.update(run.step - bar.n)
+
+        yield show
+
+
+@contextmanager
+def counting_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar of what is done out of how many; gives the callback that takes both."""
+    with tqdm(desc=what, unit=unit, disable=None) as bar:
+
+        def show(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        yield show

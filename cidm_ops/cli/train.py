@@ -1,0 +1,81 @@
+"""`cidm train`: a concept learned from a folder of pictures into a bank."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from .arguments import add_model_and_bank, whole
+from .model import load_base
+from .progress import training_bar, warn
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_and_bank(parser)
+    parser.add_argument("--images", type=Path, required=True, help="folder of 4 to 7 pictures, captions in .txt files of the same name")
+    parser.add_argument("--class-word", required=True, help="what it is in plain words, such as 'dog' or 'teddy bear'")
+    parser.add_argument("--name", help="the concept's name, in prompts <name> (default: the name of the folder)")
+    parser.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
+    parser.add_argument(
+        "--method",
+        choices=("cidm", "infusion"),
+        default="cidm",
+        help="low-rank factors and words, or Infusion's residuals at the class word (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=whole(1), help="training steps (default: 800; 500 for infusion)")
+    parser.add_argument(
+        "--fit",
+        choices=("centre", "buckets", "random", "as_given"),
+        default="centre",
+        help="how pictures of other shapes are fitted (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prior", type=Path, help="folder of pictures of the plain class, for --set prior=1 (default: the base paints some)"
+    )
+    parser.add_argument(
+        "--existing",
+        choices=("replace", "refuse", "continue"),
+        default="replace",
+        help="if the bank has a concept of that name that was learned in any other way (default: %(default)s)",
+    )
+    parser.add_argument("--flip", action="store_true", help="mirror every second picture")
+    parser.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of cidm_ops/run/recipe.py, such as min_snr=5 or mode=orthogonal; may be repeated",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Learns one concept, and prints the file that holds it."""
+    from ..bank.bank import Bank
+    from ..run.captions import TEMPLATES
+    from ..run.folder import from_folder
+    from ..run.recipe import INFUSION, Recipe
+    from ..run.task import learn_into
+
+    name = options.name or options.images.resolve().name
+    backbone = load_base(options, on_cuda="bfloat16")
+    images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
+    kind = "style" if options.style else "thing"
+    if options.method == "infusion":
+        recipe = replace(INFUSION, steps=options.steps or INFUSION.steps, seed=options.seed)
+    else:
+        recipe = Recipe(steps=options.steps or Recipe.steps, rank=options.rank, seed=options.seed, kind=kind, templates=TEMPLATES[kind])
+    recipe = recipe.having(options.set)
+    with training_bar() as show:
+        bank, _, _ = learn_into(
+            Bank(options.bank),
+            backbone,
+            images,
+            name=name,
+            class_word=options.class_word,
+            recipe=recipe,
+            existing=options.existing,
+            prior=options.prior and from_folder(options.prior, options.size or backbone.size, options.fit),
+            on_step=show,
+        )
+    warn(images.warnings)
+    print(bank.file(name))

@@ -1,0 +1,142 @@
+"""One resumable training loop for every part of the Doodle model.
+
+All randomness of a step comes from ``(seed, step)``, so a run that was stopped continues exactly as one that was not. Under
+``torchrun`` every process takes a batch of its own and gradients are averaged: on a CPU, one process with one thread per
+core is faster than one process with many threads.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ...bank.files import packed, write_atomically
+from .muon import Muon
+
+log = logging.getLogger("cidm.doodle")
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+    """Linear warm-up, constant, then a cosine to zero over the second half."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    half = steps / 2
+    return peak if step < half else peak * 0.5 * (1 + np.cos(np.pi * min(1.0, (step - half) / half)))
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file of tensors of any device: a reader sees the old file or the new one, never a part."""
+    write_atomically(packed({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata or {}), file)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where checkpoints are kept, and after how many seconds a stage ends early with one."""
+
+    folder: Path
+    stop_after: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a part is trained: AdamW, or Muon for its matrices; ``ema`` is the decay of the weights' moving average."""
+
+    steps: int
+    lr: float
+    weight_decay: float = 0.01
+    ema: float = 0.998
+    muon: bool = False
+    seed: int = 0
+    save_every: int = 500
+
+    def optimiser(self, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Makes the optimiser; only ``matrices`` decay."""
+        if self.muon:
+            return Muon(matrices, others, self.lr, self.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, self.lr, (0.9, 0.99))
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss_at: Callable[[np.random.Generator, torch.Generator], Tensor],
+    session: Session,
+    how: Optimisation,
+) -> dict[str, Tensor]:
+    """Runs ``loss_at(rng, generator) -> loss`` from the checkpoint of that name, if any, and returns the average of the weights.
+
+    Raises ``FloatingPointError`` when the loss stops being finite; the last checkpoint stays.
+    """
+    session.folder.mkdir(parents=True, exist_ok=True)
+    file = session.folder / f"{name}.safetensors"
+    parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
+    average = {k: p.detach().clone() for k, p in parameters.items()}
+    inner = {k for k, p in parameters.items() if p.ndim > 1 and "embedding" not in k}
+    matrices, others = ([p for k, p in parameters.items() if (k in inner) == wanted] for wanted in (True, False))
+    optimiser = how.optimiser(matrices, others)
+    start = _restore(file, parameters, average, optimiser) if file.exists() else 0
+    began, recent = time.monotonic(), []
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(iter(parameters.values())).device
+    for step in range(start, how.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, how.steps, how.lr)
+        draw = how.seed * 10_000_019 + step * world + rank
+        loss = loss_at(np.random.default_rng(draw), torch.Generator(device).manual_seed(draw))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if world > 1:
+            _average([p.grad for p in parameters.values() if p.grad is not None], world)
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimiser.step()
+        keep = min(how.ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
+        recent.append(float(loss.detach()))
+        if not np.isfinite(recent[-1]):
+            raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
+        if (step + 1) % 50 == 0:
+            pace = (time.monotonic() - began) / (step + 1 - start)
+            log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
+        late = world == 1 and time.monotonic() - began > session.stop_after
+        if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
+            _save(file, step + 1, parameters, average, optimiser)
+        if late:
+            break
+    return average
+
+
+def _average(gradients: list[Tensor], world: int) -> None:
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for g, part in zip(gradients, flat.div_(world).split([g.numel() for g in gradients]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def _save(file: Path, step: int, parameters: dict[str, nn.Parameter], average: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
+    tensors: dict[str, Tensor] = {}
+    for k, p in parameters.items():
+        tensors |= {f"now.{k}": p, f"average.{k}": average[k]}
+        tensors |= {f"{entry}.{k}": value for entry, value in optimiser.state[p].items()}
+    save_tensors(tensors, file, {"step": json.dumps(step)})
+
+
+def _restore(file: Path, parameters: dict[str, nn.Parameter], average: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
+    with safe_open(file, "pt") as f, torch.no_grad():
+        step = json.loads(f.metadata()["step"])
+        for k, p in parameters.items():
+            p.copy_(f.get_tensor(f"now.{k}"))
+            average[k].copy_(f.get_tensor(f"average.{k}"))
+            entries = [key.partition(".")[0] for key in list(f.keys()) if key.partition(".")[2] == k]
+            optimiser.state[p] = {e: f.get_tensor(f"{e}.{k}").to(p.device) for e in entries if e not in ("now", "average")}
+    log.info("continuing %s at step %d", file.stem, step)
+    return step

@@ -1,0 +1,115 @@
+"""Train the Doodle model from nothing: render, autoencoder, latents, diffusion, decoder, image tower, ship.
+
+Every stage keeps its own checkpoint in the folder and continues from it; a finished stage is only read.
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...engines.tokenizer import tokenize
+from ..files import WEIGHTS
+from .autoencoder import encode, learn_latents, pass_through, sharpen_decoder
+from .data import rendered
+from .diffusion import Tokens, learn_diffusion, new_text_encoder, new_unet
+from .loop import Session, save_tensors
+from .reader import learn_reader, personal, plain_wordings
+from .vision import TextTower, individuals, learn_vision, new_vision
+
+SHARD = 8000
+
+
+def train(options: argparse.Namespace) -> None:
+    """Runs the stages that were asked for, each from its checkpoint."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if "RANK" in os.environ:  # under torchrun: one thread per process
+        dist.init_process_group("gloo" if device == "cpu" else "nccl")
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    pictures, captions = rendered(options.folder, options.pictures, options.workers)
+    session = Session(options.folder, 60 * options.minutes)
+    if "autoencoder" in options.stages:
+        vae = pass_through().to(device)
+        learn_latents(vae, pictures, session, steps=options.autoencoder_steps)
+        save_tensors(vae.state_dict(), options.folder / "latent-autoencoder.safetensors")
+    if "diffusion" in options.stages:
+        tokens = Tokens(token_ids(captions))
+        unet, text = (m.to(device) for m in (new_unet(), new_text_encoder(tokens.vocabulary, tokens.end)))
+        latents = latents_of(options.folder, pictures, device)
+        learn_diffusion(unet, text, latents, tokens, session, steps=options.diffusion_steps)
+        save_tensors(unet.state_dict(), options.folder / "unet.safetensors")
+        save_tensors(shipped_text(text.state_dict(), tokens), options.folder / "text.safetensors")
+    if "decoder" in options.stages:
+        vae = pass_through().to(device)
+        vae.load_state_dict(load_file(options.folder / "latent-autoencoder.safetensors"))
+        sharpen_decoder(vae, pictures, session, steps=options.decoder_steps)
+        save_tensors(vae.state_dict(), options.folder / "vae.safetensors")
+    if "vision" in options.stages:
+        tokens = Tokens(token_ids(captions))
+        vision, tower = (m.to(device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
+        people = individuals(options.folder, 3000, options.workers)
+        learn_vision(vision, tower, pictures, people, tokens, session, steps=options.vision_steps)
+        save_tensors(vision.state_dict(), options.folder / "image-tower.safetensors")
+    if "reader" in options.stages:
+        own, words = personal(options.folder, 12_000, options.workers)
+        plain = plain_wordings(len(pictures))
+        tokens = Tokens(token_ids(plain + words))
+        vision, tower = (m.to(device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
+        sets = [(pictures, 0), (own, sum(map(len, plain)))]
+        learn_reader(vision, tower, sets, tokens, session, steps=options.reader_steps)
+        save_tensors(vision.state_dict() | caption_side(tower, tokens), options.folder / "captions-tower.safetensors")
+    if "ship" in options.stages:
+        files = {"unet": "unet", "text": "text", "vae": "vae", "image-tower": "vision", "captions-tower": "reader"}
+        for source, name in files.items():
+            state = load_file(options.folder / f"{source}.safetensors")
+            save_tensors({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, WEIGHTS / f"{name}.safetensors")
+
+
+def token_ids(captions: list[list[str]]) -> list[list[int]]:
+    """Ids of all wordings in order, without start and end; captions repeat, so words are looked up once."""
+    known: dict[str, list[int]] = {}
+
+    def ids(word: str) -> list[int]:
+        if word not in known:
+            row = tokenize(word)[0].tolist()
+            known[word] = row[1 : row.index(row[-1])]
+        return known[word]
+
+    return [[i for word in text.replace(",", " ,").split() for i in ids(word)] for wordings in captions for text in wordings]
+
+
+def latents_of(folder: Path, pictures: np.ndarray, device: str) -> Tensor:
+    """Latents ``[N, 4, 16, 16]`` fp16 of all pictures, kept in shards."""
+    vae = None
+    shards = []
+    for i, start in enumerate(range(0, len(pictures), SHARD)):
+        file = folder / f"latents-{i}.safetensors"
+        if not file.exists():
+            if vae is None:
+                vae = pass_through().to(device)
+                vae.load_state_dict(load_file(folder / "latent-autoencoder.safetensors"))
+                vae.to(memory_format=torch.channels_last)
+            save_tensors({"latents": encode(vae, pictures[start : start + SHARD], 16).half()}, file)
+        shards.append(load_file(file)["latents"])
+    return torch.cat(shards)
+
+
+def caption_side(tower: TextTower, tokens: Tokens) -> dict[str, Tensor]:
+    """A caption side as it is shipped beside its image side."""
+    state = shipped_text(tower.encoder.state_dict(), tokens) | {"projection.weight": tower.projection.weight}
+    return {f"text.{k}": v for k, v in state.items()}
+
+
+def shipped_text(state: dict[str, Tensor], tokens: Tokens) -> dict[str, Tensor]:
+    """A text encoder in CLIP's names with its trained token rows only; the rest of the table is filled from a seed."""
+    state = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in state.items() if "position_ids" not in k}
+    rows = state.pop("text_model.embeddings.token_embedding.weight")
+    return state | {"token_ids": tokens.used.int(), "token_rows": rows[: len(tokens.used)]}

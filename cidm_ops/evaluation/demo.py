@@ -1,0 +1,84 @@
+"""The demo: three Doodle concepts learned one after the other, painted alone and together, scored and shown."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..bank.bank import Bank
+from ..doodle.concepts import CONCEPTS, examples
+from ..measure.report import Section, contact_sheet, write_html
+from ..measure.scores import self_alignment
+from ..painting.paint import SamplingConfig, paint, unit_noise
+from ..run.task import learn_into
+from .doodle import GUIDANCE, PICTURES, RECIPE, SEED, DoodleBench, pictured, training_pictures
+
+log = logging.getLogger("cidm.demo")
+
+LEARNED = ("dog", "duck", "cat")
+TOGETHER = "a {0} on the left, a {1} in the middle and a {2} on the right"
+
+
+@dataclass
+class Score:
+    """Image alignment of a concept: after the last task, right after its own, of the plain class word, and the ceiling."""
+
+    name: str
+    ia: float
+    ia_plain: float
+    ia_ceiling: float
+    ia_first: float
+
+
+def run(folder: Path) -> list[Score]:
+    """Learn, paint, score; write ``report.json``, ``report.html``, ``contact-sheet.png`` and the bank into ``folder``."""
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = DoodleBench()
+    bank = Bank(folder / "bank")
+    for name in bank.names:
+        bank.file(name).unlink()
+    bank = Bank(folder / "bank")
+    plain, first, rows = {}, {}, {}
+    for name in LEARNED:
+        concept = CONCEPTS[name]
+        bank, _, losses = learn_into(
+            bank, bench.backbone, training_pictures(concept), name=name, class_word=concept.class_word, recipe=RECIPE
+        )
+        log.info("learned %s in %.0f s, loss %.3f", name, time.monotonic() - began, sum(losses[-50:]) / 50)
+        ordinary = bench.paint(bank, name, concept.class_word)
+        rows[name] = [(f"{name}: the six pictures", pictured(examples(concept, PICTURES))), (f"plain “{concept.class_word}”", ordinary[:6])]
+        plain[name] = bench.ia(name, ordinary)
+        first[name] = bench.ia(name, bench.paint(bank, name, f"<{name}>"))
+    scores = []
+    for name in LEARNED:
+        pictures = bench.paint(bank, name, f"<{name}>")
+        scores.append(Score(name, bench.ia(name, pictures), plain[name], self_alignment(bench.references(name)), first[name]))
+        rows[name].append((f"<{name}> after all three", pictures[:6]))
+    prompt = TOGETHER.format(*(f"<{name}>" for name in LEARNED))
+    noise = unit_noise(bench.backbone.family, SEED, 6, 128, 128)
+    together = paint(bench.backbone, bank, prompt, noise, SamplingConfig(guidance=GUIDANCE))[0]
+    report(folder, scores, [*(row for name in LEARNED for row in rows[name]), ("all together", together)], time.monotonic() - began)
+    return scores
+
+
+def report(folder: Path, scores: list[Score], rows: list[tuple[str, Tensor]], seconds: float) -> None:
+    """Write the figures and the pictures."""
+    figures = {
+        "seconds": round(seconds, 1),
+        "concepts": [{k: v if isinstance(v, str) else round(v, 4) for k, v in vars(s).items()} for s in scores],
+    }
+    (folder / "report.json").write_text(json.dumps(figures, indent=2))
+    sheet = contact_sheet(rows)
+    sheet.save(folder / "contact-sheet.png")
+    table = [
+        [s.name, s.ia_plain, s.ia_first, s.ia, s.ia_ceiling, f"{100 * (s.ia - s.ia_plain) / (s.ia_ceiling - s.ia_plain):.0f} %"]
+        for s in scores
+    ]
+    columns = ("concept", "plain class word", "right after learning", "after all three", "ceiling", "distance closed")
+    note = "Image alignment: mean cosine of pictures with held-out renderings of the concept. Ceiling: the renderings among themselves."
+    title = "CIDM demo: three concepts, one after the other"
+    write_html(folder / "report.html", title, [Section("Likeness", note, columns=columns, rows=table, pictures=[sheet])])

@@ -1,0 +1,226 @@
+"""The protocol of the paper (CIDM 4.1) on a bank: every concept in every prompt, pictures kept on disk, scored, and reported.
+
+What is in the folder is not made again: pictures (one PNG each), embeddings of a tower, and nothing else takes time.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backbone import Backbone
+from ..bank.bank import Bank
+from ..bank.files import packed, write_atomically
+from ..doodle.concepts import CONCEPTS, examples
+from ..engines.towers import Tower
+from ..measure.report import to_pixels
+from ..measure.scores import embed_all
+from ..painting.compose import AggregationConfig
+from ..painting.paint import SamplingConfig, paint, unit_noise
+from ..run.folder import pictures_in, read_picture
+from .doodle import HELD_OUT, PLACES, pictured
+from .doodle import scene as doodle_scene
+
+TOKEN = re.compile(r"<TOK>|\{\}")
+OnPart = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are painted. A folder of samples belongs to one of these, and to one base model."""
+
+    size: int
+    steps: int = 50
+    guidance: float = 7.5
+    negative: str = ""
+    mode: str = "exact"
+    strength: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A concept, the prompts for it with ``<TOK>`` where it stands, and its reference pictures ``[3, H, W]`` in [-1, 1]."""
+
+    name: str
+    class_word: str
+    prompts: Sequence[str]
+    references: Sequence[Tensor]
+
+    def prompt(self, template: str) -> str:
+        return TOKEN.sub(f"<{self.name}>", template)
+
+    def caption(self, template: str) -> str:
+        """The prompt in plain words, for text alignment."""
+        return TOKEN.sub(self.class_word, template)
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt a line, ``<TOK>`` or ``{}`` where the concept stands; empty lines are skipped. Raises ``ValueError`` for one without."""
+    lines = [" ".join(line.split()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if wrong := [line for line in lines if not TOKEN.search(line)]:
+        raise ValueError(f"{file}: {wrong[0]!r} does not say where the concept stands: write <TOK> there")
+    if not lines:
+        raise ValueError(f"{file}: no prompts in it: expected one a line")
+    return lines
+
+
+def doodle_prompts(name: str) -> list[str]:
+    """The four places in which Doodle's concepts are scored."""
+    known = name if name in CONCEPTS else next(iter(CONCEPTS))
+    return [doodle_scene(known, "<TOK>", place) for place in PLACES]
+
+
+def references_in(folder: Path, size: int = 512) -> list[Tensor]:
+    """Pictures of a folder. Raises ``FileNotFoundError`` where there are none, ``ValueError`` for one that cannot be read."""
+    files = pictures_in(folder) if folder.is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"{folder}: no reference pictures in it: expected a folder for each concept, of its name")
+    return [read_picture(file, size)[0] * 2 - 1 for file in files]
+
+
+def doodle_references(name: str) -> list[Tensor]:
+    """Renderings that no training sees."""
+    if name not in CONCEPTS:
+        raise ValueError(f"Doodle has no references of <{name}>: give a folder of pictures")
+    return list(pictured(examples(CONCEPTS[name], HELD_OUT, seed=1)))
+
+
+def claim(folder: Path, backbone: Backbone, sampling: Sampling, bank: Bank, names: Sequence[str]) -> None:
+    """Write down what the samples of this folder are. Raises ``ValueError`` where it holds samples of anything else."""
+    file = folder / "settings.json"
+    now: dict[str, Any] = {"base": [backbone.architecture, backbone.fingerprint], **vars(sampling)}
+    concepts = {name: hashlib.sha256(bank.file(name).read_bytes()).hexdigest()[:16] for name in names}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**now, "concepts": {}}
+    for key, value in now.items():
+        if before[key] != value:
+            raise ValueError(f"{folder} holds samples with {key} {before[key]}, now it is {value}: give another --out")
+    for name, digest in concepts.items():
+        if before["concepts"].get(name, digest) != digest:
+            raise ValueError(f"{folder} holds samples of another <{name}> than the bank has now: give another --out or remove them")
+    write_atomically(json.dumps({**now, "concepts": before["concepts"] | concepts}, indent=1).encode(), file)
+
+
+def sample_file(folder: Path, name: str, template: str, seed: int) -> Path:
+    """Where the picture of a prompt and a seed is: readable, and the same wherever the prompt stands in its file."""
+    words = re.sub(r"[^a-z0-9]+", "-", template.lower()).strip("-")[:48]
+    return folder / "samples" / name / f"{words}-{hashlib.sha256(template.encode()).hexdigest()[:6]}" / f"{seed}.png"
+
+
+def files_of(folder: Path, task: Task, seeds: Sequence[int]) -> list[tuple[Path, str]]:
+    """Every picture of a concept and its prompt."""
+    return [(sample_file(folder, task.name, template, seed), template) for template in task.prompts for seed in seeds]
+
+
+def missing(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], batch: int = 4) -> list[tuple[Task, str, list[int]]]:
+    """Lists the pictures that are not there yet: at most ``batch`` seeds of one prompt at a time."""
+    todo = []
+    for task in tasks:
+        for template in task.prompts:
+            absent = [s for s in seeds if not sample_file(folder, task.name, template, s).exists()]
+            todo += [(task, template, absent[i : i + batch]) for i in range(0, len(absent), batch)]
+    return todo
+
+
+def paint_missing(
+    folder: Path,
+    backbone: Backbone,
+    bank: Bank,
+    todo: Sequence[tuple[Task, str, list[int]]],
+    sampling: Sampling,
+    on_picture: OnPart = lambda done, count: None,
+) -> int:
+    """Paints what ``missing`` listed, each picture from its own seed; returns how many that were."""
+    count, done = sum(len(some) for _, _, some in todo), 0
+    for task, template, some in todo:
+        noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
+        how = AggregationConfig(mode=sampling.mode, strength=sampling.strength)
+        config = SamplingConfig(sampling.steps, sampling.guidance, sampling.negative, how)
+        pictures, _ = paint(backbone, bank, task.prompt(template), noise, config)
+        for seed, pixels in zip(some, to_pixels(pictures), strict=True):
+            data = io.BytesIO()
+            Image.fromarray(pixels).save(data, "PNG")
+            write_atomically(data.getvalue(), sample_file(folder, task.name, template, seed))
+            done += 1
+            on_picture(done, count)
+    return count
+
+
+def read_sample(file: Path) -> Tensor:
+    """``[3, H, W]`` in [-1, 1]. Raises ``ValueError`` naming a file that is damaged."""
+    try:
+        with Image.open(file) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{file} cannot be read ({error}): remove it, it will be painted again") from error
+
+
+class Samples(Sequence[Tensor]):
+    """Pictures on disk, read when they are looked at: thousands do not fit into memory."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: Any) -> Any:
+        return Samples(self.files[i]) if isinstance(i, slice) else read_sample(self.files[i])
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit embeddings of a concept: ``pictures [N, E]`` and ``references [M, E]``; in the space of words ``shown [N, E]``,
+    ``captions [N, E]`` (empty without a text side) and ``meant [M, E]``, what the references show.
+    """
+
+    pictures: Tensor
+    references: Tensor
+    shown: Tensor
+    captions: Tensor
+    meant: Tensor
+
+
+def embed_task(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None) -> Embeddings:
+    """Embed what was not embedded by this tower before, and keep that beside the samples."""
+    files = files_of(folder, task, seeds)
+    kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
+    known = _kept(kept)
+    keys = [f"{file.parent.name}/{file.stem}" for file, _ in files]
+    keys_of_references = [f"reference/{hashlib.sha256(to_pixels(r[None]).tobytes()).hexdigest()[:16]}" for r in task.references]
+    views = {"": tower} | ({"shown/": tower.shown} if tower.reads is not tower.see else {})
+    last = list(views)[-1]
+    new = [(key, lambda file=file: read_sample(file)) for key, (file, _) in zip(keys, files, strict=True) if last + key not in known]
+    new += [(key, lambda r=r: r) for key, r in zip(keys_of_references, task.references, strict=True) if last + key not in known]
+    if new:
+        for start in range(0, len(new), 32):
+            part = new[start : start + 32]
+            pictures = [make() for _, make in part]
+            for view, see in views.items():
+                known |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
+            on_picture(start + len(part), len(new))
+        write_atomically(packed({k: v.contiguous() for k, v in known.items()}, {"tower": tower.fingerprint}), kept)
+    captions = tower.captions([task.caption(template) for template in task.prompts])
+    texts = torch.zeros(0) if captions is None else F.normalize(captions, dim=-1).repeat_interleave(len(seeds), 0)
+    seen, meant = (torch.stack([known[view + k] for k in keys_of_references]) for view in ("", last))
+    whole, shown = (torch.stack([known[view + k] for k in keys]) for view in ("", last))
+    return Embeddings(whole, seen, shown, texts, meant)
+
+
+def _kept(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, "pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):  # not there, or damaged: what can be made again is
+        return {}

@@ -1,0 +1,3 @@
+"""The model families that are known: importing this registers them. A new one is a file here and its name in the line below."""
+
+from . import sd as sd

@@ -1,0 +1,332 @@
+"""What a model family is, as data: the one place where its names, sizes and ids stand.
+
+A family is a file beside this one that builds a ``Family`` and registers it. The method, the bank and the engines ask the family of the
+model or of the concept at hand, and never match names themselves. Nothing here needs torch, a host or the weights of a model.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, Literal
+
+Kind = Literal["self", "cross", "joint", "feed_forward"]
+Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
+Stream = Literal["image", "text", "both"]
+
+# The groups of layers that training can be aimed at, by the kinds of the sublayers they lie in.
+TARGETS: dict[str, tuple[Kind, ...]] = {
+    "cross_attention": ("cross", "joint"),
+    "attention": ("self", "cross", "joint"),
+    "attention_ff": ("self", "cross", "joint", "feed_forward"),
+}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder, and what its tokenizer makes of a text.
+
+    A text is cut into chunks of ``chunk`` tokens: ``start``, the tokens of the text, ``end``, and ``pad`` up to the full length. A
+    tokenizer without a start token has ``start=None``.
+    """
+
+    name: str  # in concept files and in the names of its layers, such as "clip_l"
+    width: int  # of a token's row
+    chunk: int
+    start: int | None
+    end: int
+    pad: int
+    placeholders: Mapping[str, int]  # words of one token whose meaning is not needed, which stand for concept words
+    skip: int = 0  # how many of its last layers the model does not read; without the last one there is no final norm
+    pooled: bool = False  # whether the model reads its pooled state too
+    diffusers: str = "text_encoder"  # its folder and its part of a pipeline
+    host: str = ""  # the attribute of the host's text model
+    host_tokens: str = ""  # the key of its tokens in what the host's tokenizer returns
+    kohya: str = "lora_te_"  # begins the keys of its layers in a LoRA file
+    roots: Sequence[str] = ()  # what begins its keys in the LoRA files of others, as regular expressions with ``_`` for every dot
+    read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to the name of a layer in the encoder
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a text fit into one chunk."""
+        return self.chunk - 1 - (self.start is not None)
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """The ids that are no part of a text: start, end and padding."""
+        return tuple(dict.fromkeys(i for i in (self.start, self.end, self.pad) if i is not None))
+
+    @property
+    def first(self) -> int:
+        """The position of a text's first token in a chunk."""
+        return int(self.start is not None)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer inside a block: its name there, what it does and which tokens it reads."""
+
+    name: str
+    role: Role
+    reads: Stream = "image"
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """An attention or a feed-forward layer of a block (Vaswani et al. 2017): its name there, its kind and its linear layers."""
+
+    name: str
+    kind: Kind
+    linears: Sequence[Linear]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Transformer blocks of one make: a regular expression for their canonical names, and their sublayers in order."""
+
+    pattern: str
+    sublayers: Sequence[Sublayer]
+
+
+@dataclass(frozen=True)
+class Host:
+    """What ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not by import."""
+
+    models: Sequence[str] = ()
+    text_model: str = ""
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """What diffusers calls a family's model, and how it configures its parts. What is not named is the default of the class.
+
+    ``facts`` are entries of the model's configuration that tell the family from others.
+    """
+
+    folder: str = "unet"  # of the model
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the name of the text encoder
+    vae: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)  # of noise, where a file does not say it
+
+
+@dataclass(frozen=True)
+class LoraFiles:
+    """How LoRA files name a family's model, and the standard name of such files."""
+
+    kohya: str = "lora_unet_"  # begins the keys of the model's layers in what we write
+    roots: Sequence[str] = ()  # what begins them in the files of others, as regular expressions with ``_`` for every dot
+    read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to our name of the layer
+    telltale: str = r"(?!)"  # finds the names of layers that only this family has
+    modelspec: str = ""  # its architecture in the ModelSpec standard
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Family:
+    """A model family at one size. Several sizes may share a ``name``, as Stable Diffusion 1 and Doodle do."""
+
+    name: str  # begins the architecture of its models, such as "sd1"
+    title: str
+    architecture: str  # of the whole model at this size: name, layers that read the text and width of the text
+    encoders: Sequence[Encoder]
+    blocks: Sequence[Blocks]  # in the order in which the model runs them
+    latent_channels: int
+    factor: int  # pixels of a latent cell's side
+    size: int  # pixels of a side that it was trained for
+    order: Sequence[str] = ()  # what begins the names of the model's blocks, in layer order
+    decoder: str = r"(?!)"  # finds the names of layers in the second half of the model
+    stage: str = r".*"  # finds in the name of such a layer the part of the model in which all can share a word's row
+    patch: int = 1  # latent cells of an image token's side, where tokens are finest
+    halvings: int = 0  # how many times the model halves that grid inside
+    layerwise: bool = True  # whether every layer can read a text of its own
+    kernels: Sequence[tuple[str, tuple[int, int]]] = ()  # what finds the names of convolutions, and their kernels
+    abbreviations: Sequence[str] = ()  # what is left out of a layer's name for reading
+    host: Host = Host()
+    diffusers: Diffusers = Diffusers()
+    files: LoraFiles = LoraFiles()
+
+    def __repr__(self) -> str:
+        return f"Family({self.architecture})"
+
+    @property
+    def width(self) -> int:
+        """The width of the text that the model reads, at this size."""
+        return Architecture.parse(self.architecture).width
+
+    @property
+    def cell(self) -> int:
+        """Pixels of which an image's sides are multiples."""
+        return self.factor * self.patch
+
+    @property
+    def placeholders(self) -> Mapping[str, int]:
+        """The words that stand for concept words, with their ids; alike in all its encoders."""
+        return self.encoders[0].placeholders
+
+    def encoder(self, name: str = "") -> Encoder:
+        """The text encoder of a name, or the first. Raises ``ValueError`` for a name that it does not have."""
+        found = next((e for e in self.encoders if name in ("", e.name)), None)
+        if found is None:
+            raise ValueError(f"text encoder {name!r}: {self.title} has {', '.join(e.name for e in self.encoders)}")
+        return found
+
+    def encoder_of(self, layer: str) -> Encoder | None:
+        """The text encoder that a layer is in, by its canonical name; ``None`` for a layer of the model."""
+        return next((e for e in self.encoders if layer.startswith(f"{e.name}.")), None)
+
+    def whole_cells(self, height: int, width: int) -> tuple[int, int]:
+        """The sides of an image, cut to what the model can paint."""
+        return height // self.cell * self.cell, width // self.cell * self.cell
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latent of an image of ``height`` times ``width`` pixels."""
+        return self.latent_channels, height // self.factor, width // self.factor
+
+    def grids(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of the image tokens of a latent of ``height`` times ``width`` cells, from the finest layer to the coarsest."""
+        sides = [self.patch * 2**i for i in range(self.halvings + 1)]
+        return [(-(-height // side), -(-width // side)) for side in sides]
+
+    def place(self, block: str) -> tuple[int, ...]:
+        """A key that sorts canonical names of blocks into layer order."""
+        first = next((i for i, start in enumerate(self.order) if block.startswith(start)), len(self.order))
+        return (first, *(int(piece) for piece in block.split(".") if piece.isdigit()))
+
+    def stage_of(self, site: str) -> str:
+        """The part of the model that a layer is in, larger than a block; the layer itself where the family knows none."""
+        match = re.match(self.stage, site)
+        return match[0] if match else site
+
+    def sublayers(self, block: str) -> Sequence[Sublayer]:
+        """The sublayers of the block of a canonical name, in order."""
+        return next((b.sublayers for b in self.blocks if re.fullmatch(b.pattern, block)), ())
+
+    def sites(self, blocks: Iterable[str], *kinds: Kind) -> list[str]:
+        """The canonical names of the sublayers of some kinds in blocks, in order."""
+        return [f"{block}.{sub.name}" for block in blocks for sub in self.sublayers(block) if sub.kind in kinds]
+
+    def text_sites(self, blocks: Iterable[str]) -> list[str]:
+        """The canonical names of the layers of blocks that each read a text of their own: its cross-attention."""
+        return self.sites(blocks, "cross")
+
+    def parts(self, block: str, *kinds: Kind) -> list[str]:
+        """The names inside a block of its linear layers, in order; only those in sublayers of some kinds, if any are named."""
+        return [part.name for sub in self.sublayers(block) if not kinds or sub.kind in kinds for part in sub.linears]
+
+    def located(self, layer: str) -> tuple[str, Sublayer | None, Linear | None]:
+        """The block that a linear layer is in, its sublayer and itself; ``("", None, None)`` if it is in no block."""
+        for pattern, known in self._linears:
+            if match := pattern.fullmatch(layer):
+                return (match["block"], *known[match["part"]])
+        return "", None, None
+
+    @cached_property
+    def _linears(self) -> list[tuple[re.Pattern[str], dict[str, tuple[Sublayer, Linear]]]]:
+        found = []
+        for blocks in self.blocks:
+            known = {part.name: (sub, part) for sub in blocks.sublayers for part in sub.linears}
+            names = "|".join(map(re.escape, known))
+            found.append((re.compile(rf"(?P<block>{blocks.pattern})\.(?P<part>{names})"), known))
+        return found
+
+    def block_of(self, layer: str) -> str:
+        """The transformer block that a linear layer is in, by its canonical name; "" if it is in none."""
+        return self.located(layer)[0]
+
+    def reads_text(self, layer: str) -> bool:
+        """Whether what goes through a linear layer is the tokens of the text, and of nothing else."""
+        linear = self.located(layer)[2]
+        return linear is not None and linear.reads == "text"
+
+    def looks_at_text(self, layer: str) -> bool:
+        """Whether a linear layer makes the queries with which the image looks at the text."""
+        _, sublayer, linear = self.located(layer)
+        looks = sublayer is not None and sublayer.kind in ("cross", "joint")
+        return looks and linear is not None and linear.role == "query" and linear.reads != "text"
+
+    def kernel_of(self, layer: str) -> tuple[int, ...]:
+        """The kernel of a convolution by its canonical name, () of a linear layer."""
+        return next((kernel for pattern, kernel in self.kernels if re.search(pattern, layer)), ())
+
+    def kohya_key(self, layer: str) -> str:
+        """The name of a layer in LoRA files of kohya's kind, by its canonical name."""
+        if encoder := self.encoder_of(layer):
+            return encoder.kohya + layer.removeprefix(f"{encoder.name}.").replace(".", "_")
+        return self.files.kohya + layer.replace(".", "_")
+
+    def short(self, layer: str) -> str:
+        """A layer's name for reading."""
+        for piece in self.abbreviations:
+            layer = layer.replace(piece, "")
+        return layer
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What decides whether a concept fits a model: the family's name, its layers that read the text, by kind of block, and the width of
+    that text. As text "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
+    """
+
+    family: str
+    layers: tuple[int, ...]
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.family}-{'+'.join(map(str, self.layers))}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Architecture":
+        """Raises ``ValueError`` for a text that is no architecture."""
+        match = re.fullmatch(r"(?P<family>[a-z][a-z0-9_]*)-(?P<layers>\d+(?:\+\d+)*)x(?P<width>\d+)", text)
+        if match is None:
+            raise ValueError(f"architecture {text[:40]!r}: expected a family, its layers and the width of its text, such as sd1-16x768")
+        return cls(match["family"], tuple(map(int, match["layers"].split("+"))), int(match["width"]))
+
+    @property
+    def count(self) -> int:
+        """All layers that read the text."""
+        return sum(self.layers)
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Make a family known. Raises ``ValueError`` if another one has its architecture."""
+    known = _FAMILIES.setdefault(family.architecture, family)
+    if known is not family:
+        raise ValueError(f"{family.title} and {known.title} have the same architecture {family.architecture}: give each its own")
+    _family_of.cache_clear()
+    return family
+
+
+def forget(family: Family) -> None:
+    """Take a family back, as a test does that made it up."""
+    _FAMILIES.pop(family.architecture, None)
+    _family_of.cache_clear()
+
+
+def families() -> tuple[Family, ...]:
+    """All known families, those of a name together in the order of their registration."""
+    return tuple(_FAMILIES.values())
+
+
+def family_of(architecture: str) -> Family:
+    """The family of a model or a concept: the one of exactly this size, else the first of its name.
+
+    Raises ``ValueError`` for a family that this version does not know.
+    """
+    return _family_of(architecture)
+
+
+@cache
+def _family_of(architecture: str) -> Family:
+    if architecture in _FAMILIES:
+        return _FAMILIES[architecture]
+    name = Architecture.parse(architecture).family
+    found = next((f for f in _FAMILIES.values() if f.name == name), None)
+    if found is None:
+        names = dict.fromkeys(f.name for f in _FAMILIES.values())
+        raise ValueError(f"{architecture} is a model family that this version does not know, it knows {', '.join(names)}: update the pack")
+    return found

@@ -1,0 +1,167 @@
+"""Stable Diffusion 1.x (Rombach et al. 2022), SDXL (Podell et al. 2023), and Doodle, the small model of the first kind that ships."""
+
+from dataclasses import replace
+from typing import Any
+
+from . import clip
+from .family import Diffusers, Encoder, Family, Host, LoraFiles, register
+from .unet import KERNELS, ORDER, PROJECTIONS, TRANSFORMERS, layers_of
+
+ROOTS = ("lora_unet", "lycoris", "unet", "(?:model_)?diffusion_model")
+STAGE = r".+(?=\.transformer_blocks\.)"
+ABBREVIATIONS = (".transformer_blocks.0.attn2", "attentions.")
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+
+CLIP_L = Encoder(
+    name="clip_l",
+    width=clip.SMALL["hidden_size"],
+    chunk=clip.CHUNK,
+    start=clip.START,
+    end=clip.END,
+    pad=clip.END,
+    placeholders=clip.PLACEHOLDERS,
+    diffusers="text_encoder",
+    host="clip_l",
+    host_tokens="l",
+    kohya="lora_te_text_model_",
+    roots=("lora_te1?", "text_encoder", "text_encoders_clip_l_transformer"),
+    read_layer=clip.clip_layer,
+)
+CLIP_G = replace(
+    CLIP_L,
+    name="clip_g",
+    width=clip.BIG["hidden_size"],
+    pad=0,
+    skip=1,
+    pooled=True,
+    diffusers="text_encoder_2",
+    host="clip_g",
+    host_tokens="g",
+    kohya="lora_te2_text_model_",
+    roots=("lora_te2", "text_encoder_2", "text_encoders_clip_g_transformer"),
+)
+
+SD1 = register(
+    Family(
+        name="sd1",
+        title="Stable Diffusion 1",
+        architecture="sd1-16x768",
+        encoders=(CLIP_L,),
+        blocks=(TRANSFORMERS,),
+        latent_channels=4,
+        factor=8,
+        size=512,
+        order=ORDER,
+        decoder=r"^up_blocks\.",
+        stage=STAGE,
+        halvings=3,
+        kernels=(*KERNELS, *PROJECTIONS),
+        abbreviations=ABBREVIATIONS,
+        host=Host(models=("SD15",), text_model="SD1ClipModel"),
+        diffusers=Diffusers(
+            facts={"addition_embed_type": None},
+            model={"sample_size": 64, "cross_attention_dim": 768, "layers_per_block": 2},
+            texts={"clip_l": clip.SMALL},
+            vae=VAE | {"latent_channels": 4, "sample_size": 512, "scaling_factor": 0.18215},
+            schedule=SCHEDULE,
+        ),
+        files=LoraFiles(
+            roots=ROOTS,
+            read_layer=layers_of(resnets=2),
+            telltale=r"^(down_blocks\.0\.attentions|down_blocks\.3|up_blocks\.3)",
+            modelspec="stable-diffusion-v1/lora",
+        ),
+    )
+)
+
+SDXL = register(
+    Family(
+        name="sdxl",
+        title="SDXL",
+        architecture="sdxl-70x2048",
+        encoders=(replace(CLIP_L, skip=1, kohya="lora_te1_text_model_"), CLIP_G),
+        blocks=(TRANSFORMERS,),
+        latent_channels=4,
+        factor=8,
+        size=1024,
+        order=ORDER,
+        decoder=r"^up_blocks\.",
+        stage=STAGE,
+        halvings=2,
+        kernels=KERNELS,
+        abbreviations=ABBREVIATIONS,
+        host=Host(models=("SDXL",), text_model="SDXLClipModel"),
+        diffusers=Diffusers(
+            facts={"addition_embed_type": "text_time"},
+            model={
+                "sample_size": 128,
+                "cross_attention_dim": 2048,
+                "layers_per_block": 2,
+                "block_out_channels": (320, 640, 1280),
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "transformer_layers_per_block": (1, 2, 10),
+                "attention_head_dim": (5, 10, 20),
+                "use_linear_projection": True,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            },
+            texts={"clip_l": clip.SMALL, "clip_g": clip.BIG},
+            vae=VAE | {"latent_channels": 4, "sample_size": 1024, "scaling_factor": 0.13025},
+            schedule=SCHEDULE,
+        ),
+        files=LoraFiles(
+            roots=ROOTS,
+            read_layer=layers_of(resnets=2),
+            telltale=r"^(clip_g|add_embedding)|\.transformer_blocks\.[1-9]",
+            modelspec="stable-diffusion-xl-v1-base/lora",
+        ),
+    )
+)
+
+DOODLE_CHANNELS = 4  # of its latents; the weights that ship have as many
+DOODLE = register(
+    replace(
+        SD1,
+        title="Doodle",
+        architecture="sd1-7x128",
+        encoders=(replace(CLIP_L, width=128),),
+        latent_channels=DOODLE_CHANNELS,
+        size=128,
+        halvings=2,
+        diffusers=Diffusers(
+            model={
+                "in_channels": DOODLE_CHANNELS,
+                "out_channels": DOODLE_CHANNELS,
+                "sample_size": 16,
+                "block_out_channels": (64, 128, 192),
+                "layers_per_block": 1,
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "attention_head_dim": 8,
+                "cross_attention_dim": 128,
+            },
+            texts={
+                "clip_l": {
+                    "hidden_size": 128,
+                    "intermediate_size": 512,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "max_position_embeddings": clip.CHUNK,
+                    "projection_dim": 128,
+                    "hidden_act": "quick_gelu",
+                }
+            },
+            vae={"latent_channels": DOODLE_CHANNELS},
+            schedule=SCHEDULE,
+        ),
+        files=LoraFiles(roots=ROOTS, read_layer=layers_of(resnets=1), modelspec="stable-diffusion-v1/lora"),
+    )
+)

@@ -1,0 +1,91 @@
+"""The U-Net of Stable Diffusion 1 and SDXL: its blocks, and the names of its layers in the LoRA files of others.
+
+Names in such files have ``_`` for every dot, so they are read by the few words that the layers are named with. Both layouts
+are known, the original one (``input_blocks``) and that of diffusers (``down_blocks``), which is ours.
+"""
+
+import re
+from functools import partial
+
+from .family import Blocks, Linear, Sublayer
+
+ORDER = ("down_blocks", "mid_block", "up_blocks")
+
+
+def attention(name: str, reads: str) -> Sublayer:
+    """An attention whose keys and values read the tokens of ``reads``, "image" or "text"."""
+    parts = [Linear(f"{name}.to_q", "query")]
+    for letter, role in (("k", "key"), ("v", "value")):
+        parts.append(Linear(f"{name}.to_{letter}", role, reads))  # type: ignore[arg-type]
+    return Sublayer(name, "cross" if reads == "text" else "self", (*parts, Linear(f"{name}.to_out.0", "out")))
+
+
+FEED_FORWARD = Sublayer("ff", "feed_forward", (Linear("ff.net.0.proj", "inner"), Linear("ff.net.2", "outer")))
+TRANSFORMERS = Blocks(r".+\.transformer_blocks\.\d+", (attention("attn1", "image"), attention("attn2", "text"), FEED_FORWARD))
+
+TOP = {
+    "conv_in": "conv_in",
+    "input_blocks_0_0": "conv_in",
+    "conv_out": "conv_out",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding.linear_1",
+    "time_embed_2": "time_embedding.linear_2",
+    "label_emb_0_0": "add_embedding.linear_1",
+    "label_emb_0_2": "add_embedding.linear_2",
+} | {f"{part}_embedding_linear_{i}": f"{part}_embedding.linear_{i}" for part in ("time", "add") for i in (1, 2)}
+RESNET = {
+    "in_layers_2": "conv1",
+    "out_layers_3": "conv2",
+    "emb_layers_1": "time_emb_proj",
+    "skip_connection": "conv_shortcut",
+} | {name: name for name in ("conv1", "conv2", "time_emb_proj", "conv_shortcut")}
+INSIDE = {part.name.replace(".", "_"): part.name for sub in TRANSFORMERS.sublayers for part in sub.linears}
+INSIDE |= {name.removesuffix("_0"): part for name, part in INSIDE.items() if name.endswith("to_out_0")}
+
+BLOCK = re.compile(r"(?:(down|up)_blocks_(\d+)|mid_block)_(attentions|resnets|downsamplers|upsamplers)_(\d+)_(\w+)")
+ORIGINAL = re.compile(r"(?:(input|output)_blocks_(\d+)|middle_block)_(\d+)_(\w+)")
+INNER = re.compile(r"transformer_blocks_(\d+)_(\w+)")
+
+KERNELS = ((r"(^|\.)(conv[12]?|conv_in|conv_out)$", (3, 3)), (r"(^|\.)conv_shortcut$", (1, 1)))
+PROJECTIONS = ((r"(^|\.)proj_(in|out)$", (1, 1)),)  # around the transformers, where these are convolutions
+
+
+def unet_layer(flat: str, resnets: int) -> str | None:
+    """Our name of a layer, such as ``down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q``, from one with ``_`` for every dot.
+
+    ``resnets`` in each block of the down path decide where a layer of the original layout lies. ``None`` for a layer that no such U-Net
+    has, or that no low-rank delta can change, such as a norm.
+    """
+    if flat in TOP:
+        return TOP[flat]
+    if original := ORIGINAL.fullmatch(flat):
+        flat = _of_diffusers(original[1], original[2], original[3], original[4], resnets)
+    match = BLOCK.fullmatch(flat)
+    if not match:
+        return None
+    side, block, kind, index, part = match.groups()
+    here = f"{side}_blocks.{block}.{kind}.{index}" if side else f"mid_block.{kind}.{index}"
+    if kind == "resnets":
+        return f"{here}.{RESNET[part]}" if part in RESNET else None
+    if kind != "attentions":
+        return f"{here}.conv" if part == "conv" else None
+    if part in ("proj_in", "proj_out"):
+        return f"{here}.{part}"
+    inner = INNER.fullmatch(part)
+    return f"{here}.transformer_blocks.{inner[1]}.{INSIDE[inner[2]]}" if inner and inner[2] in INSIDE else None
+
+
+def layers_of(resnets: int) -> partial[str | None]:
+    """What reads the names of a U-Net with so many resnets in each block of the down path."""
+    return partial(unet_layer, resnets=resnets)
+
+
+def _of_diffusers(side: str | None, number: str | None, place: str, part: str, resnets: int) -> str:
+    """``output_blocks_2_1_conv`` as ``up_blocks_0_upsamplers_0_conv``: every block has its resnets, then one that resamples."""
+    kind = {"op": "downsamplers", "conv": "upsamplers"}.get(part, "resnets" if part in RESNET else "attentions")
+    if side is None or number is None:
+        return f"mid_block_{kind}_{int(place) // 2}_{part}"
+    block, index = divmod(int(number) - (side == "input"), resnets + 1)
+    if kind in ("downsamplers", "upsamplers"):
+        index, part = 0, "conv"
+    return f"{'down' if side == 'input' else 'up'}_blocks_{block}_{kind}_{index}_{part}"
