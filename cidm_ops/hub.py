@@ -1,74 +1,168 @@
-"""Where texts meet the cross-attention layers of a model: layer l reads its own slice of the context."""
+"""Where texts, factors and attention meet the layers of a model: the one place that hooks into a U-Net, for every engine.
+
+Hooks are opened around one call of the model and gone after it. They act on modules, so whatever else a host or another pack does to a
+layer stays: its weights, its patches, its attention.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from .concept_text import ConceptText, states_in_layer
+
 CONTEXT_NAMES = ("encoder_hidden_states", "context")  # diffusers, ComfyUI
+LARGEST = 32 * 32  # image tokens: above that attention maps cost too much memory and say little
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The places of a U-Net where the method acts, by canonical names and in layer order: transformer blocks, their cross-attentions,
+    all linear layers and convolutions, and the modules that turn feature maps ``[B, C, h, w]`` into the tokens of blocks.
+    ``replaced``: cross-attentions that another pack computes.
+    """
+
+    blocks: Mapping[str, nn.Module]
+    cross_attention: Mapping[str, Any]
+    layers: Mapping[str, nn.Module]
+    tokenizers: tuple[nn.Module, ...]
+    replaced: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls, unet: nn.Module, blocks: Mapping[str, nn.Module], cross_attention: Mapping[str, Any], layers: Mapping[str, nn.Module]
+    ) -> "Sites":
+        names = {module: name for name, module in unet.named_modules()}
+        around = dict.fromkeys(names[block].rsplit(".", 2)[0] for block in blocks.values())
+        return cls(blocks, cross_attention, layers, tuple(unet.get_submodule(name) for name in around))
 
 
 @contextmanager
-def layerwise(cross_attention: Iterable[nn.Module]) -> Iterator[None]:
-    """While open, layer l of ``cross_attention`` turns a context ``[B, L, N, C]`` into its ``[B, N, C]``.
-
-    A context ``[B, N, C]`` is the same for all layers and passes unchanged (P+, Voynov et al. 2023; CIDM 3.1).
+def layerwise(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, module number l of ``modules``, blocks or cross-attentions in layer order, reads its own part of a layer-wise text: of
+    a ``ConceptText``, or of a tensor ``[B, L, N, C]``. A tensor ``[B, N, C]`` is the same for all (P+, Voynov et al. 2023; CIDM 3.1).
     """
 
     def slice_of(index: int):
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
             for name in CONTEXT_NAMES:
                 context = kwargs.get(name)
-                if isinstance(context, Tensor) and context.ndim == 4:
+                if isinstance(context, ConceptText):
+                    kwargs = kwargs | {name: states_in_layer(context, index)}
+                elif isinstance(context, Tensor) and context.ndim == 4:
                     kwargs = kwargs | {name: context[:, index]}
             return args, kwargs
 
         return before
 
-    handles = [module.register_forward_pre_hook(slice_of(i), with_kwargs=True) for i, module in enumerate(cross_attention)]
-    try:
+    with removing(module.register_forward_pre_hook(slice_of(i), with_kwargs=True) for i, module in enumerate(modules)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-Attended = Callable[[str, Tensor, Tensor, Tensor, int], Tensor]
+@dataclass(frozen=True)
+class Attention:
+    """A cross-attention at work: its name and number among the layers, its heads, queries ``[B, T, C]``, keys and values ``[B, N, C]``,
+    and the text ``[B, N, D]`` that the keys were made of.
+    """
+
+    name: str
+    index: int
+    heads: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    text: Tensor
 
 
 @contextmanager
-def attended(
-    cross_attention: Mapping[str, nn.Module], change: Attended, keyed: Callable[[str, Tensor], Tensor] | None = None
+def meeting(
+    cross_attention: Mapping[str, Any], change: Callable[[Attention, Tensor], Tensor], keyed: Callable[[str, Tensor], Tensor] | None = None
 ) -> Iterator[None]:
-    """While open, what a layer hands on is ``change(name, out, q, k, heads)`` with out and q ``[B, T, C]``, k ``[B, N, C]``, and its keys
-    ``keyed(name, k)``.
+    """While open, what a layer hands on is ``change(attention, out)`` with ``out [B, T, C]``, and its keys are ``keyed(name, k)``.
 
     It is changed between the attention and ``to_out``, so whatever computes the attention, the host or another pack in its place, stays.
     """
 
-    def hooks(name: str, layer: Any) -> list[Any]:
+    def hooks(index: int, name: str, layer: Any) -> list[Any]:
         seen: dict[str, Tensor] = {}
 
         def query(module: nn.Module, args: Any, output: Tensor) -> None:
             seen["q"] = output
 
         def key(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            seen["text"] = args[0]
             seen["k"] = output if keyed is None else keyed(name, output)
             return seen["k"]
 
+        def value(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen["v"] = output
+
         def before(module: nn.Module, args: Any) -> tuple[Tensor]:
-            return (change(name, args[0], seen.pop("q"), seen.pop("k"), layer.heads),)
+            at = Attention(name, index, layer.heads, *(seen.pop(part) for part in ("q", "k", "v", "text")))
+            return (change(at, args[0]),)
 
         return [
             layer.to_q.register_forward_hook(query),
             layer.to_k.register_forward_hook(key),
+            layer.to_v.register_forward_hook(value),
             layer.to_out[0].register_forward_pre_hook(before),
         ]
 
-    handles = [handle for name, layer in cross_attention.items() for handle in hooks(name, layer)]
+    with removing(handle for i, (name, layer) in enumerate(cross_attention.items()) for handle in hooks(i, name, layer)):
+        yield
+
+
+@contextmanager
+def attended(
+    cross_attention: Mapping[str, Any],
+    change: Callable[[str, Tensor, Tensor, Tensor, int], Tensor],
+    keyed: Callable[[str, Tensor], Tensor] | None = None,
+) -> Iterator[None]:
+    """``meeting`` for handlers that need no values and no text: ``change(name, out, q, k, heads)``."""
+    with meeting(cross_attention, lambda at, out: change(at.name, out, at.q, at.k, at.heads), keyed):
+        yield
+
+
+@contextmanager
+def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
+    """While open, collects ``(q [B, T, C], k [B, N, C], heads)`` of every call of the cross-attention layers, low-rank deltas included."""
+    seen: list[tuple[Tensor, Tensor, int]] = []
+
+    def keep(at: Attention, out: Tensor) -> Tensor:
+        if at.q.shape[1] <= LARGEST:
+            seen.append((at.q, at.k, at.heads))
+        return out
+
+    with meeting({str(i): layer for i, layer in enumerate(layers)}, keep):
+        yield seen
+
+
+@contextmanager
+def observing(tokenizers: Iterable[nn.Module]) -> Iterator[list[int]]:
+    """While open, keeps the rows and columns of the feature map whose tokens the model is working on: ``[height, width]``.
+
+    The model says itself what its tokens are, so images of any shape and nodes that resize its features are right.
+    """
+    grid: list[int] = []
+
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        features = args[0] if args else kwargs["hidden_states"]
+        grid[:] = features.shape[-2:]
+
+    with removing(module.register_forward_pre_hook(before, with_kwargs=True) for module in tokenizers):
+        yield grid
+
+
+@contextmanager
+def removing(handles: Iterable[Any]) -> Iterator[None]:
+    """Remove hooks at the end, whatever happens."""
+    kept: list[Any] = []
     try:
+        for handle in handles:
+            kept.append(handle)
         yield
     finally:
-        for handle in handles:
+        for handle in kept:
             handle.remove()

@@ -6,12 +6,13 @@ token, the host tokenizes the text with its own chunking and weights, and the ro
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .backbone import Backbone
+from .concept_text import ConceptText, RowPlan
 
 WORD = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_.-]*>")
 
@@ -60,6 +61,15 @@ class Text:
     states: Tensor
     layers: tuple[int, ...]
     pooled: Tensor | None = None
+    plans: tuple[RowPlan | None, ...] = ()  # what its rows mean beside what layers read; none without concepts
+
+    @property
+    def rows(self) -> ConceptText:
+        """The text ``[B, N, C]`` whose rows bring what each layer reads of them, and their plans."""
+        plans = self.plans or (None,) * len(self.states)
+        layered = self.states.shape[1] > 1
+        read = [replace(p or RowPlan(), layers=own if layered else None) for p, own in zip(plans, self.context, strict=True)]
+        return ConceptText.of(self.context.mean(1) if layered else self.states[:, 0], read)
 
     @property
     def context(self) -> Tensor:
@@ -71,10 +81,10 @@ class Text:
     def expand(self, count: int) -> "Text":
         """One text for ``count`` pictures."""
         pooled = None if self.pooled is None else self.pooled.expand(count, -1)
-        return Text(self.states.expand(count, -1, -1, -1), self.layers, pooled)
+        return Text(self.states.expand(count, -1, -1, -1), self.layers, pooled, self.plans * count)
 
     def detach(self) -> "Text":
-        return Text(self.states.detach(), self.layers, None if self.pooled is None else self.pooled.detach())
+        return Text(self.states.detach(), self.layers, None if self.pooled is None else self.pooled.detach(), self.plans)
 
 
 def join(texts: Sequence[Text]) -> Text:
@@ -87,7 +97,8 @@ def join(texts: Sequence[Text]) -> Text:
     layers = tuple(variants.index(chosen) for chosen in zip(*(t.layers for t in texts), strict=True))
     states = [t.states[:, [chosen[i] for chosen in variants]] for i, t in enumerate(texts)]
     pooled = [t.pooled for t in texts if t.pooled is not None]
-    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None)
+    plans = tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states)) if any(t.plans for t in texts) else ()
+    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None, plans)
 
 
 def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:

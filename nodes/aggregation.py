@@ -1,47 +1,15 @@
 """How concepts are weighed and how they act, beyond the inputs of Aggregate Concepts."""
 
-import math
-from dataclasses import dataclass
-
-import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
-from ..cidm_ops.method.reach import BY_KIND, REACHES, everywhere, marks, reaching
-from ..cidm_ops.run.prompt import Mixture
-from . import host, patches
+from ..cidm_ops.painting.compose import AggregationConfig
+from ..cidm_ops.painting.scope import BY_KIND, SCOPES
 
 AggregationSettings = io.Custom("CIDM_AGGREGATION")
 ALONE, TOGETHER = "each on its own", "all in one text"
 MERGED, ROUTED = "merged", "routed"
 DEFAULT = RULES["soft"]
-
-
-@dataclass(frozen=True)
-class Way:
-    """The rule of mode soft, whether concepts act on the negative half too, whether they lie beside the layers, and where on words."""
-
-    rule: Rule = DEFAULT
-    negative: bool = True
-    routed: bool = False
-    reach: str = BY_KIND
-
-    def apply(self, model, mixtures: list[Mixture], backbone: host.ComfyBackbone):
-        """A patched clone of the host's MODEL for one prompt, or one for each row of a batch."""
-        concepts = {c.name: c for m in mixtures for c in m.concepts}
-        known, at = reaching(list(concepts.values()), self.reach), None
-        whole = everywhere(known, self.reach)
-        if len(mixtures) == 1 and self.negative and not self.routed and whole:
-            return patches.merged(model, mixtures[0].factors(backbone))
-        weights = torch.zeros(len(mixtures), len(backbone.cross_attention), len(concepts))
-        for row, mixture in enumerate(mixtures):
-            for g, concept in enumerate(mixture.concepts):
-                weights[row, :, list(concepts).index(concept.name)] = mixture.weights[:, g]
-        if not whole:
-            found = [marks(backbone, mixture.text, known, self.reach) for mixture in mixtures]
-            length = math.lcm(*map(len, found))
-            at = torch.stack([m.repeat(length // len(m), 1) for m in found])
-        return patches.routed(model, known, weights, self.negative, at)
 
 
 class CIDMAggregationSettings(io.ComfyNode):
@@ -107,7 +75,7 @@ class CIDMAggregationSettings(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "reach",
-                    options=list(REACHES),
+                    options=list(SCOPES),
                     default=BY_KIND,
                     optional=True,
                     tooltip="Which words of the prompt concepts change: all of them, as a LoRA does (everywhere); their own and the end "
@@ -121,7 +89,7 @@ class CIDMAggregationSettings(io.ComfyNode):
     @classmethod
     def execute(cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=BY_KIND) -> io.NodeOutput:
         rule = Rule(power, norm, similarity, positions, threshold, scale, joint=encoding == TOGETHER)
-        return io.NodeOutput(Way(rule, negative, path == ROUTED, reach))
+        return io.NodeOutput(AggregationConfig(rule, negative, path == ROUTED, reach))
 
 
 AGGREGATION_NODES = [CIDMAggregationSettings]

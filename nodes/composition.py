@@ -4,24 +4,19 @@ from typing import Any
 
 import comfy.samplers
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.blending import OVERLAPS
-from ..cidm_ops.method.regions import lost, small
-from ..cidm_ops.run.prompt import Mixture, mix
-from ..cidm_ops.tokens import positions_of
+from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, compose_regions
+from ..cidm_ops.painting.scene import PRESETS, NoiseEstimation
 from . import host, patches, say
-from .aggregation import Way
 from .bank import BANK
-from .estimation import PRESETS, Estimation
-from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH
-from .regional import Region, in_regions
+from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, configured
 from .regions import RegionList
 
 RegionNoise = io.Custom("CIDM_REGION_NOISE")
 WHOLE = "a dog on the left and a cat on the right in the snow"
-DEFAULT = Estimation()
+DEFAULT = NoiseEstimation()
 INPUTS = [
     MODEL,
     CLIP,
@@ -142,44 +137,35 @@ class CIDMRegionNoise(io.ComfyNode):
     def execute(cls, alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(f"start_percent {start_percent:g} is after end_percent {end_percent:g}: there would be no passes; swap them")
-        return io.NodeOutput(Estimation(alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features))
+        return io.NodeOutput(NoiseEstimation(alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features))
 
 
 def composed(
-    model, clip, bank: Bank, regions, text: str, preset: str, mode: str, strength: float, settings: Way | None = None, noise=None
+    model,
+    clip,
+    bank: Bank,
+    regions,
+    text: str,
+    preset: str,
+    mode: str,
+    strength: float,
+    settings: AggregationConfig | None = None,
+    noise=None,
 ) -> tuple[Any, list, str, list[str]]:
     """The model that paints regions, the global CONDITIONING, which concepts act where in words, and warnings."""
-    backbone, way = host.ComfyBackbone(model, clip), settings or Way()
-    rule = way.rule if settings and mode == "soft" else None
-    whole = mix(backbone, bank, text, mode, strength, rule)
-    made, lines, warnings = [], [told("elsewhere", whole)], list(whole.warnings)
-    for u, (prompt, place) in enumerate(regions, 1):
-        mixture = mix(backbone, bank, prompt, mode, strength, rule)
-        words = positions_of(backbone, mixture.text, [word for c in mixture.concepts if mixture.strengths.get(c.name) for word in c.words])
-        if place.sought and not words:
-            raise ValueError(f"region {u}, {prompt!r}, is to be found by its concept, and has none: write <name> into it, or draw it")
-        made.append(Region(place, text_of(clip, mixture), mixture, words))
-        lines.append(told(f"region {u}", mixture))
-        warnings += mixture.warnings
-        if not place.mask.any() and not place.sought:
-            warnings.append(f"region {u} is empty: nothing of it will be painted")
-    places = [place for _, place in regions]
-    warnings += [f"region {u + 1} is hidden by regions of higher priority" for u in lost(places, 64, 64)]
-    warnings += [f"region {u + 1} is smaller than a cell of the coarsest layers: there it has its nearest cell" for u in small(places)]
-    patched = in_regions(backbone, whole, made, way.negative, noise or PRESETS[preset])
-    return patched, patches.conditioning(clip, [whole]), "\n".join(lines), list(dict.fromkeys(warnings))
+    backbone = host.ComfyBackbone(model, clip)
+    composition = compose_regions(backbone, bank, text, regions, configured(settings, mode, strength))
+    patched, conditioning = patches.in_regions(backbone, composition, noise or PRESETS[preset])
+    lines = [told("elsewhere", composition.whole)]
+    lines += [told(f"region {u}", region.mix) for u, region in enumerate(composition.regions, 1)]
+    return patched, conditioning, "\n".join(lines), composition.warnings
 
 
-def text_of(clip, mixture: Mixture) -> Tensor:
-    """The layer-wise text of a prompt ``[L, N, C]``, or ``[1, N, C]`` if it is the same for all layers."""
-    (states, more), *_ = patches.conditioning(clip, [mixture])
-    return more.get(patches.CONTEXT, states)
-
-
-def told(where: str, mixture: Mixture) -> str:
+def told(where: str, mixed: ConceptMix) -> str:
     """A region's concepts and their mean weights in words."""
-    weights = mixture.weights.mean(0).tolist() if mixture.concepts else []
-    parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixture.concepts, weights, strict=True) if w]
+    weights = mixed.weights.mean(0).tolist() if mixed.concepts else []
+    parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixed.concepts, weights, strict=True) if w]
+    parts += [f"<{name}> at its class word" for name in mixed.residuals]
     return f"{where}: {', '.join(parts) or 'no concept'}"
 
 

@@ -5,10 +5,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.concept_text import TokenResidual
 from ..cidm_ops.method.infusion import STREAMS
-from ..cidm_ops.run.infusion import Way, infuse, limits
+from ..cidm_ops.painting.compose import AggregationConfig, compose, residual_masks
+from ..cidm_ops.painting.scene import ResidualConfig
 from ..cidm_ops.training.methods import configure
-from . import host, patches, say, streams
+from . import host, patches, say
 from .bank import BANK, ConceptBank
 from .data import ConceptDataset
 from .paint import CLIP, HANDLES, MODEL
@@ -188,25 +190,20 @@ class CIDMInfusion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, bank: Bank, text, strength, stream, start, end, layers, regions=()) -> io.NodeOutput:
-        way = Way(stream, layers.strip(), start, end)
+        infusion, how = ResidualConfig(stream, layers.strip(), start, end), AggregationConfig(strength=strength)
         backbone = host.ComfyBackbone(model, clip)
-        mixture, charges = infuse(backbone, bank, text, strength=strength, layers=way.layers, masks=limits(bank, regions))
-        patched = streams.streaming(model, way)
-        if mixture.concepts:
-            patched = streams.streaming(patches.merged(model, mixture.factors(backbone)), way)
-            encoded = patches.conditioning(clip, [mixture])
-        else:
-            encoded = clip.encode_from_tokens_scheduled(clip.tokenize(mixture.text))
-        lines = [f"{' '.join(mixture.text.split())}", *(told(c) for c in charges)]
-        shown = "\n".join(lines if charges else [*lines, "no Infusion concept acts"])
-        return say.output(cls, patched, streams.carrying(encoded, charges), shown, text=shown, warnings=mixture.warnings)
+        mixture = compose(backbone, bank, text, how, layers=infusion.layers, masks=residual_masks(bank, regions))
+        patched, encoded = patches.with_infusion(backbone, mixture, infusion, how)
+        lines = [f"{' '.join(mixture.text.split())}", *map(told, mixture.residuals.values())]
+        shown = "\n".join(lines if mixture.residuals else [*lines, "no Infusion concept acts"])
+        return say.output(cls, patched, encoded, shown, text=shown, warnings=mixture.warnings)
 
 
-def told(charge) -> str:
-    """Where a charge acts, in words."""
-    tokens = ", ".join(str(int(i)) for i in charge.marks.nonzero()[:, 0])
-    where = "" if charge.mask is None else f", in {100 * float(charge.mask.mean()):.0f} % of the picture"
-    return f"{len(charge.residuals)} layers at token {tokens}{where}"
+def told(residual: TokenResidual) -> str:
+    """Where a residual acts, in words."""
+    tokens = ", ".join(str(int(i)) for i in residual.marks.nonzero()[:, 0])
+    where = "" if residual.mask is None else f", in {100 * float(residual.mask.mean()):.0f} % of the picture"
+    return f"{len(residual.residuals)} layers at token {tokens}{where}"
 
 
 INFUSION_NODES = [CIDMTrainInfusion, CIDMInfusion]

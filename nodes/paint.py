@@ -1,5 +1,7 @@
 """Painting with concepts: the text of a prompt, and the model for it."""
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io
 
@@ -7,9 +9,9 @@ from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.measure.pictures import heat_map, to_image
 from ..cidm_ops.method.aggregation import MODES, table
 from ..cidm_ops.models.family import Family
-from ..cidm_ops.run.prompt import Mixture, mix, read
+from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, mix, read
 from . import host, patches, say
-from .aggregation import AggregationSettings, Way
+from .aggregation import AggregationSettings
 from .bank import BANK
 
 PROMPT = "a <dog> and a <cat> on the beach"
@@ -91,12 +93,14 @@ class CIDMAggregate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, bank: Bank, text: str, mode: str, strength: float, settings: Way | None = None) -> io.NodeOutput:
-        backbone, way = host.ComfyBackbone(model, clip), settings or Way()
-        mixture = mix(backbone, bank, text, mode, strength, way.rule if settings and mode == "soft" else None)
+    def execute(
+        cls, model, clip, bank: Bank, text: str, mode: str, strength: float, settings: AggregationConfig | None = None
+    ) -> io.NodeOutput:
+        backbone, how = host.ComfyBackbone(model, clip), configured(settings, mode, strength)
+        mixture = mix(backbone, bank, text, how)
         layers = list(backbone.cross_attention)
         shown = table(mixture.weights, mixture.concepts, layers) if mixture.concepts else "no concept in the prompt"
-        patched = way.apply(model, [mixture], backbone)
+        patched = patches.with_concepts(backbone, [mixture], how)
         encoder = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
         return say.output(cls, patched, shown, encoder, picture_of(mixture, layers, backbone.family), text=shown, warnings=mixture.warnings)
 
@@ -130,23 +134,29 @@ class CIDMAggregateBatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, bank: Bank, texts: str, mode: str, strength: float, settings: Way | None = None) -> io.NodeOutput:
+    def execute(
+        cls, model, clip, bank: Bank, texts: str, mode: str, strength: float, settings: AggregationConfig | None = None
+    ) -> io.NodeOutput:
         prompts = [line.strip() for line in texts.splitlines() if line.strip()]
         if not prompts:
             raise ValueError("there is no prompt: write one a line")
-        backbone, way = host.ComfyBackbone(model, clip), settings or Way()
-        rule = way.rule if settings and mode == "soft" else None
-        mixtures = [mix(backbone, bank, prompt, mode, strength, rule) for prompt in prompts]
+        backbone, how = host.ComfyBackbone(model, clip), configured(settings, mode, strength)
+        mixtures = [mix(backbone, bank, prompt, how) for prompt in prompts]
         layers = list(backbone.cross_attention)
         tables = [table(m.weights, m.concepts, layers) if m.concepts else "no concept in the prompt" for m in mixtures]
         shown = "\n\n".join(f"{prompt}\n{weights}" for prompt, weights in zip(prompts, tables, strict=True))
         warnings = list(dict.fromkeys(w for m in mixtures for w in m.warnings))
-        patched = way.apply(model, mixtures, backbone)
+        patched = patches.with_concepts(backbone, mixtures, how)
         pictures = stacked([picture_of(m, layers, backbone.family) for m in mixtures])
         return say.output(cls, patched, patches.conditioning(clip, mixtures), len(prompts), shown, pictures, text=shown, warnings=warnings)
 
 
-def picture_of(mixture: Mixture, layers: list[str], family: Family) -> torch.Tensor:
+def configured(settings: AggregationConfig | None, mode: str, strength: float) -> AggregationConfig:
+    """What the inputs of a node say about the aggregation."""
+    return replace(settings or AggregationConfig(), mode=mode, strength=strength)
+
+
+def picture_of(mixture: ConceptMix, layers: list[str], family: Family) -> torch.Tensor:
     """The weights of a prompt as an IMAGE ``[1, H, W, 3]``."""
     names = [c.name for c in mixture.concepts]
     note = "" if names else "No concept in the prompt."

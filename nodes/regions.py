@@ -7,7 +7,7 @@ from ..cidm_ops.measure.pictures import from_image, to_image
 from ..cidm_ops.measure.places import region_map
 from ..cidm_ops.method.boxes import read_boxes
 from ..cidm_ops.method.finding import UNTIL
-from ..cidm_ops.method.regions import NOWHERE, Place, box_mask
+from ..cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from . import say
 from .paint import HANDLES
 
@@ -61,7 +61,7 @@ class CIDMRegion(io.ComfyNode):
     def execute(cls, text, left, top, right, bottom, strength, priority, feather, mask=None, regions=()) -> io.NodeOutput:
         if mask is not None and (mask := mask.reshape(-1, *mask.shape[-2:])).shape[0] != 1:
             raise ValueError(f"a batch of {len(mask)} masks: expected one for a region; take one Region for each")
-        place = Place(box_mask(left, top, right, bottom) if mask is None else mask[0].float().cpu(), strength, priority, feather)
+        place = RegionMask(box_mask(left, top, right, bottom) if mask is None else mask[0].float().cpu(), strength, priority, feather)
         return io.NodeOutput((*regions, (text, place)))
 
 
@@ -99,7 +99,7 @@ class CIDMRegionGrid(io.ComfyNode):
             row, column = divmod(i, columns)
             if line.strip():
                 mask = box_mask(column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
-                made.append((line.strip(), Place(mask, strength, feather=feather)))
+                made.append((line.strip(), RegionMask(mask, strength, feather=feather)))
         return io.NodeOutput((*regions, *made))
 
 
@@ -153,7 +153,7 @@ class CIDMFindRegions(io.ComfyNode):
 
     @classmethod
     def execute(cls, texts: str, until_percent: float, strength: float, feather: float, regions=()) -> io.NodeOutput:
-        place = Place(NOWHERE, strength, feather=feather, sought=until_percent)
+        place = RegionMask(NOWHERE, strength, feather=feather, sought=until_percent)
         return io.NodeOutput((*regions, *((line.strip(), place) for line in texts.splitlines() if line.strip())))
 
 

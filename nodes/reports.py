@@ -10,11 +10,10 @@ from ..cidm_ops.measure.forgetting import points_in, score_forgetting, scores_of
 from ..cidm_ops.measure.report import write_html
 from ..cidm_ops.measure.routing import score_routing
 from ..cidm_ops.measure.sections import forgetting_section, routing_section
-from ..cidm_ops.run.prompt import mix
+from ..cidm_ops.painting.compose import AggregationConfig, mix
 from . import host, say
-from .aggregation import Way
 from .bank import BANK
-from .paint import BATCH, CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH
+from .paint import BATCH, CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, configured
 from .results import BEFORE, CATEGORY, Results, finish, outputs
 
 SEQUENCE = '[{"dog": 0.70},\n {"dog": 0.70, "cat": 0.85}]'
@@ -85,14 +84,14 @@ class CIDMRoutingTable(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, bank: Bank, texts: str, mode: str, strength: float, settings: Way | None = None, results=None
+        cls, model, clip, bank: Bank, texts: str, mode: str, strength: float, settings: AggregationConfig | None = None, results=None
     ) -> io.NodeOutput:
         prompts = [line.strip() for line in texts.splitlines() if line.strip()]
         if not prompts:
             raise ValueError("there is no prompt: write one a line")
         backbone = host.ComfyBackbone(model, clip)
-        rule = (settings or Way()).rule if settings and mode == "soft" else None
-        mixtures = [mix(backbone, bank, prompt, mode, strength, rule) for prompt in prompts]
+        how = configured(settings, mode, strength)
+        mixtures = [mix(backbone, bank, prompt, how) for prompt in prompts]
         section = routing_section(score_routing(prompts, bank.names, mixtures))
         return finish(cls, section, results, warnings=list(dict.fromkeys(w for m in mixtures for w in m.warnings)))
 

@@ -3,6 +3,7 @@
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from .arguments import add_model_and_bank, whole
 from .model import load_base
@@ -32,6 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which words of a prompt concepts change: all, their own and the end, or their own; by kind: their own if they are styles "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar='"LEFT,TOP,RIGHT,BOTTOM: PROMPT"',
+        help="a prompt for a part of the picture, edges from 0 to 1, such as '0,0,0.5,1: a <dog> in the snow'; may be repeated",
+    )
+    parser.add_argument("--regions", type=Path, metavar="FILE.json", help="regions as the node Draw Regions writes them")
+    parser.add_argument(
+        "--preset",
+        choices=("fast", "paper", "auto"),
+        default="fast",
+        help="how regions are painted: in one pass, with passes for each in every step, or in the first steps (default: %(default)s)",
+    )
     parser.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
@@ -44,33 +59,34 @@ def run(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from ..bank.bank import Bank
-    from ..run.infusion import Way
-    from ..run.painting import paint, unit_noise
+    from ..painting.compose import AggregationConfig
+    from ..painting.paint import SamplingConfig, paint, unit_noise
+    from ..painting.scene import PRESETS, ResidualConfig
 
-    bank, way = Bank(options.bank), Way(options.stream)
-    for prompt in options.prompt:
+    bank, regions = Bank(options.bank), regions_of(options)
+    how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)
+    infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
+    config = SamplingConfig(options.steps, options.guidance, options.negative, how, infusion, passes)
+    for prompt in (*options.prompt, *(text for text, _ in regions)):
         bank.read(prompt)
     backbone = load_base(options, on_cuda="float16")
     size = options.size or backbone.size
     options.out.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(options.prompt, 1):
         for seed in range(options.seed, options.seed + options.count):
-            pictures, warnings = paint(
-                backbone,
-                bank,
-                prompt,
-                unit_noise(backbone.family, seed, 1, size, size),
-                negative=options.negative,
-                mode=options.mode,
-                strength=options.strength,
-                reach=options.reach,
-                steps=options.steps,
-                guidance=options.guidance,
-                infusion=way,
-            )
+            noise = unit_noise(backbone.family, seed, 1, size, size)
+            pictures, warnings = paint(backbone, bank, prompt, noise, config, regions)
             warn(warnings)
             pixels = ((pictures[0].permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
             words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
             file = options.out / f"{number:02d}-{words}-{seed}.png"
             Image.fromarray(pixels).save(file)
             print(file)
+
+
+def regions_of(options: argparse.Namespace) -> list[Any]:
+    """The prompts and masks of all regions that were asked for."""
+    from ..method.boxes import read_boxes, read_region
+
+    regions = [read_region(text) for text in options.region]
+    return regions + (read_boxes(options.regions.read_text(encoding="utf-8")) if options.regions else [])

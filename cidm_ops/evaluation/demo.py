@@ -12,7 +12,7 @@ from ..bank.bank import Bank
 from ..doodle.concepts import CONCEPTS, examples
 from ..measure.report import Section, contact_sheet, write_html
 from ..measure.scores import self_alignment
-from ..run.painting import paint, unit_noise
+from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..training.task import Task, learn_into
 from .doodle import GUIDANCE, PICTURES, RECIPE, SEED, DoodleBench, pictured, training_pictures
 
@@ -58,7 +58,8 @@ def run(folder: Path) -> list[Score]:
         scores.append(Score(name, bench.ia(name, pictures), plain[name], self_alignment(bench.references(name)), first[name]))
         rows[name].append((f"<{name}> after all three", pictures[:6]))
     prompt = TOGETHER.format(*(f"<{name}>" for name in LEARNED))
-    together = paint(bench.backbone, bank, prompt, unit_noise(bench.backbone.family, SEED, 6, 128, 128), guidance=GUIDANCE)[0]
+    noise = unit_noise(bench.backbone.family, SEED, 6, 128, 128)
+    together = paint(bench.backbone, bank, prompt, noise, SamplingConfig(guidance=GUIDANCE))[0]
     report(folder, scores, [*(row for name in LEARNED for row in rows[name]), ("all together", together)], time.monotonic() - began)
     return scores
 

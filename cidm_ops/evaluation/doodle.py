@@ -14,7 +14,8 @@ from ..engines.diffusers import load
 from ..engines.doodle import DoodleReader, DoodleTower
 from ..measure.report import from_pixels
 from ..measure.scores import embed, image_alignment, text_alignment
-from ..run.painting import paint, unit_noise
+from ..painting.compose import AggregationConfig
+from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..training.dataset import Dataset
 from ..training.methods import configure
 
@@ -60,7 +61,8 @@ class DoodleBench:
     def paint(self, bank: Bank, name: str, subject: str, seeds: int = 2, mode: str = "exact") -> Tensor:
         """``subject`` (concept ``name`` or its plain word) in every place, ``[places * seeds, 3, 128, 128]``, places in turn."""
         noise = unit_noise(self.backbone.family, SEED, seeds, 128, 128)
-        by_place = [paint(self.backbone, bank, scene(name, subject, p), noise, mode=mode, guidance=GUIDANCE)[0] for p in PLACES]
+        config = SamplingConfig(guidance=GUIDANCE, aggregation=AggregationConfig(mode=mode))
+        by_place = [paint(self.backbone, bank, scene(name, subject, p), noise, config)[0] for p in PLACES]
         return torch.stack(by_place, 1).flatten(0, 1)
 
     def ia(self, name: str, pictures: Tensor) -> float:

@@ -8,10 +8,9 @@ from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..measure.divergence import Divergence, Levels, clean_estimates, divergence
 from ..measure.fisher import in_plain_words, joined
-from ..method.reach import BY_KIND
-from ..run.painting import beside, unit_noise
-from ..run.prompt import Said, encode, mix
-from ..run.sampling import denoiser, sample
+from ..painting.compose import AggregationConfig, ParsedPrompt, encode, mix, routed
+from ..painting.paint import predictor, unit_noise
+from ..painting.sampling import denoiser, sample
 from .protocol import Sampling
 
 PICTURES, LEVELS = 4, 12  # latents of each prompt, noise levels
@@ -27,22 +26,22 @@ def by_group(
     """Compares, for every prompt, both models on latents that the plain one painted with guidance; their own scores have none."""
     size = sampling.size
     levels = Levels.of(backbone.schedule.ratios(), LEVELS)
-    nothing = encode(backbone, Said(""))
+    nothing = encode(backbone, ParsedPrompt(""))
     found = {}
     for group, prompts in groups.items():
         parts = []
         for number, prompt in enumerate(prompts):
             start = sampling.seed + PICTURES * number
-            plain = encode(backbone, Said(in_plain_words(bank, prompt)))
+            plain = encode(backbone, ParsedPrompt(in_plain_words(bank, prompt)))
             noise = unit_noise(backbone.family, start, PICTURES, size, size).to(backbone.device)
             latents = sample(
                 backbone, plain.expand(PICTURES), nothing.expand(PICTURES), noise, steps=sampling.steps, guidance=sampling.guidance
             )
             added = unit_noise(backbone.family, start + 1_000_000, PICTURES, size, size).to(backbone.device)
             first = clean_estimates(denoiser(backbone, plain), latents, added, levels)
-            mixture = mix(backbone, bank, prompt, sampling.mode, sampling.strength)
+            mixture = mix(backbone, bank, prompt, AggregationConfig(mode=sampling.mode, strength=sampling.strength))
             text = encode(backbone, mixture)
-            predict = beside(backbone, [mixture] * PICTURES, "", BY_KIND)
+            predict = predictor(backbone, routed([[mixture]]))
             parts.append(divergence(first, clean_estimates(denoiser(backbone, text, predict), latents, added, levels), levels))
         found[group] = joined(parts)
     return found, levels

@@ -26,7 +26,8 @@ from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
 from ..measure.report import to_pixels
 from ..measure.scores import embed_all
-from ..run.painting import paint, unit_noise
+from ..painting.compose import AggregationConfig
+from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..training.folder import pictures_in, read_picture
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene
@@ -144,17 +145,9 @@ def paint_missing(
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
         noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
-        pictures, _ = paint(
-            backbone,
-            bank,
-            task.prompt(template),
-            noise,
-            negative=sampling.negative,
-            mode=sampling.mode,
-            strength=sampling.strength,
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-        )
+        how = AggregationConfig(mode=sampling.mode, strength=sampling.strength)
+        config = SamplingConfig(sampling.steps, sampling.guidance, sampling.negative, how)
+        pictures, _ = paint(backbone, bank, task.prompt(template), noise, config)
         for seed, pixels in zip(some, to_pixels(pictures), strict=True):
             data = io.BytesIO()
             Image.fromarray(pixels).save(data, "PNG")

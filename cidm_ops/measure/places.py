@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch.nn import functional as F
 
-from ..method.regions import Place, shares
+from ..method.regions import RegionMask, shares
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, SERIES, Colour, fitted, font, width_of, wrapped
 
 LONGER = 768  # pixels of the map's longer side
@@ -17,7 +17,7 @@ TINT = 0.42  # of a region's colour, where it holds all
 LINES = 5  # of a prompt below the map
 
 
-def region_map(regions: Sequence[tuple[str, Place]], image: Image.Image | None = None) -> Image.Image:
+def region_map(regions: Sequence[tuple[str, RegionMask]], image: Image.Image | None = None) -> Image.Image:
     """Prompts and places as a map over ``image`` or paper, and every prompt below it; of the image's shape, else of the masks'."""
     places = [place for _, place in regions]
     wide, high = _shape(places, image)
@@ -42,7 +42,7 @@ def region_map(regions: Sequence[tuple[str, Place]], image: Image.Image | None =
     return sheet
 
 
-def _shape(places: Sequence[Place], image: Image.Image | None, longer: int = LONGER) -> tuple[int, int]:
+def _shape(places: Sequence[RegionMask], image: Image.Image | None, longer: int = LONGER) -> tuple[int, int]:
     """Width and height: the picture's, or those of the mask that is least square, as boxes fit all."""
     shapes = [image.size] if image else [(p.mask.shape[1], p.mask.shape[0]) for p in places]
     width, height = max(shapes, key=lambda s: max(s) / min(s), default=(1, 1))
@@ -63,7 +63,7 @@ def _ground(image: Image.Image | None, wide: int, high: int) -> Image.Image:
     return paper
 
 
-def _coloured(places: Sequence[Place], ground: Image.Image) -> Image.Image:
+def _coloured(places: Sequence[RegionMask], ground: Image.Image) -> Image.Image:
     """The ground in the colours of the regions, each as strong as its share in every place."""
     columns, rows = (max(1, round(side * GRID / max(ground.size))) for side in ground.size)
     held = shares(places, rows, columns)[1:]
@@ -86,7 +86,7 @@ def _outline(mask: torch.Tensor, wide: int, high: int) -> Image.Image:
     return Image.fromarray((255 * line).round().astype(np.uint8))
 
 
-def _rooms(places: Sequence[Place], wide: int, high: int) -> dict[int, tuple[int, int, int, int]]:
+def _rooms(places: Sequence[RegionMask], wide: int, high: int) -> dict[int, tuple[int, int, int, int]]:
     """The largest rectangle in pixels that each region has to itself, else shares, else covers; none for an empty one."""
     columns, rows = (max(1, round(side * CELLS / max(wide, high))) for side in (wide, high))
     held = shares(places, rows, columns)[1:].view(-1, rows, columns)
@@ -141,7 +141,7 @@ def _badge(pen: ImageDraw.ImageDraw, u: int, x: int, y: int) -> None:
     pen.text((x + BADGE / 2, y + BADGE / 2), str(u + 1), PAPER, font(14), anchor="mm")
 
 
-def _settings(place: Place) -> str:
+def _settings(place: RegionMask) -> str:
     """What a region has that is not as usual."""
     said = [f"strength {place.strength:g}"] if place.strength != 1 else []
     said += [f"priority {place.priority}"] if place.priority else []

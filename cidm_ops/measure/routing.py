@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..bank.bank import Bank
-from ..run.prompt import Mixture
+from ..painting.compose import ConceptMix
 from ..tokens import WORD
 from .interval import Interval, mean_interval, several
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fitted, font, heading, width_of, wrapped
@@ -62,7 +62,7 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     return sheet, text
 
 
-def routing_table(names: Sequence[str], mixtures: Sequence[Mixture]) -> Tensor:
+def routing_table(names: Sequence[str], mixtures: Sequence[ConceptMix]) -> Tensor:
     """How much of each concept every prompt takes: ``[prompts, concepts]``, means over the cross-attention layers."""
     found = torch.zeros(len(mixtures), len(names))
     for row, mixture in zip(found, mixtures, strict=True):
@@ -84,7 +84,7 @@ class RoutingScore:
     mean: Interval | None
 
 
-def score_routing(prompts: Sequence[str], names: Sequence[str], mixtures: Sequence[Mixture]) -> RoutingScore:
+def score_routing(prompts: Sequence[str], names: Sequence[str], mixtures: Sequence[ConceptMix]) -> RoutingScore:
     """Scores the mixtures of ``prompts`` on a bank of concepts ``names``."""
     weights = routing_table(names, mixtures)
     size = weights.abs()

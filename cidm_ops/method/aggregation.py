@@ -159,26 +159,17 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
 @dataclass(frozen=True)
 class Route:
-    """The stack of a layer, which of the L layers and the G concepts its weights are those of, and whether it reads the text."""
+    """The stack of a layer, which of the G concepts its weights are those of, and whether it reads the text."""
 
     stack: Stack
-    name: str
-    layers: Sequence[str]
     owners: Sequence[int]
     reads_text: bool
 
     def to(self, x: Tensor) -> "Route":
         return replace(self, stack=replace(self.stack, up=self.stack.up.to(x), down=self.stack.down.to(x)))
 
-    def rows(self, weights: Tensor, marks: Tensor | None = None) -> LowRank:
-        """With weights ``[B, L, G]`` for the rows of a batch; in layers that read the text, only at the tokens ``marks [B, N, G]``."""
-        here = weights_in(weights, self.layers, self.name)[:, list(self.owners)]
-        if marks is None or not self.reads_text:
-            return self.stack.rows(here)
-        return self.stack.rows(here[:, None] * marks[..., list(self.owners)])
 
-
-def route(concepts: Sequence[Concept], layers: Sequence[str]) -> dict[str, Route]:
+def route(concepts: Sequence[Concept]) -> dict[str, Route]:
     """The stack of all concepts for each linear layer that one of them changes."""
     owners: dict[str, list[int]] = {}
     for g, concept in enumerate(concepts):
@@ -186,7 +177,7 @@ def route(concepts: Sequence[Concept], layers: Sequence[str]) -> dict[str, Route
             owners.setdefault(name, []).append(g)
     stacks = {n: Stack.of([concepts[g].factors[n] for g in having]) for n, having in owners.items()}
     families = {n: family_of(concepts[having[0]].architecture) for n, having in owners.items()}
-    return {n: Route(stacks[n], n, layers, having, families[n].reads_text(n)) for n, having in owners.items()}
+    return {n: Route(stacks[n], having, families[n].reads_text(n)) for n, having in owners.items()}
 
 
 def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -> str:

@@ -5,39 +5,11 @@ drawn to the mask itself. Both papers' code applies this without real masks, whe
 no part in it and an empty set gives 0.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-
-LARGEST = 32 * 32  # image tokens: above that the maps cost too much memory and say little
-
-
-@contextmanager
-def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
-    """While open, collects ``(q [B, T, C], k [B, N, C], heads)`` of every call of the cross-attention layers, low-rank deltas included."""
-    seen: list[tuple[Tensor, Tensor, int]] = []
-    handles = []
-    for layer in layers:
-        queries: list[Tensor] = []
-        attention: Any = layer
-
-        def keep_query(module: nn.Module, args: Any, output: Tensor, queries: list[Tensor] = queries) -> None:
-            queries[:] = [output]
-
-        def pair(module: nn.Module, args: Any, output: Tensor, queries: list[Tensor] = queries, heads: int = attention.heads) -> None:
-            if queries and queries[0].shape[1] <= LARGEST:
-                seen.append((queries.pop(), output, heads))
-
-        handles += [attention.to_q.register_forward_hook(keep_query), attention.to_k.register_forward_hook(pair)]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def word_attention(q: Tensor, k: Tensor, marks: Tensor, heads: int) -> Tensor:

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .regions import Place, shares
+from .regions import RegionMask, shares
 
 OVERLAPS = ("mean", "priority")
 
 
 def blend_weights(
-    places: Sequence[Place], height: int, width: int, alpha: float = 0.1, overlap: str = "mean", feather: float = 0.0
+    masks: Sequence[RegionMask], height: int, width: int, alpha: float = 0.1, overlap: str = "mean", feather: float = 0.0
 ) -> Tensor:
     """Weights ``[U + 1, height, width]`` of the global prediction and each region's; they sum to 1 everywhere.
 
@@ -26,7 +26,7 @@ def blend_weights(
         raise ValueError(f"overlap {overlap!r}: expected one of {', '.join(OVERLAPS)}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha}: expected 0 (only the region's own prediction) to 1 (only the global one)")
-    blended = [replace(p, feather=max(p.feather, feather), priority=p.priority if overlap == "priority" else 0) for p in places]
+    blended = [replace(p, feather=max(p.feather, feather), priority=p.priority if overlap == "priority" else 0) for p in masks]
     weights = shares(blended, height, width)
     weights[1:] *= 1 - alpha
     weights[0] = 1 - weights[1:].sum(0)

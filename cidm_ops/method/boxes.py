@@ -3,15 +3,15 @@
 import json
 from typing import Any
 
-from .regions import Place, box_mask
+from .regions import RegionMask, box_mask
 
 MOST = 64  # boxes; more than anybody draws, and few enough to compute
 RANGES = {"strength": (0.0, 1.0), "priority": (-100, 100), "feather": (0.0, 0.5)}
 SHAPE = '{"text": "a <dog>", "box": [left, top, right, bottom]}, and if you like "strength", "priority" and "feather"'
 
 
-def read_boxes(text: str) -> list[tuple[str, Place]]:
-    """The prompts and places in a JSON list of ``{"text", "box", "strength", "priority", "feather"}``, the last three optional.
+def read_boxes(text: str) -> list[tuple[str, RegionMask]]:
+    """The prompts and masks in a JSON list of ``{"text", "box", "strength", "priority", "feather"}``, the last three optional.
 
     ``box`` is ``[left, top, right, bottom]`` in parts of the picture, from the top left. Raises ``ValueError`` that names the box.
     """
@@ -26,7 +26,23 @@ def read_boxes(text: str) -> list[tuple[str, Place]]:
     return [_read(f"box {number}", box) for number, box in enumerate(boxes, 1)]
 
 
-def _read(name: str, box: Any) -> tuple[str, Place]:
+def read_region(text: str) -> tuple[str, RegionMask]:
+    """The prompt and the mask in ``LEFT,TOP,RIGHT,BOTTOM: PROMPT``. Raises ``ValueError`` that says what is wrong with it."""
+    edges, colon, prompt = text.partition(":")
+    try:
+        numbers = [float(edge) for edge in edges.split(",")]
+    except ValueError:
+        numbers = []
+    if not colon or len(numbers) != 4 or not prompt.strip():
+        raise ValueError(f"region {text[:80]!r}: expected LEFT,TOP,RIGHT,BOTTOM: PROMPT, such as '0,0,0.5,1: a <dog> in the snow'")
+    try:
+        left, top, right, bottom = numbers
+        return prompt.strip(), RegionMask(box_mask(left, top, right, bottom))
+    except ValueError as error:
+        raise ValueError(f"region {text[:80]!r}: {error}; give a box inside the picture, larger than nothing") from error
+
+
+def _read(name: str, box: Any) -> tuple[str, RegionMask]:
     if not isinstance(box, dict):
         raise ValueError(f"{name} is {_short(box)}: expected {SHAPE}")
     if missing := [key for key in ("text", "box") if key not in box]:
@@ -50,7 +66,7 @@ def _read(name: str, box: Any) -> tuple[str, Place]:
         mask = box_mask(*edges)
     except ValueError as error:
         raise ValueError(f"{name}: {error}; draw it inside the picture, larger than nothing") from error
-    return box["text"], Place(mask, **{key: box[key] for key in RANGES if key in box})
+    return box["text"], RegionMask(mask, **{key: box[key] for key in RANGES if key in box})
 
 
 def _no_number(constant: str) -> None:

@@ -12,7 +12,7 @@ UNTIL = 0.1  # of the sampling
 LEVEL = 0.35  # of a map's range, to belong to a region
 
 
-def found(maps: Tensor, level: float = LEVEL) -> Tensor:
+def regions_from_attention(maps: Tensor, level: float = LEVEL) -> Tensor:
     """Disjoint masks ``[U, H, W]`` of 0 and 1 from the attention to each region's words ``[U, H, W]``.
 
     A cell goes to the region whose map, scaled to its own range, is highest there, if that is above ``level``; of each region the piece

@@ -19,7 +19,7 @@ NOWHERE = torch.zeros(1, 1)
 
 
 @dataclass(frozen=True)
-class Place:
+class RegionMask:
     """Where a region is: ``mask [H, W]`` in [0, 1] over the whole picture, how strongly it holds there, who wins in overlaps (the
     highest ``priority``), and how wide its edge is: ``feather``, as a part of the picture's shorter side. ``sought``: nobody knows
     yet, it is found after this part of the sampling.
@@ -69,127 +69,116 @@ def softened(mask: Tensor, radius: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, bell[None, None, None]), bell[None, None, :, None])[0, 0]
 
 
-def shares(places: Sequence[Place], height: int, width: int) -> Tensor:
+def shares(masks: Sequence[RegionMask], height: int, width: int) -> Tensor:
     """Whose each cell is: ``[U + 1, height * width]``, the global prompt first; columns sum to 1.
 
     The highest priority takes its part of a cell first, equals divide it evenly, the next ones have what is left. A strength
     below 1 leaves the rest of a region's part to the global prompt.
     """
-    held = torch.zeros(len(places), height * width)
+    held = torch.zeros(len(masks), height * width)
     left = torch.ones(height * width)
-    for priority in sorted({p.priority for p in places}, reverse=True):
-        equals = [u for u, p in enumerate(places) if p.priority == priority]
-        taken = torch.stack([softened(cells(places[u].mask, height, width), places[u].feather * min(height, width)) for u in equals])
+    for priority in sorted({p.priority for p in masks}, reverse=True):
+        equals = [u for u, p in enumerate(masks) if p.priority == priority]
+        taken = torch.stack([softened(cells(masks[u].mask, height, width), masks[u].feather * min(height, width)) for u in equals])
         taken = taken.flatten(1) / taken.flatten(1).sum(0).clamp(min=1)
         held[equals] = left * taken
         left = left * (1 - taken.sum(0)).clamp(min=0)
-    held = held * torch.tensor([p.strength for p in places]).reshape(-1, 1)
+    held = held * torch.tensor([p.strength for p in masks]).reshape(-1, 1)
     return torch.cat([1 - held.sum(0, keepdim=True), held])
 
 
-def lost(places: Sequence[Place], height: int, width: int) -> list[int]:
+def hidden_regions(masks: Sequence[RegionMask], height: int, width: int) -> list[int]:
     """Which regions have a mask and no cell of this grid, because others of higher priority hold all of it."""
-    held = shares(places, height, width)[1:]
-    return [u for u, place in enumerate(places) if place.mask.any() and place.strength and not held[u].any()]
+    held = shares(masks, height, width)[1:]
+    return [u for u, region in enumerate(masks) if region.mask.any() and region.strength and not held[u].any()]
 
 
-def small(places: Sequence[Place], side: int = 8) -> list[int]:
+def tiny_regions(masks: Sequence[RegionMask], side: int = 8) -> list[int]:
     """Which regions cover no cell of a coarse grid by half: its nearest one stands for them."""
-    return [u for u, p in enumerate(places) if p.mask.any() and F.adaptive_avg_pool2d(p.mask[None, None].float(), side).amax() < COVERED]
-
-
-def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the layer that has so many tokens, in a U-Net that halves a latent ``[height, width]`` and rounds up."""
-    rows, columns = height, width
-    while rows * columns > tokens and rows * columns > 1:
-        rows, columns = -(-rows // 2), -(-columns // 2)
-    if rows * columns != tokens:
-        raise ValueError(f"a layer has {tokens} tokens: no grid of a latent {height} x {width} has as many")
-    return rows, columns
-
-
-class Field:
-    """The shares of every token, at the resolution of each layer."""
-
-    def __init__(self, places: Sequence[Place], height: int, width: int):
-        self.places, self.height, self.width = places, height, width
-        self.known: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[U + 1, T]`` for tokens ``x [B, T, C]``."""
-        key = (x.shape[1], x.device, x.dtype)
-        if key not in self.known:
-            self.known[key] = shares(self.places, *grid_of(x.shape[1], self.height, self.width)).to(x)
-        return self.known[key]
+    return [u for u, p in enumerate(masks) if p.mask.any() and F.adaptive_avg_pool2d(p.mask[None, None].float(), side).amax() < COVERED]
 
 
 @dataclass(frozen=True)
-class Cut:
+class AttentionPartition:
     """Who reads what in a batch of B rows with T tokens each, so that attention to the texts of all regions is one call.
 
-    ``rest [S]``: tokens that read the global text in any row. ``pieces [P, M]``: which of the B * T tokens read the texts of regions, all
-    pieces of one length; piece p is of the row and the region ``readers[p]``. ``where [D, B * T]``: the up to D answers that each token
-    gets, among those of ``rest`` in every row and then of ``pieces``, and its ``shares [D, B * T, 1]`` in them, if not all are 1.
+    ``background [S]``: tokens that read the global text in any row. ``chunks [P, M]``: which of the B * T tokens read the texts of
+    regions, all chunks of one length; chunk p is of the row and the region ``owners[p]``. ``sources [D, B * T]``: the up to D answers that
+    each token gets, among those of ``background`` in every row and then of ``chunks``, and its ``shares [D, B * T, 1]`` in them, if not
+    all are 1.
     """
 
-    rest: Tensor
-    pieces: Tensor
-    readers: Sequence[tuple[int, int]]
-    where: Tensor
+    background: Tensor
+    chunks: Tensor
+    owners: Sequence[tuple[int, int]]
+    sources: Tensor
     shares: Tensor | None
 
-    def to(self, x: Tensor) -> "Cut":
+    def to(self, x: Tensor) -> "AttentionPartition":
         """On the device of ``x``, with shares in its precision."""
-        rest, pieces, where = (t.to(x.device) for t in (self.rest, self.pieces, self.where))
-        return replace(self, rest=rest, pieces=pieces, where=where, shares=None if self.shares is None else self.shares.to(x))
+        background, chunks, sources = (t.to(x.device) for t in (self.background, self.chunks, self.sources))
+        shares = None if self.shares is None else self.shares.to(x)
+        return replace(self, background=background, chunks=chunks, sources=sources, shares=shares)
 
 
-def cut(owners: Tensor, keys: int = CHUNK) -> Cut:
-    """From the shares of the tokens in every row, ``[B, U + 1, T]``. A piece costs its tokens and so many ``keys``: of the lengths that
-    regions have, the cheapest is taken.
+def partition(shares: Tensor, keys: int = CHUNK) -> AttentionPartition:
+    """The partition for the shares of the tokens in every row, ``[B, U + 1, T]``. A chunk costs its tokens and so many ``keys``: of the
+    lengths that regions have, the cheapest is taken.
     """
-    batch, _, tokens = owners.shape
-    rest = owners[:, 0].any(0).nonzero()[:, 0]
-    held = [(b, u, owners[b, u].nonzero()[:, 0]) for b in range(batch) for u in range(1, owners.shape[1]) if owners[b, u].any()]
-    sizes = {len(at) for *_, at in held}
-    most = min(sizes, key=lambda m: sum(-(-len(at) // m) for *_, at in held) * (m + keys), default=1)
-    parts = [(b, u, part) for b, u, at in held for part in at.split(most)]
-    pieces = torch.stack([b * tokens + F.pad(p[None], (0, most - len(p)), mode="replicate")[0] for b, _, p in parts] or [rest[:0]])
-    # every answer: of which token it is, where it is found, and what its share is
-    of = torch.cat([b * tokens + rest for b in range(batch)] + [b * tokens + part for b, _, part in parts])
-    first = batch * len(rest)
-    at = torch.cat([torch.arange(first)] + [first + i * most + torch.arange(len(part)) for i, (*_, part) in enumerate(parts)])
-    share = torch.cat([owners[:, 0, rest].flatten()] + [owners[b, u, part] for b, u, part in parts])
-    order = of.argsort(stable=True)
-    order = order[share[order] > 0]
-    of, at, share = of[order], at[order], share[order]
-    counts = of.bincount(minlength=batch * tokens)
-    rank = torch.arange(len(of)) - (counts.cumsum(0) - counts)[of]  # first, second ... answer of its token
-    where = torch.zeros(int(counts.max()), batch * tokens, dtype=torch.long)
-    shares = torch.zeros(*where.shape, 1)
-    where[rank, of], shares[rank, of, 0] = at, share
-    return Cut(rest, pieces, [(b, u) for b, u, _ in parts], where, None if (shares == 1).all() else shares)
+    batch, regions, tokens = shares.shape
+    background = shares[:, 0].any(0).nonzero()[:, 0]
+    held = [(b, u, shares[b, u].nonzero()[:, 0]) for b in range(batch) for u in range(1, regions) if shares[b, u].any()]
+    length = _cheapest_length([len(at) for *_, at in held], keys)
+    chunks = [(b, u, part) for b, u, at in held for part in at.split(length)]
+    # chunks are padded to one length by their last token; in the flat batch, row b starts at b * T
+    padded = [b * tokens + F.pad(part[None], (0, length - len(part)), mode="replicate")[0] for b, _, part in chunks]
+
+    # all answers one after another: the background of every row, then the chunks without their padding
+    first = batch * len(background)
+    token_of_answer = torch.cat([b * tokens + background for b in range(batch)] + [b * tokens + part for b, _, part in chunks])
+    place_of_answer = torch.cat([torch.arange(first)] + [first + i * length + torch.arange(len(p)) for i, (*_, p) in enumerate(chunks)])
+    share_of_answer = torch.cat([shares[:, 0, background].flatten()] + [shares[b, u, part] for b, u, part in chunks])
+
+    # the answers of each token side by side, those without a share left out
+    order = token_of_answer.argsort(stable=True)
+    order = order[share_of_answer[order] > 0]
+    token, place, share = token_of_answer[order], place_of_answer[order], share_of_answer[order]
+    counts = token.bincount(minlength=batch * tokens)
+    rank = torch.arange(len(token)) - (counts.cumsum(0) - counts)[token]  # first, second ... answer of its token
+    sources = torch.zeros(int(counts.max()), batch * tokens, dtype=torch.long)
+    held_shares = torch.zeros(*sources.shape, 1)
+    sources[rank, token], held_shares[rank, token, 0] = place, share
+    whole = bool((held_shares == 1).all())
+    owners = [(b, u) for b, u, _ in chunks]
+    return AttentionPartition(background, torch.stack(padded or [background[:0]]), owners, sources, None if whole else held_shares)
 
 
-def region_attention(q: Tensor, by: Cut, whole: Callable[[Tensor | slice], Tensor], own: Callable[[Tensor], Tensor]) -> Tensor:
-    """Cross-attention output of ``q [B, T, C]``: every token gets, by its shares, its attention to the global text and to those of its
-    regions. ``whole(tokens)`` is the former for some tokens of all rows, ``own(pieces [P, M, C])`` the latter for pieces of ``by``.
+def _cheapest_length(sizes: Sequence[int], keys: int) -> int:
+    """Of the sizes that regions have, the length of chunks that wastes least: each costs its tokens and its keys, padding included."""
+    return min({*sizes}, key=lambda length: sum(-(-size // length) for size in sizes) * (length + keys), default=1)
+
+
+def region_attention(
+    q: Tensor, by: AttentionPartition, whole: Callable[[Tensor | slice], Tensor], own: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The cross-attention output of ``q [B, T, C]`` in which every token has, by its shares, its attention to the global text and to those
+    of its regions. ``whole(tokens)`` is the former for some tokens of all rows, ``own(chunks [P, M, C])`` the latter for chunks of ``by``.
     """
-    if not by.readers:
+    if not by.owners:
         return whole(slice(None))
-    answers = [own(q.flatten(0, 1)[by.pieces])]
-    if len(by.rest):
-        answers.insert(0, whole(by.rest if len(by.rest) < q.shape[1] else slice(None)))
+    answers = [own(q.flatten(0, 1)[by.chunks])]
+    if len(by.background):
+        answers.insert(0, whole(by.background if len(by.background) < q.shape[1] else slice(None)))
     found = torch.cat([a.flatten(0, 1) for a in answers])
     if by.shares is None:
-        return found[by.where[0]].view_as(q)
-    out = found[by.where[0]] * by.shares[0]
-    for at, share in zip(by.where[1:], by.shares[1:], strict=True):
+        return found[by.sources[0]].view_as(q)
+    out = found[by.sources[0]] * by.shares[0]
+    for at, share in zip(by.sources[1:], by.shares[1:], strict=True):
         out.addcmul_(found[at], share)
     return out.view_as(q)
 
 
-def alike(texts: Sequence[Tensor]) -> Tensor:
+def pad_to_common_length(texts: Sequence[Tensor]) -> Tensor:
     """Texts ``[1, N, C]`` in one length, ``[J, N, C]``: a shorter one is repeated, which attention does not notice."""
     length = math.lcm(*(t.shape[1] for t in texts))
     return torch.cat([t.repeat(1, length // t.shape[1], 1) for t in texts])

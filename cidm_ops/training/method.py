@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..bank.concept import LOW_RANK, Concept, check_name
-from ..run.sampling import Predict
+from ..painting.sampling import Predict
 from ..tokens import Table, Text, concept_words, encode_layerwise, join
 from .batches import Sample, masks_of
 from .captions import TEMPLATES

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..backbone import Backbone
-from ..run.sampling import sample
+from ..painting.sampling import sample
 from ..tokens import encode_layerwise
 from .dataset import Dataset
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
+from ..painting.sampling import sample
 from ..recompute import recomputed
-from ..run.sampling import sample
 from .batches import Batches, Sample
 from .captions import concept_captions
 from .dataset import Dataset

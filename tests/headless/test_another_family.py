@@ -13,7 +13,7 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.models.clip import VOCABULARY
 from cidm_ops.models.family import forget, register
 from cidm_ops.models.sd import SD1
-from cidm_ops.run.painting import paint, unit_noise
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.methods import configure
 from cidm_ops.training.task import Task, learn_into
@@ -69,7 +69,7 @@ def test_it_learns_and_paints(wide, folder, tmp_path):
     assert len(losses) == 3 and {e: t.shape[-1] for e, t in concept.tokens.items()} == {"reader": 32}
     noise = unit_noise(wide, 0, 1, 64, 64)
     assert noise.shape == (1, CHANNELS, 8, 8)
-    known, plain = (paint(backbone, bank, prompt, noise, steps=2)[0] for prompt in ("a <rex> in the snow", "a dog in the snow"))
+    known, plain = (paint(backbone, bank, prompt, noise, SamplingConfig(2))[0] for prompt in ("a <rex> in the snow", "a dog in the snow"))
     assert known.shape == (1, 3, 64, 64) and known.isfinite().all() and not torch.equal(known, plain)
 
 

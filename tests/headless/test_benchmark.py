@@ -25,11 +25,11 @@ from cidm_ops.engines.towers import load_tower
 from cidm_ops.evaluation.protocol import Sampling
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
-from cidm_ops.method.reach import EVERYWHERE, REACHES, marks, reach_of, reaching
 from cidm_ops.models.sd import DOODLE
-from cidm_ops.run.painting import paint, unit_noise
-from cidm_ops.run.prompt import Said, encode
-from cidm_ops.run.sampling import sample
+from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, encode
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
+from cidm_ops.painting.sampling import sample
+from cidm_ops.painting.scope import EVERYWHERE, SCOPES, acting_at, scope_of, scoped, token_masks
 from cidm_ops.training.captions import TEMPLATES
 from cidm_ops.training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
 from cidm_ops.training.task import Task
@@ -134,6 +134,12 @@ def lora_of(concept):
     return replace(concept, words=(), tokens={}, token_layers=())
 
 
+def acting(backbone, text, concepts, scope):
+    """Where on a text concepts act, ``[N, G]``."""
+    masks = token_masks(backbone, text, concepts)
+    return acting_at(masks, concepts, scope, len(next(iter(masks.values()))))
+
+
 class TestPainting:
     def test_a_batch_of_mixtures_is_what_each_prompt_paints_alone(self, bench, learned):
         backbone, noise = bench.suite.backbone, unit_noise(DOODLE, 3, 2, 128, 128)
@@ -141,29 +147,31 @@ class TestPainting:
         prompts = ["a <dog> on the beach", "a <dog> in the snow next to a red cup"]
         got = paint_mixtures(backbone, [mixture("exact", backbone, learned, "dog", p) for p in prompts], noise, SAMPLING)
         for i, prompt in enumerate(prompts):
-            want = paint(backbone, bank, prompt, noise[i : i + 1], steps=2, guidance=2.0)[0]
+            want = paint(backbone, bank, prompt, noise[i : i + 1], SamplingConfig(2, 2.0))[0]
             assert (got[i] - want[0]).abs().max() < 1e-3
         soft = paint_mixtures(backbone, [mixture("soft", backbone, learned, "dog", prompts[0])], noise[:1], SAMPLING)
-        assert (soft - paint(backbone, bank, prompts[0], noise[:1], mode="soft", steps=2, guidance=2.0)[0]).abs().max() < 1e-3
+        assert (
+            soft - paint(backbone, bank, prompts[0], noise[:1], SamplingConfig(2, 2.0, aggregation=AggregationConfig(mode="soft")))[0]
+        ).abs().max() < 1e-3
 
     def test_concepts_act_where_they_are_named(self, bench, learned):
         backbone, noise, dog = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128), learned["dog"]
         mixed = mixture("exact", backbone, learned, "dog", "a <dog> next to a red cup")
-        at = {reach: marks(backbone, mixed.text, [dog], reach)[:, 0].nonzero().flatten().tolist() for reach in REACHES}
+        at = {reach: acting(backbone, mixed.text, [dog], reach)[:, 0].nonzero().flatten().tolist() for reach in SCOPES}
         whole = [*range(77)]
         assert at == {"by kind": whole, "everywhere": whole, "words and end": [2, 3, *range(9, 77)], "words": [2, 3]}
-        assert [reach_of(c) for c in (dog, style_of(dog), lora_of(style_of(dog)))] == ["everywhere", "words", "everywhere"]
-        assert marks(backbone, "a <dog.1> <dog.2>, a <dog.1> <dog.2>", [dog, learned["duck"]], "words").sum(0).tolist() == [4, 0]
-        assert marks(backbone, "", [dog], "words and end").sum() == 0 and marks(backbone, "a cat", [lora_of(dog)], "words").sum() == 77
+        assert [scope_of(c) for c in (dog, style_of(dog), lora_of(style_of(dog)))] == ["everywhere", "words", "everywhere"]
+        assert acting(backbone, "a <dog.1> <dog.2>, a <dog.1> <dog.2>", [dog, learned["duck"]], "words").sum(0).tolist() == [4, 0]
+        assert acting(backbone, "", [dog], "words and end").sum() == 0 and acting(backbone, "a cat", [lora_of(dog)], "words").sum() == 77
         with pytest.raises(ValueError, match="reach 'nowhere': expected one of by kind, everywhere"):
-            marks(backbone, "", [dog], "nowhere")
+            acting(backbone, "", [dog], "nowhere")
 
-        here = torch.stack([marks(backbone, text, [dog], "words") for text in (mixed.text, "")])
-        (bare,) = reaching([dog], "words")
+        here = torch.stack([acting(backbone, text, [dog], "words") for text in (mixed.text, "")])
+        (bare,) = scoped([dog], "words")
         assert len(bare.factors) == 0.75 * len(dog.factors) and not any(DOODLE.looks_at_text(n) for n in bare.factors)
         deltas = {n: (lambda x, f=f: f(x) * here) if DOODLE.reads_text(n) else f for n, f in bare.factors.items()}
         with attached(backbone.layers, deltas), torch.no_grad():
-            want = sample(backbone, encode(backbone, mixed), encode(backbone, Said("")), noise, steps=2, guidance=2.0)
+            want = sample(backbone, encode(backbone, mixed), encode(backbone, ParsedPrompt("")), noise, steps=2, guidance=2.0)
         for got in (
             paint_mixtures(backbone, [mixed], noise, SAMPLING, reach="words"),
             paint_mixtures(backbone, [replace(mixed, concepts=[style_of(dog)])], noise, SAMPLING),
@@ -172,10 +180,11 @@ class TestPainting:
 
     def test_texts_of_different_length_paint_alike(self, bench, learned):
         backbone, noise, bank = bench.suite.backbone, unit_noise(DOODLE, 3, 1, 128, 128), Bank(bench.folder / "banks/corrected-0")
-        how = dict(reach="words and end", steps=2)
-        same, longer = (paint(backbone, bank, "a <dog>", noise, negative=n, **how)[0] for n in ("", "a cat, " * 40))
+        how = AggregationConfig(scope="words and end")
+        configs = [SamplingConfig(2, negative=negative, aggregation=how) for negative in ("", "a cat, " * 40)]
+        same, longer = (paint(backbone, bank, "a <dog>", noise, config)[0] for config in configs)
         assert same.isfinite().all() and longer.isfinite().all() and (same - longer).abs().max() > 1e-3
-        assert (same - paint(backbone, bank, "a <dog>", noise, steps=2)[0]).abs().max() > 1e-3
+        assert (same - paint(backbone, bank, "a <dog>", noise, SamplingConfig(2))[0]).abs().max() > 1e-3
 
     def test_merges_weigh_as_they_say(self, bench, learned):
         backbone = bench.suite.backbone
@@ -193,14 +202,15 @@ class TestPainting:
         assert (alone - paint_mixtures(backbone, [mixture("exact", backbone, one, "dog", "a <dog>")], noise, SAMPLING)).abs().max() < 1e-4
         got = paint_mixtures(backbone, [mixed], noise, SAMPLING, composite=True, reach=EVERYWHERE)
 
-        def predict(x, t, context, pooled, positive):
+        def predict(x, t, text, pooled, chunks):
             outs = []
             for concept in learned.values():
                 with attached(backbone.layers, concept.factors):
-                    outs.append(backbone.predict(x, t, context, pooled))
+                    outs.append(backbone.predict(x, t, text, pooled))
             return torch.stack(outs).mean(0)
 
-        latents = sample(backbone, encode(backbone, mixed), encode(backbone, Said("")), noise, steps=2, guidance=2.0, predict=predict)
+        texts = (encode(backbone, said) for said in (mixed, ParsedPrompt("")))
+        latents = sample(backbone, *texts, noise, steps=2, guidance=2.0, predict=predict)
         assert (got - backbone.decode_latent(latents)).abs().max() < 1e-4
 
 

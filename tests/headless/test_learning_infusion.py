@@ -12,11 +12,11 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.infusion import STREAMS
-from cidm_ops.method.regions import Place
+from cidm_ops.method.regions import RegionMask
 from cidm_ops.models.sd import SD1
-from cidm_ops.run.infusion import Way, infuse, limits, predictor
-from cidm_ops.run.painting import paint, unit_noise
-from cidm_ops.run.prompt import Said, encode, mix
+from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, compose, encode, mix, residual_masks, row_plan
+from cidm_ops.painting.paint import SamplingConfig, paint, predictor, unit_noise
+from cidm_ops.painting.scene import ResidualConfig, Scene
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.method import Batch
 from cidm_ops.training.methods import configure
@@ -58,8 +58,8 @@ def task_of(config):
 
 
 def painted(backbone, bank, prompt, **how):
-    way = Way(**how)
-    return paint(backbone, bank, prompt, unit_noise(SD1, 1, 2, 64, 64), steps=3, infusion=way)[0]
+    config = SamplingConfig(3, infusion=ResidualConfig(**how))
+    return paint(backbone, bank, prompt, unit_noise(SD1, 1, 2, 64, 64), config)[0]
 
 
 def test_nothing_to_add_is_the_base(backbone, tmp_path):
@@ -77,27 +77,24 @@ def test_nothing_to_add_is_the_base(backbone, tmp_path):
 
 def test_the_foundation_is_the_base_whatever_the_residual(backbone, tmp_path):
     bank = Bank(tmp_path).add(concept(backbone, "rex", scale=5.0))
-    mixture, charges = infuse(backbone, bank, "a <rex> on the beach")
-    text = encode(backbone, Said(mixture.text))
+    mixture = compose(backbone, bank, "a <rex> on the beach")
+    text = encode(backbone, mixture)
     x, t = unit_noise(SD1, 1, 1, 64, 64), torch.tensor([500])
     seen = []
 
-    class Watched:
-        schedule, device, cross_attention = backbone.schedule, backbone.device, backbone.cross_attention
-
-        def predict(self, *args):
-            seen.append(backbone.predict(*args))
-            return seen[-1]
-
     with torch.no_grad():
         want = backbone.predict(x, t, text.context, text.pooled)
-        got = predictor(Watched(), charges, Way())(x, t, text.context, text.pooled, 1)
+        predict = predictor(backbone, Scene())
+        watch = backbone.unet.register_forward_hook(lambda module, args, out: seen.append(out.sample))
+        got = predict(x, t, text.rows, text.pooled, 1)
+        watch.remove()
     assert len(seen[0]) == 2 and torch.allclose(seen[0][1:], want, atol=2e-6) and not torch.allclose(got, want, atol=1e-2)
 
 
 def test_positions_come_from_the_tokens(small, tmp_path):
     bank = Bank(tmp_path).add(concept(small, "rex")).add(concept(small, "ted", "teddy bear", seed=1)).add(concept(small, "ned", seed=2))
-    mixture, charges = infuse(small, bank, "(a <rex:0.5>, red)s dog; <ted>'s <ned> and <rex>!")
+    mixture = compose(small, bank, "(a <rex:0.5>, red)s dog; <ted>'s <ned> and <rex>!")
+    charges = [*mixture.residuals.values()]
     ids = small.tokenize(mixture.text).flatten()
     dog, teddy, bear = (int(small.tokenize(word)[0, 1]) for word in ("dog", "teddy", "bear"))
     found = [ids[c.marks.bool()].tolist() for c in charges]
@@ -119,7 +116,7 @@ def test_low_rank_and_infusion_concepts_share_a_prompt_and_others_refuse(small, 
     assert torch.allclose(painted(small, bank, "a <tom> and a <rex:0>"), painted(small, bank, "a <tom> and a dog"), atol=1e-5)
     with pytest.raises(ValueError, match="<rex> is an Infusion concept"):
         mix(small, bank, "a <rex>")
-    soft = mix(small, bank, "a cat", "soft")
+    soft = mix(small, bank, "a cat", AggregationConfig(mode="soft"))
     assert [c.name for c in soft.concepts] == ["tom"], "modes that weigh every concept leave residuals out"
 
 
@@ -127,20 +124,20 @@ def test_a_region_limits_a_concept(small, tmp_path):
     bank = Bank(tmp_path).add(concept(small, "rex"))
     left = torch.zeros(8, 8)
     left[:, :4] = 1
-    masks = limits(bank, [("a <rex>", Place(left, 0.5)), ("<rex>", Place(torch.zeros(16, 16)))])
+    masks = residual_masks(bank, [("a <rex>", RegionMask(left, 0.5)), ("<rex>", RegionMask(torch.zeros(16, 16)))])
     assert masks["rex"].shape == (16, 16) and masks["rex"].mean() == 0.25
     with pytest.raises(ValueError, match="not in the prompt"):
-        infuse(small, bank, "a dog", masks=masks)
-    text = encode(small, Said("a dog"))
+        compose(small, bank, "a dog", masks=masks)
+    text = encode(small, ParsedPrompt("a dog"))
     x, t = unit_noise(SD1, 1, 1, 64, 64), torch.tensor([500])
 
     def answer(mask):
-        charges = infuse(small, bank, "a <rex>", masks={"rex": mask})[1]
-        return predictor(small, charges, Way())(x, t, text.context, text.pooled, 1)
+        rex = encode(small, compose(small, bank, "a <rex>", masks={} if mask is None else {"rex": mask}))
+        return predictor(small, Scene())(x, t, rex.rows, rex.pooled, 1)
 
     with torch.no_grad():
         base = small.predict(x, t, text.context, text.pooled)
-        whole = predictor(small, infuse(small, bank, "a <rex>")[1], Way())(x, t, text.context, text.pooled, 1)
+        whole = answer(None)
         assert torch.allclose(answer(torch.zeros(4, 4)), base, atol=2e-6)
         assert torch.allclose(answer(torch.ones(4, 4)), whole, atol=2e-6)
         assert (answer(left) - base).abs()[..., :4].mean() > (answer(left) - base).abs()[..., 4:].mean()
@@ -164,11 +161,13 @@ def test_training_sees_what_painting_does(backbone, tmp_path):
             del backbone.predict
         bank = Bank(tmp_path / stream).add(known)
         for i, shown in enumerate(samples):
-            charges = infuse(backbone, bank, shown.text)[1]
+            plan = row_plan(backbone, compose(backbone, bank, shown.text))
             pooled = None if text.pooled is None else text.pooled[i : i + 1]
             part = slice(i, i + 1)
+            one = replace(text, states=text.states[part], plans=(plan,))
             with torch.no_grad():
-                want = predictor(backbone, charges, Way(stream))(draw.x[part], draw.t[part], text.context[part], pooled, 1)
+                predict = predictor(backbone, Scene(infusion=ResidualConfig(stream)))
+                want = predict(draw.x[part], draw.t[part], one.rows, pooled, 1)
             assert torch.allclose(guesses[-1][part], want, atol=2e-5)
         assert all(r.grad is not None and r.grad.abs().max() > 0 for r in run.learner.rows)
 

@@ -15,9 +15,10 @@ from test_training import RECIPE, Stopped, dataset, gradients, learn, task_of
 from cidm_ops.bank.bank import Bank
 from cidm_ops.causal import attention_layers
 from cidm_ops.engines.diffusers import load
-from cidm_ops.method.attention import attention_loss, watched
+from cidm_ops.hub import watched
+from cidm_ops.method.attention import attention_loss
 from cidm_ops.models.sd import SD1
-from cidm_ops.run.painting import paint, unit_noise
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.schedule import Schedule
 from cidm_ops.tokens import encode_layerwise, positions_of
 from cidm_ops.training.dataset import Dataset
@@ -46,9 +47,9 @@ def test_text_encoders_learn_are_saved_in_kohyas_names_and_change_the_text(backb
     assert all(torch.equal(f.up, back.text_factors[n].up) and f.up.abs().max() > 0 for n, f in concept.text_factors.items())
     without = tmp_path / "without"
     silent = Bank(without).add(replace(back, text_factors={}))
-    pictures = [paint(backbone, b, "a <rex>", unit_noise(SD1, 0, 1, 64, 64), steps=2)[0] for b in (bank, silent)]
+    pictures = [paint(backbone, b, "a <rex>", unit_noise(SD1, 0, 1, 64, 64), SamplingConfig(2))[0] for b in (bank, silent)]
     assert (pictures[0] - pictures[1]).abs().max() > 1e-4
-    ordinary = [paint(backbone, b, "a cat", unit_noise(SD1, 0, 1, 64, 64), steps=2)[0] for b in (bank, silent)]
+    ordinary = [paint(backbone, b, "a cat", unit_noise(SD1, 0, 1, 64, 64), SamplingConfig(2))[0] for b in (bank, silent)]
     assert torch.equal(*ordinary)
 
 
@@ -124,7 +125,7 @@ def test_a_flow_is_learned_and_painted_as_one(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(backbone, "predict", lambda x, t, *text: (x - exact) / straight.sigma[t[0]])
     decoded = []
     monkeypatch.setattr(backbone, "decode_latent", lambda latents: decoded.append(latents) or torch.zeros(1, 3, 64, 64))
-    paint(backbone, bank, "a <rex>", unit_noise(SD1, 0, 1, 64, 64), steps=6)
+    paint(backbone, bank, "a <rex>", unit_noise(SD1, 0, 1, 64, 64), SamplingConfig(6))
     torch.testing.assert_close(decoded[0], exact, atol=1e-4, rtol=1e-4)
 
 

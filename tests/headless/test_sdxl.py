@@ -6,7 +6,7 @@ import torch
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.engines.diffusers import load
-from cidm_ops.run.painting import paint, unit_noise
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.tokens import Table, encode_layerwise
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.methods import configure
@@ -78,6 +78,6 @@ def test_concepts_become_pictures(backbone, tmp_path):
     learn(tmp_path, backbone)
     bank, _, _, _ = learn(tmp_path, backbone, "ted", RECIPE.update(groups="layer"))
     noise = unit_noise(backbone.family, 0, 2, 64, 64)
-    pictures = [paint(backbone, bank, prompt, noise, steps=2)[0] for prompt in ("a dog", "a <rex>", "a <rex> and <ted>")]
+    pictures = [paint(backbone, bank, prompt, noise, SamplingConfig(2))[0] for prompt in ("a dog", "a <rex>", "a <rex> and <ted>")]
     assert all(p.shape == (2, 3, 64, 64) and p.isfinite().all() for p in pictures)
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

@@ -11,8 +11,8 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.consolidation import MODES, earlier_bases, overlap
 from cidm_ops.models.sd import SD1
-from cidm_ops.run.painting import paint, unit_noise
-from cidm_ops.run.prompt import mix
+from cidm_ops.painting.compose import mix
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.training import task
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.dataset import Dataset
@@ -221,7 +221,7 @@ def test_other_layers_learn_and_paint(backbone, tmp_path, targets, per_block):
     bank, concept, _, _ = learn(Bank(tmp_path), backbone, recipe=RECIPE.update(steps=2, targets=targets))
     assert len(concept.factors) == per_block * len(backbone.blocks)
     assert mix(backbone, bank, "a <rex>").factors(backbone).keys() == concept.factors.keys()
-    assert paint(backbone, bank, "a <rex>", unit_noise(SD1, 0, 1, 64, 64), steps=1)[0].isfinite().all()
+    assert paint(backbone, bank, "a <rex>", unit_noise(SD1, 0, 1, 64, 64), SamplingConfig(1))[0].isfinite().all()
 
 
 def test_targets_that_no_layer_has_are_refused(backbone):

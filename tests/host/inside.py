@@ -37,10 +37,11 @@ spec.loader.exec_module(pack)
 from pack.cidm_ops.adapters import linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
 from pack.cidm_ops.bank.names import canonical  # noqa: E402
+from pack.cidm_ops.concept_text import ConceptText, RowPlan  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
 from pack.cidm_ops.models.sd import DOODLE, SD1, SDXL  # noqa: E402
-from pack.cidm_ops.run.prompt import mix  # noqa: E402
+from pack.cidm_ops.painting.compose import mix  # noqa: E402
 from pack.cidm_ops.training.dataset import Dataset  # noqa: E402
 from pack.cidm_ops.training.methods import configure  # noqa: E402
 from pack.cidm_ops.training.task import Task, learn_into  # noqa: E402
@@ -110,7 +111,7 @@ def plain(clip, text):
 
 
 def wise(context):
-    return [[context.mean(0, keepdim=True), {patches.CONTEXT: context}]]
+    return [[ConceptText.of(context.mean(0, keepdim=True), [RowPlan(context)]), {}]]
 
 
 def the_layers_have_the_names_and_the_order_of_diffusers():
@@ -304,8 +305,7 @@ def the_text_encoder_learns_too():
             bank, concept, *_ = learn(Bank(folder), backbone, steps=2, lr_text=1e-2)
         assert len(concept.text_factors) == 8 and all(f.up.abs().max() > 0 for f in concept.text_factors.values())
         mixture = mix(backbone, bank, "a <dog> on the beach")
-        changed = patches.conditioning(clip, [mixture])[0][1][patches.CONTEXT]
-        same = patches.conditioning(clip, [replace(mixture, strengths={})])[0][1][patches.CONTEXT]
+        changed, same = (patches.conditioning(clip, [m])[0][0].plans[0].layers for m in (mixture, replace(mixture, strengths={})))
         assert float((changed - same).abs().max()) > 1e-3
         lora = safetensors.torch.load_file(bank.file("dog"))
         loaded = comfy.lora.load_lora(lora, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))

@@ -13,12 +13,15 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
+from pack.cidm_ops.concept_text import ConceptText, RowPlan
 from pack.cidm_ops.method.infusion import STREAMS
-from pack.cidm_ops.method.regions import Place
-from pack.cidm_ops.run.infusion import Way, infuse, limits
+from pack.cidm_ops.method.regions import RegionMask
+from pack.cidm_ops.painting.compose import AggregationConfig, compose, mix, residual_masks
+from pack.cidm_ops.painting.scene import ResidualConfig
+from pack.cidm_ops.painting.scene import Scene as Scene_
 from pack.cidm_ops.training.methods import configure
 from pack.cidm_ops.training.task import Task, learn_into
-from pack.nodes import patches, streams
+from pack.nodes import patches, scenes
 from safetensors.torch import save_file
 
 
@@ -44,11 +47,11 @@ class Scene:
 
     def applied(self, prompt, model=None, strength=1.0, regions=(), **how):
         """What Apply Infusion hands on."""
-        way = Way(**how)
-        mixture, charges = infuse(self.backbone, self.bank, prompt, strength=strength, layers=way.layers, masks=limits(self.bank, regions))
-        model = model or (patches.merged(self.model, mixture.factors(self.backbone)) if mixture.concepts else self.model)
-        text = patches.conditioning(self.clip, [mixture]) if mixture.concepts else plain(self.clip, mixture.text)
-        return streams.streaming(model, way), streams.carrying(text, charges)
+        infusion, aggregation = ResidualConfig(**how), AggregationConfig(strength=strength)
+        masks = residual_masks(self.bank, regions)
+        mixed = compose(self.backbone, self.bank, prompt, aggregation, layers=infusion.layers, masks=masks)
+        backbone = host.ComfyBackbone(model or self.model, self.clip)
+        return patches.with_infusion(backbone, mixed, infusion, aggregation)
 
     def paint(self, prompt, negative=None, **how):
         model, text = self.applied(prompt, **how)
@@ -104,10 +107,10 @@ def the_infusion_goes_through_the_second_stream_too():
         text = plain(scene.clip, "a dog on the beach")
         before = sample(scene.model, text, scene.nothing)
         _, carried = scene.applied("a <rex> on the beach")
-        for charge in carried[0][1][streams.CHARGES]:
-            for residual in charge.residuals.values():
-                residual.zero_()
-        model = streams.streaming(scene.model, Way())
+        for residual in carried[0][0].plans[0].residuals:
+            for vector in residual.residuals.values():
+                vector.zero_()
+        model = scenes.with_scene(scene.model, Scene_())
         near(sample(model, carried, scene.nothing), before)
         (want,), (plain_negative,) = answers(scene.model, text, scene.nothing)
         (row, foundation), (negative,) = answers(model, carried, scene.nothing)  # the negative text has no second stream
@@ -139,13 +142,11 @@ def the_infusion_acts_on_texts_that_carry_it_alone():
         (swapped, _), _ = answers(model, long, carried)[::-1]
         near(swapped, alone)
         equal(sample(model, plain(scene.clip, "a dog"), scene.nothing), sample(scene.model, plain(scene.clip, "a dog"), scene.nothing))
-        more = carried[0][1]
-        longer = torch.cat([carried[0][0], plain(scene.clip, "in the snow")[0][0]], 1)  # what other nodes put behind carries nothing
-        told = [replace(c, marks=torch.cat([c.marks, torch.zeros(77)])) for c in more[streams.CHARGES]]
-        found, want = (
-            answers(model, [[longer, {**more, streams.CHARGES: charges}]], scene.nothing)[0][0] for charges in (more[streams.CHARGES], told)
-        )
-        equal(found, want)
+        behind = plain(scene.clip, "in the snow")[0][0]
+        longer = torch.cat([carried[0][0], behind], 1)  # what other nodes put behind carries nothing
+        told = [replace(r, marks=torch.cat([r.marks, torch.zeros(77)])) for r in carried[0][0].plans[0].residuals]
+        want = ConceptText.of(torch.cat([carried[0][0].plain, behind], 1), [RowPlan(residuals=tuple(told))])
+        equal(*(answers(model, [[text, {}]], scene.nothing)[0][0] for text in (longer, want)))
         whole, early, late = (scene.paint("a <rex> on the beach", **how) for how in ({}, {"end": 0.5}, {"start": 0.5}))
         assert float((early - whole).abs().max()) > 1e-3 and float((late - whole).abs().max()) > 1e-3
 
@@ -174,16 +175,16 @@ def the_infusion_keeps_to_its_region_and_its_word():
         left = torch.zeros(16, 16)
         left[:, :8] = 1
         base, whole = (scene.paint(prompt) for prompt in ("a dog and a teddy bear", "a <rex> and a <ted>"))
-        nowhere = scene.applied("a <rex> and a teddy bear", regions=[("<rex>", Place(torch.zeros(16, 16)))])
+        nowhere = scene.applied("a <rex> and a teddy bear", regions=[("<rex>", RegionMask(torch.zeros(16, 16)))])
         (want,), _ = answers(scene.model, plain(scene.clip, "a dog and a teddy bear"), scene.nothing)
         near(answers(*nowhere, scene.nothing)[0][0], want)
-        everywhere = [("<rex> <ted>", Place(torch.ones(32, 32)))]
+        everywhere = [("<rex> <ted>", RegionMask(torch.ones(32, 32)))]
         near(scene.paint("a <rex> and a <ted>", regions=everywhere), whole)
-        half = scene.paint("a <rex> and a teddy bear", regions=[("<rex>", Place(left))])
+        half = scene.paint("a <rex> and a teddy bear", regions=[("<rex>", RegionMask(left))])
         assert float((half - base).abs()[..., :8].mean()) > float((half - base).abs()[..., 8:].mean())
         for shape in ((2, 4, 24, 16), (1, 4, 20, 28)):
             latent = torch.zeros(shape)
-            model, text = scene.applied("a <rex> and a <ted>", regions=[("<rex>", Place(left))])
+            model, text = scene.applied("a <rex> and a <ted>", regions=[("<rex>", RegionMask(left))])
             noise = comfy.sample.prepare_noise(latent, 1)
             picture = comfy.sample.sample(model, noise, 2, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1)
             assert picture.shape == shape and picture.isfinite().all()
@@ -199,13 +200,13 @@ def the_infusion_and_low_rank_concepts_share_a_prompt():
         for other in ("a <tom> and a dog", "a cat and a <rex>"):
             assert float((both - scene.paint(other)).abs().max()) > 1e-2
         equal(scene.paint("a <tom> and a <rex:0>"), scene.paint("a <tom> and a dog"))
-        model = patches.routed(scene.model, [scene.bank.get("tom")], torch.ones(1, 7, 1))
-        try:
-            streams.streaming(model, Way())
-        except ValueError as error:
-            assert "plain model" in str(error)
-        else:
-            raise AssertionError("a routed model is refused")
+        routed = patches.with_concepts(scene.backbone, [mix(scene.backbone, scene.bank, "a <tom>")], AggregationConfig(routed=True))
+        model, text = scene.applied("a cat and a <rex>", model=routed)
+        beside = sample(model, text, scene.nothing)
+        merged = scene.applied(
+            "a cat and a <rex>", model=patches.merged(scene.model, mix(scene.backbone, scene.bank, "a <tom>").factors(scene.backbone))
+        )
+        near(beside, sample(*merged, scene.nothing))
 
 
 def the_infusion_learns_and_both_engines_paint_it():

@@ -12,7 +12,7 @@ from inside import data_of, doodle, equal, host, patches, plain, run, sample
 
 import torch
 from pack.cidm_ops.bank.bank import Bank
-from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.painting.compose import mix
 from pack.cidm_ops.training.checkpoint import checkpoint_file
 from pack.cidm_ops.training.methods import METHODS, configure, register
 from pack.nodes import train

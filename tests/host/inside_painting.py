@@ -22,13 +22,12 @@ from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.aggregation import MODES
-from pack.cidm_ops.method.reach import WORDS, WORDS_AND_END, marks
 from pack.cidm_ops.models.sd import DOODLE
-from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.painting.compose import AggregationConfig, mix
+from pack.cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, token_masks
 from pack.cidm_ops.training.methods import configure
 from pack.cidm_ops.training.task import Task, learn_into
 from pack.nodes import native, patches
-from pack.nodes.aggregation import Way
 from safetensors.torch import save_file
 
 
@@ -87,8 +86,7 @@ def the_layers_read_their_own_text_in_a_batch_as_alone():
         noisy, level = got[2], sigmas.sigma_max
         scale = (1 + level**2).sqrt()
         for result, text in zip(got, (cond, uncond), strict=False):
-            own = text[0][1].get(patches.CONTEXT, text[0][0])[None] if patches.CONTEXT in text[0][1] else text[0][0]
-            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), own), noisy.abs().max())
+            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), text[0][0]))
     # several conds with areas of their own run too
     both = [[wise(context)[0][0], {**wise(context)[0][1], "area": (8, 16, 0, 0), "strength": 1.0}], negative[0]]
     assert sample(painted, both, negative).isfinite().all()
@@ -108,7 +106,7 @@ def the_prompt_reaches_the_picture():
             task = Task(name="dog", class_word="dog", config=configure("cidm", steps=2, lr=1e-2))
             bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), task)
         for mode in MODES:
-            mixture = mix(backbone, bank, "a <dog> on the beach", mode)
+            mixture = mix(backbone, bank, "a <dog> on the beach", AggregationConfig(mode=mode))
             factors = mixture.factors(backbone)
             assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
         conditioning = patches.conditioning(clip, [mixture])
@@ -173,7 +171,7 @@ def with_core(model, bank, *names, clip=None):
 
 def with_ours(model, clip, bank, prompt, **how):
     backbone = host.ComfyBackbone(model, clip)
-    return Way(**how).apply(model, [mix(backbone, bank, prompt)], backbone)
+    return patches.with_concepts(backbone, [mix(backbone, bank, prompt)], AggregationConfig(**how))
 
 
 def the_concept_alone_is_what_the_core_loader_makes_of_its_file():
@@ -223,15 +221,15 @@ def the_routed_model_paints_what_the_merged_one_does():
         texts = [patches.conditioning(clip, [m]) for m in mixtures]
         merged = [sample(patches.merged(model, m.factors(backbone)), t, negative) for m, t in zip(mixtures, texts, strict=True)]
         for mixture, text, want in zip(mixtures, texts, merged, strict=True):
-            near(sample(Way(routed=True).apply(model, [mixture], backbone), text, negative), want)
-        batch = Way().apply(model, mixtures, backbone)
+            near(sample(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), text, negative), want)
+        batch = patches.with_concepts(backbone, mixtures)
         latent = torch.zeros(4, 4, 16, 16)
         noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(4, 1, 1, 1)
         text = patches.conditioning(clip, mixtures)
         got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", text, negative, latent, seed=1)
         near(got, torch.cat(merged))
         # the negative half without concepts: the bare model there, the merged one elsewhere
-        one_sided = halves(Way(negative=False).apply(model, [mixtures[0]], backbone), texts[0], negative)
+        one_sided = halves(patches.with_concepts(backbone, [mixtures[0]], AggregationConfig(negative=False)), texts[0], negative)
         near(one_sided[0], halves(patches.merged(model, mixtures[0].factors(backbone)), texts[0], negative)[0])
         near(one_sided[1], halves(model, texts[0], negative)[1])
 
@@ -255,27 +253,28 @@ def the_concepts_act_only_where_they_are_named():
         positive, factors = patches.conditioning(clip, [mixture]), mixture.factors(backbone)
         rest = {name: f for name, f in factors.items() if not DOODLE.reads_text(name)}
         assert len(rest) == len(factors) / 2
-        everywhere = halves(Way(routed=True).apply(model, [mixture], backbone), positive, negative)
+        everywhere = halves(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), positive, negative)
         for reach, count in ((WORDS, 2), (WORDS_AND_END, 2 + 77 - 9)):  # start, a, two words, next to a red cup
-            at = marks(backbone, mixture.text, mixture.concepts, reach)
+            at = acting_at(token_masks(backbone, mixture.text, mixture.concepts), mixture.concepts, reach, 77)
             assert int(at.sum()) == count
             masked = {name: (lambda x, f=f, at=at: f(x) * at) for name, f in factors.items() if name not in rest}
             always = {name: f for name, f in rest.items() if reach != WORDS or not DOODLE.looks_at_text(name)}
-            got = halves(Way(reach=reach).apply(model, [mixture], backbone), positive, negative)
-            with attached(linears(backbone), always | masked):
-                want = halves(patches.reading(model), positive, negative)
+            got = halves(patches.with_concepts(backbone, [mixture], AggregationConfig(scope=reach)), positive, negative)
+            with attached(linears(backbone.blocks), always | masked):
+                want = halves(patches.merged(model, {}), positive, negative)
             near(got[0], want[0])
             near(got[1], halves(patches.merged(model, always), positive, negative)[1])
             if reach == WORDS:
                 style = replace(mixture, concepts=[replace(concept, training={"kind": "style"}) for concept in mixture.concepts])
-                equal(halves(Way().apply(model, [style], backbone), positive, negative)[0], got[0])
+                equal(halves(patches.with_concepts(backbone, [style]), positive, negative)[0], got[0])
             assert float((got[0] - everywhere[0]).abs().max()) > 0.01
 
         # texts of different length in one batch, each as alone
         mixtures = [mixture, mix(backbone, bank, "a <tom> " + "in the deep snow " * 20), mix(backbone, bank, "a dog")]
-        alone = [sample(Way(reach=WORDS).apply(model, [m], backbone), patches.conditioning(clip, [m]), negative) for m in mixtures]
+        how = AggregationConfig(scope=WORDS)
+        alone = [sample(patches.with_concepts(backbone, [m], how), patches.conditioning(clip, [m]), negative) for m in mixtures]
         noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(3, 1, 1, 1)
-        batch, texts = Way(reach=WORDS).apply(model, mixtures, backbone), patches.conditioning(clip, mixtures)
+        batch, texts = patches.with_concepts(backbone, mixtures, how), patches.conditioning(clip, mixtures)
         got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", texts, negative, torch.zeros(3, 4, 16, 16), seed=1)
         near(got, torch.cat(alone))
 
@@ -305,7 +304,7 @@ def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader(
         positive, negative = plain(core_clip, "an ohwx dog"), plain(clip, "")
         want = sample(core, positive, negative)
         equal(sample(patches.merged(model, mixture.factors(backbone)), positive, negative), want)
-        near(sample(Way(routed=True).apply(model, [mixture], backbone), positive, negative), want)
+        near(sample(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), positive, negative), want)
         ours = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
         equal(plain(ours, "an ohwx dog")[0][0], positive[0][0])
         for encoder in (clip, ours):  # the factors act once

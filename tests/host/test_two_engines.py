@@ -6,10 +6,11 @@ from safetensors.torch import load_file
 from cidm_ops.adapters import attached
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
-from cidm_ops.run.infusion import Way, infuse, predictor
-from cidm_ops.run.painting import unit_noise
-from cidm_ops.run.prompt import Said, encode, mix
-from cidm_ops.run.sampling import sample
+from cidm_ops.method.boxes import read_region
+from cidm_ops.painting.compose import ParsedPrompt, compose, compose_regions, encode, mix
+from cidm_ops.painting.paint import SamplingConfig, paint_latents, predictor, unit_noise
+from cidm_ops.painting.sampling import sample
+from cidm_ops.painting.scene import Scene
 
 
 def test_the_latents_agree(results, inside):
@@ -17,7 +18,7 @@ def test_the_latents_agree(results, inside):
     backbone, bank = load("doodle", dtype=torch.float64), Bank(inside / "bank")
     mixture = mix(backbone, bank, "a <dog> on the beach")
     assert not mixture.warnings, "both engines give the base one fingerprint"
-    context, negative = encode(backbone, mixture), encode(backbone, Said(""))
+    context, negative = encode(backbone, mixture), encode(backbone, ParsedPrompt(""))
     with torch.no_grad(), attached(backbone.layers, mixture.factors(backbone)):
         latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0)
     difference = float((latents - load_file(inside / "painted.safetensors")["latents"]).abs().max())
@@ -25,12 +26,23 @@ def test_the_latents_agree(results, inside):
     assert difference < 1e-3
 
 
+def test_the_latents_of_regions_with_concepts_of_both_kinds_agree(results, inside):
+    assert not results["the_concepts_of_both_kinds_have_a_region_each_and_both_engines_paint_them"]
+    backbone, bank = load("doodle"), Bank(inside / "both")
+    regions = [read_region("0,0,0.5,1: a <rex>"), read_region("0.5,0,1,1: a <spot>")]
+    composition = compose_regions(backbone, bank, "in the snow", regions)
+    latents = paint_latents(backbone, composition, unit_noise(backbone.family, 1, 1, 128, 128), SamplingConfig(6, 4.0))
+    difference = float((latents - load_file(inside / "both.safetensors")["latents"]).abs().max())
+    print(f"largest difference in the latent: {difference:.2e}")
+    assert difference < 1e-3
+
+
 def test_the_latents_of_infusion_agree(results, inside):
     assert not results["the_infusion_learns_and_both_engines_paint_it"]
-    backbone, bank = load("doodle", dtype=torch.float64), Bank(inside / "infused")
-    mixture, charges = infuse(backbone, bank, "a <dog:2> on the beach")
-    context, negative = encode(backbone, mixture), encode(backbone, Said(""))
-    predict = predictor(backbone, charges, Way())
+    backbone, bank = load("doodle"), Bank(inside / "infused")
+    mixture = compose(backbone, bank, "a <dog:2> on the beach")
+    context, negative = encode(backbone, mixture), encode(backbone, ParsedPrompt(""))
+    predict = predictor(backbone, Scene())
     with torch.no_grad():
         latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0, predict=predict)
     difference = float((latents - load_file(inside / "infused.safetensors")["latents"]).abs().max())

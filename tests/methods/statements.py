@@ -10,7 +10,7 @@ import torch
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load
-from cidm_ops.run.painting import paint, unit_noise
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.config import TrainingConfig
 from cidm_ops.training.dataset import Dataset
@@ -50,7 +50,7 @@ class Case:
         return cls(method, backbone, folder, learn_into(Bank(folder / "whole"), backbone, pictures(), task(method)))
 
     def paint(self, bank: Bank, prompt: str) -> torch.Tensor:
-        return paint(self.backbone, bank, prompt, unit_noise(self.backbone.family, 1, 1, 64, 64), steps=2, guidance=3.0)[0]
+        return paint(self.backbone, bank, prompt, unit_noise(self.backbone.family, 1, 1, 64, 64), SamplingConfig(2, 3.0))[0]
 
     def bank_of(self, name: str, concept: Concept) -> Bank:
         return Bank(self.folder / name).add(concept)

@@ -23,10 +23,10 @@ from cidm_ops.bank.names import canonical
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.aggregation import aggregate, route, table, weights
 from cidm_ops.method.infusion import residual_layers
-from cidm_ops.method.reach import WORDS, WORDS_AND_END, marks, reaching
 from cidm_ops.models.family import Architecture, Blocks, Encoder, Family, Linear, LoraFiles, Sublayer, families, family_of, forget, register
 from cidm_ops.models.sd import DOODLE, SD1, SDXL
-from cidm_ops.run.painting import unit_noise
+from cidm_ops.painting.paint import unit_noise
+from cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, scoped, token_masks
 from cidm_ops.schedule import Schedule
 from cidm_ops.tokens import hide, positions_of, stand_for
 from cidm_ops.training.dataset import Dataset
@@ -211,11 +211,12 @@ def test_words_take_the_familys_own_ids_and_chunks(backbone):
 
 def test_concepts_act_where_they_are_named(backbone):
     rex = concept(backbone, kind="style")
-    assert marks(backbone, "a <rex.1> <rex.2>", [rex], WORDS)[:, 0].tolist() == [0, 1, 1, 0, 0, 0, 0]
-    assert marks(backbone, "a <rex.1> <rex.2>", [rex], WORDS_AND_END)[:, 0].tolist() == [0, 1, 1, 1, 1, 1, 1]
-    (less,) = reaching([rex], WORDS)
+    masks = token_masks(backbone, "a <rex.1> <rex.2>", [rex])
+    assert acting_at(masks, [rex], WORDS, 7)[:, 0].tolist() == [0, 1, 1, 0, 0, 0, 0]
+    assert acting_at(masks, [rex], WORDS_AND_END, 7)[:, 0].tolist() == [0, 1, 1, 1, 1, 1, 1]
+    (less,) = scoped([rex], WORDS)
     assert {*rex.factors} - {*less.factors} == {"stack.0.reads.q", "stack.1.reads.q"}
-    routes = route([rex], list(backbone.cross_attention))
+    routes = route([rex])
     assert [n for n, way in routes.items() if way.reads_text] == [n for n in rex.factors if n.endswith(("reads.k", "reads.v"))]
 
 

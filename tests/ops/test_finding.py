@@ -2,7 +2,7 @@
 
 import torch
 
-from cidm_ops.method.finding import found
+from cidm_ops.method.finding import regions_from_attention
 
 
 def peak(x, y, size=12, width=2.0, height=1.0):
@@ -11,11 +11,11 @@ def peak(x, y, size=12, width=2.0, height=1.0):
 
 
 def test_each_region_is_found_around_its_peak_and_none_overlaps():
-    masks = found(torch.stack([0.2 * peak(2, 6), 5.0 * peak(9, 5)]))
+    masks = regions_from_attention(torch.stack([0.2 * peak(2, 6), 5.0 * peak(9, 5)]))
     assert masks[0, 6, 2] == 1 and masks[1, 5, 9] == 1 and float(masks.sum(0).max()) == 1
     assert not masks[:, 0].any(), "what nobody looks at is the global prompt's"
 
 
 def test_a_far_second_peak_is_left_out():
-    masks = found(torch.stack([peak(2, 6) + 0.6 * peak(11, 11, width=0.8), peak(7, 6)]))
+    masks = regions_from_attention(torch.stack([peak(2, 6) + 0.6 * peak(11, 11, width=0.8), peak(7, 6)]))
     assert masks[0, 6, 2] == 1 and masks[0, 11, 11] == 0

@@ -14,19 +14,21 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.bank.concept_file import load_concept, save_concept
 from cidm_ops.bank.export import export_concept, export_merged
+from cidm_ops.concept_text import RowPlan, TokenResidual
+from cidm_ops.hub import Sites, meeting
 from cidm_ops.method.attention import word_attention
 from cidm_ops.method.infusion import (
-    Charge,
-    Rows,
-    charged_keys,
     foundation_anchor,
-    infused,
     infused_value,
     infusion,
     masked_error,
     residual_layers,
 )
 from cidm_ops.models.sd import SD1
+from cidm_ops.painting.rows import Job, Row
+from cidm_ops.painting.scene import ResidualConfig, Scene
+from cidm_ops.painting.state import RunState
+from cidm_ops.painting.unet_call import UnetCall
 
 HEADS = 2
 
@@ -47,6 +49,17 @@ class Attention(nn.Module):
 
     def forward(self, x, context):
         return self.to_out(self.attend(self.to_q(x), self.to_k(context), self.to_v(context)))
+
+
+def infused(layer, residuals, sources, stream="dual"):
+    """While open, row 0 of what goes through the layer carries residuals, and takes its attention from the row that ``sources`` says."""
+    scene = Scene(infusion=ResidualConfig(stream))
+    state = RunState(scene, ["a"], layer.attend, lambda part: part)
+    plan = RowPlan(residuals=tuple(residuals))
+    rows = [Row(plan, 0, Job(0, foundation=bool(b)), source, None) for b, source in enumerate(sources)]
+    call = UnetCall(state, Sites({}, {"a": layer}, {}, ()), rows, (4, 4), False, True)
+    call.grid = [4, 4]
+    return meeting({"a": layer}, call.attention, call.keyed if stream == "released_code" else None)
 
 
 @pytest.fixture
@@ -77,10 +90,8 @@ def test_a_text_that_the_host_repeats_is_marked_in_every_copy(layer):
 def test_in_a_dual_stream_the_map_is_the_foundations(layer):
     x, context, marks, r = given()
     x[0] += 1  # the customised features have moved
-    charge = Charge({"a.to_v": r}, marks)
-    rows = [Rows(slice(0, 1), slice(1, 2), [charge])]
     context = context[:1].expand(2, -1, -1)
-    with infused({"a": layer}, rows, 4, 4), torch.no_grad():
+    with infused(layer, [TokenResidual({"a.to_v": r}, marks)], [1, 1]), torch.no_grad():
         out = layer(x, context)
     q, k, v = layer.to_q(x), layer.to_k(context), layer.to_v(context)
     want = layer.to_out(layer.attend(q[1:], k[1:], infused_value(v[:1], marks, r)))
@@ -90,16 +101,14 @@ def test_in_a_dual_stream_the_map_is_the_foundations(layer):
 
 def test_in_a_single_stream_the_map_is_its_own_and_the_released_code_infuses_keys_too(layer):
     x, context, marks, r = given()
-    charge = Charge({"a.to_v": r, "a.to_k": 2 * r}, marks)
-    rows = [Rows(slice(0, 1), slice(0, 1), [charge])]
+    residual = TokenResidual({"a.to_v": r, "a.to_k": 2 * r}, marks)
     q, k, v = layer.to_q(x), layer.to_k(context), layer.to_v(context)
     for keys in (False, True):
-        with infused({"a": layer}, rows, 4, 4, keys=keys), torch.no_grad():
+        with infused(layer, [residual], [0, 1], "released_code" if keys else "single"), torch.no_grad():
             out = layer(x, context)
         own = infused_value(k[:1], marks, 2 * r) if keys else k[:1]
         assert torch.allclose(out[:1], layer.to_out(layer.attend(q[:1], own, infused_value(v[:1], marks, r))), atol=1e-6)
         assert torch.equal(out[1:], layer(x, context)[1:])
-    assert torch.equal(charged_keys("b", k, rows), k)
 
 
 def test_two_concepts_add_up_and_a_mask_limits_one(layer):
@@ -108,19 +117,19 @@ def test_two_concepts_add_up_and_a_mask_limits_one(layer):
     left = torch.zeros(8, 8)
     left[:, :4] = 1
     q, k, v = layer.to_q(x), layer.to_k(context), layer.to_v(context)
-    both = [Charge({"a.to_v": r}, marks), Charge({"a.to_v": -2 * r}, other)]
+    both = [TokenResidual({"a.to_v": r}, marks), TokenResidual({"a.to_v": -2 * r}, other)]
     plain = layer.attend(q, k, v)
     inner = Attention()
     inner.load_state_dict(layer.state_dict())
     inner.to_out = nn.Sequential(nn.Identity())
 
-    def painted(charges):
-        with infused({"a": inner}, [Rows(slice(0, 1), slice(0, 1), charges)], 4, 4), torch.no_grad():
+    def painted(residuals):
+        with infused(inner, residuals, [0], "single"), torch.no_grad():
             return inner(x, context)
 
     want = layer.attend(q, k, infused_value(infused_value(v, marks, r), other, -2 * r))
     assert torch.allclose(painted(both), want, atol=1e-6)
-    half = painted([Charge({"a.to_v": r}, marks, left)]).unflatten(1, (4, 4))
+    half = painted([TokenResidual({"a.to_v": r}, marks, left)]).unflatten(1, (4, 4))
     assert torch.equal(half[:, :, 2:], plain.unflatten(1, (4, 4))[:, :, 2:])
     assert torch.allclose(half[:, :, :2], painted([both[0]]).unflatten(1, (4, 4))[:, :, :2], atol=1e-6)
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from cidm_ops.method.blending import blend, blend_weights
-from cidm_ops.method.regions import Field, Place, alike, box_mask, cells, cut, grid_of, lost, region_attention, shares
+from cidm_ops.method.regions import RegionMask, box_mask, cells, hidden_regions, pad_to_common_length, partition, region_attention, shares
 
 
 def test_a_region_covers_the_cells_that_it_has_by_half():
@@ -22,20 +22,26 @@ def test_a_tiny_region_keeps_its_nearest_cell_and_an_empty_one_none():
 def test_shares_sum_to_one_and_priorities_win():
     left, right, all_over = box_mask(0, 0, 0.5, 1), box_mask(0.5, 0, 1, 1), box_mask(0, 0, 1, 1)
     of = lambda *places: shares(places, 4, 4)  # noqa: E731
-    for places in ((Place(left), Place(right)), (Place(all_over, 0.5), Place(left, 1.0, 2)), (Place(left), Place(left)), ()):
+    for places in (
+        (RegionMask(left), RegionMask(right)),
+        (RegionMask(all_over, 0.5), RegionMask(left, 1.0, 2)),
+        (RegionMask(left), RegionMask(left)),
+        (),
+    ):
         torch.testing.assert_close(of(*places).sum(0), torch.ones(16))
-    assert of(Place(all_over), Place(left, priority=1))[1].view(4, 4)[:, :2].sum() == 0
-    assert (of(Place(left), Place(left))[1:, 0] == 0.5).all(), "equal priorities share"
-    assert of(Place(left, 0.25))[:, 0].tolist() == [0.75, 0.25]
-    assert lost([Place(left), Place(all_over, priority=1)], 4, 4) == [0] and not lost([Place(left), Place(right)], 4, 4)
+    assert of(RegionMask(all_over), RegionMask(left, priority=1))[1].view(4, 4)[:, :2].sum() == 0
+    assert (of(RegionMask(left), RegionMask(left))[1:, 0] == 0.5).all(), "equal priorities share"
+    assert of(RegionMask(left, 0.25))[:, 0].tolist() == [0.75, 0.25]
+    assert hidden_regions([RegionMask(left), RegionMask(all_over, priority=1)], 4, 4) == [0]
+    assert not hidden_regions([RegionMask(left), RegionMask(right)], 4, 4)
 
 
 def test_soft_edges_meet_without_a_gap():
-    soft = [Place(box_mask(0, 0, 0.5, 1), feather=0.2), Place(box_mask(0.5, 0, 1, 1), feather=0.2)]
+    soft = [RegionMask(box_mask(0, 0, 0.5, 1), feather=0.2), RegionMask(box_mask(0.5, 0, 1, 1), feather=0.2)]
     held = shares(soft, 8, 8).view(3, 8, 8)[:, 4]
     torch.testing.assert_close(held[0], torch.zeros(8), atol=1e-6, rtol=0)
     assert held[1, 3] > 0.5 > held[1, 4] > 0.05 and held[1, 0] > 0.95
-    front = shares([soft[0], Place(box_mask(0, 0, 1, 1), priority=-1)], 8, 8).view(3, 8, 8)[:, 4]
+    front = shares([soft[0], RegionMask(box_mask(0, 0, 1, 1), priority=-1)], 8, 8).view(3, 8, 8)[:, 4]
     torch.testing.assert_close(front[1], held[1], atol=1e-6, rtol=0)
     torch.testing.assert_close(front[1] + front[2], torch.ones(8))
 
@@ -46,18 +52,6 @@ def test_a_box_outside_or_without_area_is_refused(box):
         box_mask(*box)
 
 
-def test_every_layer_finds_its_grid():
-    for height, width in ((64, 64), (96, 64), (13, 21), (128, 72)):
-        rows, columns = height, width
-        while rows > 1:
-            assert grid_of(rows * columns, height, width) == (rows, columns)
-            rows, columns = -(-rows // 2), -(-columns // 2)
-    with pytest.raises(ValueError, match="a layer has 17 tokens"):
-        grid_of(17, 8, 8)
-    field = Field([Place(box_mask(0, 0, 0.5, 1))], 8, 8)
-    assert field(torch.zeros(2, 16, 3)).shape == (2, 16) and field(torch.zeros(2, 16, 3)) is field(torch.zeros(1, 16, 5))
-
-
 def test_attention_by_region_equals_a_plain_loop():
     torch.manual_seed(0)
     attend = scaled_dot_product_attention
@@ -65,13 +59,13 @@ def test_attention_by_region_equals_a_plain_loop():
     texts = torch.randn(3, 3, 2, 7, 8)  # of every row and region: keys and values
     whole, left, top, corner = torch.ones(4, 4), box_mask(0, 0, 0.5, 1), box_mask(0.25, 0, 1, 0.5), box_mask(0, 0, 0.25, 0.25)
     empty = torch.zeros(4, 4)
-    soft = shares([Place(left, 0.75), Place(top), Place(empty)], 4, 4)
-    hard = shares([Place(left), Place(top, priority=1), Place(corner, priority=2)], 4, 4)
-    none, full = shares([Place(empty)] * 3, 4, 4), shares([Place(whole), Place(corner, priority=1), Place(empty)], 4, 4)
+    soft = shares([RegionMask(left, 0.75), RegionMask(top), RegionMask(empty)], 4, 4)
+    hard = shares([RegionMask(left), RegionMask(top, priority=1), RegionMask(corner, priority=2)], 4, 4)
+    none, full = shares([RegionMask(empty)] * 3, 4, 4), shares([RegionMask(whole), RegionMask(corner, priority=1), RegionMask(empty)], 4, 4)
     for owners in ((soft, hard, none), (hard, hard, full), (none, none, none), (full, full, full)):
-        by = cut(torch.stack(owners))
-        kv = torch.stack([texts[b, u - 1] for b, u in by.readers] or [texts[0, 0]], 1)
-        got = region_attention(q, by, lambda at: attend(q[:, at], k, v), lambda pieces, kv=kv: attend(pieces, *kv))
+        by = partition(torch.stack(owners))
+        kv = torch.stack([texts[b, u - 1] for b, u in by.owners] or [texts[0, 0]], 1)
+        got = region_attention(q, by, lambda at: attend(q[:, at], k, v), lambda chunks, kv=kv: attend(chunks, *kv))
         for row, owner in enumerate(owners):
             for token in range(16):
                 one = q[row, token : token + 1]
@@ -82,28 +76,30 @@ def test_attention_by_region_equals_a_plain_loop():
 
 
 def test_regions_are_cut_into_pieces_that_waste_little():
-    half = [Place(box_mask(0, 0, 0.5, 1)), Place(box_mask(0.5, 0, 1, 1))]
-    by = cut(shares(half, 16, 16)[None])
-    assert by.pieces.shape == (2, 128) and by.shares is None and not len(by.rest)
-    assert by.readers == [(0, 1), (0, 2)]
-    tiny = [Place(box_mask(0, 0, 1 / 16, 1 / 16), priority=1), Place(box_mask(0, 0, 1, 1))]
-    by = cut(shares(tiny, 16, 16)[None])
-    assert by.pieces.shape == (2, 255)
-    by = cut(
-        shares([Place(box_mask(0, 0, 0.1, 0.1), priority=u) for u in range(8)] + [Place(box_mask(0, 0, 1, 1), priority=-1)], 64, 64)[None]
+    half = [RegionMask(box_mask(0, 0, 0.5, 1)), RegionMask(box_mask(0.5, 0, 1, 1))]
+    by = partition(shares(half, 16, 16)[None])
+    assert by.chunks.shape == (2, 128) and by.shares is None and not len(by.background)
+    assert by.owners == [(0, 1), (0, 2)]
+    tiny = [RegionMask(box_mask(0, 0, 1 / 16, 1 / 16), priority=1), RegionMask(box_mask(0, 0, 1, 1))]
+    by = partition(shares(tiny, 16, 16)[None])
+    assert by.chunks.shape == (2, 255)
+    by = partition(
+        shares(
+            [RegionMask(box_mask(0, 0, 0.1, 0.1), priority=u) for u in range(8)] + [RegionMask(box_mask(0, 0, 1, 1), priority=-1)], 64, 64
+        )[None]
     )
-    assert by.pieces.numel() <= 2 * 64 * 64
+    assert by.chunks.numel() <= 2 * 64 * 64
 
 
 def test_texts_of_different_lengths_are_read_alike():
     q, short, long = torch.randn(1, 3, 8), torch.randn(1, 2, 8), torch.randn(1, 3, 8)
-    both = alike([short, long])
+    both = pad_to_common_length([short, long])
     assert both.shape == (2, 6, 8)
     torch.testing.assert_close(scaled_dot_product_attention(q, both[:1], both[:1]), scaled_dot_product_attention(q, short, short))
 
 
 def test_equation_5_completed():
-    left, right = Place(box_mask(0, 0, 0.5, 1)), Place(box_mask(0.25, 0, 0.75, 1), priority=1)
+    left, right = RegionMask(box_mask(0, 0, 0.5, 1)), RegionMask(box_mask(0.25, 0, 0.75, 1), priority=1)
     w = blend_weights([left, right], 4, 8, alpha=0.1)
     torch.testing.assert_close(w.sum(0), torch.ones(4, 8))
     torch.testing.assert_close(

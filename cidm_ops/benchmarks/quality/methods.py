@@ -9,8 +9,8 @@ import torch
 from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...method.aggregation import MODES, weights
-from ...method.reach import BY_KIND, EVERYWHERE, WORDS_AND_END
-from ...run.prompt import Mixture
+from ...painting.compose import ConceptMix
+from ...painting.scope import BY_KIND, EVERYWHERE, WORDS_AND_END
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
 from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
@@ -102,7 +102,7 @@ ABLATIONS = {
 }
 
 
-def mixture(merge: str, backbone: Backbone, learned: Mapping[str, Concept], name: str, prompt: str, strength: float = 1.0) -> Mixture:
+def mixture(merge: str, backbone: Backbone, learned: Mapping[str, Concept], name: str, prompt: str, strength: float = 1.0) -> ConceptMix:
     """What a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for the concept's words.
 
     Raises ``ValueError`` for a merge that is not one of one pass.
@@ -118,4 +118,4 @@ def mixture(merge: str, backbone: Backbone, learned: Mapping[str, Concept], name
         if merge not in each:
             raise ValueError(f"merge {merge!r}: expected one of {', '.join(MERGES)}")
         found = each[merge].expand(len(backbone.cross_attention), -1)
-    return Mixture(text, concepts, {name: strength}, strength * found)
+    return ConceptMix(text, concepts, {name: strength}, strength * found)

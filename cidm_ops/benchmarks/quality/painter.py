@@ -8,16 +8,16 @@ from torch import Tensor
 
 from ...backbone import Backbone
 from ...evaluation.protocol import Sampling
-from ...method.reach import BY_KIND
-from ...run.painting import beside
-from ...run.prompt import Mixture, Said, encode
-from ...run.sampling import Predict, sample
+from ...painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, routed
+from ...painting.paint import predictor
+from ...painting.sampling import Predict, sample
+from ...painting.scope import BY_KIND
 from ...tokens import join
 
 
 def paint_mixtures(
     backbone: Backbone,
-    mixtures: Sequence[Mixture],
+    mixtures: Sequence[ConceptMix],
     noise: Tensor,
     sampling: Sampling,
     composite: bool = False,
@@ -30,15 +30,15 @@ def paint_mixtures(
     """
     known = {mixture.text: encode(backbone, mixture) for mixture in mixtures}
     wanted = join([known[mixture.text] for mixture in mixtures])
-    negative = encode(backbone, Said(sampling.negative)).expand(len(mixtures))
+    negative = encode(backbone, ParsedPrompt(sampling.negative)).expand(len(mixtures))
     parts = [[each_alone(m, g) for m in mixtures] for g in range(len(mixtures[0].concepts))] if composite else [mixtures]
-    predict = mean_of([beside(backbone, part, sampling.negative, reach) for part in parts])
+    predict = mean_of([predictor(backbone, routed([[m] for m in part], AggregationConfig(scope=reach))) for part in parts])
     noise = noise.to(backbone.device)
     latents = sample(backbone, wanted, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
     return backbone.decode_latent(latents)
 
 
-def each_alone(mixture: Mixture, g: int) -> Mixture:
+def each_alone(mixture: ConceptMix, g: int) -> ConceptMix:
     """A mixture with its concept number g only."""
     return replace(mixture, concepts=[mixture.concepts[g]], weights=mixture.weights[:, g : g + 1])
 
@@ -46,7 +46,7 @@ def each_alone(mixture: Mixture, g: int) -> Mixture:
 def mean_of(predicts: Sequence[Predict]) -> Predict:
     """What several models predict in the mean."""
 
-    def predict(x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None, positive: int) -> Tensor:
-        return torch.stack([one(x, t, context, pooled, positive) for one in predicts]).mean(0)
+    def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
+        return torch.stack([one(x, t, text, pooled, chunks) for one in predicts]).mean(0)
 
     return predict

@@ -22,8 +22,8 @@ from ...bank.concept import Concept
 from ...bank.files import write_atomically
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
-from ...run.painting import paint, unit_noise
-from ...run.prompt import Mixture
+from ...painting.compose import AggregationConfig, ConceptMix
+from ...painting.paint import SamplingConfig, paint, unit_noise
 from ...training.methods import method_of
 from ...training.record import flat_settings
 from ...training.task import Task, learn_into
@@ -116,8 +116,8 @@ class Bench:
             if method.merge == "infusion":
                 bank = Bank(self.folder / "banks" / f"{method.training}-{seed}")
                 for i in numbers:
-                    options = dict(steps=how.steps, guidance=how.guidance, negative=how.negative, strength=strength)
-                    done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], **options)[0])  # type: ignore[arg-type]
+                    config = SamplingConfig(how.steps, how.guidance, how.negative, AggregationConfig(strength=strength))
+                    done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], config)[0])
             else:
                 mixed = [self.mixed(method, learned, lesson, prompt, strength) for prompt in prompts]
                 for i in range(0, len(numbers), self.batch):
@@ -125,9 +125,9 @@ class Bench:
                     done.append(paint_mixtures(backbone, mixed[part], noise[part], how, method.merge == "composite", method.reach))
         return torch.cat(done).float()
 
-    def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, prompt: str, strength: float) -> Mixture:
+    def mixed(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, prompt: str, strength: float) -> ConceptMix:
         if method.merge == "plain":
-            return Mixture(lesson.caption(prompt), weights=torch.zeros(len(self.suite.backbone.cross_attention), 0))
+            return ConceptMix(lesson.caption(prompt), weights=torch.zeros(len(self.suite.backbone.cross_attention), 0))
         return mixture(method.merge, self.suite.backbone, learned, lesson.name, lesson.prompt(prompt), strength)
 
     def scored(self, lesson: BenchmarkTask, pictures: Tensor) -> Scores:

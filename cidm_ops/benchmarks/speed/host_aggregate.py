@@ -14,9 +14,8 @@ import comfy.sd
 import torch
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.benchmarks.speed.timing import figures, interleaved, ratio
-from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.painting.compose import mix
 from pack.nodes import patches
-from pack.nodes.aggregation import Way
 from pack.nodes.host import ComfyBackbone
 
 CHECKPOINT, BANK, SMALL = ARGUMENTS[:3]
@@ -36,13 +35,13 @@ def main():
         alone = mix(backbone, bank, FOUR[0])
         style = replace(alone, concepts=[replace(concept, training={"kind": "style"}) for concept in alone.concepts])
         sides = {"bare": painter(model, plain, negative, PIXELS)} | {
-            name: painter(Way().apply(model, [mixture], backbone), patches.conditioning(clip, [mixture]), negative, PIXELS)
+            name: painter(patches.with_concepts(backbone, [mixture]), patches.conditioning(clip, [mixture]), negative, PIXELS)
             for name, mixture in (("merged", ten), ("style", style))
         }
         single = steps(sides, ROUNDS)
 
         four = [mix(backbone, bank, prompt) for prompt in FOUR]
-        routed = Way().apply(model, four, backbone)
+        routed = patches.with_concepts(backbone, four)
         sides = {
             "bare_4": painter(model, plain, negative, PIXELS, 4),
             "routed_4": painter(routed, patches.conditioning(clip, four), negative, PIXELS, 4),
@@ -56,14 +55,14 @@ def main():
             nonlocal turn
             turn += 1
             prompt = TEN.replace("<c10>", f"<c{10 + turn}>")
-            patched = Way().apply(model, [mix(backbone, bank, prompt)], backbone)
+            patched = patches.with_concepts(backbone, [mix(backbone, bank, prompt)])
             comfy.model_management.load_models_gpu([patched])
 
         done = interleaved({"aggregate": aggregate, "encode": lambda: patches.conditioning(clip, [ten])}, 2 * ROUNDS)
         named = interleaved(
             {
-                "three_of_1000": lambda: Way().apply(model, [mix(backbone, bank, THREE)], backbone),
-                "three_of_3": lambda: Way().apply(model, [mix(backbone, small, THREE)], backbone),
+                "three_of_1000": lambda: patches.with_concepts(backbone, [mix(backbone, bank, THREE)]),
+                "three_of_3": lambda: patches.with_concepts(backbone, [mix(backbone, small, THREE)]),
             },
             4 * ROUNDS,
         )

@@ -20,14 +20,12 @@ from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.bank.concept_file import save_concept
 from pack.cidm_ops.benchmarks.speed.timing import figures, peak_memory, ratio
 from pack.cidm_ops.lowrank import LowRank
-from pack.cidm_ops.method.regions import Place, box_mask
-from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.method.regions import RegionMask, box_mask
+from pack.cidm_ops.painting.compose import compose_regions
+from pack.cidm_ops.painting.scene import NoiseEstimation
 from pack.nodes import native
-from pack.nodes.composition import text_of
-from pack.nodes.estimation import Estimation
 from pack.nodes.host import ComfyBackbone
-from pack.nodes.patches import conditioning
-from pack.nodes.regional import Region, in_regions
+from pack.nodes.patches import in_regions
 
 CHECKPOINT = ARGUMENTS[0]
 ROUNDS, PIXELS = map(int, ARGUMENTS[1:])
@@ -71,11 +69,8 @@ def write_bank(backbone, folder):
 
 def own_way(backbone, bank, count, how=None):
     """The model in regions and its text."""
-    whole, made = mix(backbone, bank, WHOLE), []
-    for u, mask in enumerate(boxes(count), 1):
-        mixture = mix(backbone, bank, PART.format(f"<c{u}>"))
-        made.append(Region(Place(mask), text_of(backbone.clip, mixture), mixture))
-    return in_regions(backbone, whole, made, how=how), conditioning(backbone.clip, [whole])
+    regions = [(PART.format(f"<c{u}>"), RegionMask(mask)) for u, mask in enumerate(boxes(count), 1)]
+    return in_regions(backbone, compose_regions(backbone, bank, WHOLE, regions), how)
 
 
 def hooks(clip, bank, count, area="default"):
@@ -118,7 +113,7 @@ def main(folder):
         for count in GRIDS:
             passes[f"regions_{count}"] = paints(*own_way(backbone, bank, count))
             if count < max(GRIDS):
-                others[f"blending_{count}"] = paints(*own_way(backbone, bank, count, Estimation()))
+                others[f"blending_{count}"] = paints(*own_way(backbone, bank, count, NoiseEstimation()))
             if count > min(GRIDS):
                 others[f"hooks_{count}"] = paints(model, *hooks(clip, bank, count))
                 others[f"cropped_hooks_{count}"] = paints(model, *hooks(clip, bank, count, "mask bounds"))

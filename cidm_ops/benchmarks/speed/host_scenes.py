@@ -24,15 +24,13 @@ from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from pack.cidm_ops.measure.crops import crop
 from pack.cidm_ops.measure.presence import Presence
 from pack.cidm_ops.measure.scores import embed, text_alignment
-from pack.cidm_ops.method.regions import Place, box_mask
+from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.sd import DOODLE
-from pack.cidm_ops.run.painting import unit_noise
-from pack.cidm_ops.run.prompt import mix
+from pack.cidm_ops.painting.compose import compose_regions, mix
+from pack.cidm_ops.painting.paint import unit_noise
+from pack.cidm_ops.painting.scene import PRESETS
 from pack.nodes import native, patches
-from pack.nodes.composition import text_of
-from pack.nodes.estimation import PRESETS
 from pack.nodes.host import ComfyBackbone
-from pack.nodes.regional import Region, in_regions
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -72,11 +70,10 @@ class Studio:
         if way == "merged":
             return patches.merged(self.model, self.mixed(scene.handled).factors(self.backbone)), self.said(scene.handled), nothing
         if way == "hooks":
-            return patches.reading(self.model), *self.hooks(scene, nothing)
-        places = [Place(box_mask(*box)) for box in scene.boxes]
-        mixtures = [self.mixed(part) for part in scene.parts]
-        regions = [Region(place, text_of(self.clip, m), m) for place, m in zip(places, mixtures, strict=True)]
-        return in_regions(self.backbone, self.mixed(scene.plain), regions, how=PRESETS[way]), self.said(scene.plain), nothing
+            return patches.merged(self.model, {}), *self.hooks(scene, nothing)
+        regions = [(part, RegionMask(box_mask(*box))) for part, box in zip(scene.parts, scene.boxes, strict=True)]
+        composition = compose_regions(self.backbone, self.bank, scene.plain, regions)
+        return *patches.in_regions(self.backbone, composition, PRESETS[way]), nothing
 
     def hooks(self, scene, nothing):
         """The host's own way, with the layer-wise words for each region."""

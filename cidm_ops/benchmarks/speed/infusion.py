@@ -31,9 +31,9 @@ from ...measure.interval import mean_interval
 from ...measure.report import contact_sheet, from_pixels
 from ...measure.scores import embed, image_alignment
 from ...measure.wasserstein import wasserstein
-from ...run.infusion import Way, infuse, predictor
-from ...run.painting import paint, unit_noise
-from ...run.prompt import Said, encode
+from ...painting.compose import ParsedPrompt, compose, encode
+from ...painting.paint import SamplingConfig, paint, predictor, unit_noise
+from ...painting.scene import Scene
 from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
 from ...training.methods import configure
@@ -150,7 +150,7 @@ class Bench:
     def painted(self, bank: Bank, prompt: str, count: int = 0) -> Tensor:
         backbone = self.doodle.backbone
         noise = unit_noise(backbone.family, 1, count or self.seeds, 128, 128)
-        return paint(backbone, bank, prompt, noise, steps=STEPS, guidance=GUIDANCE)[0]
+        return paint(backbone, bank, prompt, noise, SamplingConfig(STEPS, GUIDANCE))[0]
 
     @torch.no_grad()
     def divergence(self, bank: Bank, plainly: Any, prompts: Any) -> float:
@@ -164,16 +164,16 @@ class Bench:
             if simple not in self.plain:
                 self.plain[simple] = backbone.encode_image(self.painted(Bank(self.folder / "base"), simple, DIVERGING))
             clean = self.plain[simple]
-            mixture, charges = infuse(backbone, bank, prompt)
-            texts = [encode(backbone, said).expand(DIVERGING) for said in (Said(simple), mixture)]
-            predict = predictor(backbone, charges, Way())
+            mixture = compose(backbone, bank, prompt)
+            texts = [encode(backbone, said).expand(DIVERGING) for said in (ParsedPrompt(simple), mixture)]
+            predict = predictor(backbone, Scene())
             for t in levels:
                 noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1000 * number + int(t)))
                 times = t.expand(len(clean))
                 x = backbone.schedule.noised(clean, noise, times)
-                eps = predict(x, times, texts[0].context, None, 0)
+                eps = predict(x, times, texts[0].rows, None, 1)
                 with attached(backbone.layers, weights):
-                    found.append((predict(x, times, texts[1].context, None, len(x)) - eps).square().mean())
+                    found.append((predict(x, times, texts[1].rows, None, 1) - eps).square().mean())
         return float(torch.stack(found).mean())
 
     @cached_property

@@ -10,7 +10,7 @@ from ...bank.bank import Bank
 from ...doodle.files import TEN
 from ...evaluation.doodle import PLACES, DoodleBench, scene
 from ...method.aggregation import MODES
-from ...run.prompt import mix
+from ...painting.compose import AggregationConfig, mix
 from .timing import machine
 
 
@@ -39,7 +39,7 @@ def run(folder: Path | None = None) -> dict[str, Any]:
 
 def weights_of(bench: DoodleBench, bank: Bank, prompt: str, name: str, mode: str) -> tuple[float, float, float]:
     """The right concept's part of all weight, its weight, and the largest other, means over the layers."""
-    mixture = mix(bench.backbone, bank, prompt, mode)
+    mixture = mix(bench.backbone, bank, prompt, AggregationConfig(mode=mode))
     right = [c.name for c in mixture.concepts].index(name)
     own = mixture.weights[:, right]
     others = mixture.weights.clone()

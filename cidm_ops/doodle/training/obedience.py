@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...engines.diffusers import load
 from ...measure.report import from_pixels, to_pixels
-from ...run.sampling import sample
+from ...painting.sampling import sample
 from ...tokens import encode_layerwise
 from ..figures import COLOURS, FIGURES, plain
 from ..style import PLACES

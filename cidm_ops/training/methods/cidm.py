@@ -13,8 +13,9 @@ from ...adapters import attached, linears
 from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...causal import attention_layers
+from ...hub import watched
 from ...lowrank import LowRank
-from ...method.attention import attention_loss, watched
+from ...method.attention import attention_loss
 from ...method.consolidation import MODES, Consolidation, consolidation, orthogonal_downs, shared_loss, shared_rows
 from ...models.family import Family
 from ...tokens import Table, positions_of

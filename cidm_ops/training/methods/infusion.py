@@ -5,7 +5,7 @@ The residuals start at zero. Captions have the class word in the concept's place
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,21 +13,22 @@ from torch import Tensor, nn
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
+from ...concept_text import RowPlan, TokenResidual
 from ...hub import attended
 from ...method.attention import word_attention
 from ...method.infusion import (
     KEY,
     STREAMS,
     VALUE,
-    Charge,
     foundation_anchor,
     infused_value,
     infusion,
     masked_error,
     residual_layers,
 )
-from ...run.infusion import Way, predictor
-from ...run.sampling import Predict
+from ...painting.paint import predictor
+from ...painting.sampling import Predict
+from ...painting.scene import ResidualConfig, Scene
 from ...tokens import Text, encode_layerwise, stand_for
 from ..captions import INFUSION_TEMPLATES
 from ..config import MethodConfig, TrainingConfig, check_choices, check_least
@@ -156,8 +157,9 @@ class Residuals(Learner):
     def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
         text, marks = stand_for(self.backbone, prompt, {self.words[0]: self.task.class_word})
         wanted, nothing = (encode_layerwise(self.backbone, [t], {}) for t in (text, ""))
-        charges = [Charge(self.residuals, m) for m in marks.values()]
-        return wanted, nothing, predictor(self.backbone, charges, Way(self.settings.stream))
+        residuals = tuple(TokenResidual(self.residuals, m) for m in marks.values())
+        wanted = replace(wanted, plans=(RowPlan(residuals=residuals),))
+        return wanted, nothing, predictor(self.backbone, Scene(infusion=ResidualConfig(self.settings.stream)))
 
 
 class Infusion(Method):

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..tokens import Text, join
 
-# x [B, C, h, w], t [B], context, pooled, and how many of the rows, the first ones, read the positive text
+# x [B, C, h, w], t [B], the text [B, N, C], pooled, and into how many chunks of the same images the batch is divided
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 
 
@@ -33,15 +33,12 @@ def sample(
     levels, timesteps = (s.to(noise.device) for s in schedule.levels(steps))
     x = schedule.scale_noise(noise, levels[0])
     together = text.states.shape[2] == negative.states.shape[2]
-    texts = [(t.context, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
+    texts = [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
     predict = predict or plainly(backbone)
     for i, t in enumerate(timesteps):
         scaled = schedule.scale_input(x, levels[i])
         both = torch.cat([scaled, scaled]) if together else scaled
-        parts = [
-            predict(both, t.expand(len(both)), context, pooled, 0 if number else len(x)) for number, (context, pooled) in enumerate(texts)
-        ]
-        outputs = torch.cat(parts)
+        outputs = torch.cat([predict(both, t.expand(len(both)), read, pooled, len(both) // len(x)) for read, pooled in texts])
         output, output_negative = outputs.chunk(2)
         denoised, denoised_negative = (schedule.denoised(x, o, levels[i]) for o in (output, output_negative))
         denoised = denoised_negative + guidance * (denoised - denoised_negative)
@@ -52,7 +49,7 @@ def sample(
 
 def plainly(backbone: Backbone) -> Predict:
     """The backbone's own prediction."""
-    return lambda x, t, context, pooled, positive: backbone.predict(x, t, context, pooled)
+    return lambda x, t, text, pooled, chunks: backbone.predict(x, t, text, pooled)
 
 
 def denoiser(backbone: Backbone, text: Text, predict: Predict | None = None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,0 +1,270 @@
+"""From a prompt and a bank to what a model needs: its text, the weights of its concepts, and their residuals.
+
+One way for the nodes, the command line, evaluation and previews: ``compose`` reads the prompt, ``encode`` makes its text, and a ``Scene``
+says what lies beside the model's layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..adapters import attached
+from ..backbone import Backbone
+from ..bank.bank import Bank, check_base
+from ..bank.concept import LOW_RANK, RESIDUALS, Concept
+from ..bank.mentions import Prompt
+from ..causal import linear_layers
+from ..concept_text import ConceptText, RowPlan, TokenResidual
+from ..lowrank import LowRank, Stack
+from ..method.aggregation import RULES, Rule, aggregate, tables_of, weights
+from ..method.infusion import residual_layers
+from ..method.regions import RegionMask, hidden_regions, tiny_regions
+from ..tokens import Text, encode_layerwise, stand_for
+from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stacked
+from .scope import BY_KIND, acts_everywhere, token_masks
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """How concepts are weighed and how they act: ``mode`` and ``rule`` of the aggregation (CIDM 3.2), their ``strength``, whether they act
+    on negative texts too, whether they lie beside the layers rather than in the weights, and at which tokens of a text they act.
+    """
+
+    rule: Rule = RULES["soft"]
+    negative: bool = True
+    routed: bool = False
+    scope: str = BY_KIND
+    mode: str = "exact"
+    strength: float = 1.0
+
+    @property
+    def mode_rule(self) -> Rule | None:
+        """The rule in place of the mode's own: mode ``soft`` alone has settings."""
+        return self.rule if self.mode == "soft" else None
+
+
+@dataclass(frozen=True)
+class ParsedPrompt:
+    """A prompt with its handles written out, the concepts that its words may name, and how strongly each that it mentions acts."""
+
+    text: str
+    concepts: Sequence[Concept] = ()
+    strengths: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConceptMix(ParsedPrompt):
+    """What a prompt takes from a bank: the weights ``[L, G]`` of its concepts, its residuals, and warnings about their base."""
+
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    warnings: Sequence[str] = ()
+    residuals: Mapping[str, TokenResidual] = field(default_factory=dict)  # by name
+
+    def factors(self, backbone: Backbone) -> dict[str, LowRank]:
+        """Aggregated factors per layer."""
+        return aggregate(self.concepts, self.weights, list(backbone.cross_attention))
+
+
+def read(bank: Bank, prompt: str) -> ParsedPrompt:
+    """The concepts that a prompt mentions, by name: what they add up to does not depend on the order in which they were learned.
+
+    Raises ``ValueError`` for a word no concept has and for a concept of Infusion.
+    """
+    said = without_infusion(bank, prompt)
+    return ParsedPrompt(said.text, [bank.get(name) for name in sorted(said.strengths)], said.strengths)
+
+
+def without_infusion(bank: Bank, prompt: str) -> Prompt:
+    """A prompt for a model that paints in one stream. Raises ``ValueError`` for a word no concept has and for a concept of Infusion."""
+    said = bank.read(prompt)
+    for name in said.strengths:
+        if bank.headers[name]["method"] == RESIDUALS:
+            raise ValueError(f"<{name}> is an Infusion concept: Apply Infusion paints it, not this node; here write its class word instead")
+    return said
+
+
+def mix(backbone: Backbone, bank: Bank, prompt: str, how: AggregationConfig | None = None) -> ConceptMix:
+    """``compose`` for a model that paints in one stream. Raises ``ValueError`` for a concept of Infusion too."""
+    without_infusion(bank, prompt)
+    return compose(backbone, bank, prompt, how)
+
+
+def compose(
+    backbone: Backbone,
+    bank: Bank,
+    prompt: str,
+    how: AggregationConfig | None = None,
+    *,
+    layers: str = "all",
+    masks: Mapping[str, Tensor] | None = None,
+) -> ConceptMix:
+    """What a prompt takes from a bank. ``exact`` loads only the concepts in the prompt, the soft modes load all (CIDM 3.2). Handles of
+    Infusion concepts stand for class words, which carry their residuals in those ``layers``; ``masks [H, W]`` by name limit where.
+
+    Raises ``ValueError`` for a word no concept has, for a concept of another architecture and for a mask of a concept that is not in
+    the prompt.
+    """
+    how = how or AggregationConfig()
+    said = bank.read(prompt)
+    names = [n for n in said.strengths if bank.headers[n]["method"] == RESIDUALS]
+    if idle := [n for n in masks or {} if n not in names]:
+        raise ValueError(f"<{idle[0]}> has a region and is not in the prompt: write it there too, it stands for a class word")
+    if not names:
+        return _mixed(backbone, bank, said, how)
+    others = {n: s for n, s in said.strengths.items() if n not in names}
+    known = sorted(others) if how.mode == "exact" else _low_rank(bank)
+    words = list(tables_of([bank.get(n) for n in known]))
+    plain = {f"<{n}>": bank.headers[n]["class_word"] for n in names}
+    text, marks = stand_for(backbone, said.text, plain, words)
+    mixed = _mixed(backbone, bank, Prompt(text, others), how)
+    chosen = set(residual_layers(backbone.family, list(backbone.cross_attention), layers))
+    found, warnings = {}, list(mixed.warnings)
+    for name in names:
+        warnings.append(check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) or "")
+        residuals = bank.get(name).residuals
+        if unknown := [n for n in residuals if n.rpartition(".")[0] not in backbone.cross_attention]:
+            raise ValueError(f"the model has no layer {unknown[0]!r}: <{name}> is for another architecture")
+        strength = how.strength * said.strengths[name]
+        own = {n: strength * r for n, r in residuals.items() if n.rpartition(".")[0] in chosen}
+        if any(r.any() for r in own.values()):
+            found[name] = TokenResidual(own, marks[f"<{name}>"], (masks or {}).get(name))
+    return replace(mixed, residuals=found, warnings=[w for w in warnings if w])
+
+
+def _low_rank(bank: Bank) -> list[str]:
+    return [name for name, header in bank.headers.items() if header["method"] == LOW_RANK]
+
+
+def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig) -> ConceptMix:
+    """What a prompt without handles of Infusion takes from a bank."""
+    names = sorted(said.strengths) if how.mode == "exact" else _low_rank(bank)
+    warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
+    concepts = [bank.get(name) for name in names]
+    found = how.strength * weights(how.mode, backbone, said.text, concepts, said.strengths, how.mode_rule).cpu()
+    strengths = {n: how.strength * s for n, s in said.strengths.items()}
+    return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])
+
+
+def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dict[str, Tensor]:
+    """Masks ``[H, W]`` by name of the Infusion concepts that the texts of regions mention: the union of their places.
+
+    Raises ``ValueError`` for a word no concept has.
+    """
+    masks: dict[str, Tensor] = {}
+    for text, place in regions:
+        for name, strength in bank.read(text).strengths.items():
+            if bank.headers[name]["method"] != RESIDUALS:
+                raise ValueError(f"<{name}> is in a region and no Infusion concept: Paint in Regions paints it, here it acts everywhere")
+            mask, before = strength * place.strength * place.mask, masks.get(name)
+            if before is not None and before.shape != mask.shape:
+                size = (max(before.shape[0], mask.shape[0]), max(before.shape[1], mask.shape[1]))
+                before, mask = (F.interpolate(m[None, None], size, mode="nearest")[0, 0] for m in (before, mask))
+            masks[name] = mask if before is None else torch.maximum(before, mask)
+    return masks
+
+
+@torch.no_grad()
+def encode(backbone: Backbone, said: ParsedPrompt, regions: Sequence[Text] = ()) -> Text:
+    """A prompt encoded for every layer, with what its concepts changed in the text encoders, and with the texts of ``regions``."""
+    with attached(linear_layers(backbone.texts), text_deltas(said.concepts, said.strengths, backbone.device)):
+        text = encode_layerwise(backbone, [said.text], tables_of(said.concepts))
+    return replace(text, plans=(row_plan(backbone, said, [region.rows for region in regions]),))
+
+
+def row_plan(backbone: Backbone, said: ParsedPrompt, regions: Sequence[ConceptText] = ()) -> RowPlan:
+    """What a prompt means to the model beside what its layers read."""
+    residuals = tuple(said.residuals.values()) if isinstance(said, ConceptMix) else ()
+    masks = token_masks(backbone, said.text, said.concepts) if said.concepts else {}
+    return RowPlan(token_masks=masks, residuals=residuals, regions=tuple(regions))
+
+
+def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], device: torch.device) -> dict[str, LowRank]:
+    """The weighted sum of the concepts' factors for each layer of the text encoders; concepts without a strength take no part."""
+    layers: dict[str, list[tuple[LowRank, float]]] = {}
+    for concept in concepts:
+        if strength := strengths.get(concept.name, 0.0):
+            for name, f in concept.text_factors.items():
+                layers.setdefault(name, []).append((f.to(device), strength))
+    return {
+        name: Stack.of([f for f, _ in parts]).merged(torch.tensor([s for _, s in parts], device=device)) for name, parts in layers.items()
+    }
+
+
+@dataclass(frozen=True)
+class RegionPrompt:
+    """What stands where: a place of the image and what its prompt takes from the bank."""
+
+    mask: RegionMask
+    mix: ConceptMix
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A global prompt and the prompts of regions, one or several for each image of a batch, and how they act."""
+
+    whole: ConceptMix
+    regions: Sequence[RegionPrompt]
+    how: AggregationConfig = AggregationConfig()
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the concepts can be merged into the model's weights."""
+        concepts = self.whole.concepts
+        return not self.regions and self.how.negative and not self.how.routed and acts_everywhere(concepts, self.how.scope)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know about it, each once."""
+        masks = [region.mask for region in self.regions]
+        every = [*self.whole.warnings, *(w for region in self.regions for w in region.mix.warnings)]
+        empty = [u for u, mask in enumerate(masks) if not mask.mask.any() and not mask.sought]
+        every += [f"region {u + 1} is empty: nothing of it will be painted" for u in empty]
+        every += [f"region {u + 1} is hidden by regions of higher priority" for u in hidden_regions(masks, 64, 64)]
+        tiny = "is smaller than a cell of the coarsest layers: there it has its nearest cell"
+        every += [f"region {u + 1} {tiny}" for u in tiny_regions(masks)]
+        return list(dict.fromkeys(every))
+
+    def scene(self, texts: Sequence[ConceptText] = (), estimation: NoiseEstimation | None = None) -> Scene:
+        """What lies beside the layers of a model that paints it. ``texts`` of the regions are for global texts of other encoders."""
+        mixes = [self.whole, *(region.mix for region in self.regions)]
+        return replace(
+            routed([mixes], self.how),
+            masks=tuple(region.mask for region in self.regions),
+            texts=tuple(texts),
+            negative=self.how.negative,
+            estimation=estimation,
+        )
+
+
+def compose_regions(
+    backbone: Backbone, bank: Bank, prompt: str, regions: Sequence[tuple[str, RegionMask]], how: AggregationConfig | None = None
+) -> Composition:
+    """A global prompt and the prompts of regions, composed from a bank.
+
+    Raises ``ValueError`` as ``compose`` does, and for a region that is to be found by its concept and has none.
+    """
+    how = how or AggregationConfig()
+    parts = []
+    for u, (text, mask) in enumerate(regions, 1):
+        mixed = compose(backbone, bank, text, how)
+        if mask.sought and not any(mixed.strengths.get(c.name) and c.words for c in mixed.concepts):
+            raise ValueError(f"region {u}, {text!r}, is to be found by its concept, and has none: write <name> into it, or draw it")
+        parts.append(RegionPrompt(mask, mixed))
+    return Composition(compose(backbone, bank, prompt, how), parts, how)
+
+
+def routed(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig | None = None) -> Scene:
+    """A scene of concepts beside the layers: for each image of a batch, or one for all, the mixes elsewhere and in each region."""
+    how = how or AggregationConfig()
+    mixes = [mixed for image in images for mixed in image]
+    concepts, found = stacked([m.concepts for m in mixes], [m.weights for m in mixes])
+    stack = ConceptStack(concepts, found.unflatten(0, (len(images), len(images[0]))), how.negative, how.scope)
+    return Scene((stack,) if concepts else (), negative=how.negative)
+
+
+def infusing(scene: Scene, infusion: ResidualConfig) -> Scene:
+    """The scene, in which residuals act so."""
+    return replace(scene, infusion=infusion)

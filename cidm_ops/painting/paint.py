@@ -1,0 +1,135 @@
+"""From a prompt and a bank to images, on any backbone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..adapters import attached
+from ..backbone import Backbone
+from ..bank.bank import Bank
+from ..hub import Sites
+from ..method.regions import RegionMask
+from ..models.family import Family
+from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode
+from .rows import Job
+from .run import SceneRun, Unet
+from .sampling import Predict, sample
+from .scene import NoiseEstimation, ResidualConfig, Scene
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are sampled: steps, guidance and the negative prompt, how concepts are weighed, how residuals act, and the passes of
+    region noise estimation, none by default.
+    """
+
+    steps: int = 25
+    guidance: float = 5.0
+    negative: str = ""
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    infusion: ResidualConfig = field(default_factory=ResidualConfig)
+    estimation: NoiseEstimation | None = None
+
+
+@torch.no_grad()
+def paint(
+    backbone: Backbone,
+    bank: Bank,
+    prompt: str,
+    noise: Tensor,
+    config: SamplingConfig | None = None,
+    regions: Sequence[tuple[str, RegionMask]] = (),
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> tuple[Tensor, list[str]]:
+    """Images ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about what was asked for.
+
+    ``regions`` are prompts and their places. Raises ``ValueError`` for a word that no concept of the bank has and for a concept of another
+    architecture.
+    """
+    config = config or SamplingConfig()
+    if regions:
+        composition = compose_regions(backbone, bank, prompt, regions, config.aggregation)
+    else:
+        whole = compose(backbone, bank, prompt, config.aggregation, layers=config.infusion.layers)
+        composition = Composition(whole, (), config.aggregation)
+    latents = paint_latents(backbone, composition, noise, config, on_step)
+    return backbone.decode_latent(latents), composition.warnings
+
+
+@torch.no_grad()
+def paint_latents(
+    backbone: Backbone,
+    composition: Composition,
+    noise: Tensor,
+    config: SamplingConfig,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> Tensor:
+    """The latents ``[B, 4, h, w]`` of a composed prompt."""
+    texts = [encode(backbone, region.mix) for region in composition.regions]
+    wanted = encode(backbone, composition.whole, texts).expand(len(noise))
+    unwanted = encode(backbone, ParsedPrompt(config.negative)).expand(len(noise))
+    scene, factors = Scene(), {}
+    if composition.mergeable:
+        factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
+    else:
+        scene = composition.scene(estimation=config.estimation if composition.regions else None)
+    predict = predictor(backbone, replace(scene, infusion=config.infusion))
+    with attached(backbone.layers, factors):
+        return sample(
+            backbone,
+            wanted,
+            unwanted,
+            noise.to(backbone.device),
+            steps=config.steps,
+            guidance=config.guidance,
+            predict=predict,
+            on_step=on_step,
+        )
+
+
+def predictor(backbone: Backbone, scene: Scene) -> Predict:
+    """The model with a scene beside its layers. What is kept belongs to one run: take another predictor for another one."""
+    sites = Sites.of(backbone.unet, backbone.blocks, backbone.cross_attention, backbone.layers)
+    levels, sigmas = backbone.schedule.ratios(), backbone.schedule.sigma
+    run = SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
+
+    def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
+        step = int(t[0])
+        level = levels[step]
+
+        def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
+            own = pooled if pooled is None or len(rows) == len(pooled) else pooled[rows]
+            return backbone.predict(x, t[:1].expand(len(x)), text, own)
+
+        def background(x: Tensor) -> Tensor:
+            return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) * sigmas[step].to(x)  # of a clean latent of zero
+
+        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background))
+
+    return predict
+
+
+def level_at(levels: Tensor, part: float) -> float:
+    """The noise level at a part of the sampling, from 0 (noise) to 1, interpolated in its logarithm as the host does."""
+    if part <= 0 or part >= 1:
+        return float("inf") if part <= 0 else 0.0
+    t = torch.tensor((1 - part) * (len(levels) - 1))
+    low, high, w = t.floor().long(), t.ceil().long(), t.frac()
+    return float(((1 - w) * levels[low].log() + w * levels[high].log()).exp())
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of queries ``[B, T, C]`` to keys and values ``[B, N, C]`` in so many heads."""
+    split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+
+def unit_noise(family: Family, seed: int, count: int, height: int, width: int) -> Tensor:
+    """Noise ``[count, C, h, w]`` for the latents of images of ``height`` times ``width`` pixels, on the CPU; image i has that of
+    ``seed + i``, as ComfyUI draws it for one image.
+    """
+    shape = family.latent_shape(height, width)
+    return torch.cat([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(count)])

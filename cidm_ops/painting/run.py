@@ -1,0 +1,113 @@
+"""One run of a sampler on a model with concepts beside it, step by step."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..concept_text import RowPlan, plans_of
+from ..hub import Sites
+from ..method.blending import blend
+from ..method.regions import cells
+from .rows import ALL, NONE, Job, Row, has_residuals, packed, rows_of
+from .state import RunState
+from .unet_call import UnetCall
+
+
+@dataclass(frozen=True)
+class Unet:
+    """The model at one step, as an engine runs it: ``call(jobs, rows, x, text)`` is its answer for some rows of the batch,
+    ``background(x)`` what it reads for plain background noised like ``x``, and ``fits(rows)`` whether there is memory for so many.
+    """
+
+    call: Callable[[Sequence[Job], Sequence[int], Tensor, Tensor], Tensor]
+    background: Callable[[Tensor], Tensor]
+    fits: Callable[[int], bool] = lambda rows: True
+
+
+class SceneRun(RunState):
+    """A run: what goes through the U-Net in a step, and what comes of it."""
+
+    def predict(
+        self,
+        sites: Sites,
+        x: Tensor,
+        text: Tensor,
+        sigma: float,
+        keys: Sequence[Hashable],
+        unet: Unet,
+    ) -> Tensor:
+        """The prediction for a batch ``x [B, C, h, w]`` that reads ``text [B, N, D]``, divided into chunks with these ``keys``.
+
+        Raises ``ValueError`` for texts of other regions.
+        """
+        plans, each = plans_of(text), len(x) // len(keys)
+        self.check(plans)
+        looking = bool(self.sought) and sigma > min(self.sought.values())
+        if self.seen and not looking:
+            self.find()
+        calls = packed(self.jobs(plans, each, len(keys), sigma), each, unet.fits)
+        answers: dict[Job, Tensor] = {}
+        for jobs in calls:
+            rows = rows_of(jobs, plans, keys, each)
+            at = [job.chunk * each + image for job in jobs for image in range(each)]
+            whole = at == list(range(len(x)))
+            some, read = (x, text) if whole else (x[at], text[at])
+            some = self.hidden(some, rows, unet.background)
+            with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).opened(some):
+                output = unet.call(jobs, at, some, read)
+            answers |= dict(zip(jobs, output.split(each), strict=True))
+        return self.blended(answers, len(keys))
+
+    def check(self, plans: Sequence[RowPlan | None]) -> None:
+        for plan in plans:
+            if plan is not None and plan.regions and len(plan.regions) != len(self.scene.masks):
+                raise ValueError(
+                    f"a text has the prompts of {len(plan.regions)} regions and the model has {len(self.scene.masks)}: connect the model "
+                    "and the conditioning of one Paint in Regions"
+                )
+
+    def active(self, sigma: float) -> bool:
+        """Whether residuals act at this noise level."""
+        first, last = self.residuals
+        return not self.scene.infusion.never and last <= sigma <= first
+
+    def jobs(self, plans: Sequence[RowPlan | None], each: int, chunks: int, sigma: float) -> list[list[Job]]:
+        """What has to go through the model, in groups that go together: first the batch with its foundations, then passes of regions."""
+        how, estimating, hidden = self.scene.estimation, False, False
+        if how and self.passes:
+            first, last, bootstrap = self.passes
+            estimating = how.alpha < 1 and last < sigma <= first
+            hidden = how.bootstrap > 0 and sigma > bootstrap
+        texts = [plans[i * each : (i + 1) * each] for i in range(chunks)]
+        around = NONE if how and estimating and not how.features else ALL
+        twice = self.active(sigma) and self.scene.infusion.stream == "dual"
+        second = [c for c, own in enumerate(texts) if twice and any(map(has_residuals, own))]
+        jobs = [[Job(c, around) for c in range(chunks)] + [Job(c, around, foundation=True) for c in second]]
+        if estimating:
+            for c in [c for c, own in enumerate(texts) if any(plan and plan.regions for plan in own)]:
+                for u in range(1, len(self.scene.masks) + 1):
+                    jobs.append([Job(c, u, hidden)] + [Job(c, u, hidden, foundation=True)] * (c in second))
+        return jobs
+
+    def hidden(self, x: Tensor, rows: Sequence[Row], background: Callable[[Tensor], Tensor]) -> Tensor:
+        """``x`` with plain background outside of the region of rows that are to see nothing else. The mask is binary, so that noise keeps
+        its variance.
+        """
+        alone = [b for b, row in enumerate(rows) if row.job.hidden]
+        if not alone:
+            return x
+        masks = [self.masks[rows[b].image if len(self.masks) > 1 else 0][rows[b].job.region - 1].mask for b in alone]
+        inside = torch.stack([cells(mask, *x.shape[-2:]) for mask in masks])[:, None].to(x.device).bool()
+        x = x.clone()
+        x[alone] = torch.where(inside, x[alone], background(x[alone]))
+        return x
+
+    def blended(self, answers: dict[Job, Tensor], chunks: int) -> Tensor:
+        """The answers of the batch itself, each blended with those of the passes of its regions."""
+        outputs = []
+        for job, whole in list(answers.items())[:chunks]:
+            passes = [answer for other, answer in answers.items() if other.chunk == job.chunk and other.region > 0 and not other.foundation]
+            outputs.append(blend(whole, passes, self.blend_weights(*whole.shape[-2:])) if passes else whole)
+        return torch.cat(outputs)

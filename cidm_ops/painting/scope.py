@@ -1,0 +1,85 @@
+"""At which tokens of a prompt concepts act: at all of them, as a LoRA does, or only where they are named (ours).
+
+A LoRA changes the keys and values of every word of a prompt, so a learned style repaints what the other words say. Left alone, they mean
+what they mean to the base; and with the base's queries a style does not move what is looked at. A thing needs the end of the text too,
+which sums the prompt up, and loses as much likeness as it gains obedience: docs/painting.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..bank.concept import Concept
+from ..concept_text import END_OF_TEXT
+from ..models.family import family_of
+from ..tokens import hide
+
+BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
+OF_KIND = {"style": WORDS}
+
+
+def scope_of(concept: Concept, scope: str = BY_KIND) -> str:
+    """Where a concept acts. By kind, only a style does at less than all tokens; without words of its own, as an imported LoRA, none does.
+
+    Raises ``ValueError`` for an unknown ``scope``.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"reach {scope!r}: expected one of {', '.join(SCOPES)}")
+    if not concept.words:
+        return EVERYWHERE
+    return OF_KIND.get(concept.kind, EVERYWHERE) if scope == BY_KIND else scope
+
+
+def acts_everywhere(concepts: Sequence[Concept], scope: str) -> bool:
+    """Whether all of them act as LoRAs do, so that they can be merged."""
+    return all(scope_of(concept, scope) == EVERYWHERE for concept in concepts)
+
+
+def scoped(concepts: Sequence[Concept], scope: str) -> list[Concept]:
+    """The concepts with what they change at all: acting on their words alone, they leave queries as they are."""
+    return [without_queries(concept) if scope_of(concept, scope) == WORDS else concept for concept in concepts]
+
+
+def without_queries(concept: Concept) -> Concept:
+    """The concept, leaving what the image looks at to the base."""
+    family = family_of(concept.architecture)
+    return replace(concept, factors={name: f for name, f in concept.factors.items() if not family.looks_at_text(name)})
+
+
+def token_masks(backbone: Backbone, text: str, concepts: Sequence[Concept]) -> dict[str, Tensor]:
+    """``[N]`` by concept name: 1 where the concept's words stand among the N tokens of a text; and where the text has ended."""
+    encoder = backbone.family.encoder()
+    visible, hidden = hide(text, [word for concept in concepts for word in concept.words], encoder.placeholders)
+    ids = backbone.tokenize(visible).cpu()
+    found = {END_OF_TEXT: ids.eq(encoder.end).cumsum(1).bool().flatten().float()}
+    for concept in concepts:
+        own = torch.tensor([token for token, word in hidden.items() if word in concept.words])
+        found[concept.name] = torch.isin(ids.flatten(), own).float()
+    return found
+
+
+def acting_at(masks: Mapping[str, Tensor], concepts: Sequence[Concept], scope: str, tokens: int) -> Tensor:
+    """``[N, G]``: how far each of G concepts acts at the keys and values of N ``tokens`` of a text with these ``token_masks``.
+
+    A text that does not name a concept has none of its words.
+    """
+    nowhere = torch.zeros(tokens)
+    columns = []
+    for concept in concepts:
+        how, own = scope_of(concept, scope), masks.get(concept.name, nowhere)
+        if how == WORDS_AND_END and own.any():
+            own = torch.maximum(own, masks.get(END_OF_TEXT, nowhere.to(own)))
+        columns.append(torch.ones(tokens) if how == EVERYWHERE else repeated(own, tokens))
+    return torch.stack([column.cpu() for column in columns], 1) if columns else torch.zeros(tokens, 0)
+
+
+def repeated(mask: Tensor, tokens: int) -> Tensor:
+    """A mask over the tokens of a text that stands several times in ``tokens``. Raises ``ValueError`` if it does not."""
+    if tokens % len(mask):
+        raise ValueError(
+            f"a text of {len(mask)} tokens is read as {tokens}: another node made it longer in the model, where CIDM cannot see"
+        )
+    return mask.repeat(tokens // len(mask))

@@ -1,0 +1,348 @@
+"""One call of the U-Net: every row with its own text, its own mixture of concepts at each token, its regions and its residuals."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..adapters import attached
+from ..concept_text import ConceptText, RowPlan, TokenResidual, plain, plans_of, row_of, states_in_layer
+from ..hub import Attention, Sites, layerwise, meeting, observing
+from ..lowrank import LowRank
+from ..method.attention import word_attention
+from ..method.infusion import KEY, VALUE, infused_value, infusion
+from ..method.regions import AttentionPartition, pad_to_common_length, partition, region_attention
+from .rows import NONE, Row, has_residuals
+from .scope import acting_at, repeated
+from .state import Beside, RunState
+
+
+@dataclass(frozen=True)
+class Weighted(LowRank):
+    """Factors whose ranks are weighed by ``weigh(h)``, of the shape of what comes between them, ``h [B, ..., r]``."""
+
+    weigh: Callable[[Tensor], Tensor] = lambda h: h
+
+    def weighed(self, h: Tensor) -> Tensor:
+        return self.weigh(h)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What row ``number`` reads in a region: the ``text`` that its own one carries for it, or, if it carries none, itself. ``key`` tells
+    it apart from others, ``None`` if nobody knows.
+    """
+
+    number: int
+    row: Row
+    region: int
+    text: ConceptText | None
+    plan: RowPlan | None
+    key: Hashable
+
+    def in_layer(self, at: Attention) -> Tensor:
+        """The text as a layer reads it, ``[1, N, D]``."""
+        if self.text is None:
+            return plain(at.text)[self.number : self.number + 1]
+        return states_in_layer(self.text, at.index).to(at.text)
+
+
+class UnetCall:
+    """The hooks of one call. ``size`` is that of the latent, ``looking`` whether sought regions are looked for, ``residuals`` whether they
+    act at this noise level.
+    """
+
+    def __init__(self, run: RunState, sites: Sites, rows: Sequence[Row], size: tuple[int, int], looking: bool, residuals: bool):
+        self.run, self.sites, self.rows, self.size, self.looking = run, sites, rows, size, looking
+        self.grid: list[int] = []
+        self.regional = bool(run.scene.masks)
+        self.marks = [run.mark_of(row) for row in rows]
+        self.residuals = residuals and any(has_residuals(row.plan) for row in rows)
+        self.infused = self.carrying() if self.residuals else []
+
+    @contextmanager
+    def opened(self, x: Tensor) -> Iterator[None]:
+        """While open, the model's layers do what the rows say."""
+        with ExitStack() as hooks:
+            self.grid = hooks.enter_context(observing(self.sites.tokenizers))
+            hooks.enter_context(layerwise(self.sites.blocks.values()))
+            for layers in self.deltas(x):
+                hooks.enter_context(attached(self.sites.layers, layers))
+            if self.regional or self.infused:
+                keyed = self.keyed if self.run.scene.infusion.stream == "released_code" and self.infused else None
+                hooks.enter_context(meeting(self.sites.cross_attention, self.attention, keyed))
+            yield
+
+    # concepts beside the layers
+
+    def deltas(self, x: Tensor) -> list[dict[str, Weighted]]:
+        """What each of the scene's stacks adds to the layers."""
+        found: list[dict[str, Weighted]] = [{} for _ in self.run.scene.stacks]
+        for name, stacks in self.run.besides(x).items():
+            for own in stacks:
+                if own.reads_text:
+                    if own.said:
+                        found[own.number][name] = self.beside(own, self.at_text)
+                else:
+                    found[own.number][name] = self.beside(own, self.at_tokens)
+        return found
+
+    def beside(self, own: Beside, weigh: Callable[[Beside, Tensor], Tensor]) -> Weighted:
+        return Weighted(own.stack.up, own.stack.down, own.stack.kernel, weigh=lambda h: weigh(own, h))
+
+    def acts(self, own: Beside, row: Row) -> float:
+        """Whether a stack acts on a row at all."""
+        return float(row.composed or self.run.scene.stacks[own.number].negative)
+
+    def of_rows(self, own: Beside) -> Tensor:
+        """The weights of ranks that each row has where no region is, ``[B, R]``, or ``[1, R]`` if all have the same."""
+        images = [row.image % len(own.weights) for row in self.rows]
+        acting = [self.acts(own, row) for row in self.rows]
+        key = ("rows", own.key, own.weights.device, own.weights.dtype, *zip(images, acting, strict=True))
+        if key not in self.run.scales:
+            found = [acts * own.weights[i, 0] for i, acts in zip(images, acting, strict=True)]
+            self.run.scales[key] = torch.stack(found[:1] if len({*zip(images, acting, strict=True)}) == 1 else found)
+        return self.run.scales[key]
+
+    def at_tokens(self, own: Beside, h: Tensor) -> Tensor:
+        """What comes between the factors of a layer that reads image tokens or feature maps ``h [B, ..., r]``, weighed by the shares of
+        each token in the regions; what stands for a whole image, ``[B, r]``, has the mixture of the global prompt.
+        """
+        if h.ndim == 2:
+            return h * self.of_rows(own)
+        if not self.regional or own.uniform:
+            weights = self.of_rows(own)
+            self.check_rows(len(h), len(weights), "concepts that differ from row to row")
+            return h * weights.view(len(weights), *[1] * (h.ndim - 2), -1)
+        height, width = (h.shape[1], h.shape[2]) if h.ndim == 4 else self.grid
+        tokens = h.flatten(1, -2)
+        weights = self.by_token(own, height, width, h)
+        if weights.shape[1] != tokens.shape[1] or len(h) != len(self.rows):
+            raise ValueError(
+                f"a layer reads {len(h)} x {tokens.shape[1]} tokens of an image of {height} x {width} cells: another node, such as "
+                "HyperTile or Tome, has moved them, and nobody knows which of them are in which region; take it off this model, or take "
+                "concepts without factors on self-attention"
+            )
+        return (tokens * weights).view_as(h)
+
+    def by_token(self, own: Beside, height: int, width: int, like: Tensor) -> Tensor:
+        """The weights of ranks at every token, ``[B, T, R]``, or ``[1, T, R]`` if that is alike in all rows."""
+        signs = [(self.marks[b], row.image % len(own.weights), self.acts(own, row)) for b, row in enumerate(self.rows)]
+        key = ("tokens", own.key, like.device, like.dtype, height, width, *signs)
+        if key not in self.run.scales:
+            first = {sign: row for sign, row in zip(reversed(signs), reversed(self.rows), strict=True)}
+            found = {}
+            for sign, row in first.items():
+                weights = self.acts(own, row) * own.weights[row.image % len(own.weights)]  # [U + 1, R]
+                found[sign] = self.run.shares_of(row, height, width, like).mT.to(weights) @ weights
+            self.run.scales[key] = torch.stack([found[sign] for sign in (signs if len(found) > 1 else signs[:1])])
+        return self.run.scales[key]
+
+    def at_text(self, own: Beside, h: Tensor) -> Tensor:
+        """What comes between the factors of a layer that reads texts, ``h [B, N, r]``, weighed where concepts act on these texts."""
+        weights = self.of_rows(own)[:, None]
+        if self.run.by_token[own.number]:
+            tokens = h.shape[1]
+            texts = [(row.plan and row.plan.key, row.image % len(own.weights), self.acts(own, row)) for row in self.rows]
+            key = ("text", own.key, h.device, h.dtype, tokens, *texts)
+            if key not in self.run.scales:
+                self.run.scales[key] = weights * torch.stack([self.acting(own, row.plan, tokens) for row in self.rows])
+            weights = self.run.scales[key]
+        self.check_rows(len(h), len(weights), "concepts that act on some texts or words only")
+        return h * weights
+
+    def acting(self, own: Beside, plan: RowPlan | None, tokens: int) -> Tensor:
+        """Where on a text the ranks act, ``[N, R]``."""
+        stack = self.run.scene.stacks[own.number]
+        at = acting_at(plan.token_masks if plan else {}, stack.concepts, stack.scope, tokens)
+        return own.stack.spread(at[:, list(own.owners)].to(own.weights.device))
+
+    def check_rows(self, found: int, expected: int, what: str) -> None:
+        """Raises ``ValueError`` when another node has changed how many rows there are, and it matters."""
+        if found != expected != 1:
+            raise ValueError(
+                f"a layer reads {found} rows where the sampler sent {len(self.rows)}: another node on this model, such as HyperTile or an "
+                f"attention couple, divides or multiplies them, which does not go together with {what}; take one of the two off the model"
+            )
+
+    # regions and residuals, between the attention and what follows it
+
+    def attention(self, at: Attention, out: Tensor) -> Tensor:
+        """The output ``[B, T, C]`` of a cross-attention."""
+        if len(out) != len(self.rows):
+            self.check_rows(len(out), len(self.rows), "regions" if self.regional else "concepts of Infusion")
+        if self.looking:
+            self.look(at)
+        if self.regional:
+            out = self.in_regions(at, out)
+        return self.with_residuals(at, out) if self.infused else out
+
+    def in_regions(self, at: Attention, out: Tensor) -> Tensor:
+        """Image tokens of a region attend to its own text. What another pack in the attention's place has added stays added."""
+        by = self.partition(at.q)
+        if not by.owners:
+            return out
+        k, v = self.region_keys(at, [(row, u) for row, u in by.owners])
+        attend = self.run.attend
+
+        def own(chunks: Tensor) -> Tensor:
+            return attend(chunks, k, v, at.heads)
+
+        if at.name not in self.sites.replaced:
+            return region_attention(at.q, by, lambda tokens: out[:, tokens], own)
+        plainly = attend(at.q, at.k, at.v, at.heads)
+        return out + region_attention(at.q, by, lambda tokens: plainly[:, tokens], own) - plainly
+
+    def partition(self, q: Tensor) -> AttentionPartition:
+        """Which texts the queries ``[B, T, C]`` of a layer attend to."""
+        height, width = self.grid
+        if height * width != q.shape[1]:
+            raise ValueError(
+                f"a cross-attention layer has {q.shape[1]} tokens for {height} x {width} cells: another node has moved or merged them, and "
+                "nobody knows which are in which region; take it off this model"
+            )
+        key = (height, width, q.device, q.dtype, *self.marks)
+        if key not in self.run.partitions:
+            every = torch.stack([self.run.shares_of(row, height, width, q) for row in self.rows])
+            self.run.partitions[key] = partition(every.float().cpu()).to(q)
+        return self.run.partitions[key]
+
+    def region_keys(self, at: Attention, owners: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[P, N, C]`` of what rows read in regions, with the concepts of the region in them."""
+        sources = [self.source(at, row, u) for row, u in owners]
+        known = all(source.key is not None for source in sources)
+        every = tuple(source.key if known else (source.number, source.region) for source in sources)
+        key = (at.name, at.q.device, at.q.dtype, self.residuals, every)
+        if known and key in self.run.texts:
+            return self.run.texts[key]
+        distinct = dict(zip(every, sources, strict=True))
+        layer = self.sites.cross_attention[at.name]
+        texts = pad_to_common_length([source.in_layer(at) for source in distinct.values()])
+        k, v = (self.read(f"{at.name}.{part}", getattr(layer, part), texts, [*distinct.values()]) for part in ("to_k", "to_v"))
+        if self.residuals and self.run.scene.infusion.stream == "released_code":
+            for j, source in enumerate(distinct.values()):
+                k[j : j + 1] = keyed_text(at.name, k[j : j + 1], source.plan)
+        if len(distinct) < len(sources):
+            order = torch.tensor([[*distinct].index(one) for one in every], device=k.device)
+            k, v = k[order], v[order]
+        if known:
+            self.run.texts[key] = k, v
+        return k, v
+
+    def source(self, at: Attention, number: int, region: int) -> Source:
+        """What a row reads in a region."""
+        row = self.rows[number]
+        mixture = row.image % max(len(stack.weights) for stack in self.run.scene.stacks) if self.run.scene.stacks else 0
+        if row.regional and row.plan:
+            text = row_of(row.plan.regions[region - 1], 0)
+            (plan,) = text.plans
+            return Source(number, row, region, text, plan, (plan.key, region, mixture) if plan else None)
+        key = None if row.key is None else (row.key, region, mixture, at.text.shape[1], row.composed)
+        return Source(number, row, region, None, row.plan, key)
+
+    def read(self, name: str, layer: Any, texts: Tensor, sources: Sequence[Source]) -> Tensor:
+        """Texts ``[J, N, D]`` through a layer, each with the concepts of its region. Without hooks, which are for the batch."""
+        out = layer.forward(texts)
+        for own in self.run.besides(texts).get(name, ()):
+            scales = []
+            for source in sources:
+                mixture = own.weights[source.row.image % len(own.weights)]
+                weights = self.acts(own, source.row) * mixture[source.region if len(mixture) > 1 else 0]
+                scoped = self.run.by_token[own.number]
+                scales.append(weights * self.acting(own, source.plan, texts.shape[1]) if scoped else weights[None])
+            out = out + LowRank(own.stack.up, own.stack.down, (), torch.stack(scales))(texts)
+        return out
+
+    def look(self, at: Attention) -> None:
+        """Add how much the tokens of a layer of middle size look at the words of the regions that are sought."""
+        height, width = self.grid
+        numbers = [b for b, row in enumerate(self.rows) if row.regional and row.job.region <= 0 and not row.job.foundation]
+        chunk = self.rows[numbers[0]].job.chunk if numbers else NONE
+        numbers = [b for b in numbers if self.rows[b].job.chunk == chunk]
+        if not numbers or not 2 <= round(self.size[0] / height) <= 4:
+            return
+        for u in self.run.sought:
+            k, _ = self.region_keys(at, [(b, u) for b in numbers])
+            marks = torch.stack([repeated(self.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
+            seen = word_attention(at.q[numbers], k, marks, at.heads).mean(1)
+            half = [-(-side // 2) for side in self.size]
+            seen = F.interpolate(seen.view(-1, 1, height, width), half, mode="bilinear")[:, 0].cpu()
+            self.run.seen[u] = self.run.seen[u] + seen if u in self.run.seen else seen
+
+    def words_of(self, row: Row, region: int) -> Tensor:
+        """Where the words of the concepts that act in a region stand in its text, ``[N]``."""
+        assert row.plan is not None
+        text = row.plan.regions[region - 1]
+        (plan,) = plans_of(text)
+        acting = {
+            c.name
+            for s in self.run.scene.stacks
+            for g, c in enumerate(s.concepts)
+            if s.weights[:, -1 if s.weights.shape[1] == 1 else region, :, g].any()
+        }
+        masks = [mask for name, mask in (plan.token_masks if plan else {}).items() if name in acting]
+        if not masks:
+            raise ValueError(f"region {region} is to be found by its concept, and its text has none: write <name> into it, or draw it")
+        return torch.stack(masks).amax(0)
+
+    # Infusion
+
+    def carrying(self) -> list[tuple[list[int], list[int], RowPlan]]:
+        """Rows that carry the same residuals, the rows whose attention they take, and their plan."""
+        found: dict[Hashable, tuple[list[int], list[int], RowPlan]] = {}
+        for number, row in enumerate(self.rows):
+            if has_residuals(row.plan) and row.plan and not row.job.foundation:
+                rows, sources, _ = found.setdefault((row.plan.key, row.job), ([], [], row.plan))
+                rows.append(number)
+                sources.append(row.source)
+        return [*found.values()]
+
+    def with_residuals(self, at: Attention, out: Tensor) -> Tensor:
+        """``out [B, T, C]`` in which rows have what they take from their foundation and their residuals."""
+        value, new = f"{at.name}.{VALUE}", None
+        for rows, sources, plan in self.infused:
+            carried = [(0, r) for r in plan.residuals]
+            for u, region in enumerate(plan.regions, 1):
+                carried += [(u, r) for own in plans_of(region) if own for r in own.residuals]
+            acting = [(u, r) for u, r in carried if value in r.residuals]
+            if rows == sources and not acting:
+                continue
+            total = out[sources]
+            for u, r in acting:
+                k = at.k[sources] if not u else self.region_keys(at, [(b, u) for b in sources])[0]
+                attention = word_attention(at.q[sources], k, r.marks, at.heads)
+                total = total + infusion(attention * self.reach(r, u, rows, attention), r.residuals[value]).to(out)
+            new = out.clone() if new is None else new
+            new[rows] = total
+        return out if new is None else new
+
+    def reach(self, residual: TokenResidual, region: int, rows: Sequence[int], like: Tensor) -> Tensor | float:
+        """How far a residual acts on the tokens, ``[B, 1, T]``: by the share of its text there, and by its mask."""
+        acting: Tensor | float = 1.0
+        if self.regional:
+            acting = torch.stack([self.run.shares_of(self.rows[b], self.grid[0], self.grid[1], like)[region] for b in rows])[:, None]
+        if residual.mask is not None:
+            cells = F.interpolate(residual.mask[None, None].float(), tuple(self.grid), mode="area").flatten()
+            acting = acting * cells.to(like)
+        return acting
+
+    def keyed(self, name: str, k: Tensor) -> Tensor:
+        """The keys ``[B, N, C]`` of a layer with the residuals of the released code in them."""
+        if not any(f"{name}.{KEY}" in r.residuals for *_, plan in self.infused for r in plan.residuals):
+            return k
+        k = k.clone()
+        for rows, _, plan in self.infused:
+            k[rows] = keyed_text(name, k[rows], plan)
+        return k
+
+
+def keyed_text(name: str, k: Tensor, plan: RowPlan | None) -> Tensor:
+    """Keys ``[B, N, C]`` of one text with the residuals of the released code."""
+    for residual in plan.residuals if plan else ():
+        if (own := residual.residuals.get(f"{name}.{KEY}")) is not None:
+            k = infused_value(k, repeated(residual.marks, k.shape[1]), own)
+    return k

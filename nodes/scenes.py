@@ -1,0 +1,182 @@
+"""Concepts, regions and residuals on the host's MODEL: always on a clone, with the host's own wrappers.
+
+What a row of a batch means travels with its text, and what is the same for all rows is a ``Scene`` that the clone holds. Both are read
+around one call of the U-Net, whichever guider, patch or node has asked for it.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor, nn
+
+from ..cidm_ops.concept_text import ConceptText, RowPlan, plain, plans_of
+from ..cidm_ops.hub import Sites
+from ..cidm_ops.painting.rows import Job
+from ..cidm_ops.painting.run import SceneRun, Unet
+from ..cidm_ops.painting.scene import Scene
+from .host import block_names, layer_names, text_sites
+
+KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
+
+
+def scene_of(model: ModelPatcher) -> Scene:
+    """What a model has beside its weights already."""
+    return model.get_attachment(KEY) or Scene()
+
+
+def with_scene(model: ModelPatcher, scene: Scene) -> ModelPatcher:
+    """A clone of the model that paints the scene, and reads texts layer by layer."""
+    patched, run = model.clone(), HostRun(model, scene)
+    # functions, not methods: cloning a model copies the object of a method with it
+    for kind, wrapper in (
+        (WrappersMP.DIFFUSION_MODEL, lambda *args, **kwargs: run.forward(*args, **kwargs)),
+        (WrappersMP.OUTER_SAMPLE, lambda *args, **kwargs: run.sample(*args, **kwargs)),
+    ):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    patched.set_attachments(KEY, scene)
+    return patched
+
+
+def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
+    """A clone of the model with a scene beside what it has already. Raises ``ValueError`` for regions on a model with regions."""
+    before = scene_of(model)
+    if before.masks and scene.masks:
+        raise ValueError("this model paints in regions already: give Paint in Regions the model before that, and all regions at once")
+    placed = scene if scene.masks else before
+    stacks = (*before.stacks, *scene.stacks)
+    return with_scene(model, replace(placed, stacks=stacks, infusion=before.infusion))
+
+
+def block_place(module: str) -> tuple[str, int, int]:
+    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
+    kind, number = module.split(".")[:2]
+    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
+    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
+
+
+class HostRun:
+    """A scene on a MODEL of the host."""
+
+    def __init__(self, model: ModelPatcher, scene: Scene):
+        self.model, self.scene = model, scene
+        self.sampling = model.get_model_object("model_sampling")
+        self.blocks, self.layers = block_names(model), layer_names(model)
+        self.attentions = text_sites(model)
+        self.places = {name: block_place(module) for name, module in self.attentions.items()}
+        self.run = SceneRun(scene, list(self.places), attention, lambda part: float(self.sampling.percent_to_sigma(part)))
+        self.sites: dict[nn.Module, Sites] = {}
+        self.size: torch.Size | None = None  # of the latent that a run samples
+
+    def sample(self, executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A run of the sampler: nothing is kept for the next."""
+        self.run.begin()
+        self.size = noise.shape[-2:]
+        if self.scene.masks:
+            self.give_texts(executor.class_obj)
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            self.run.begin()
+            self.size = None
+
+    def give_texts(self, guider: Any) -> None:
+        """If no text of a run says what regions read, as with a text of another encoder, what the guider calls its positive does.
+
+        Raises ``ValueError`` for a guider that has no text of that name.
+        """
+        conds = [c for kind in guider.conds.values() for c in kind or []]
+        if any(plan and plan.regions for c in conds if c.get("cross_attn") is not None for plan in plans_of(c["cross_attn"])):
+            return
+        if not guider.conds.get("positive"):
+            raise ValueError(
+                f"the model has regions, and no text of {type(guider).__name__} says what they read: connect the conditioning of Paint "
+                "in Regions"
+            )
+        for c in guider.conds["positive"]:
+            c["cross_attn"] = with_regions(c["cross_attn"], self.scene.texts)
+
+    def forward(self, executor: WrapperExecutor, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """A pass through the U-Net."""
+        if not (self.scene.stacks or self.scene.masks or isinstance(context, ConceptText)):
+            return executor(x, t, context, *args, **kwargs)
+        if self.scene.masks and self.size and x.shape[-2:] != self.size:
+            raise ValueError(
+                f"the model is given {x.shape[-2]} x {x.shape[-1]} of a latent of {self.size[0]} x {self.size[1]}: a conditioning with an "
+                "area, or a node that cuts the image into tiles; where regions lie in such a part nobody knows: take it off, or the regions"
+            )
+        options = next((a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "uuids" in a), {})
+        keys, count = options.get("uuids") or [None], len(x)
+        sigmas = options.get("sigmas")
+        sigma = float("inf") if sigmas is None else float(sigmas.max())
+
+        def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
+            if list(rows) == list(range(count)):
+                return executor(x, t, text, *args, **kwargs)
+            picked = [of_jobs(value, jobs, rows, count) for value in (t, *args)]
+            more = {key: of_jobs(value, jobs, rows, count) for key, value in kwargs.items()}
+            return executor(x, picked[0], text, *picked[1:], **more)
+
+        def background(x: Tensor) -> Tensor:
+            channels = self.model.model.latent_format.latent_channels  # an inpainting model reads more
+            level = torch.full((len(x), 1, 1, 1), sigma).to(x)
+            noise = torch.randn(x[:, :channels].shape, generator=torch.Generator().manual_seed(0)).to(x) * level
+            return torch.cat([self.sampling.calculate_input(level, noise), x[:, channels:]], 1)
+
+        def fits(rows: int) -> bool:
+            needed = self.model.model.memory_required([rows, *x.shape[1:]]) * 1.5  # as the host reckons
+            return needed < comfy.model_management.get_free_memory(x.device)
+
+        sites = self.sites_of(executor.class_obj, options.get("patches_replace", {}).get("attn2", {}))
+        return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, fits))
+
+    def sites_of(self, unet: Any, replaced: Mapping[tuple, Any]) -> Sites:
+        """The places of the U-Net, and the cross-attentions that another pack computes."""
+        if unet not in self.sites:
+            blocks = {name: unet.get_submodule(module) for name, module in self.blocks.items()}
+            cross_attention = {name: unet.get_submodule(module) for name, module in self.attentions.items()}
+            layers = {name: unet.get_submodule(module) for name, module in self.layers.items()}
+            self.sites[unet] = Sites.of(unet, blocks, cross_attention, layers)
+        taken = frozenset(name for name, place in self.places.items() if place in replaced or place[:2] in replaced)
+        return replace(self.sites[unet], replaced=taken) if taken else self.sites[unet]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The host's attention of queries ``[B, T, C]`` to keys and values ``[B, N, C]``."""
+    return optimized_attention(q, k, v, heads)
+
+
+def with_regions(text: Tensor, regions: Sequence[ConceptText]) -> ConceptText:
+    """A text whose rows say what regions read."""
+    plans = [replace(plan or RowPlan(), regions=tuple(regions), key=object()) for plan in plans_of(text)]
+    return ConceptText.of(plain(text), plans)
+
+
+def of_jobs(value: Any, jobs: Sequence[Job], rows: Sequence[int], count: int) -> Any:
+    """What an argument of the U-Net for a batch of ``count`` rows is for some of its ``rows``: tensors, ControlNet's lists, and the host's
+    options, which tell other packs how a batch is divided.
+    """
+    if isinstance(value, Tensor):
+        return value[list(rows)] if value.ndim and len(value) == count else value
+    if isinstance(value, dict) and "uuids" in value:
+        named = [uuid_of(value["uuids"][job.chunk], job) for job in jobs]
+        return {**value, "uuids": named, "cond_or_uncond": [value["cond_or_uncond"][job.chunk] for job in jobs]}
+    if isinstance(value, dict):
+        return {key: of_jobs(entry, jobs, rows, count) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [of_jobs(entry, jobs, rows, count) for entry in value]
+    return value
+
+
+def uuid_of(of_text: Any, job: Job) -> Any:
+    """The host's id of a text, or, for what a text goes through the model for besides, an id of its own, the same in every step."""
+    if job.region <= 0 and not job.foundation:
+        return of_text
+    return uuid.uuid5(of_text, f"{job.region} {job.foundation}")
