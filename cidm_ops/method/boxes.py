@@ -35,8 +35,8 @@ def read_region(text: str) -> tuple[str, RegionMask]:
         numbers = []
     if not colon or len(numbers) != 4 or not prompt.strip():
         raise ValueError(f"region {text[:80]!r}: expected LEFT,TOP,RIGHT,BOTTOM: PROMPT, such as '0,0,0.5,1: a <dog> in the snow'")
+    left, top, right, bottom = numbers
     try:
-        left, top, right, bottom = numbers
         return prompt.strip(), RegionMask(box_mask(left, top, right, bottom))
     except ValueError as error:
         raise ValueError(f"region {text[:80]!r}: {error}; give a box inside the picture, larger than nothing") from error

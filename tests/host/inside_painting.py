@@ -110,7 +110,7 @@ def the_prompt_reaches_the_picture():
             factors = mixture.factors(backbone)
             assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
         conditioning = patches.conditioning(clip, [mixture])
-        assert conditioning[0][1][patches.CONTEXT].shape == (7, 77, 128)
+        assert conditioning[0][0].plans[0].layers.shape == (7, 77, 128)
         assert sample(patches.merged(model, factors), conditioning, plain(clip, "")).isfinite().all()
 
 
