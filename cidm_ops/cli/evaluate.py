@@ -13,8 +13,6 @@ from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import counting_bar
 
-GUIDANCE = {"doodle": 2.0}  # Doodle's world is simple; others as in the paper
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_and_bank(parser)
@@ -79,12 +77,12 @@ def run(options: argparse.Namespace) -> None:
 
 def sampling_of(options: argparse.Namespace, backbone: Any) -> Any:
     """How the pictures of this evaluation are painted."""
-    from ..evaluation.protocol import Sampling
+    from ..evaluation.protocol import Sampling, usual_guidance
 
     return Sampling(
         size=options.size or backbone.size,
         steps=options.steps,
-        guidance=GUIDANCE.get(options.base, 7.5) if options.guidance is None else options.guidance,
+        guidance=usual_guidance(backbone.family) if options.guidance is None else options.guidance,
         negative=options.negative,
         mode=options.mode,
         strength=options.strength,

@@ -26,6 +26,8 @@ from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
 from ..measure.report import to_pixels
 from ..measure.scores import embed_all
+from ..models.family import Family
+from ..models.sd import DOODLE
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..training.folder import pictures_in, read_picture
@@ -64,6 +66,11 @@ class Task:
     def caption(self, template: str) -> str:
         """The prompt in plain words, for text alignment."""
         return TOKEN.sub(self.class_word, template)
+
+
+def usual_guidance(family: Family) -> float:
+    """The guidance that images are scored with: the paper's, and less for Doodle, whose world is simple."""
+    return 2.0 if family is DOODLE else 7.5
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -10,6 +10,7 @@ PACK = Path(__file__).resolve().parents[2]
 FLOORS = {
     "__main__": 7,
     "cli": 7,
+    "notebook": 7,
     "benchmarks": 6,
     "doodle.training": 6,
     "evaluation": 6,

@@ -1,0 +1,100 @@
+"""What a notebook needs, as ``import cidm_ops`` gives it: a base model, concepts learned from images, images painted, scores.
+
+Each function is a few calls of the rooms below with their defaults; who needs more takes those.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .backbone import Backbone
+from .bank.bank import Bank
+from .engines.diffusers import load as load_backbone
+from .engines.towers import load_tower
+from .evaluation.protocol import Sampling, Task, claim, embed_task, missing, paint_missing, usual_guidance
+from .evaluation.results import Report, write
+from .measure.report import to_pixels
+from .method.regions import RegionMask, box_mask
+from .painting.paint import SamplingConfig, paint, unit_noise
+from .training.config import TrainingConfig
+from .training.dataset import Dataset
+from .training.folder import from_folder
+from .training.method import Task as LearningTask
+from .training.methods import configure
+from .training.task import learn_into
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, from 0 to 1
+
+
+def load(base: str | Path = "doodle", device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+    """Loads a base model: "doodle", a diffusers folder, or a .safetensors or .ckpt file. It takes the fastest device there is unless told,
+    and half precision on CUDA only.
+
+    Raises ``FileNotFoundError`` if there is nothing of that name and ``ValueError`` if it is no complete model of a known family.
+    """
+    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    place = torch.device(device or fastest)
+    return load_backbone(base, place, dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32))
+
+
+def train(
+    base: Backbone,
+    bank: Bank,
+    images: Dataset | Path | str,
+    name: str,
+    class_word: str,
+    config: TrainingConfig | None = None,
+    on_step: Callable[[Any], None] = lambda trainer: None,
+) -> Bank:
+    """Learns a concept from a dataset or a folder of images, after those that the bank has, and returns the bank with it.
+
+    ``config`` comes from ``configure("cidm", steps=800, ...)``. Raises ``ValueError`` for what cannot be learned, before the first step.
+    """
+    data = images if isinstance(images, Dataset) else from_folder(images, base.family.size)
+    task = LearningTask(name=name, class_word=class_word, config=config or configure("cidm"))
+    return learn_into(bank, base, data, task, on_step=on_step).bank
+
+
+def generate(
+    base: Backbone,
+    bank: Bank,
+    prompt: str,
+    regions: Mapping[Box, str] | None = None,
+    config: SamplingConfig | None = None,
+    seeds: Sequence[int] = (0,),
+    size: int | None = None,
+) -> list[Image.Image]:
+    """Paints a prompt with the concepts of a bank, an image for each seed; ``regions`` are prompts by their boxes.
+
+    Raises ``ValueError`` for a word that no concept has and for a box that is none.
+    """
+    side = size or base.family.size
+    noise = torch.cat([unit_noise(base.family, seed, 1, side, side) for seed in seeds])
+    placed = [(text, RegionMask(box_mask(*box))) for box, text in (regions or {}).items()]
+    images, _ = paint(base, bank, prompt, noise, config, placed)
+    return [Image.fromarray(pixels) for pixels in to_pixels(images)]
+
+
+def evaluate(
+    base: Backbone,
+    bank: Bank,
+    prompts: Sequence[str],
+    references: Mapping[str, Dataset | Path | str],
+    folder: Path | str,
+    vision: str | Path = "doodle",
+    samples: int = 4,
+) -> dict[str, Any]:
+    """Paints every concept of ``references`` in every prompt, ``<TOK>`` where it stands, scores the images against its references by an
+    image tower, and writes a report into the folder, where what is there is not made again. Returns the figures.
+    """
+    out, side = Path(folder), base.family.size
+    data = {name: own if isinstance(own, Dataset) else from_folder(own, side) for name, own in references.items()}
+    tasks = [Task(name, bank.headers[name]["class_word"], prompts, [p * 2 - 1 for p in own.pictures]) for name, own in data.items()]
+    sampling, seeds, tower = Sampling(side, guidance=usual_guidance(base.family)), range(samples), load_tower(str(vision))
+    claim(out, base, sampling, bank, list(data))
+    paint_missing(out, base, bank, missing(out, tasks, seeds), sampling)
+    seen = {task.name: embed_task(out, tower, task, seeds) for task in tasks}
+    return write(out, tasks, seen, seeds, Report({"vision": str(vision), "samples_per_prompt": samples, **vars(sampling)}))
