@@ -313,7 +313,7 @@ def test_families_need_nothing_but_python():
         assert {n.split(".")[0] for n in names} <= {"re", "typing", "dataclasses", "functools", "collections"}, file
 
 
-IMPORTERS = {"bank/reference.py", "engines/checkpoint.py", "doodle/world.py", "measure/benchmark/paper.py"}
+IMPORTERS = {"bank/reference.py", "engines/checkpoint.py", "doodle/world.py", "benchmarks/quality/paper.py"}
 
 
 def test_nobody_else_spells_a_familys_names():
