@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..lowrank import LowRank
+from ..models.family import family_of
 from .bank import Bank, alike
 from .compress import DTYPES, Compressed, Layer, compress
 from .concept import ABOUT, Concept, check_name
@@ -211,6 +212,10 @@ def wrong_in_entry(entry: Mapping[str, Any]) -> str:
     }
     if wrong := wrong_in(header):
         return wrong
+    try:
+        family_of(entry["architecture"])
+    except ValueError as error:
+        return str(error)
     if len({part[0] for part in layers}) < len(layers) or len({layer for layer, _ in residuals}) < len(residuals):
         return "it has a layer twice"
     for encoder, shape in entry["tokens"].items():
