@@ -54,11 +54,11 @@ class Backbone(Protocol):
 
     def decode_latent(self, latents: Tensor) -> Tensor: ...
 
-    def learning(self, x: Tensor) -> AbstractContextManager[None]:
+    def training_mode(self, x: Tensor) -> AbstractContextManager[None]:
         """While open, ``predict`` of ``x`` can be differentiated, also by a backward pass that computes parts of it again."""
         ...
 
-    def make_room(self) -> None:
+    def free_memory(self) -> None:
         """Memory is short: move off the device what a step can do without."""
         ...
 

@@ -8,9 +8,9 @@ import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.measure.report import dataset_sheet
-from ..cidm_ops.run.dataset import Dataset, from_images
-from ..cidm_ops.run.fit import FITS
-from ..cidm_ops.run.folder import PICTURES, from_folder
+from ..cidm_ops.training.crops import FITS
+from ..cidm_ops.training.dataset import Dataset, from_images
+from ..cidm_ops.training.folder import PICTURES, from_folder
 from . import say
 
 ConceptDataset = io.Custom("CIDM_DATASET")

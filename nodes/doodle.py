@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.bank.concept import load_concept
+from ..cidm_ops.bank.concept_file import load_concept
 from ..cidm_ops.doodle.concepts import CONCEPTS, examples, instance
 from ..cidm_ops.doodle.figures import FIGURES
 from ..cidm_ops.doodle.files import TEN

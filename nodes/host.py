@@ -161,7 +161,7 @@ class ComfyBackbone(ComfyText, Backbone):
         return pixels.movedim(-1, 1).to(self.device) * 2 - 1
 
     @contextmanager
-    def learning(self, x: Tensor) -> Iterator[None]:
+    def training_mode(self, x: Tensor) -> Iterator[None]:
         self._load(x, 4)  # twice what painting takes: autograd keeps what the forward pass makes
         with differentiable(self.unet), layerwise(self.cross_attention.values()):
             yield
@@ -177,7 +177,7 @@ class ComfyBackbone(ComfyText, Backbone):
             times = self.schedule.times.to(t.device)[t].float()
             return self.unet(x.to(dtype), times, context=context.to(dtype), y=adm, transformer_options={}).float()
 
-    def make_room(self) -> None:
+    def free_memory(self) -> None:
         """The host unloads all models and next time keeps twice the room free for a step, if need be by leaving weights on the CPU."""
         self.room *= 2
         comfy.model_management.unload_all_models()

@@ -1,6 +1,5 @@
 """Infusion: learning a residual at the class word, and painting with it in a second stream."""
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -9,16 +8,17 @@ from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.concept_text import TokenResidual
 from ..cidm_ops.method.infusion import STREAMS
 from ..cidm_ops.painting.compose import AggregationConfig, compose, residual_masks
-from ..cidm_ops.painting.scene import InfusionConfig
-from ..cidm_ops.run.recipe import INFUSION
+from ..cidm_ops.painting.scene import ResidualConfig
+from ..cidm_ops.training.methods import configure
 from . import host, patches, say
 from .bank import BANK, ConceptBank
 from .data import ConceptDataset
 from .paint import CLIP, HANDLES, MODEL
 from .regions import RegionList
 from .settings import TrainingSettings
-from .train import advanced, learn
+from .train import advanced, dataset_of, learn, task_of
 
+DEFAULTS = configure("infusion").settings()
 SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
 STREAM = "dual: the attention maps of the plain model beside it, as in the paper. single: its own, in half the time. "
 LAYERS = "all, decoder, or a regular expression on names such as up_blocks.1.attentions.0.transformer_blocks.0.attn2."
@@ -61,7 +61,7 @@ class CIDMTrainInfusion(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=INFUSION.steps,
+                    default=DEFAULTS["steps"],
                     min=1,
                     max=100000,
                     tooltip="Too many, and the surroundings in the pictures come along.",
@@ -77,16 +77,22 @@ class CIDMTrainInfusion(io.ComfyNode):
                     step=0.1,
                     tooltip="Our addition, not in the paper: outside of the masks the picture stays the plain model's. 1 is usual, 0 off.",
                 ),
-                advanced(io.Int.Input("batch_size", default=INFUSION.batch, min=1, max=64, tooltip="Pictures that are noised together.")),
+                advanced(
+                    io.Int.Input("batch_size", default=DEFAULTS["batch"], min=1, max=64, tooltip="Pictures that are noised together.")
+                ),
                 advanced(
                     io.Int.Input(
-                        "accumulate", default=INFUSION.accumulate, min=1, max=64, tooltip="Batches per step; their gradients are averaged."
+                        "accumulate",
+                        default=DEFAULTS["accumulate"],
+                        min=1,
+                        max=64,
+                        tooltip="Batches per step; their gradients are averaged.",
                     )
                 ),
                 advanced(
                     io.Float.Input(
                         "learning_rate",
-                        default=INFUSION.lr,
+                        default=DEFAULTS["lr"],
                         min=0.0,
                         max=1.0,
                         step=1e-6,
@@ -94,7 +100,7 @@ class CIDMTrainInfusion(io.ComfyNode):
                         tooltip="Learning rate of the vectors; it stays the same.",
                     )
                 ),
-                advanced(io.String.Input("layers", default=INFUSION.targets, tooltip=f"Which layers learn: {LAYERS}")),
+                advanced(io.String.Input("layers", default=DEFAULTS["targets"], tooltip=f"Which layers learn: {LAYERS}")),
                 advanced(
                     io.Combo.Input(
                         "stream",
@@ -122,8 +128,8 @@ class CIDMTrainInfusion(io.ComfyNode):
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         given = settings or {}
-        recipe = replace(
-            INFUSION,
+        config = configure(
+            "infusion",
             steps=steps,
             seed=seed,
             anchor=anchor,
@@ -134,7 +140,8 @@ class CIDMTrainInfusion(io.ComfyNode):
             stream=stream,
             **{key: given[key] for key in SHARED if key in given},
         )
-        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, images, captions, masks, name, class_word, recipe, given)
+        task = task_of(name, class_word, config, given)
+        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, dataset_of(images, captions, masks), task, given)
         size = bank.file(concept.name).stat().st_size
         told = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
         text = f"{concept.name} learned, {told}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
@@ -183,7 +190,7 @@ class CIDMInfusion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, bank: Bank, text, strength, stream, start, end, layers, regions=()) -> io.NodeOutput:
-        infusion, how = InfusionConfig(stream, layers.strip(), start, end), AggregationConfig(strength=strength)
+        infusion, how = ResidualConfig(stream, layers.strip(), start, end), AggregationConfig(strength=strength)
         backbone = host.ComfyBackbone(model, clip)
         mixture = compose(backbone, bank, text, how, layers=infusion.layers, masks=residual_masks(bank, regions))
         patched, encoded = patches.with_infusion(backbone, mixture, infusion, how)

@@ -167,7 +167,7 @@ class CIDMExpandBank(io.ComfyNode):
     def fingerprint_inputs(cls, compressed: str = "", name: str = "") -> list[tuple[str, int, int]]:
         """Changes when the file or the bank does; what is linked is not known here."""
         file = compressed_file(compressed) if compressed else None
-        packed = [(file.name, *now[:2])] if file and file.is_file() and (now := stamp(file)) else []
+        packed = [(file.name, now[0], now[1])] if file and file.is_file() and (now := stamp(file)) else []
         return packed + (CIDMOpenBank.fingerprint_inputs(name) if name else [])
 
     @classmethod

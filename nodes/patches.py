@@ -14,7 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..cidm_ops.bank.concept import Concept, unfolded
+from ..cidm_ops.bank.concept import Concept
+from ..cidm_ops.bank.concept_file import unfolded
 from ..cidm_ops.concept_text import ConceptText, RowPlan
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
@@ -29,7 +30,7 @@ from ..cidm_ops.painting.compose import (
     row_plan,
     text_deltas,
 )
-from ..cidm_ops.painting.scene import InfusionConfig, NoiseEstimation
+from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, layer_names
 from .scenes import scene_of, with_more, with_scene
@@ -117,7 +118,7 @@ def alone(states: Tensor, plan: RowPlan) -> Tensor:
 
 
 def with_infusion(
-    backbone: ComfyBackbone, mixed: ConceptMix, infusion: InfusionConfig, how: AggregationConfig | None = None
+    backbone: ComfyBackbone, mixed: ConceptMix, infusion: ResidualConfig, how: AggregationConfig | None = None
 ) -> tuple[ModelPatcher, list]:
     """A clone of the model with a prompt's concepts in it, on which residuals act as ``infusion`` says, and the prompt's CONDITIONING,
     which carries them. Without other concepts the text is encoded by the host itself.

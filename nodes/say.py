@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.printable import printable
 from ..cidm_ops.measure.report import to_pixels
-from ..cidm_ops.run.training import Run
+from ..cidm_ops.training.trainer import Trainer
 
 
 def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[str] = (), picture: Tensor | None = None) -> io.NodeOutput:
@@ -39,28 +39,28 @@ def progress(node: str, text: str) -> Callable[[int, int], None]:
     return on_part
 
 
-def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "") -> Callable[[Run], None]:
+def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "") -> Callable[[Trainer], None]:
     """For every step: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node, and
     every ``preview_every`` steps a picture of ``preview_prompt``.
     """
     bar, shown, began, first = ProgressBar(1), 0.0, 0.0, 0
     send = PromptServer.instance.send_progress_text
 
-    def on_step(run: Run) -> None:
+    def on_step(trainer: Trainer) -> None:
         nonlocal shown, began, first
-        step, steps, now = run.step, run.recipe.steps, time.monotonic()
+        step, steps, now = trainer.step, trainer.config.steps, time.monotonic()
         if processing_interrupted():
             send(f"stopped at step {step} of {steps}; queue the same again to go on from here", node)
             throw_exception_if_processing_interrupted()
         preview = None
         if preview_every and step % preview_every == 0:
-            preview = ("JPEG", Image.fromarray(to_pixels(run.picture(preview_prompt)[None])[0]), 512)
+            preview = ("JPEG", Image.fromarray(to_pixels(trainer.preview(preview_prompt)[None])[0]), 512)
         bar.update_absolute(step, steps, preview)
         if not began:
             began, first = now, step
         elif now - shown > 0.5:
             shown, pace = now, (now - began) / (step - first)
-            recent = run.losses[-20:]
+            recent = trainer.losses[-20:]
             left = timedelta(seconds=round(pace * (steps - step)))
             send(f"step {step} of {steps}, loss {sum(recent) / len(recent):.4f}, {pace:.2f} s per step, {left} left", node)
 

@@ -11,7 +11,7 @@ from ..cidm_ops.measure.presence import score_presence
 from ..cidm_ops.measure.scores import align_images, align_texts
 from ..cidm_ops.measure.sections import diversity_section, image_section, presence_section, text_section, wasserstein_section
 from ..cidm_ops.measure.wasserstein import wasserstein, wasserstein_interval
-from ..cidm_ops.run.folder import pictures_in, read_picture
+from ..cidm_ops.training.folder import pictures_in, read_picture
 from . import say
 from .data import folder_input, folder_state, picture_folder
 from .encoders import FEATURE, VISION, encode_captions, encode_images, pictures_of

@@ -5,17 +5,19 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.method.consolidation import MODES
-from ..cidm_ops.run.recipe import GROUPS, MEMORY, PRECISIONS, Recipe
-from ..cidm_ops.run.task import EXISTING
+from ..cidm_ops.training.config import MEMORY, PRECISIONS
+from ..cidm_ops.training.method import EXISTING
+from ..cidm_ops.training.methods import configure
+from ..cidm_ops.training.methods.cidm import GROUPS
 from .data import ConceptDataset
 
 TrainingSettings = io.Custom("CIDM_SETTINGS")
-DEFAULTS = Recipe()
+DEFAULTS = configure("cidm").settings()
 
 
 def amount(name: str, high: float, step: float, tooltip: str, optional: bool = False) -> io.Float.Input:
-    """A number from 0 with the default of ``Recipe``. What came later is optional, so that older workflows stay valid."""
-    return io.Float.Input(name, default=getattr(DEFAULTS, name), min=0.0, max=high, step=step, optional=optional, tooltip=tooltip)
+    """A number from 0 with the default of *Train Concept*. What came later is optional, so that older workflows stay valid."""
+    return io.Float.Input(name, default=DEFAULTS[name], min=0.0, max=high, step=step, optional=optional, tooltip=tooltip)
 
 
 class CIDMTrainingSettings(io.ComfyNode):
@@ -30,21 +32,21 @@ class CIDMTrainingSettings(io.ComfyNode):
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
-                    default=DEFAULTS.mode,
+                    default=DEFAULTS["mode"],
                     tooltip="How a new concept is kept apart from earlier ones. corrected: its subspace turns away from theirs. "
                     "orthogonal: it only reads directions that none of them reads. off: not at all. paper_literal and released_code: "
                     "for comparison.",
                 ),
                 io.String.Input(
                     "targets",
-                    default=DEFAULTS.targets,
+                    default=DEFAULTS["targets"],
                     tooltip="Which layers learn: cross_attention (the paper), attention, attention_ff, or a regular expression on names "
                     "such as up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.",
                 ),
                 io.Combo.Input(
                     "groups",
                     options=list(GROUPS),
-                    default=DEFAULTS.groups,
+                    default=DEFAULTS["groups"],
                     tooltip="Which layers share a version of the words: those of one block (in SD 1.5 each layer is one), none, or all.",
                 ),
                 amount("shared", 100.0, 0.01, "Weight of the low-rank shared subspace, the paper's second regulariser. 0: off."),
@@ -74,7 +76,7 @@ class CIDMTrainingSettings(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
-                    default=DEFAULTS.precision,
+                    default=DEFAULTS["precision"],
                     optional=True,
                     tooltip="What a model in fp32 computes in while learning; what learns is always fp32. auto: bf16 where the hardware "
                     "is made for it.",
@@ -82,7 +84,7 @@ class CIDMTrainingSettings(io.ComfyNode):
                 io.Combo.Input(
                     "memory",
                     options=list(MEMORY),
-                    default=DEFAULTS.memory,
+                    default=DEFAULTS["memory"],
                     optional=True,
                     tooltip="auto: when memory runs out, the step is done again with checkpointing, then one picture at a time, then in "
                     "bf16. as_set: training ends and says what to try.",
@@ -94,7 +96,7 @@ class CIDMTrainingSettings(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "prior_pictures",
-                    default=DEFAULTS.prior_pictures,
+                    default=DEFAULTS["prior_pictures"],
                     min=1,
                     max=1000,
                     optional=True,

@@ -1,24 +1,24 @@
 """Learning one concept into the bank."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.bank.concept import Concept
-from ..cidm_ops.run.captions import TEMPLATES
-from ..cidm_ops.run.dataset import Dataset, from_images
-from ..cidm_ops.run.recipe import Recipe
-from ..cidm_ops.run.task import EXISTING, learn_into
+from ..cidm_ops.training.captions import TEMPLATES
+from ..cidm_ops.training.config import TrainingConfig
+from ..cidm_ops.training.dataset import Dataset, from_images
+from ..cidm_ops.training.method import EXISTING, Task
+from ..cidm_ops.training.methods import configure, method_of
+from ..cidm_ops.training.task import Learned, learn_into
 from . import host, patches, say
 from .bank import ConceptBank
 from .data import ConceptDataset, lines_of
 from .settings import TrainingSettings
 
-DEFAULTS = Recipe()
+DEFAULTS = configure("cidm").settings()
 
 
 def advanced(field):
@@ -82,7 +82,7 @@ class CIDMTrainConcept(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=DEFAULTS.steps,
+                    default=DEFAULTS["steps"],
                     min=1,
                     max=100000,
                     tooltip="How many training steps. Several hundred for 4 to 7 pictures.",
@@ -90,14 +90,14 @@ class CIDMTrainConcept(io.ComfyNode):
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="The same seed learns the same concept."
                 ),
-                advanced(io.Int.Input("batch_size", default=DEFAULTS.batch, min=1, max=64, tooltip="Pictures per step.")),
-                advanced(io.Int.Input("rank", default=DEFAULTS.rank, min=1, max=128, tooltip="Rank of the low-rank factors.")),
-                rate("learning_rate", DEFAULTS.lr, "Learning rate of the factors; it decays to zero."),
-                rate("token_learning_rate", DEFAULTS.lr_tokens, "Learning rate of the concept's words; it decays to zero."),
+                advanced(io.Int.Input("batch_size", default=DEFAULTS["batch"], min=1, max=64, tooltip="Pictures per step.")),
+                advanced(io.Int.Input("rank", default=DEFAULTS["rank"], min=1, max=128, tooltip="Rank of the low-rank factors.")),
+                rate("learning_rate", DEFAULTS["lr"], "Learning rate of the factors; it decays to zero."),
+                rate("token_learning_rate", DEFAULTS["lr_tokens"], "Learning rate of the concept's words; it decays to zero."),
                 advanced(
                     io.Float.Input(
                         "consolidation",
-                        default=DEFAULTS.consolidation,
+                        default=DEFAULTS["consolidation"],
                         min=0.0,
                         max=100.0,
                         step=0.01,
@@ -107,7 +107,7 @@ class CIDMTrainConcept(io.ComfyNode):
                 advanced(
                     io.Float.Input(
                         "token_norm_stop",
-                        default=DEFAULTS.norm_stop,
+                        default=DEFAULTS["norm_stop"],
                         min=0.0,
                         max=100.0,
                         step=0.01,
@@ -136,7 +136,9 @@ class CIDMTrainConcept(io.ComfyNode):
         learning_rate: float, token_learning_rate: float, consolidation: float, token_norm_stop: float, captions: str = "", masks=None,
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        recipe = Recipe(
+        given = settings or {}
+        config = configure(
+            "cidm",
             steps=steps,
             batch=batch_size,
             rank=rank,
@@ -148,43 +150,45 @@ class CIDMTrainConcept(io.ComfyNode):
             templates=TEMPLATES[kind],
             seed=seed,
         )
-        given = settings or {}
-        recipe = replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
-        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, images, captions, masks, name, class_word, recipe, given)
+        config = config.update(**{key: value for key, value in given.items() if key in config.settings()})
+        task = task_of(name, class_word, config, given)
+        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, dataset_of(images, captions, masks), task, given)
         text = f"{concept.name} learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
         lora = patches.lora_model(model, concept.factors)
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=warnings)
 
 
-def learn(
-    cls: type[io.ComfyNode], parts: tuple[Any, Any, Any], bank: Bank, images: Any, captions: str, masks: Any, name: str, class_word: str,
-    recipe: Recipe, given: Mapping[str, Any],
-) -> tuple[Bank, Concept, list[float], list[str]]:  # fmt: skip
-    """What every training node does: a concept learned into a bank with the host's model, text encoder and VAE, and what ``given`` by
-    Training Settings is not of the recipe. Returns the bank, the concept, its losses, and warnings.
+def dataset_of(images: Any, captions: str, masks: Any) -> Dataset:
+    """Returns what a training node learns from: a dataset, or the host's images with captions and masks."""
+    with torch.inference_mode(False):  # the executor runs nodes without gradients
+        return images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
+
+
+def task_of(name: str, class_word: str, config: TrainingConfig, given: Mapping[str, Any]) -> Task:
+    """Returns the task of a training node; ``given`` are the Training Settings."""
+    existing, prior = given.get("existing", EXISTING[0]), given.get("prior_dataset")
+    return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior)
+
+
+def learn(cls: type[io.ComfyNode], parts: tuple[Any, Any, Any], bank: Bank, data: Dataset, task: Task, given: Mapping[str, Any]) -> Learned:
+    """Does what every training node does: a concept is learned into a bank with the host's model, text encoder and VAE; ``given`` are the
+    Training Settings, for previews.
     """
     model, clip, vae = parts
+    if vae is None:
+        raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
+    node = cls.hidden.unique_id
     with torch.inference_mode(False):  # the executor runs nodes without gradients
-        data = images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
-        data = replace(data, warnings=data.remarks(class_word))
-        if recipe.method == "infusion" and all(mask is None for mask in data.masks):
-            data.warnings.append("there are no masks: the surroundings of the concept are learned too; give masks")
-        if vae is None:
-            raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
-        node = cls.hidden.unique_id
-        bank, concept, losses = learn_into(
+        learned = learn_into(
             Bank(bank.folder),  # another branch of the graph may have added to it
             host.ComfyBackbone(model, clip, vae),
             data,
-            name=name.strip(),
-            class_word=class_word.strip(),
-            recipe=recipe,
-            existing=given.get("existing", EXISTING[0]),
-            prior=given.get("prior_dataset"),
+            task,
             on_step=say.training_progress(node, given.get("preview_every", 0), given.get("preview_prompt", "")),
             on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
         )
-    return bank, concept, losses, data.warnings
+    remarks = [*data.remarks(task.class_word), *method_of(task.config).remarks(data)]
+    return learned._replace(warnings=list(dict.fromkeys([*remarks, *learned.warnings])))
 
 
 TRAIN_NODES = [CIDMTrainConcept]

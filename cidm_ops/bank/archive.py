@@ -19,7 +19,8 @@ from torch import Tensor
 from ..lowrank import LowRank
 from .bank import Bank, alike
 from .compress import DTYPES, Compressed, Layer, compress
-from .concept import ABOUT, Concept, check_name, checksum, save_concept, wrong_in
+from .concept import ABOUT, Concept, check_name
+from .concept_file import checksum, save_concept, wrong_in
 from .files import check_replaceable, packed, write_atomically
 from .lock import writing
 from .manage import contents

@@ -1,16 +1,16 @@
 """A concept bank: a folder with one file per concept, in the order they were learned."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
-from .concept import Concept, check_name, load_concept, save_concept
+from .concept import Concept, check_name
+from .concept_file import Header, load_concept, save_concept
 from .files import clear_parts
 from .index import read_headers, stamp
 from .lock import unwritable, writing
@@ -120,7 +120,7 @@ class Bank:
     def check_fits(self, concept: Concept) -> None:
         """Raises ``ValueError`` if the bank's concepts are for another architecture, or words, triggers or the name are taken."""
         self.check_case(concept.name)
-        mine = claims({"words": concept.words, "triggers": concept.triggers})
+        mine = claims(concept.words, concept.triggers)
         for name, header in self.headers.items():
             if name == concept.name:
                 continue
@@ -128,7 +128,7 @@ class Bank:
                 raise ValueError(
                     f"concept {concept.name!r} is for {concept.architecture}, this bank for {header['architecture']}: use another bank"
                 )
-            if taken := mine & claims(header):
+            if taken := mine & claims(header["words"], header["triggers"]):
                 raise ValueError(f"the word {sorted(taken)[0]} belongs to concept {name!r} already: choose another name")
 
     def check_case(self, name: str) -> None:
@@ -160,12 +160,12 @@ def alike(one: str, other: str) -> bool:
     return one != other and one.lower() == other.lower()
 
 
-def claims(header: Mapping[str, Sequence[str]]) -> set[str]:
+def claims(words: Sequence[str], triggers: Sequence[str]) -> set[str]:
     """The words and triggers that only one concept of a bank can have."""
-    return {*header["words"], *(trigger.lower() for trigger in header["triggers"])}
+    return {*words, *(trigger.lower() for trigger in triggers)}
 
 
-def check_base(header: dict[str, Any], architecture: str, fingerprint: str) -> str | None:
+def check_base(header: Header, architecture: str, fingerprint: str) -> str | None:
     """Whether a concept fits a base: a warning for another checkpoint, ``ValueError`` for another architecture."""
     if header["architecture"] != architecture:
         raise ValueError(f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load its base")

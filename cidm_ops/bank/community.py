@@ -168,7 +168,13 @@ def lora_concept(
     known, hints = triggers_in(metadata, triggers, name)
     about = {key: metadata[f"modelspec.{key}"] for key in ABOUT if metadata.get(f"modelspec.{key}")}
     concept = Concept(
-        check_name(name), class_word, (), read.factors, {}, read.architecture, "", text_factors=read.text_factors, triggers=known,
-        about=about, preview=picture_in(metadata),
-    )  # fmt: skip
+        name=check_name(name),
+        class_word=class_word,
+        architecture=read.architecture,
+        factors=read.factors,
+        text_factors=read.text_factors,
+        triggers=known,
+        about=about,
+        preview=picture_in(metadata),
+    )
     return concept, [*read.warnings, *hints]

@@ -72,7 +72,7 @@ def embedding_concept(content: Mapping[str, Any], *, name: str, architecture: st
     layers, count = Architecture.parse(found).count, len(next(iter(rows.values())))
     words = tuple(f"<{name}.{i}>" for i in range(1, count + 1))
     tokens = {encoder: t[:, None].contiguous() for encoder, t in rows.items()}
-    return Concept(check_name(name), class_word, words, {}, tokens, found, "", token_layers=(0,) * layers)
+    return Concept(name=check_name(name), class_word=class_word, words=words, tokens=tokens, architecture=found, token_layers=(0,) * layers)
 
 
 def single_rows(concept: Concept) -> dict[str, Tensor]:

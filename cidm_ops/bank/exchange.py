@@ -18,7 +18,8 @@ from torch import Tensor
 from ..models.family import families
 from .bank import Bank
 from .community import lora_concept
-from .concept import Concept, check_name, load_concept
+from .concept import Concept, check_name
+from .concept_file import load_concept
 from .embedding import embedding_concept, is_embedding
 from .manage import renamed
 from .metadata import Settings, check_settings

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..lowrank import LowRank, Stack
 from ..models.family import family_of
-from .concept import ABOUT, Concept, check_name, lora_state
+from .concept import ABOUT, Concept, check_name
+from .concept_file import lora_state
 from .embedding import single_rows
 from .factorised import truncated
 from .files import check_replaceable, packed, write_atomically

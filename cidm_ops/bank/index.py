@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .concept import NAME, read_header, wrong_in
+from .concept import NAME
+from .concept_file import Header, read_header, wrong_in
 from .files import write_atomically
 
 INDEX = "index.json"
@@ -20,7 +21,7 @@ FORMAT = 1
 LARGE = ("layers", "text_layers", "token_layers", "residuals")  # of a header, that only its own tensors need
 
 
-def read_headers(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def read_headers(folder: Path) -> tuple[dict[str, Header], dict[str, str]]:
     """Headers by name in the order learned, and by name what is wrong with each damaged file.
 
     Others may write meanwhile: a file that is gone when it is read is not damaged, and the folder is read again.
@@ -72,7 +73,7 @@ def stamp(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def header_of(file: Path) -> dict[str, Any]:
+def header_of(file: Path) -> Header:
     """Raises ``ValueError`` for what is no concept file, before it is opened if it is no file at all: a pipe would wait for ever."""
     if not NAME.fullmatch(file.name.removesuffix(SUFFIX)):
         raise ValueError(f"{file.name}: no name of a concept, which has letters, digits, '-' and '_' only, 64 at most: rename the file")

@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from .bank import TRAINING, Bank, alike, claims
-from .concept import ABOUT, Concept, check_name, load_concept, lora_state, read_preview, residual_state, save_concept
+from .concept import ABOUT, Concept, check_name
+from .concept_file import load_concept, lora_state, read_preview, residual_state, save_concept
 from .files import clear_parts, parts
 from .index import INDEX
 from .lock import writing
@@ -115,7 +116,7 @@ def merge(bank: Bank, other: Bank, existing: str = "refuse") -> Bank:
             checked.headers[name] = other.headers[name]
         task = max((header["task"] for header in now.headers.values()), default=0)
         for name in coming:
-            ours = now.headers.get(name, {}).get("task")
+            ours = now.headers[name]["task"] if name in now.headers else None
             task += ours is None
             save_concept(replace(other.get(name), task=ours or task), now.file(name))
     return Bank(bank.folder)
@@ -151,7 +152,7 @@ def verify(bank: Bank) -> dict[str, str]:
             continue
         try:
             now.get(name)
-            taken = sorted(w for w in claims(header) if owner.setdefault(w, name) != name)
+            taken = sorted(w for w in claims(header["words"], header["triggers"]) if owner.setdefault(w, name) != name)
             found[name] = f"the word {taken[0]} belongs to concept {owner[taken[0]]!r} already: rename one" if taken else ""
         except (KeyError, ValueError) as error:
             if now.file(name).exists():  # else someone removed it meanwhile

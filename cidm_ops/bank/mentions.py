@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..tokens import WORD
+from .concept import RESIDUALS
 
 NAMED = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
@@ -145,7 +146,7 @@ class Vocabulary:
         Infusion concept stays: which of the class words in a prompt are its own has to be known to the end.
         """
         header = self.headers[name]
-        if header["method"] == "infusion":
+        if header["method"] == RESIDUALS:
             return f"<{name}>"
         return " ".join(header["words"]) or next(iter(header["triggers"]), "")
 

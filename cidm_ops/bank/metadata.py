@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..models.family import families
-from .concept import JPEG
+from .concept_file import JPEG
 
 Settings = Mapping[str, Any]  # of peft: lora_alpha, use_rslora, alpha_pattern, ...
 

@@ -65,5 +65,13 @@ def reference_concept(
     known = {*EMBEDDINGS.values(), *PARTS}
     if rest := [key for key, value in params.items() if key not in known and not (isinstance(value, Mapping) and not value)]:
         warnings.append(f"params.{rest[0]} is left out ({len(rest)} in all): only words and factors are known")
-    concept = Concept(check_name(name), class_word, renamed, lora.factors, tokens, lora.architecture, "", text_factors=lora.text_factors)
+    concept = Concept(
+        name=check_name(name),
+        class_word=class_word,
+        words=renamed,
+        factors=lora.factors,
+        tokens=tokens,
+        architecture=lora.architecture,
+        text_factors=lora.text_factors,
+    )
     return concept, warnings

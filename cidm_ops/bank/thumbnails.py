@@ -45,9 +45,11 @@ def decoded(source: Path | bytes, side: int, formats: Sequence[str] = FORMATS, l
 def wrong_with(preview: bytes) -> str:
     """Why a thumbnail is not shown; "" for one that is, or none."""
     try:
-        return "" if not preview or decoded(preview, THUMBNAIL) else ""
+        if preview:
+            decoded(preview, THUMBNAIL)
     except ValueError as error:
         return str(error)
+    return ""
 
 
 def from_file(file: Path) -> Image.Image:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bank.bank import Bank
+from ..bank.concept import RESIDUALS
 from ..bank.files import write_picture
 from ..bank.printable import one_line
 from .arguments import whole
@@ -25,7 +26,7 @@ def existing(folder: Path) -> Bank:
 def show_list(options: Options) -> None:
     bank = existing(options.bank)
     for name, header in bank.headers.items():
-        words = " ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == "infusion" else "")
+        words = " ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == RESIDUALS else "")
         print(f"{header['task']:3d}  <{name}>  {one_line(header['class_word'])}  {one_line(words)}  {one_line(header['architecture'])}")
     warn(bank.damaged.values())
     if options.picture:

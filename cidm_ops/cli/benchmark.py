@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         suite = doodle_suite(backbone, tower, options.tasks)
     else:
         suite = folder_suite(Path(options.suite), backbone, tower, options.size or backbone.size, options.tasks)
-    recipe, infusion = suite.recipe.having(options.set), suite.infusion.having(options.infusion)
+    recipe, infusion = suite.recipe.parse(options.set), suite.infusion.parse(options.infusion)
     suite = replace(suite, recipe=recipe, infusion=infusion, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))
     batch = options.batch or (20 if options.suite == "doodle" else 4)
     bench = Bench(options.folder, suite, options.samples, batch, options.bf16, trainings)

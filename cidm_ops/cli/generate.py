@@ -61,11 +61,11 @@ def run(options: argparse.Namespace) -> None:
     from ..bank.bank import Bank
     from ..painting.compose import AggregationConfig
     from ..painting.paint import SamplingConfig, paint, unit_noise
-    from ..painting.scene import PRESETS, InfusionConfig
+    from ..painting.scene import PRESETS, ResidualConfig
 
     bank, regions = Bank(options.bank), regions_of(options)
     how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)
-    infusion, passes = InfusionConfig(options.stream), PRESETS[options.preset]
+    infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
     config = SamplingConfig(options.steps, options.guidance, options.negative, how, infusion, passes)
     for prompt in (*options.prompt, *(text for text, _ in regions)):
         bank.read(prompt)

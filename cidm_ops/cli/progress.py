@@ -18,13 +18,13 @@ def warn(warnings: Iterable[str | None]) -> None:
 
 @contextmanager
 def training_bar() -> Iterator[Callable[[Any], None]]:
-    """Shows a bar of training steps with the loss; gives the callback that takes the training after every step."""
+    """Shows a bar of training steps with the loss; gives the callback that takes the trainer after every step."""
     with tqdm(desc="training", unit="step", disable=None) as bar:
 
-        def show(run: Any) -> None:
-            bar.total = run.recipe.steps
-            bar.set_postfix(loss=f"{run.losses[-1]:.4f}", refresh=False)
-            bar.update(run.step - bar.n)
+        def show(trainer: Any) -> None:
+            bar.total = trainer.config.steps
+            bar.set_postfix(loss=f"{trainer.losses[-1]:.4f}", refresh=False)
+            bar.update(trainer.step - bar.n)
 
         yield show
 

@@ -1,7 +1,6 @@
 """`cidm train`: a concept learned from a folder of pictures into a bank."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from .arguments import add_model_and_bank, whole
@@ -17,9 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
     parser.add_argument(
         "--method",
-        choices=("cidm", "infusion"),
         default="cidm",
-        help="low-rank factors and words, or Infusion's residuals at the class word (default: %(default)s)",
+        help="cidm: low-rank factors and words; infusion: residuals at the class word (default: %(default)s)",
     )
     parser.add_argument("--steps", type=whole(1), help="training steps (default: 800; 500 for infusion)")
     parser.add_argument(
@@ -38,44 +36,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="if the bank has a concept of that name that was learned in any other way (default: %(default)s)",
     )
     parser.add_argument("--flip", action="store_true", help="mirror every second picture")
-    parser.add_argument("--rank", type=whole(1), default=4, help="rank of the factors (default: %(default)s)")
+    parser.add_argument("--rank", type=whole(1), help="rank of the factors (default: 4)")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other setting of cidm_ops/run/recipe.py, such as min_snr=5 or mode=orthogonal; may be repeated",
+        help="any other setting of cidm_ops/training/config.py or of the method, such as min_snr=5 or mode=orthogonal; may be repeated",
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Learns one concept, and prints the file that holds it."""
     from ..bank.bank import Bank
-    from ..run.captions import TEMPLATES
-    from ..run.folder import from_folder
-    from ..run.recipe import INFUSION, Recipe
-    from ..run.task import learn_into
+    from ..training.folder import from_folder
+    from ..training.methods import configure, method_named
+    from ..training.task import Task, learn_into
 
-    name = options.name or options.images.resolve().name
+    kind = "style" if options.style else "thing"
+    given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
+    config = configure(options.method, seed=options.seed, kind=kind, templates=method_named(options.method).templates(kind), **given)
+    config = config.parse(options.set)
     backbone = load_base(options, on_cuda="bfloat16")
     images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
-    kind = "style" if options.style else "thing"
-    if options.method == "infusion":
-        recipe = replace(INFUSION, steps=options.steps or INFUSION.steps, seed=options.seed)
-    else:
-        recipe = Recipe(steps=options.steps or Recipe.steps, rank=options.rank, seed=options.seed, kind=kind, templates=TEMPLATES[kind])
-    recipe = recipe.having(options.set)
+    task = Task(
+        name=options.name or options.images.resolve().name,
+        class_word=options.class_word,
+        config=config,
+        existing=options.existing,
+        prior=options.prior and from_folder(options.prior, options.size or backbone.size, options.fit),
+    )
     with training_bar() as show:
-        bank, _, _ = learn_into(
-            Bank(options.bank),
-            backbone,
-            images,
-            name=name,
-            class_word=options.class_word,
-            recipe=recipe,
-            existing=options.existing,
-            prior=options.prior and from_folder(options.prior, options.size or backbone.size, options.fit),
-            on_step=show,
-        )
-    warn(images.warnings)
-    print(bank.file(name))
+        learned = learn_into(Bank(options.bank), backbone, images, task, on_step=show)
+    warn([*images.warnings, *learned.warnings])
+    print(learned.bank.file(task.name))

@@ -80,13 +80,13 @@ class DiffusersBackbone(Backbone):
         scaled = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(scaled).sample.to(self.device).float().clamp(-1, 1)
 
-    def make_room(self) -> None:
+    def free_memory(self) -> None:
         """The autoencoder goes to the CPU, for good, and what the allocator keeps in store is given back."""
         nn.Module.to(self.vae, "cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def learning(self, x: Tensor) -> AbstractContextManager[None]:
+    def training_mode(self, x: Tensor) -> AbstractContextManager[None]:
         return layerwise(self.cross_attention.values())
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from ..doodle.concepts import CONCEPTS, examples
 from ..measure.report import Section, contact_sheet, write_html
 from ..measure.scores import self_alignment
 from ..painting.paint import SamplingConfig, paint, unit_noise
-from ..run.task import learn_into
+from ..training.task import Task, learn_into
 from .doodle import GUIDANCE, PICTURES, RECIPE, SEED, DoodleBench, pictured, training_pictures
 
 log = logging.getLogger("cidm.demo")
@@ -45,9 +45,8 @@ def run(folder: Path) -> list[Score]:
     plain, first, rows = {}, {}, {}
     for name in LEARNED:
         concept = CONCEPTS[name]
-        bank, _, losses = learn_into(
-            bank, bench.backbone, training_pictures(concept), name=name, class_word=concept.class_word, recipe=RECIPE
-        )
+        task = Task(name=name, class_word=concept.class_word, config=RECIPE)
+        bank, _, losses, _ = learn_into(bank, bench.backbone, training_pictures(concept), task)
         log.info("learned %s in %.0f s, loss %.3f", name, time.monotonic() - began, sum(losses[-50:]) / 50)
         ordinary = bench.paint(bank, name, concept.class_word)
         rows[name] = [(f"{name}: the six pictures", pictured(examples(concept, PICTURES))), (f"plain “{concept.class_word}”", ordinary[:6])]

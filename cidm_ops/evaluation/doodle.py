@@ -1,6 +1,5 @@
 """How a concept of the Doodle world is taught, painted and scored: the same in the demo and in every benchmark."""
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,15 +16,15 @@ from ..measure.report import from_pixels
 from ..measure.scores import embed, image_alignment, text_alignment
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
-from ..run.dataset import Dataset
-from ..run.recipe import INFUSION, Recipe
+from ..training.dataset import Dataset
+from ..training.methods import configure
 
 PLACES = ("on the beach", "in the snow", "in a meadow", "on the street")
 PICTURES, HELD_OUT, SEED = 6, 16, 1000
 # Chosen on Doodle: the world's places are in the pictures, so the whole picture is learned, and guidance stays low.
-RECIPE = Recipe(steps=350, batch=4, lr=4e-3, lr_tokens=1e-2, norm_stop=2.0)
+RECIPE = configure("cidm", steps=350, batch=4, lr=4e-3, lr_tokens=1e-2, norm_stop=2.0)
 # Its class words get little of the attention, so residuals have to be large; docs/infusion.md.
-INFUSED = replace(INFUSION, accumulate=1, steps=150, lr=0.3, min_snr=1.0)
+INFUSED = configure("infusion", accumulate=1, steps=150, lr=0.3, min_snr=1.0)
 GUIDANCE = 2.0
 
 

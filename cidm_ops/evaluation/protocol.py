@@ -28,7 +28,7 @@ from ..measure.report import to_pixels
 from ..measure.scores import embed_all
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
-from ..run.folder import pictures_in, read_picture
+from ..training.folder import pictures_in, read_picture
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene
 

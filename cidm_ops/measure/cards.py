@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 
 from ..bank.bank import Bank
-from ..bank.concept import Concept, read_preview
+from ..bank.concept import RESIDUALS, Concept
+from ..bank.concept_file import read_preview
 from ..bank.printable import one_line
 from ..bank.thumbnails import decoded
 from ..models.family import family_of
@@ -54,7 +55,7 @@ def bank_table(bank: Bank) -> Image.Image:
             if file.exists():
                 raise
             continue  # it went while the table was made
-        words = ", ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == "infusion" else "")
+        words = ", ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == RESIDUALS else "")
         base = f"{header['architecture']} {header['fingerprint'][:6]}"
         texts = [f"<{name}>", header["class_word"], words, str(header["task"]), base, str(rank or "none"), f"{size / 1e6:.2f} MB", about]
         shown.append(name)

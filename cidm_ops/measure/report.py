@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..bank.files import write_atomically
-from ..run.captions import concept_captions
-from ..run.dataset import Dataset
 from ..text_table import text_table
 from ..tokens import concept_words
+from ..training.captions import concept_captions
+from ..training.dataset import Dataset
 from .interval import Interval
 
 Row = tuple[str, Tensor]  # a label and pictures [N, 3, H, W] in [-1, 1]

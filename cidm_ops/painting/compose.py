@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..adapters import attached
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
-from ..bank.concept import Concept
+from ..bank.concept import LOW_RANK, RESIDUALS, Concept
 from ..bank.mentions import Prompt
 from ..causal import linear_layers
 from ..concept_text import ConceptText, RowPlan, TokenResidual
@@ -23,7 +23,7 @@ from ..method.aggregation import RULES, Rule, aggregate, tables_of, weights
 from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
 from ..tokens import Text, encode_layerwise, stand_for
-from .scene import ConceptStack, InfusionConfig, NoiseEstimation, Scene, stacked
+from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stacked
 from .scope import BY_KIND, acts_everywhere, token_masks
 
 
@@ -81,7 +81,7 @@ def without_infusion(bank: Bank, prompt: str) -> Prompt:
     """A prompt for a model that paints in one stream. Raises ``ValueError`` for a word no concept has and for a concept of Infusion."""
     said = bank.read(prompt)
     for name in said.strengths:
-        if bank.headers[name]["method"] == "infusion":
+        if bank.headers[name]["method"] == RESIDUALS:
             raise ValueError(f"<{name}> is an Infusion concept: Apply Infusion paints it, not this node; here write its class word instead")
     return said
 
@@ -109,7 +109,7 @@ def compose(
     """
     how = how or AggregationConfig()
     said = bank.read(prompt)
-    names = [n for n in said.strengths if bank.headers[n]["method"] == "infusion"]
+    names = [n for n in said.strengths if bank.headers[n]["method"] == RESIDUALS]
     if idle := [n for n in masks or {} if n not in names]:
         raise ValueError(f"<{idle[0]}> has a region and is not in the prompt: write it there too, it stands for a class word")
     if not names:
@@ -135,7 +135,7 @@ def compose(
 
 
 def _low_rank(bank: Bank) -> list[str]:
-    return [name for name, header in bank.headers.items() if header["method"] == "cidm"]
+    return [name for name, header in bank.headers.items() if header["method"] == LOW_RANK]
 
 
 def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig) -> ConceptMix:
@@ -156,7 +156,7 @@ def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dic
     masks: dict[str, Tensor] = {}
     for text, place in regions:
         for name, strength in bank.read(text).strengths.items():
-            if bank.headers[name]["method"] != "infusion":
+            if bank.headers[name]["method"] != RESIDUALS:
                 raise ValueError(f"<{name}> is in a region and no Infusion concept: Paint in Regions paints it, here it acts everywhere")
             mask, before = strength * place.strength * place.mask, masks.get(name)
             if before is not None and before.shape != mask.shape:
@@ -265,6 +265,6 @@ def routed(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig | None
     return Scene((stack,) if concepts else (), negative=how.negative)
 
 
-def infusing(scene: Scene, infusion: InfusionConfig) -> Scene:
+def infusing(scene: Scene, infusion: ResidualConfig) -> Scene:
     """The scene, in which residuals act so."""
     return replace(scene, infusion=infusion)

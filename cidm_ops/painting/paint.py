@@ -17,7 +17,7 @@ from .compose import AggregationConfig, Composition, ParsedPrompt, compose, comp
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
-from .scene import InfusionConfig, NoiseEstimation, Scene
+from .scene import NoiseEstimation, ResidualConfig, Scene
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SamplingConfig:
     guidance: float = 5.0
     negative: str = ""
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
-    infusion: InfusionConfig = field(default_factory=InfusionConfig)
+    infusion: ResidualConfig = field(default_factory=ResidualConfig)
     estimation: NoiseEstimation | None = None
 
 

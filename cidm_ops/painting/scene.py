@@ -14,7 +14,7 @@ from .scope import BY_KIND
 
 
 @dataclass(frozen=True)
-class InfusionConfig:
+class ResidualConfig:
     """How residuals act: ``stream`` of ``STREAMS``, in which layers, and in which part of the sampling, from 0 (noise) to 1.
 
     Raises ``ValueError`` naming the value that cannot be.
@@ -83,7 +83,7 @@ class Scene:
     texts: tuple[ConceptText, ...] = ()
     negative: bool = True
     estimation: NoiseEstimation | None = None
-    infusion: InfusionConfig = InfusionConfig()
+    infusion: ResidualConfig = ResidualConfig()
 
 
 def stacked(concepts: Sequence[Sequence[Concept]], weights: Sequence[Tensor]) -> tuple[list[Concept], Tensor]:

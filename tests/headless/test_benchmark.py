@@ -30,9 +30,10 @@ from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, encode
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scope import EVERYWHERE, SCOPES, acting_at, scope_of, scoped, token_masks
-from cidm_ops.run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
-from cidm_ops.run.captions import TEMPLATES
-from cidm_ops.tokens import concept_words
+from cidm_ops.training.captions import TEMPLATES
+from cidm_ops.training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
+from cidm_ops.training.task import Task
+from cidm_ops.training.trainer import Trainer
 
 SAMPLING = Sampling(128, 2, 2.0)
 
@@ -41,8 +42,8 @@ SAMPLING = Sampling(128, 2, 2.0)
 def bench(tmp_path_factory):
     """Three of Doodle's tasks, learned for two steps each."""
     suite = doodle_suite(load("doodle"), load_tower("doodle"), tasks=3, steps=1)
-    quick = replace(suite.recipe, steps=2)
-    return Bench(tmp_path_factory.mktemp("bench"), replace(suite, recipe=quick, infusion=replace(suite.infusion, steps=2)))
+    quick = suite.recipe.update(steps=2)
+    return Bench(tmp_path_factory.mktemp("bench"), replace(suite, recipe=quick, infusion=suite.infusion.update(steps=2)))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +76,22 @@ class TestTerms:
 
 
 class TestRuns:
-    def begun(self, bench, learned, kind, **options):
+    def begun(self, bench, learned, method, name=""):
         lesson = bench.suite.lessons[2]
-        recipe = replace(bench.suite.recipe, mode="off", kind=lesson.kind, templates=TEMPLATES[lesson.kind])
-        earlier = list(learned.values())[:2]
-        words = concept_words(lesson.name, lesson.class_word)
-        return kind(
-            bench.suite.backbone, lesson.data(False), class_word=lesson.class_word, words=words, earlier=earlier, recipe=recipe, **options
-        )
+        config = bench.suite.recipe.update(mode="off", kind=lesson.kind, templates=TEMPLATES[lesson.kind])
+        task = Task(name=name or lesson.name, class_word=lesson.class_word, config=config)
+        return Trainer(bench.suite.backbone, lesson.data(False), task, method=method, earlier=list(learned.values())[:2])
 
     def test_one_lora_goes_on_from_the_task_before(self, bench, learned):
-        run = self.begun(bench, learned, OneLora)
+        run = self.begun(bench, learned, SequentialLora())
         before = list(learned.values())[1].factors
         assert all(torch.equal(f.up, before[n].up) and torch.equal(f.down, before[n].down) for n, f in run.learner.factors().items())
 
     def test_lwf_asks_for_nothing_until_something_has_changed(self, bench, learned):
-        run = self.begun(bench, learned, WithoutForgetting)
+        run = self.begun(bench, learned, DistilledLora())
         told = []
-        loss = run.loss
-        run.loss = lambda *a: told.append(loss(*a)) or told[-1]
+        loss = run.learner.loss
+        run.learner.loss = lambda *a: told.append(loss(*a)) or told[-1]
         with run.attached():
             run.advance()
             run.advance()
@@ -101,7 +99,7 @@ class TestRuns:
         assert float(first) == 0 and float(second) > 0
 
     def test_c_lora_starts_from_the_base_and_all_earlier_changes(self, bench, learned):
-        run, backbone = self.begun(bench, learned, SelfRegularisedLora), bench.suite.backbone
+        run, backbone = self.begun(bench, learned, SelfRegularizedLora()), bench.suite.backbone
         draw = torch.Generator().manual_seed(0)
         x, context = torch.randn(1, 4, 16, 16, generator=draw), torch.randn(1, 77, 128, generator=draw)
         with torch.no_grad():
@@ -115,13 +113,15 @@ class TestRuns:
 
     def test_ewc_measures_what_its_pictures_pull_at(self, bench, learned, tmp_path):
         for concept in list(learned.values())[:2]:
-            run = self.begun(bench, {}, Elastic, folder=tmp_path)
+            run = self.begun(bench, {}, ElasticLora(tmp_path), concept.name)
             with run.attached():
                 run.advance()
-                run.measure(concept.name)
-        run = self.begun(bench, learned, Elastic, folder=tmp_path)
-        assert len(run.term.stiffness) == 2 * len(run.learner.names) and all((f >= 0).all() for f in run.term.stiffness.values())
-        assert max(float(f.max()) for f in run.term.stiffness.values()) > 0
+                run.method.finish(run)
+        run = self.begun(bench, learned, ElasticLora(tmp_path))
+        assert len(run.learner.regularizer.stiffness) == 2 * len(run.learner.names) and all(
+            (f >= 0).all() for f in run.learner.regularizer.stiffness.values()
+        )
+        assert max(float(f.max()) for f in run.learner.regularizer.stiffness.values()) > 0
 
 
 def style_of(concept):

@@ -46,7 +46,17 @@ def random_bank(folder: Path, backbone, names) -> Bank:
         }
         words = tuple(concept_words(name, TASKS[name]))
         tokens = {"clip_l": 0.02 * torch.randn(len(words), len(backbone.cross_attention), 768, generator=generator)}
-        bank = bank.add(Concept(name, TASKS[name], words, factors, tokens, backbone.architecture, backbone.fingerprint))
+        bank = bank.add(
+            Concept(
+                name=name,
+                class_word=TASKS[name],
+                words=words,
+                factors=factors,
+                tokens=tokens,
+                architecture=backbone.architecture,
+                fingerprint=backbone.fingerprint,
+            )
+        )
     return bank
 
 

@@ -10,9 +10,9 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 from cidm_ops.bank.bank import Bank
 from cidm_ops.causal import attention_layers
 from cidm_ops.engines.diffusers import load
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.recipe import Recipe
-from cidm_ops.run.task import learn_into
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods import configure
+from cidm_ops.training.task import Task, learn_into
 
 BASES = pytest.mark.parametrize("base, kind", [("tiny_sd1", StableDiffusionPipeline), ("tiny_sdxl", StableDiffusionXLPipeline)])
 PARTS = {"unet": "", "text_encoder": "clip_l.", "text_encoder_2": "clip_g."}
@@ -55,8 +55,8 @@ def learned(base, folder):
     """A concept learned on a tiny base, with changes of every kind, and its file."""
     backbone = load(base)
     data = Dataset([torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))], ["a dog"])
-    recipe = Recipe(steps=3, lr=1e-2, lr_tokens=1e-2, lr_text=1e-2, targets="attention_ff", norm_stop=10, alpha=8)
-    bank, concept, _ = learn_into(Bank(folder), backbone, data, name="rex", class_word="dog", recipe=recipe)
+    config = configure("cidm", steps=3, lr=1e-2, lr_tokens=1e-2, lr_text=1e-2, targets="attention_ff", norm_stop=10, alpha=8)
+    bank, concept, *_ = learn_into(Bank(folder), backbone, data, Task(name="rex", class_word="dog", config=config))
     return concept, bank.file("rex")
 
 

@@ -16,14 +16,15 @@ from cidm_ops.method.regions import RegionMask
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, compose, encode, mix, residual_masks, row_plan
 from cidm_ops.painting.paint import SamplingConfig, paint, predictor, unit_noise
-from cidm_ops.painting.scene import InfusionConfig, Scene
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.infusing import InfusionRun
-from cidm_ops.run.objective import noised
-from cidm_ops.run.recipe import INFUSION, Recipe
-from cidm_ops.run.task import learn_into
+from cidm_ops.painting.scene import ResidualConfig, Scene
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Batch
+from cidm_ops.training.methods import configure
+from cidm_ops.training.objective import add_noise
+from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.trainer import Trainer
 
-RECIPE = replace(INFUSION, steps=6, batch=2, accumulate=1, seed=3)
+RECIPE = configure("infusion", steps=6, batch=2, accumulate=1, seed=3)
 
 
 @pytest.fixture(scope="module", params=["tiny_sd1", "tiny_sdxl"])
@@ -40,7 +41,9 @@ def concept(backbone, name, class_word="dog", scale=1.0, seed=0):
     g = torch.Generator().manual_seed(seed)
     widths = {f"{n}.{part}": m.to_v.out_features for n, m in backbone.cross_attention.items() for part in ("to_v", "to_k")}
     residuals = {n: scale * torch.randn(width, generator=g) for n, width in widths.items()}
-    return Concept(name, class_word, (), {}, {}, backbone.architecture, backbone.fingerprint, residuals=residuals)
+    return Concept(
+        name=name, class_word=class_word, architecture=backbone.architecture, fingerprint=backbone.fingerprint, residuals=residuals
+    )
 
 
 def dataset(masks=True):
@@ -50,8 +53,12 @@ def dataset(masks=True):
     return Dataset(pictures, [""] * 3, [area] * 3 if masks else ())
 
 
+def task_of(config):
+    return Task(name="rex", class_word="dog", config=config)
+
+
 def painted(backbone, bank, prompt, **how):
-    config = SamplingConfig(3, infusion=InfusionConfig(**how))
+    config = SamplingConfig(3, infusion=ResidualConfig(**how))
     return paint(backbone, bank, prompt, unit_noise(SD1, 1, 2, 64, 64), config)[0]
 
 
@@ -100,9 +107,9 @@ def test_positions_come_from_the_tokens(small, tmp_path):
 
 def test_low_rank_and_infusion_concepts_share_a_prompt_and_others_refuse(small, tmp_path):
     bank = Bank(tmp_path).add(concept(small, "rex"))
-    recipe = Recipe(steps=2, lr=1e-2, lr_tokens=1e-2)
+    config = configure("cidm", steps=2, lr=1e-2, lr_tokens=1e-2)
     data = Dataset(dataset(False).pictures, ["cat"] * 3)
-    bank, _, _ = learn_into(bank, small, data, name="tom", class_word="cat", recipe=recipe)
+    bank = learn_into(bank, small, data, Task(name="tom", class_word="cat", config=config)).bank
     both = painted(small, bank, "a <tom> and a <rex>")
     for other in ("a <tom> and a dog", "a cat and a <rex>"):
         assert not torch.allclose(both, painted(small, bank, other), atol=1e-3)
@@ -138,18 +145,18 @@ def test_a_region_limits_a_concept(small, tmp_path):
 
 def test_training_sees_what_painting_does(backbone, tmp_path):
     for stream in STREAMS:
-        run = InfusionRun(backbone, dataset(), class_word="dog", words=["<rex>"], recipe=replace(RECIPE, stream=stream, anchor=0.0))
+        run = Trainer(backbone, dataset(), task_of(RECIPE.update(stream=stream, anchor=0.0)))
         known = concept(backbone, "rex")
         run.learner.begin(replace(known, residuals={n: r for n, r in known.residuals.items() if n in run.learner.names}))
-        samples, generator = run.material.batch(0, 2)
-        text, marks = run.read([s.text for s in samples])
-        draw = noised(torch.stack([s.latent for s in samples]), backbone.schedule, generator)
+        samples, generator = run.batches.batch(0, 2)
+        text, _ = run.learner.read([s.text for s in samples])
+        draw = add_noise(torch.stack([s.latent for s in samples]), backbone.schedule, generator)
         guesses = []
         predict = backbone.predict
         backbone.predict = lambda *args, predict=predict, seen=guesses: seen.append(predict(*args)) or seen[-1]
         try:
-            with run.computing(draw.x), run.backbone.learning(draw.x), ExitStack() as during:
-                run.loss(draw, samples, during)[0].backward()
+            with run.computing(draw.x), run.backbone.training_mode(draw.x), ExitStack() as during:
+                run.learner.loss(Batch(draw, samples, 0), during)[0].backward()
         finally:
             del backbone.predict
         bank = Bank(tmp_path / stream).add(known)
@@ -159,7 +166,7 @@ def test_training_sees_what_painting_does(backbone, tmp_path):
             part = slice(i, i + 1)
             one = replace(text, states=text.states[part], plans=(plan,))
             with torch.no_grad():
-                predict = predictor(backbone, Scene(infusion=InfusionConfig(stream)))
+                predict = predictor(backbone, Scene(infusion=ResidualConfig(stream)))
                 want = predict(draw.x[part], draw.t[part], one.rows, pooled, 1)
             assert torch.allclose(guesses[-1][part], want, atol=2e-5)
         assert all(r.grad is not None and r.grad.abs().max() > 0 for r in run.learner.rows)
@@ -174,7 +181,7 @@ RELEASED = {"stream": "released_code", "targets": "decoder", "checkpointing": Tr
 
 @pytest.mark.parametrize("how", [{}, {"anchor": 1.0, "accumulate": 2}, RELEASED])
 def test_a_stopped_run_goes_on_bit_for_bit(small, tmp_path, how):
-    recipe, found = replace(RECIPE, **how), []
+    recipe, found = RECIPE.update(**how), []
     for folder, stop in (("whole", 0), ("stopped", 4)):
         bank = Bank(tmp_path / folder)
 
@@ -182,38 +189,38 @@ def test_a_stopped_run_goes_on_bit_for_bit(small, tmp_path, how):
             if run.step == stop:
                 raise Stopped
 
-        how = {"name": "rex", "class_word": "dog", "recipe": recipe}
+        task = task_of(recipe)
         if stop:
             with pytest.raises(Stopped):
-                learn_into(bank, small, dataset(), on_step=on_step, **how)
+                learn_into(bank, small, dataset(), task, on_step=on_step)
             assert not bank.names
-        bank, made, losses = learn_into(bank, small, dataset(), **how)
+        bank, made, losses, _ = learn_into(bank, small, dataset(), task)
         found.append((made, losses))
-        assert learn_into(bank, small, dataset(), **how)[2] == [round(loss, 5) for loss in losses], "the same task again learns nothing"
+        assert learn_into(bank, small, dataset(), task).losses == [round(loss, 5) for loss in losses], "the same task again learns nothing"
     (one, losses), (other, again) = found
     assert losses == again and all(torch.equal(r, other.residuals[n]) for n, r in one.residuals.items())
     parts = {n.rpartition(".")[2] for n in one.residuals}
-    assert parts == ({"to_v", "to_k"} if recipe.stream == "released_code" else {"to_v"})
+    assert parts == ({"to_v", "to_k"} if recipe.method.stream == "released_code" else {"to_v"})
     assert all(r.abs().max() > 0 for r in one.residuals.values())
 
 
 def test_checkpointing_and_parts_learn_the_same(small):
     learned = []
     for how in ({}, {"checkpointing": True}):
-        run = InfusionRun(small, dataset(), class_word="dog", words=["<rex>"], recipe=replace(RECIPE, anchor=1.0, **how))
+        run = Trainer(small, dataset(), task_of(RECIPE.update(anchor=1.0, **how)))
         with run.attached():
             run.advance()
-        learned.append(torch.cat(list(run.learner.learned().values())))
-        assert run.picture("a <rex>", steps=1).shape == (3, 64, 64)
+        learned.append(torch.cat(list(run.learner.concept_parts()["residuals"].values())))
+        assert run.preview("a <rex>", steps=1).shape == (3, 64, 64)
     assert torch.allclose(*learned, atol=1e-5)
 
 
 def test_settings_without_meaning_are_refused():
     for wrong in ({"prior": 1.0}, {"lr_text": 1e-4}, {"stream": "double"}, {"anchor": 1.0, "stream": "single"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            replace(INFUSION, **wrong)
+            RECIPE.update(**wrong)
     with pytest.raises(ValueError, match="anchor"):
-        Recipe(anchor=1.0)
+        configure("cidm", anchor=1.0)
 
 
 def test_the_command_line_learns_and_paints(tiny_sd1, tmp_path, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_training import RECIPE, Stopped, dataset, gradients, learn
+from test_training import RECIPE, Stopped, dataset, gradients, learn, task_of
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.causal import attention_layers
@@ -19,12 +19,12 @@ from cidm_ops.hub import watched
 from cidm_ops.method.attention import attention_loss
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.memory import Means
-from cidm_ops.run.prior import imagined
-from cidm_ops.run.training import Run
 from cidm_ops.schedule import Schedule
 from cidm_ops.tokens import encode_layerwise, positions_of
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.memory import MemoryPlan
+from cidm_ops.training.prior import imagine
+from cidm_ops.training.trainer import Trainer
 
 WORDS = ("<rex.1>", "<rex.2>")
 
@@ -35,11 +35,11 @@ def backbone(tiny_sd1):
 
 
 def new_run(backbone, data=None, **recipe):
-    return Run(backbone, data or dataset(), class_word="dog", words=WORDS, recipe=replace(RECIPE, **recipe))
+    return Trainer(backbone, data or dataset(), task_of(RECIPE.update(**recipe)))
 
 
 def test_text_encoders_learn_are_saved_in_kohyas_names_and_change_the_text(backbone, tmp_path):
-    bank, concept, _ = learn(Bank(tmp_path), backbone, recipe=replace(RECIPE, lr_text=1e-2))
+    bank, concept, _, _ = learn(Bank(tmp_path), backbone, recipe=RECIPE.update(lr_text=1e-2))
     assert concept.text_factors.keys() == attention_layers(backbone.texts).keys()
     with safe_open(bank.file("rex"), "pt") as f:
         assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight" in f.keys()  # noqa: SIM118
@@ -54,27 +54,27 @@ def test_text_encoders_learn_are_saved_in_kohyas_names_and_change_the_text(backb
 
 
 def test_text_encoder_factors_resume(backbone, tmp_path):
-    recipe = replace(RECIPE, lr_text=1e-2)
-    _, whole, losses = learn(Bank(tmp_path / "whole"), backbone, recipe=recipe)
+    recipe = RECIPE.update(lr_text=1e-2)
+    _, whole, losses, _ = learn(Bank(tmp_path / "whole"), backbone, recipe=recipe)
     with pytest.raises(Stopped):
         learn(Bank(tmp_path / "stopped"), backbone, recipe=recipe, stop=7)
-    _, stopped, again = learn(Bank(tmp_path / "stopped"), backbone, recipe=recipe)
+    _, stopped, again, _ = learn(Bank(tmp_path / "stopped"), backbone, recipe=recipe)
     assert losses == again
     assert all(torch.equal(f.up, stopped.text_factors[n].up) for n, f in whole.text_factors.items())
 
 
 def test_the_prior_comes_from_a_folder_or_from_the_base(backbone, tmp_path):
     painted = []
-    recipe = replace(RECIPE, prior=1.0, prior_pictures=2)
-    _, plain, _ = learn(Bank(tmp_path / "plain"), backbone)
-    _, own, _ = learn(Bank(tmp_path / "own"), backbone, recipe=recipe, on_picture=lambda done, count: painted.append((done, count)))
+    recipe = RECIPE.update(prior=1.0, prior_pictures=2)
+    _, plain, _, _ = learn(Bank(tmp_path / "plain"), backbone)
+    _, own, _, _ = learn(Bank(tmp_path / "own"), backbone, recipe=recipe, on_picture=lambda done, count: painted.append((done, count)))
     assert painted == [(1, 2), (2, 2)]
-    base = imagined(backbone, "dog", 2, 64, 64, recipe.seed)
-    _, given, _ = learn(Bank(tmp_path / "given"), backbone, recipe=recipe, prior=base)
+    base = imagine(backbone, "dog", 2, (64, 64), recipe.seed)
+    _, given, _, _ = learn(Bank(tmp_path / "given"), backbone, recipe=recipe, prior=base)
     name = next(iter(plain.factors))
     assert torch.equal(own.factors[name].up, given.factors[name].up) and not torch.equal(own.factors[name].up, plain.factors[name].up)
     other = Dataset([torch.zeros(3, 64, 64)], ["dog"])
-    _, another, _ = learn(Bank(tmp_path / "given"), backbone, recipe=recipe, prior=other)
+    _, another, _, _ = learn(Bank(tmp_path / "given"), backbone, recipe=recipe, prior=other)
     assert not torch.equal(another.factors[name].up, given.factors[name].up), "another prior is another task"
 
 
@@ -82,7 +82,7 @@ def test_attention_outside_the_mask_costs_and_no_mask_is_no_nan(backbone):
     text = "a <rex.1> <rex.2>"
     run = new_run(backbone)
     with torch.no_grad(), watched(backbone.cross_attention.values()) as seen:
-        encoded = encode_layerwise(backbone, [text], run.learner.tables(WORDS))
+        encoded = encode_layerwise(backbone, [text], run.learner.tables())
         backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([500]), encoded.context)
     positions = positions_of(backbone, text, WORDS)
     assert positions == [2, 3]
@@ -119,7 +119,7 @@ def test_a_flow_is_learned_and_painted_as_one(backbone, tmp_path, monkeypatch):
     sigma = straight.sigma[t].view(-1, 1, 1, 1)
     torch.testing.assert_close(x - sigma * straight.target(clean, noise, t), clean)
     monkeypatch.setattr(backbone, "schedule", straight)
-    bank, _, losses = learn(Bank(tmp_path), backbone, recipe=replace(RECIPE, min_snr=5.0))
+    bank, _, losses, _ = learn(Bank(tmp_path), backbone, recipe=RECIPE.update(min_snr=5.0))
     assert all(0 < loss < 100 for loss in losses)
     exact = torch.randn(1, 4, 8, 8)
     monkeypatch.setattr(backbone, "predict", lambda x, t, *text: (x - exact) / straight.sigma[t[0]])
@@ -139,7 +139,7 @@ def test_half_precision_learns_what_full_precision_does(tiny_sd1, backbone):
 
 def half_run(tiny_sd1):
     run = new_run(load(tiny_sd1, dtype=torch.float16), precision="as_model")
-    assert run.means.scale == 4096.0
+    assert run.plan.scale == 4096.0
     return gradients(run)
 
 
@@ -152,9 +152,9 @@ def test_weights_come_back_after_a_step_in_bf16(backbone):
 def test_thriftier_ways_take_the_same_step(backbone):
     runs = [new_run(backbone, batch=3, precision="as_model") for _ in range(3)]
     for run in runs[1:]:
-        run.means = run.means.less()
-    runs[2].means = runs[2].means.less()
-    assert str(runs[2].means) == "checkpointing on, 1 at once, precision as_model"
+        run.plan = run.plan.reduce()
+    runs[2].plan = runs[2].plan.reduce()
+    assert str(runs[2].plan) == "checkpointing on, 1 at once, precision as_model"
     plain, *others = map(gradients, runs)
     for other in others:
         for a, b in zip(plain, other, strict=True):
@@ -164,9 +164,10 @@ def test_thriftier_ways_take_the_same_step(backbone):
 SHORT_OF_MEMORY = """
 import json, resource, sys, torch
 from cidm_ops.engines.diffusers import load
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.recipe import Recipe
-from cidm_ops.run.training import Run
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods import configure
+from cidm_ops.training.task import Task
+from cidm_ops.training.trainer import Run
 
 base, memory, room = sys.argv[1], sys.argv[2], int(sys.argv[3]) * 2**20
 torch.set_num_threads(1)
@@ -174,16 +175,16 @@ torch.backends.mkldnn.enabled = False  # its code generator may fail for good on
 backbone = load(base)
 side = 640
 data = Dataset([torch.rand(3, side, side)] * 4, ["a dog"] * 4)
-recipe = Recipe(steps=2, batch=4, memory=memory, precision="as_model", norm_stop=0.0)
-run = Run(backbone, data, class_word="dog", words=("<rex.1>", "<rex.2>"), recipe=recipe)
+config = configure("cidm", steps=2, batch=4, memory=memory, precision="as_model", norm_stop=0.0)
+run = Trainer(backbone, data, Task(name="rex", class_word="dog", config=config))
 latent = torch.randn(4, side // 8, side // 8)
-run.material.latents = {(i, False): latent for i in range(4)}
+run.batches.latents = {(i, False): latent for i in range(4)}
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
 try:
     with run.attached():
         run.advance()
-    print(json.dumps({"means": str(run.means), "warnings": data.warnings}))
+    print(json.dumps({"means": str(run.plan), "warnings": run.warnings}))
 except MemoryError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -212,8 +213,8 @@ def test_when_memory_runs_out_the_step_is_done_in_another_way(tiny_sd1):
 
 
 def test_means_run_down_to_none():
-    means, steps = Means(False, False, 4), []
-    while means := means.less():
+    means, steps = MemoryPlan(False, False, 4), []
+    while means := means.reduce():
         steps.append(str(means))
     assert steps == [
         "checkpointing on, 4 at once, precision as_model",
@@ -223,9 +224,9 @@ def test_means_run_down_to_none():
 
 
 def test_a_concept_is_learned_further(backbone, tmp_path):
-    bank, first, _ = learn(Bank(tmp_path), backbone)
-    more = replace(RECIPE, steps=5, seed=8)
-    bank, second, losses = learn(bank, backbone, recipe=more, existing="continue")
+    bank, first, _, _ = learn(Bank(tmp_path), backbone)
+    more = RECIPE.update(steps=5, seed=8)
+    bank, second, losses, _ = learn(bank, backbone, recipe=more, existing="continue")
     assert len(losses) == 5 and second.task == first.task
     name = next(iter(first.factors))
     moved, whole = ((second.factors[name].up - first.factors[name].up).norm(), first.factors[name].up.norm())
@@ -235,16 +236,16 @@ def test_a_concept_is_learned_further(backbone, tmp_path):
     assert learn_again[2] == pytest.approx(losses, abs=1e-5), "the same task again learns nothing"
     assert torch.equal(learn_again[1].factors[name].up, second.factors[name].up)
     with pytest.raises(ValueError, match="continue with the settings it was learned with"):
-        learn(bank, backbone, recipe=replace(more, rank=2), existing="continue")
+        learn(bank, backbone, recipe=more.update(rank=2), existing="continue")
     with pytest.raises(ValueError, match="token groups"):
-        learn(bank, backbone, recipe=replace(more, groups="one"), existing="continue")
+        learn(bank, backbone, recipe=more.update(groups="one"), existing="continue")
 
 
 def test_a_stopped_continuation_goes_on(backbone, tmp_path):
-    more = replace(RECIPE, steps=8, seed=8)
+    more = RECIPE.update(steps=8, seed=8)
     results = []
     for folder, stop in (("whole", 0), ("stopped", 4)):
-        bank, _, _ = learn(Bank(tmp_path / folder), backbone)
+        bank, _, _, _ = learn(Bank(tmp_path / folder), backbone)
         if stop:
             with pytest.raises(Stopped):
                 learn(bank, backbone, recipe=more, existing="continue", stop=stop)
@@ -254,7 +255,7 @@ def test_a_stopped_continuation_goes_on(backbone, tmp_path):
 
 
 def test_a_full_disk_loses_nothing(backbone, tmp_path, full_disk):
-    bank, _, _ = learn(Bank(full_disk / "bank"), backbone, name="first")
+    bank, _, _, _ = learn(Bank(full_disk / "bank"), backbone, name="first")
     before = bank.file("first").read_bytes()
     with pytest.raises(Stopped):
         learn(bank, backbone, stop=5)
@@ -272,7 +273,7 @@ def test_a_full_disk_loses_nothing(backbone, tmp_path, full_disk):
     assert Bank(bank.folder).names == ["first"] and bank.file("first").read_bytes() == before and state.read_bytes() == kept
     assert not [f for f in bank.folder.rglob("*") if "partial" in f.name]
     filler.unlink()
-    bank, _, losses = learn(bank, backbone)
+    bank, _, losses, _ = learn(bank, backbone)
     assert bank.names == ["first", "rex"] and len(losses) == RECIPE.steps
 
 

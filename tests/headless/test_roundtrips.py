@@ -167,7 +167,7 @@ def with_every_layer(backbone):
         factors[name] = LowRank(torch.randn(out, 3), torch.randn(3, inner), tuple(rest[1:]))
     texts = {name: f for name, f in factors.items() if name.startswith("clip_")}
     unet = {name: f for name, f in factors.items() if name not in texts}
-    return Concept("rex", "dog", (), unet, {}, backbone.architecture, "", text_factors=texts)
+    return Concept(name="rex", class_word="dog", factors=unet, architecture=backbone.architecture, text_factors=texts)
 
 
 @BASES

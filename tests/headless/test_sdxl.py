@@ -1,21 +1,19 @@
 """SDXL: two text encoders, a pooled text, and words that the layers of a block share."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import load_concept
+from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.engines.diffusers import load
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.learner import row_of_layer
-from cidm_ops.run.recipe import Recipe
-from cidm_ops.run.task import learn_into
 from cidm_ops.tokens import Table, encode_layerwise
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods import configure
+from cidm_ops.training.methods.cidm import row_of_layer
+from cidm_ops.training.task import Task, learn_into
 
-RECIPE = Recipe(steps=4, lr=1e-2, lr_tokens=1e-2, norm_stop=10)
+RECIPE = configure("cidm", steps=4, lr=1e-2, lr_tokens=1e-2, norm_stop=10)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def backbone(tiny_sdxl):
 
 def learn(folder, backbone, name="rex", recipe=RECIPE):
     data = Dataset([torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(2)], ["a dog"] * 2)
-    return learn_into(Bank(folder), backbone, data, name=name, class_word="dog", recipe=recipe)
+    return learn_into(Bank(folder), backbone, data, Task(name=name, class_word="dog", config=recipe))
 
 
 def test_the_second_tokenizer_pads_with_zero(backbone):
@@ -52,7 +50,7 @@ def test_the_groups_of_a_word(backbone):
 
 @pytest.mark.parametrize(("groups", "rows"), [("block", 4), ("layer", 8), ("one", 1)])
 def test_a_concept_is_learned_for_both_encoders(backbone, tmp_path, groups, rows):
-    bank, concept, _ = learn(tmp_path, backbone, recipe=replace(RECIPE, groups=groups))
+    bank, concept, _, _ = learn(tmp_path, backbone, recipe=RECIPE.update(groups=groups))
     assert {e: tuple(t.shape) for e, t in concept.tokens.items()} == {"clip_l": (2, rows, 32), "clip_g": (2, rows, 48)}
     assert load_concept(bank.file("rex")).tables()["<rex.1>"].layers == row_of_layer(
         backbone.family, list(backbone.cross_attention), groups
@@ -78,10 +76,8 @@ def test_layers_of_a_block_share_an_encoding_and_concepts_of_other_groups_mix(ba
 
 def test_concepts_become_pictures(backbone, tmp_path):
     learn(tmp_path, backbone)
-    bank, _, _ = learn(tmp_path, backbone, "ted", replace(RECIPE, groups="layer"))
-    pictures = [
-        paint(backbone, bank, prompt, unit_noise(backbone.family, 0, 2, 64, 64), SamplingConfig(2))[0]
-        for prompt in ("a dog", "a <rex>", "a <rex> and <ted>")
-    ]
+    bank, _, _, _ = learn(tmp_path, backbone, "ted", RECIPE.update(groups="layer"))
+    noise = unit_noise(backbone.family, 0, 2, 64, 64)
+    pictures = [paint(backbone, bank, prompt, noise, SamplingConfig(2))[0] for prompt in ("a dog", "a <rex>", "a <rex> and <ted>")]
     assert all(p.shape == (2, 3, 64, 64) and p.isfinite().all() for p in pictures)
     assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

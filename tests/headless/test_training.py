@@ -1,7 +1,6 @@
 """A run can stop anywhere and goes on exactly; every mode learns; bad numbers end it with nothing lost."""
 
 import multiprocessing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,14 @@ from cidm_ops.method.consolidation import MODES, earlier_bases, overlap
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.compose import mix
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
-from cidm_ops.run import task
-from cidm_ops.run.checkpoint import checkpoint_file
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.recipe import Recipe
-from cidm_ops.run.task import learn_into
-from cidm_ops.run.training import Run
+from cidm_ops.training import task
+from cidm_ops.training.checkpoint import checkpoint_file
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods import configure
+from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.trainer import Trainer
 
-RECIPE = Recipe(steps=12, lr=1e-2, lr_tokens=1e-2, norm_stop=0.15, seed=3)
+RECIPE = configure("cidm", steps=12, lr=1e-2, lr_tokens=1e-2, norm_stop=0.15, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +33,21 @@ def dataset(shapes=((64, 64), (64, 64), (64, 64)), **how):
     return Dataset(pictures, [f"a dog, number {i}" for i in range(len(shapes))], **how)
 
 
+def task_of(config=RECIPE, name="rex", **options):
+    return Task(name=name, class_word="dog", config=config, **options)
+
+
 class Stopped(Exception):
     pass
 
 
-def learn(bank, backbone, data=None, *, name="rex", recipe=RECIPE, stop=0, **options):
+def learn(bank, backbone, data=None, *, name="rex", recipe=RECIPE, stop=0, on_picture=lambda done, count: None, **options):
     def on_step(run):
         if run.step == stop:
             raise Stopped
 
-    return learn_into(bank, backbone, data or dataset(), name=name, class_word="dog", recipe=recipe, on_step=on_step, **options)
+    task = task_of(recipe, name, **options)
+    return learn_into(bank, backbone, data or dataset(), task, on_step=on_step, on_picture=on_picture)
 
 
 def same(a: Path, b: Path) -> bool:
@@ -56,19 +60,18 @@ def same(a: Path, b: Path) -> bool:
 @pytest.mark.parametrize("mode", ["corrected", "paper_literal"])
 @pytest.mark.parametrize("stop", [2, 9], ids=["words-still-learning", "words-learned"])
 def test_a_stopped_run_goes_on_bit_for_bit(backbone, tmp_path, mode, stop):
-    recipe = replace(RECIPE, mode=mode, accumulate=2, shuffle=True, dropout=0.2, shared=0.1)
+    recipe = RECIPE.update(mode=mode, accumulate=2, shuffle=True, dropout=0.2, shared=0.1)
     data = dataset(size=32, fit="random", flip=True)
     banks = []
     for folder, at in (("whole", 0), ("stopped", stop)):
-        bank, _, _ = learn(Bank(tmp_path / folder), backbone, name="first")
+        bank, _, _, _ = learn(Bank(tmp_path / folder), backbone, name="first")
         if at:
             with pytest.raises(Stopped):
                 learn(bank, backbone, data, recipe=recipe, stop=at)
             assert bank.names == ["first"] and checkpoint_file(bank, "rex").exists()
         steps = []
-        bank, concept, losses = learn_into(
-            bank, backbone, data, name="rex", class_word="dog", recipe=recipe, on_step=lambda run, seen=steps: seen.append(run.step)
-        )
+        task = task_of(recipe)
+        bank, concept, losses, _ = learn_into(bank, backbone, data, task, on_step=lambda run, seen=steps: seen.append(run.step))
         assert steps == list(range(at + 1, recipe.steps + 1)) and not checkpoint_file(bank, "rex").exists()
         banks.append((bank.file("rex"), losses))
     assert banks[0][1] == banks[1][1]
@@ -76,7 +79,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(backbone, tmp_path, mode, stop):
 
 
 def test_the_words_stop_in_the_middle_of_the_run(backbone):
-    run = Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=RECIPE)
+    run = Trainer(backbone, dataset(), task_of(RECIPE))
     with run.attached():
         learning = [bool(run.advance()) and run.learner.words_learn for _ in range(12)]
     assert learning[2] and not learning[8]
@@ -86,9 +89,8 @@ def test_another_task_does_not_take_the_state(backbone, tmp_path):
     bank = Bank(tmp_path)
     with pytest.raises(Stopped):
         learn(bank, backbone, stop=5)
-    data = dataset()
-    learn(bank, backbone, data, recipe=replace(RECIPE, seed=4))
-    assert any("starts anew" in warning for warning in data.warnings)
+    learned = learn(bank, backbone, recipe=RECIPE.update(seed=4))
+    assert any("starts anew" in warning for warning in learned.warnings)
 
 
 def test_a_damaged_state_is_not_taken(backbone, tmp_path):
@@ -97,17 +99,15 @@ def test_a_damaged_state_is_not_taken(backbone, tmp_path):
         learn(bank, backbone, stop=5)
     file = checkpoint_file(bank, "rex")
     file.write_bytes(file.read_bytes()[:500])
-    data = dataset()
-    learn(bank, backbone, data)
-    assert any("cannot be read" in warning for warning in data.warnings)
+    assert any("cannot be read" in warning for warning in learn(bank, backbone).warnings)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_learns_a_second_concept(backbone, tmp_path, mode):
-    recipe = replace(RECIPE, mode=mode)
-    bank, first, _ = learn(Bank(tmp_path), backbone, name="first", recipe=recipe)
+    recipe = RECIPE.update(mode=mode)
+    bank, first, _, _ = learn(Bank(tmp_path), backbone, name="first", recipe=recipe)
     before = bank.file("first").read_bytes()
-    bank, second, losses = learn(bank, backbone, recipe=recipe)
+    bank, second, losses, _ = learn(bank, backbone, recipe=recipe)
     assert bank.file("first").read_bytes() == before and second.task == 2
     assert all(torch.isfinite(f.up).all() and f.up.abs().max() > 0 for f in second.factors.values())
     if mode == "orthogonal":
@@ -118,23 +118,23 @@ def test_every_mode_learns_a_second_concept(backbone, tmp_path, mode):
 def test_alpha_scales_while_learning_and_the_file_holds_the_full_scale(backbone):
     runs = []
     for alpha in (0.0, 2.0):
-        recipe = replace(RECIPE, alpha=alpha)
-        runs.append(Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=recipe))
+        recipe = RECIPE.update(alpha=alpha)
+        runs.append(Trainer(backbone, dataset(), task_of(recipe)))
         with runs[-1].attached():
             for _ in range(3):
                 runs[-1].advance()
     run = runs[1]
     x = torch.randn(5, run.learner.downs[0].shape[1])
     name = run.learner.names[0]
-    torch.testing.assert_close(run.learner.deltas()[name](x), run.concept("rex").factors[name](x))
+    torch.testing.assert_close(run.learner.deltas()[name](x), run.concept().factors[name](x))
     assert not torch.equal(runs[0].learner.ups[0], run.learner.ups[0])
 
 
 def test_accumulated_batches_are_averaged(backbone):
-    run = Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, batch=1, accumulate=2))
+    run = Trainer(backbone, dataset(), task_of(RECIPE.update(batch=1, accumulate=2)))
     both = gradients(run)
-    single = replace(RECIPE, batch=1)
-    parts = [gradients(Run(backbone, dataset(), class_word="dog", words=run.words, recipe=single), number) for number in (0, 1)]
+    single = RECIPE.update(batch=1)
+    parts = [gradients(Trainer(backbone, dataset(), task_of(single)), number) for number in (0, 1)]
     for mean, first, second in zip(both, *parts, strict=True):
         torch.testing.assert_close(mean, (first + second) / 2)
 
@@ -143,18 +143,15 @@ def gradients(run, number=None):
     """The gradients of a step, or of one batch of it."""
     with run.attached():
         if number is None:
-            run.optimiser.step = lambda: None
+            run.optimizer.step = lambda: None
             run.advance()
         else:
-            run.accumulate(*run.material.batch(number, run.recipe.batch))
+            run.accumulate(*run.batches.batch(number, run.config.batch))
     return [p.grad.clone() for p in (*run.learner.ups, *run.learner.tokens.values())]
 
 
 def test_checkpointing_changes_no_gradient(backbone):
-    runs = [
-        Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, checkpointing=on))
-        for on in (False, True)
-    ]
+    runs = [Trainer(backbone, dataset(), task_of(RECIPE.update(checkpointing=on))) for on in (False, True)]
     for plain, again in zip(*map(gradients, runs), strict=True):
         torch.testing.assert_close(plain, again)
     assert not any("forward" in vars(m) for m in backbone.unet.modules())
@@ -163,34 +160,34 @@ def test_checkpointing_changes_no_gradient(backbone):
 def test_a_picture_in_mid_run_changes_nothing(backbone):
     losses = []
     for painting in (False, True):
-        run = Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=RECIPE)
+        run = Trainer(backbone, dataset(), task_of(RECIPE))
         with run.attached():
             for _ in range(4):
                 run.advance()
                 if painting:
-                    assert run.picture("a <rex>", steps=2).shape == (3, 64, 64)
+                    assert run.preview("a <rex>", steps=2).shape == (3, 64, 64)
         losses.append(run.losses)
     assert losses[0] == losses[1]
 
 
 def test_pictures_of_different_shapes_share_a_batch(backbone):
     data = dataset(((64, 64), (64, 128), (96, 64)), size=64, fit="buckets")
-    run = Run(backbone, data, class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, batch=3))
+    run = Trainer(backbone, data, task_of(RECIPE.update(batch=3)))
     with run.attached():
         assert run.advance() > 0
-    assert {tuple(latent.shape[1:]) for latent in run.material.latents.values()} == {(8, 8), (5, 12), (10, 6)}
+    assert {tuple(latent.shape[1:]) for latent in run.batches.latents.values()} == {(8, 8), (5, 12), (10, 6)}
 
 
 def test_a_mask_that_covers_nothing_learns_nothing_and_is_no_nan(backbone):
     data = dataset(((64, 64),), masks=[torch.zeros(1, 64, 64)])
-    run = Run(backbone, data, class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=RECIPE)
+    run = Trainer(backbone, data, task_of(RECIPE))
     with run.attached():
         assert run.advance() == 0
     assert all((up == 0).all() for up in run.learner.ups)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_state(backbone, tmp_path, monkeypatch):
-    bank, _, _ = learn(Bank(tmp_path), backbone, name="first")
+    bank, _, _, _ = learn(Bank(tmp_path), backbone, name="first")
     before = bank.file("first").read_bytes()
     predict = type(backbone).predict
     calls = []
@@ -201,10 +198,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_state(backbone, tmp
 
     monkeypatch.setattr(type(backbone), "predict", break_later)
     with pytest.raises(FloatingPointError, match="nan at step 61: lower the learning rates"):
-        learn(bank, backbone, recipe=replace(RECIPE, steps=100))
+        learn(bank, backbone, recipe=RECIPE.update(steps=100))
     monkeypatch.undo()
     assert Bank(tmp_path).names == ["first"] and bank.file("first").read_bytes() == before
-    _, _, losses = learn(bank, backbone, recipe=replace(RECIPE, steps=100))  # goes on from step 50
+    _, _, losses, _ = learn(bank, backbone, recipe=RECIPE.update(steps=100))  # goes on from step 50
     assert len(losses) == 100
 
 
@@ -214,14 +211,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_state(backbone, tmp
 )
 def test_settings_that_cannot_work_are_refused(change, error):
     with pytest.raises(ValueError, match=error):
-        replace(RECIPE, **change)
+        RECIPE.update(**change)
 
 
 @pytest.mark.parametrize(
     ("targets", "per_block"), [("cross_attention", 4), ("attention", 8), ("attention_ff", 10), (r"attn2\.to_[kv]$", 2)]
 )
 def test_other_layers_learn_and_paint(backbone, tmp_path, targets, per_block):
-    bank, concept, _ = learn(Bank(tmp_path), backbone, recipe=replace(RECIPE, steps=2, targets=targets))
+    bank, concept, _, _ = learn(Bank(tmp_path), backbone, recipe=RECIPE.update(steps=2, targets=targets))
     assert len(concept.factors) == per_block * len(backbone.blocks)
     assert mix(backbone, bank, "a <rex>").factors(backbone).keys() == concept.factors.keys()
     assert paint(backbone, bank, "a <rex>", unit_noise(SD1, 0, 1, 64, 64), SamplingConfig(1))[0].isfinite().all()
@@ -230,29 +227,29 @@ def test_other_layers_learn_and_paint(backbone, tmp_path, targets, per_block):
 def test_targets_that_no_layer_has_are_refused(backbone):
     for targets, error in (("attn3", "no layer has that"), ("(", "regular expression")):
         with pytest.raises(ValueError, match=error):
-            Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, targets=targets))
+            Trainer(backbone, dataset(), task_of(RECIPE.update(targets=targets)))
 
 
 def test_settings_are_given_by_name():
-    assert RECIPE.having(["min_snr=5", "checkpointing=true", "mode=off"]) == replace(RECIPE, min_snr=5.0, checkpointing=True, mode="off")
+    assert RECIPE.parse(["min_snr=5", "checkpointing=true", "mode=off"]) == RECIPE.update(min_snr=5.0, checkpointing=True, mode="off")
     for setting, error in (
         ("speed=1", "expected name=value with one of steps, batch"),
         ("rank=four", "such as 4"),
         ("wording=1", "name=value"),
     ):
         with pytest.raises(ValueError, match=error):
-            RECIPE.having([setting])
+            RECIPE.parse([setting])
 
 
 def test_a_rank_above_a_layers_width_is_refused(backbone):
     with pytest.raises(ValueError, match=r"rank 64: .*attn2.* is 32 wide"):
-        Run(backbone, dataset(), class_word="dog", words=["<rex.1>", "<rex.2>"], recipe=replace(RECIPE, rank=64))
+        Trainer(backbone, dataset(), task_of(RECIPE.update(rank=64)))
 
 
 def test_a_name_that_exists_can_be_refused(backbone, tmp_path):
-    bank, _, _ = learn(Bank(tmp_path), backbone)
+    bank, _, _, _ = learn(Bank(tmp_path), backbone)
     with pytest.raises(ValueError, match="has a concept 'rex' already"):
-        learn(bank, backbone, recipe=replace(RECIPE, seed=9), existing="refuse")
+        learn(bank, backbone, recipe=RECIPE.update(seed=9), existing="refuse")
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_learning(backbone, tmp_path):
@@ -268,7 +265,7 @@ def learn_five(base, folder):
     bank = Bank(folder)
     for n in range(1, 6):
         data = dataset(((32, 32),) * 3)
-        bank, _, _ = learn_into(bank, load(base), data, name=f"dog{n}", class_word="dog", recipe=Recipe(steps=8, lr=1e-2))
+        bank = learn_into(bank, load(base), data, task_of(configure("cidm", steps=8, lr=1e-2), f"dog{n}")).bank
 
 
 def test_twenty_kills_at_any_instant_lose_nothing(tiny_sd1, tmp_path):
@@ -306,8 +303,8 @@ def test_twenty_kills_at_any_instant_lose_nothing(tiny_sd1, tmp_path):
 
 
 def test_the_same_task_of_another_kind_learns_nothing_and_acts_as_said(backbone, tmp_path):
-    bank, thing, _ = learn(Bank(tmp_path), backbone)
-    bank, style, _ = learn(bank, backbone, recipe=replace(RECIPE, kind="style"), stop=1)
+    bank, thing, _, _ = learn(Bank(tmp_path), backbone)
+    bank, style, _, _ = learn(bank, backbone, recipe=RECIPE.update(kind="style"), stop=1)
     assert (thing.kind, style.kind, bank.get("rex").kind) == ("thing", "style", "style")
     assert style.training["task"] == thing.training["task"] and style.task == thing.task
     assert all(torch.equal(f.up, bank.get("rex").factors[n].up) for n, f in thing.factors.items())

@@ -42,9 +42,9 @@ from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
 from pack.cidm_ops.models.sd import DOODLE, SD1, SDXL  # noqa: E402
 from pack.cidm_ops.painting.compose import mix  # noqa: E402
-from pack.cidm_ops.run.dataset import Dataset  # noqa: E402
-from pack.cidm_ops.run.recipe import Recipe  # noqa: E402
-from pack.cidm_ops.run.task import learn_into  # noqa: E402
+from pack.cidm_ops.training.dataset import Dataset  # noqa: E402
+from pack.cidm_ops.training.methods import configure  # noqa: E402
+from pack.cidm_ops.training.task import Task, learn_into  # noqa: E402
 from pack.nodes import host, native, patches  # noqa: E402
 
 ROUNDING = 2**8 * 2**-24
@@ -82,6 +82,12 @@ def doubled(model):
 def data_of(name, count=3):
     drawn = examples(CONCEPTS[name], count)
     return Dataset([torch.from_numpy(e.picture).permute(2, 0, 1).float() / 255 for e in drawn], [e.caption for e in drawn])
+
+
+def learn(bank, backbone, name="dog", *, on_step=lambda trainer: None, **settings):
+    """Learns one of Doodle's concepts with some settings of the default method."""
+    task = Task(name=name, class_word=name, config=configure("cidm", **settings))
+    return learn_into(bank, backbone, data_of(name), task, on_step=on_step)
 
 
 def random_factors(backbone, seed=0):
@@ -202,26 +208,10 @@ def the_base_is_the_same_after_learning():
         backbone = host.ComfyBackbone(model, clip, vae)
         bank, steps = Bank(folder), []
         for name in ("dog", "cat"):
-            bank, concept, losses = learn_into(
-                bank,
-                backbone,
-                data_of(name),
-                name=name,
-                class_word=name,
-                recipe=Recipe(steps=4, lr=1e-3),
-                on_step=lambda *a: steps.append(a),
-            )
+            bank, concept, losses, _ = learn(bank, backbone, name, steps=4, lr=1e-3, on_step=steps.append)
         assert len(steps) == 8 and len(losses) == 4 and bank.names == ["dog", "cat"]
         assert all(f.up.abs().max() > 0 for f in concept.factors.values()), "a factor did not learn"
-        again = learn_into(
-            bank,
-            backbone,
-            data_of("cat"),
-            name="cat",
-            class_word="cat",
-            recipe=Recipe(steps=4, lr=1e-3),
-            on_step=lambda *a: steps.append(a),
-        )
+        again = learn(bank, backbone, "cat", steps=4, lr=1e-3, on_step=steps.append)
         assert len(steps) == 8 and len(again[2]) == 4, "the same task was learned twice"
     after = {n: m.state_dict() for n, m in modules.items()}
     assert all(torch.equal(before[n][k], after[n][k]) for n in before for k in before[n])
@@ -234,17 +224,17 @@ def the_stopped_run_goes_on_bit_for_bit():
     for stop in (0, 3):
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
             backbone = host.ComfyBackbone(*doodle())
-            task = dict(name="dog", class_word="dog", recipe=Recipe(steps=6, lr=1e-2, norm_stop=2, checkpointing=True))
+            task = dict(steps=6, lr=1e-2, norm_stop=2, checkpointing=True)
 
             def cancel(run, at=stop):
                 if run.step == at:
                     raise KeyboardInterrupt
 
             try:
-                learn_into(Bank(folder), backbone, data_of("dog"), **task, on_step=cancel)
+                learn(Bank(folder), backbone, **task, on_step=cancel)
             except KeyboardInterrupt:
                 assert not Bank(folder).names
-            _, concept, _ = learn_into(Bank(folder), backbone, data_of("dog"), **task)
+            concept = learn(Bank(folder), backbone, **task).concept
             losses.append(concept.training["losses"])
             factors.append(concept.factors)
     assert losses[0] == losses[1]
@@ -257,7 +247,7 @@ def the_half_precision_base_learns_too():
     model.model.diffusion_model.dtype = torch.float16
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
         backbone = host.ComfyBackbone(model, clip, vae)
-        _, concept, losses = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2))
+        concept = learn(Bank(folder), backbone, steps=2).concept
     assert all(f.up.dtype == torch.float32 and f.up.isfinite().all() for f in concept.factors.values())
     assert concept.fingerprint == host.ComfyBackbone(*doodle()).fingerprint
 
@@ -276,8 +266,7 @@ def the_fp8_base_learns_too_and_stays_as_it_is():
         backbone = host.ComfyBackbone(quantised, clip, vae)
         assert backbone.dtype == torch.float32
         for precision in ("as_model", "bf16"):
-            recipe = Recipe(steps=2, precision=precision)
-            _, concept, losses = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+            concept = learn(Bank(folder), backbone, steps=2, precision=precision).concept
             assert all(f.up.isfinite().all() and f.up.abs().max() > 0 for f in concept.factors.values())
     assert all(v.dtype == before[k].dtype and torch.equal(v.float(), before[k].float()) for k, v in base.state_dict().items())
 
@@ -304,8 +293,7 @@ def the_sampling_that_a_node_has_set_is_the_one_that_is_learned():
             patched.unpatch_model()
         near(clean, denoised)
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
-            recipe = Recipe(steps=2, min_snr=5.0)
-            _, _, losses = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+            losses = learn(Bank(folder), backbone, steps=2, min_snr=5.0).losses
             assert all(0 < loss < 100 for loss in losses)
 
 
@@ -314,8 +302,7 @@ def the_text_encoder_learns_too():
     with tempfile.TemporaryDirectory() as folder:
         with torch.inference_mode(False):
             backbone = host.ComfyBackbone(model, clip, vae)
-            recipe = Recipe(steps=2, lr_text=1e-2)
-            bank, concept, _ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+            bank, concept, *_ = learn(Bank(folder), backbone, steps=2, lr_text=1e-2)
         assert len(concept.text_factors) == 8 and all(f.up.abs().max() > 0 for f in concept.text_factors.values())
         mixture = mix(backbone, bank, "a <dog> on the beach")
         changed, same = (patches.conditioning(clip, [m])[0][0].plans[0].layers for m in (mixture, replace(mixture, strengths={})))
@@ -329,7 +316,7 @@ def the_room_for_a_step_can_grow():
     backbone = host.ComfyBackbone(*doodle())
     x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
     before = backbone.predict(x, torch.tensor([500]), context)
-    backbone.make_room()
+    backbone.free_memory()
     equal(backbone.predict(x, torch.tensor([500]), context), before)
 
 

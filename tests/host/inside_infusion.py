@@ -17,10 +17,10 @@ from pack.cidm_ops.concept_text import ConceptText, RowPlan
 from pack.cidm_ops.method.infusion import STREAMS
 from pack.cidm_ops.method.regions import RegionMask
 from pack.cidm_ops.painting.compose import AggregationConfig, compose, mix, residual_masks
-from pack.cidm_ops.painting.scene import InfusionConfig
+from pack.cidm_ops.painting.scene import ResidualConfig
 from pack.cidm_ops.painting.scene import Scene as Scene_
-from pack.cidm_ops.run.recipe import INFUSION, Recipe
-from pack.cidm_ops.run.task import learn_into
+from pack.cidm_ops.training.methods import configure
+from pack.cidm_ops.training.task import Task, learn_into
 from pack.nodes import patches, scenes
 from safetensors.torch import save_file
 
@@ -29,7 +29,9 @@ def concept(backbone, name, class_word="dog", scale=0.5, seed=0):
     g = torch.Generator().manual_seed(seed)
     widths = {f"{n}.{part}": m.to_v.out_features for n, m in backbone.cross_attention.items() for part in ("to_v", "to_k")}
     residuals = {n: scale * torch.randn(width, generator=g) for n, width in widths.items()}
-    return Concept(name, class_word, (), {}, {}, backbone.architecture, backbone.fingerprint, residuals=residuals)
+    return Concept(
+        name=name, class_word=class_word, architecture=backbone.architecture, fingerprint=backbone.fingerprint, residuals=residuals
+    )
 
 
 class Scene:
@@ -45,7 +47,7 @@ class Scene:
 
     def applied(self, prompt, model=None, strength=1.0, regions=(), **how):
         """What Apply Infusion hands on."""
-        infusion, aggregation = InfusionConfig(**how), AggregationConfig(strength=strength)
+        infusion, aggregation = ResidualConfig(**how), AggregationConfig(strength=strength)
         masks = residual_masks(self.bank, regions)
         mixed = compose(self.backbone, self.bank, prompt, aggregation, layers=infusion.layers, masks=masks)
         backbone = host.ComfyBackbone(model or self.model, self.clip)
@@ -191,9 +193,9 @@ def the_infusion_keeps_to_its_region_and_its_word():
 def the_infusion_and_low_rank_concepts_share_a_prompt():
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(folder, learns=True)
-        recipe = Recipe(steps=2, batch=2, lr=1e-2, lr_tokens=1e-2)
+        config = configure("cidm", steps=2, batch=2, lr=1e-2, lr_tokens=1e-2)
         with torch.inference_mode(False):
-            scene.bank, _, _ = learn_into(scene.bank, scene.backbone, data_of("cat"), name="tom", class_word="cat", recipe=recipe)
+            scene.bank = learn_into(scene.bank, scene.backbone, data_of("cat"), Task(name="tom", class_word="cat", config=config)).bank
         both = scene.paint("a <tom> and a <rex>")
         for other in ("a <tom> and a dog", "a cat and a <rex>"):
             assert float((both - scene.paint(other)).abs().max()) > 1e-2
@@ -211,11 +213,12 @@ def the_infusion_learns_and_both_engines_paint_it():
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(folder, learns=True)
         bank = Bank(RESULTS.parent / "infused")
-        recipe = Recipe(**{**vars(INFUSION), "steps": 6, "batch": 2, "accumulate": 1, "anchor": 1.0, "seed": 1})
+        config = configure("infusion", steps=6, batch=2, accumulate=1, anchor=1.0, seed=1)
+        task = Task(name="dog", class_word="dog", config=config)
         before = [p.clone() for p in scene.backbone.unet.parameters()]
         with torch.inference_mode(False):
-            bank, made, losses = learn_into(bank, scene.backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
-            again = learn_into(bank, scene.backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+            bank, made, losses, _ = learn_into(bank, scene.backbone, data_of("dog"), task)
+            again = learn_into(bank, scene.backbone, data_of("dog"), task)
         assert len(losses) == 6 and all(r.abs().max() > 0 for r in made.residuals.values())
         assert all(torch.equal(r, again[1].residuals[n]) for n, r in made.residuals.items())
         assert all(torch.equal(a, b) for a, b in zip(before, scene.backbone.unet.parameters(), strict=True))

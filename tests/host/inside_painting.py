@@ -25,8 +25,8 @@ from pack.cidm_ops.method.aggregation import MODES
 from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.painting.compose import AggregationConfig, mix
 from pack.cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, token_masks
-from pack.cidm_ops.run.recipe import Recipe
-from pack.cidm_ops.run.task import learn_into
+from pack.cidm_ops.training.methods import configure
+from pack.cidm_ops.training.task import Task, learn_into
 from pack.nodes import native, patches
 from safetensors.torch import save_file
 
@@ -103,7 +103,8 @@ def the_prompt_reaches_the_picture():
     with tempfile.TemporaryDirectory() as folder:
         with torch.inference_mode(False):
             backbone = host.ComfyBackbone(model, clip, vae)
-            bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), name="dog", class_word="dog", recipe=Recipe(steps=2, lr=1e-2))
+            task = Task(name="dog", class_word="dog", config=configure("cidm", steps=2, lr=1e-2))
+            bank, *_ = learn_into(Bank(folder), backbone, data_of("dog"), task)
         for mode in MODES:
             mixture = mix(backbone, bank, "a <dog> on the beach", AggregationConfig(mode=mode))
             factors = mixture.factors(backbone)
@@ -118,8 +119,8 @@ def the_host_paints_for_a_comparison():
     model, clip, vae = doodle()
     with torch.inference_mode(False):
         backbone = host.ComfyBackbone(model, clip, vae)
-        recipe = Recipe(steps=5, lr=1e-2)
-        bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), name="dog", class_word="dog", recipe=recipe)
+        task = Task(name="dog", class_word="dog", config=configure("cidm", steps=5, lr=1e-2))
+        bank, *_ = learn_into(Bank(RESULTS.parent / "bank"), backbone, data_of("dog"), task)
     mixture = mix(backbone, bank, "a <dog> on the beach")
     conditioning = patches.conditioning(clip, [mixture])
     doubled(model)
@@ -142,7 +143,16 @@ def concept(backbone, name, seed, **extra):
     rows = torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(seed)) * 0.02
     words = (f"<{name}.1>", f"<{name}.2>")
     factors = random_factors(backbone, seed)
-    return Concept(name, "dog", words, factors, {"clip_l": rows}, backbone.architecture, backbone.fingerprint, **extra)
+    return Concept(
+        name=name,
+        class_word="dog",
+        words=words,
+        factors=factors,
+        tokens={"clip_l": rows},
+        architecture=backbone.architecture,
+        fingerprint=backbone.fingerprint,
+        **extra,
+    )
 
 
 def bank_of(backbone, folder, *names):
@@ -283,7 +293,7 @@ def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader(
             made[name] = LowRank(torch.randn(out, 4, generator=generator) * 0.05, down, tuple(inner[1:]))
         return made
 
-    lora = Concept("far", "", (), factors_of(backbone.layers), {}, backbone.architecture, "", triggers=("ohwx",))
+    lora = Concept(name="far", class_word="", factors=factors_of(backbone.layers), architecture=backbone.architecture, triggers=("ohwx",))
     lora = replace(lora, text_factors=factors_of(linear_layers(backbone.texts)))
     assert any(f.kernel == (3, 3) for f in lora.factors.values()) and len(lora.text_factors) == 12
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from pack.cidm_ops.painting.compose import AggregationConfig, compose, compose_regions, mix
-from pack.cidm_ops.painting.scene import PRESETS, InfusionConfig, NoiseEstimation
+from pack.cidm_ops.painting.scene import PRESETS, NoiseEstimation, ResidualConfig
 from pack.cidm_ops.painting.state import RunState
 from pack.nodes import patches, scenes
 from safetensors.torch import save_file
@@ -331,7 +331,7 @@ def the_concepts_of_both_kinds_have_a_region_each_and_both_engines_paint_them():
     save_file({"latents": scene.model.model.process_latent_in(both).contiguous()}, RESULTS.parent / "both.safetensors")
     # Apply Infusion says how residuals act, before regions or after
     for stream in ("dual", "single"):
-        how = InfusionConfig(stream)
+        how = ResidualConfig(stream)
         before, _ = patches.with_infusion(scene.backbone, compose(scene.backbone, scene.bank, whole), how)
         composition = compose_regions(host.ComfyBackbone(before, scene.clip), scene.bank, whole, places_of(left, right))
         first = painted(*patches.in_regions(host.ComfyBackbone(before, scene.clip), composition))

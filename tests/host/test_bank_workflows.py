@@ -23,7 +23,17 @@ def fill(folder: Path, *names: str) -> Bank:
         torch.manual_seed(sum(name.encode()))
         factors = {LAYER.format(side): LowRank(torch.randn(192, 4), torch.randn(4, 128)) for side in "kv"}
         tokens = {"clip_l": torch.randn(2, 7, 128)}
-        bank = bank.add(Concept(name, name, (f"<{name}.1>", f"<{name}.2>"), factors, tokens, "sd1-7x128", "545bc68b97d0"))
+        bank = bank.add(
+            Concept(
+                name=name,
+                class_word=name,
+                words=(f"<{name}.1>", f"<{name}.2>"),
+                factors=factors,
+                tokens=tokens,
+                architecture="sd1-7x128",
+                fingerprint="545bc68b97d0",
+            )
+        )
     return bank
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from test_server import PACK, SETTINGS, node, photos
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, load_concept
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.lowrank import LowRank
 from cidm_ops.models.sd import SD1, SDXL
 
@@ -91,13 +92,12 @@ def random_concept(name, unet, widths):
     count = len(shapes) // 4
     tokens = {encoder: 0.02 * torch.randn(2, count, width, generator=generator) for encoder, width in widths.items()}
     return Concept(
-        name,
-        "dog",
-        (f"<{name}.1>", f"<{name}.2>"),
-        factors,
-        tokens,
-        f"{'sd1' if count == 16 else 'sdxl'}-{count}x{sum(widths.values())}",
-        "",
+        name=name,
+        class_word="dog",
+        words=(f"<{name}.1>", f"<{name}.2>"),
+        factors=factors,
+        tokens=tokens,
+        architecture=f"{'sd1' if count == 16 else 'sdxl'}-{count}x{sum(widths.values())}",
     )
 
 

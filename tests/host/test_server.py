@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cidm_ops.bank.concept import load_concept, save_concept
+from cidm_ops.bank.concept_file import load_concept, save_concept
 
 PACK = Path(__file__).resolve().parents[2]
 KEEPING = ("manage_a_bank", "compress_a_bank")  # paint nothing; see test_bank_workflows.py

@@ -83,7 +83,15 @@ def concept(name: str) -> Concept:
     torch.manual_seed(len(name))
     layers = [f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn2" for i in range(LAYERS)]
     factors = {f"{layer}.{p}": LowRank(torch.randn(8, 4), torch.randn(4, 6)) for layer in layers for p in ("to_q", "to_out.0")}
-    return Concept(name, "dog", (f"<{name}.1>", f"<{name}.2>"), factors, {"clip_l": torch.randn(2, LAYERS, 6)}, "sd1-3x6", "0")
+    return Concept(
+        name=name,
+        class_word="dog",
+        words=(f"<{name}.1>", f"<{name}.2>"),
+        factors=factors,
+        tokens={"clip_l": torch.randn(2, LAYERS, 6)},
+        architecture="sd1-3x6",
+        fingerprint="0",
+    )
 
 
 def test_exact_mode_routes_by_the_words():

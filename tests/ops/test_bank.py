@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cidm_ops.bank.bank import Bank, check_base
-from cidm_ops.bank.concept import Concept, load_concept, save_concept
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import load_concept, save_concept
 from cidm_ops.lowrank import LowRank
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
@@ -21,7 +22,14 @@ def concept(name: str, architecture: str = "sd1-7x128") -> Concept:
     torch.manual_seed(len(name))
     factors = {LAYER: LowRank(torch.randn(8, 4), torch.randn(4, 6))}
     return Concept(
-        name, "dog", (f"<{name}.1>", f"<{name}.2>"), factors, {"clip_l": torch.randn(2, 7, 128)}, architecture, "abc", training={"steps": 3}
+        name=name,
+        class_word="dog",
+        words=(f"<{name}.1>", f"<{name}.2>"),
+        factors=factors,
+        tokens={"clip_l": torch.randn(2, 7, 128)},
+        architecture=architecture,
+        fingerprint="abc",
+        training={"steps": 3},
     )
 
 

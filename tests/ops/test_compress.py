@@ -36,7 +36,18 @@ def related(count: int, shared: int = 6, noise: float = 0.01, rank: int = 4, sta
         }
         name, tokens = f"c{g}", {"clip_l": torch.randn(2, 3, 4, generator=draw)}
         training = {"losses": torch.rand(5, generator=draw).double().tolist(), "steps": 5}
-        made = Concept(name, "dog", (f"<{name}.1>", f"<{name}.2>"), factors, tokens, "sd1-3x4", "abc", g + 1, training, (0, 2, 1))
+        made = Concept(
+            name=name,
+            class_word="dog",
+            words=(f"<{name}.1>", f"<{name}.2>"),
+            factors=factors,
+            tokens=tokens,
+            architecture="sd1-3x4",
+            fingerprint="abc",
+            task=g + 1,
+            training=training,
+            token_layers=(0, 2, 1),
+        )
         out.append(replace(made, about={"author": "A. Person"}, preview=b"\xff\xd8" + bytes([g])))
     return out
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cidm_ops.run.captions import OBJECT_TEMPLATES, Wording, concept_captions, constant_words
-from cidm_ops.run.dataset import Dataset, from_images
-from cidm_ops.run.fit import bucket, fit
-from cidm_ops.run.folder import from_folder
+from cidm_ops.training.captions import OBJECT_TEMPLATES, Wording, concept_captions, constant_words
+from cidm_ops.training.crops import bucket, fit
+from cidm_ops.training.dataset import Dataset, from_images
+from cidm_ops.training.folder import from_folder
 
 WORDS = ["<rex.1>", "<rex.2>"]
 

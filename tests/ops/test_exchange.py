@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from test_community import BLOCK, KEY, plain, randn
 
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, load_concept
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.bank.exchange import import_file, import_into
 from cidm_ops.bank.export import export_concept, export_merged
 from cidm_ops.lowrank import LowRank
@@ -92,7 +93,17 @@ def ours(name="dog", rank=2, seed=0):
     layers = {layer: LowRank(*pair) for layer, pair in pairs.items()} | {"conv_in": conv}
     tokens = {"clip_l": torch.randn(2, 3, 128, generator=generator)}
     words = (f"<{name}.1>", f"<{name}.2>")
-    return Concept(name, "dog", words, layers, tokens, DOODLE, "abc", token_layers=(0, 0, 1, 1, 1, 2, 2), about={"author": "me"})
+    return Concept(
+        name=name,
+        class_word="dog",
+        words=words,
+        factors=layers,
+        tokens=tokens,
+        architecture=DOODLE,
+        fingerprint="abc",
+        token_layers=(0, 0, 1, 1, 1, 2, 2),
+        about={"author": "me"},
+    )
 
 
 def test_an_export_is_a_lora_and_an_embedding_and_comes_back(tmp_path):

@@ -14,7 +14,8 @@ from torch import nn
 
 from cidm_ops.adapters import linears
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, load_concept, save_concept
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import load_concept, save_concept
 from cidm_ops.bank.embedding import embedding_concept
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept
@@ -26,11 +27,11 @@ from cidm_ops.models.family import Architecture, Blocks, Encoder, Family, Linear
 from cidm_ops.models.sd import DOODLE, SD1, SDXL
 from cidm_ops.painting.paint import unit_noise
 from cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, scoped, token_masks
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.learner import row_of_layer
-from cidm_ops.run.objective import error, noised
 from cidm_ops.schedule import Schedule
 from cidm_ops.tokens import hide, positions_of, stand_for
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods.cidm import row_of_layer
+from cidm_ops.training.objective import add_noise, error
 
 SCHEDULES = [Schedule.straight(3.0, 100), *(Schedule.of_alphas(torch.linspace(0.99, 0.01, 100), kind) for kind in ("eps", "v"))]
 CIDM_OPS = Path(__file__).resolve().parents[2] / "cidm_ops"
@@ -142,7 +143,17 @@ def concept(backbone, name: str = "rex", kind: str = "") -> Concept:
     texts = {"reader.depth.0.proj": LowRank(torch.randn(6, 2), torch.randn(2, 6))}
     words = (f"<{name}.1>", f"<{name}.2>")
     tokens = {"reader": torch.randn(2, 2, 6)}
-    return Concept(name, "dog", words, factors, tokens, "made-2x6", "abc", training={"kind": kind}, text_factors=texts)
+    return Concept(
+        name=name,
+        class_word="dog",
+        architecture="made-2x6",
+        fingerprint="abc",
+        words=words,
+        factors=factors,
+        tokens=tokens,
+        text_factors=texts,
+        training={"kind": kind},
+    )
 
 
 def test_an_architecture_is_written_and_read_in_one_place():
@@ -261,7 +272,7 @@ def test_latents_have_the_familys_channels(made):
     assert made.latent_shape(64, 96) == (16, 8, 12) and unit_noise(made, 3, 2, 64, 96).shape == (2, 16, 8, 12)
     assert torch.equal(unit_noise(SD1, 3, 2, 64, 96)[1:], unit_noise(SD1, 4, 1, 64, 96)), "image i has the noise of its own seed"
     for schedule in SCHEDULES:
-        draw = noised(torch.randn(2, 16, 8, 12), schedule, torch.Generator().manual_seed(0), 0.1, 5.0)
+        draw = add_noise(torch.randn(2, 16, 8, 12), schedule, torch.Generator().manual_seed(0), 0.1, 5.0)
         assert draw.target.shape == (2, 16, 8, 12) and error(torch.zeros(2, 16, 8, 12), draw, torch.ones(2, 1, 8, 12)).shape == (2,)
 
 

@@ -15,7 +15,7 @@ FLOORS = {
     "evaluation": 6,
     "measure": 5,
     "painting": 4,
-    "run": 4,
+    "training": 4,
     "method": 3,
     "bank": 3,
     "hub": 2,

@@ -13,7 +13,8 @@ from test_manage import small
 
 from cidm_ops.bank import files
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, checksum, load_concept, lora_state, save_concept
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import checksum, load_concept, lora_state, save_concept
 from cidm_ops.lowrank import LowRank
 
 COUNT = 2000

@@ -11,7 +11,7 @@ from test_manage import LAYER, filled, small
 from cidm_ops.bank import files
 from cidm_ops.bank import index as index_file
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import read_header, save_concept
+from cidm_ops.bank.concept_file import read_header, save_concept
 from cidm_ops.bank.index import INDEX
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from cidm_ops.bank import manage
 from cidm_ops.bank.archive import compress_bank, expand_into
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, load_concept, save_concept
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import load_concept, save_concept
 from cidm_ops.bank.export import export_concept, export_merged
 from cidm_ops.concept_text import RowPlan, TokenResidual
 from cidm_ops.hub import Sites, meeting
@@ -25,7 +26,7 @@ from cidm_ops.method.infusion import (
 )
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.rows import Job, Row
-from cidm_ops.painting.scene import InfusionConfig, Scene
+from cidm_ops.painting.scene import ResidualConfig, Scene
 from cidm_ops.painting.state import RunState
 from cidm_ops.painting.unet_call import UnetCall
 
@@ -52,7 +53,7 @@ class Attention(nn.Module):
 
 def infused(layer, residuals, sources, stream="dual"):
     """While open, row 0 of what goes through the layer carries residuals, and takes its attention from the row that ``sources`` says."""
-    scene = Scene(infusion=InfusionConfig(stream))
+    scene = Scene(infusion=ResidualConfig(stream))
     state = RunState(scene, ["a"], layer.attend, lambda part: part)
     plan = RowPlan(residuals=tuple(residuals))
     rows = [Row(plan, 0, Job(0, foundation=bool(b)), source, None) for b, source in enumerate(sources)]
@@ -158,7 +159,7 @@ def test_layers_are_chosen_by_name():
 def concept(name="rex", seed=0):
     g = torch.Generator().manual_seed(seed)
     residuals = {f"up_blocks.{i}.attentions.0.transformer_blocks.0.attn2.to_v": torch.randn(8, generator=g) for i in range(3)}
-    return Concept(name, "dog", (), {}, {}, "sd1-3x6", "", residuals=residuals)
+    return Concept(name=name, class_word="dog", architecture="sd1-3x6", residuals=residuals)
 
 
 def test_a_file_holds_the_residuals_and_old_versions_refuse_it(tmp_path):
@@ -171,7 +172,7 @@ def test_a_file_holds_the_residuals_and_old_versions_refuse_it(tmp_path):
         assert all(key.startswith("infusion.") for key in f.keys())  # noqa: SIM118
     assert header["format"] == 2 and header["method"] == "infusion"
     assert file.stat().st_size < 4000
-    save_concept(Concept("tom", "cat", (), {}, {}, "sd1-3x6", ""), file)
+    save_concept(Concept(name="tom", class_word="cat", architecture="sd1-3x6"), file)
     with safe_open(file, "pt") as f:
         old = json.loads(f.metadata()["cidm"])
     assert old["format"] == 1 and "method" not in old, "what older versions can read stays as it was"

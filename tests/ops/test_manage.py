@@ -12,7 +12,8 @@ from PIL import Image
 
 from cidm_ops.bank import files, manage
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import Concept, load_concept, save_concept
+from cidm_ops.bank.concept import Concept
+from cidm_ops.bank.concept_file import load_concept, save_concept
 from cidm_ops.bank.index import INDEX, read_index
 from cidm_ops.bank.lock import writing
 from cidm_ops.lowrank import LowRank
@@ -24,7 +25,18 @@ def small(name: str, seed: int | None = None, **more) -> Concept:
     draw = torch.Generator().manual_seed(sum(name.encode()) if seed is None else seed)
     factors = {LAYER: LowRank(torch.randn(8, 2, generator=draw), torch.randn(2, 6, generator=draw))}
     tokens = {"clip_l": torch.randn(2, 3, 4, generator=draw)}
-    return replace(Concept(name, "dog", (f"<{name}.1>", f"<{name}.2>"), factors, tokens, "sd1-3x4", "abc"), **more)
+    return replace(
+        Concept(
+            name=name,
+            class_word="dog",
+            words=(f"<{name}.1>", f"<{name}.2>"),
+            factors=factors,
+            tokens=tokens,
+            architecture="sd1-3x4",
+            fingerprint="abc",
+        ),
+        **more,
+    )
 
 
 def filled(folder, *names: str) -> Bank:

@@ -12,7 +12,7 @@ from cidm_ops.bank import manage
 from cidm_ops.bank.archive import expand_into, save_compressed
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.compress import compress
-from cidm_ops.bank.concept import save_concept
+from cidm_ops.bank.concept_file import save_concept
 from cidm_ops.bank.exchange import import_into
 
 SAID = "differs from it in case only, which is the same file on Windows and macOS: choose another name"

@@ -8,7 +8,7 @@ from test_manage import filled, small
 
 from cidm_ops.bank import manage
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept import save_concept
+from cidm_ops.bank.concept_file import save_concept
 from cidm_ops.lowrank import LowRank
 from cidm_ops.measure.cards import bank_table, concept_card
 from cidm_ops.measure.pictures import RED, fitted, from_image, heat_map, overlap_map, pair_map, shade, to_image, width_of

@@ -1,8 +1,7 @@
 """What is compared: how concepts are learned one after another, and what of all that was learned a prompt gets."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,9 +11,9 @@ from ...bank.concept import Concept
 from ...method.aggregation import MODES, weights
 from ...painting.compose import ConceptMix
 from ...painting.scope import BY_KIND, EVERYWHERE, WORDS_AND_END
-from ...run.baselines import Elastic, OneLora, SelfRegularisedLora, WithoutForgetting
-from ...run.recipe import Recipe
-from ...run.training import Run
+from ...training.config import TrainingConfig
+from ...training.method import Method as LearningMethod
+from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
 from .suite import Suite
 
 # What the baselines' terms weigh, set by their size; docs/benchmark.md has what others do.
@@ -23,26 +22,22 @@ EWC_WEIGHT, LWF_WEIGHT, C_LORA_WEIGHT = 1e4, 1.0, 1.0
 
 @dataclass(frozen=True)
 class Training:
-    """A way to learn: what it changes in the suite's recipe, and the kind of run where that is not the recipe's own."""
+    """A way to learn: what it changes in the suite's settings, and the method, given the bank's folder, if it is not their own."""
 
     change: Mapping[str, object]
-    kind: Callable[[Path], Callable[..., Run]] | None = None
+    method: Callable[[Path], LearningMethod] | None = None
     infusion: bool = False
 
-    def recipe(self, suite: Suite) -> Recipe:
-        return replace(suite.infusion if self.infusion else suite.recipe, **self.change)  # type: ignore[arg-type]
-
-
-def elastic(folder: Path) -> Callable[..., Run]:
-    return partial(Elastic, folder=folder / "fisher")
+    def config(self, suite: Suite) -> TrainingConfig:
+        return (suite.infusion if self.infusion else suite.recipe).update(**self.change)
 
 
 TRAININGS = {
     "apart": Training({"mode": "off"}),
-    "finetune": Training({"mode": "off"}, lambda folder: OneLora),
-    "ewc": Training({"mode": "off", "consolidation": EWC_WEIGHT}, elastic),
-    "lwf": Training({"mode": "off", "consolidation": LWF_WEIGHT}, lambda folder: WithoutForgetting),
-    "c_lora": Training({"mode": "off", "consolidation": C_LORA_WEIGHT}, lambda folder: SelfRegularisedLora),
+    "finetune": Training({"mode": "off"}, lambda folder: SequentialLora()),
+    "ewc": Training({"mode": "off", "consolidation": EWC_WEIGHT}, lambda folder: ElasticLora(folder / "fisher")),
+    "lwf": Training({"mode": "off", "consolidation": LWF_WEIGHT}, lambda folder: DistilledLora()),
+    "c_lora": Training({"mode": "off", "consolidation": C_LORA_WEIGHT}, lambda folder: SelfRegularizedLora()),
     "orthogonal": Training({"mode": "orthogonal"}),
     "released_code": Training({"mode": "released_code"}),
     "paper_literal": Training({"mode": "paper_literal"}),

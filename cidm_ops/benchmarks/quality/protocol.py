@@ -6,9 +6,9 @@ there is not made again, so a benchmark that was stopped goes on.
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
 from ...painting.paint import SamplingConfig, paint, unit_noise
-from ...run.baselines import Elastic
-from ...run.task import learn_into
-from ...run.training import Run
+from ...training.methods import method_of
+from ...training.record import flat_settings
+from ...training.task import Task, learn_into
 from .methods import TRAININGS, Method, Training, mixture
 from .painter import paint_mixtures
 from .suite import BenchmarkTask, Suite
@@ -56,8 +56,8 @@ class Bench:
             "base": [suite.backbone.architecture, suite.backbone.fingerprint],
             "tower": suite.tower.fingerprint,
             "tasks": [lesson.name for lesson in suite.lessons],
-            "recipe": asdict(suite.recipe),
-            "infusion": asdict(suite.infusion),
+            "recipe": flat_settings(suite.recipe, method_of(suite.recipe)),
+            "infusion": flat_settings(suite.infusion, method_of(suite.infusion)),
             "sampling": vars(suite.sampling),
             "samples": self.samples,
             "bf16": self.bf16,
@@ -74,19 +74,10 @@ class Bench:
         folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
-            recipe = suite.recipe_of(lesson, way.recipe(suite), seed)
-            kind = way.kind and way.kind(folder)
+            task = Task(name=lesson.name, class_word=lesson.class_word, config=suite.config_of(lesson, way.config(suite), seed))
+            method = way.method and way.method(folder)
             new = lesson.name not in bank.names
-            bank, concept, losses = learn_into(
-                bank,
-                suite.backbone,
-                lesson.data(way.infusion),
-                name=lesson.name,
-                class_word=lesson.class_word,
-                recipe=recipe,
-                kind=kind,
-                on_step=measured(lesson.name),
-            )
+            bank, _, losses, _ = learn_into(bank, suite.backbone, lesson.data(way.infusion), task, method=method)
             if new:
                 log.info("%s, seed %d: learned %s, loss %.4f", training, seed, lesson.name, sum(losses[-50:]) / len(losses[-50:]))
         return {lesson.name: bank.get(lesson.name) for lesson in suite.lessons}
@@ -155,16 +146,6 @@ class Bench:
         file.parent.mkdir(parents=True, exist_ok=True)
         strip = to_pixels(pictures)
         Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)).save(file)
-
-
-def measured(name: str) -> Callable[[Run], None]:
-    """What EWC has to do after the last step of a task."""
-
-    def after(run: Run) -> None:
-        if run.done and isinstance(run, Elastic):
-            run.measure(name)
-
-    return after
 
 
 def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:

@@ -14,10 +14,10 @@ from ...engines.towers import Tower
 from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
 from ...evaluation.protocol import Sampling, Task, doodle_references, read_prompts, references_in
 from ...measure.report import from_pixels
-from ...run.captions import TEMPLATES
-from ...run.dataset import Dataset
-from ...run.folder import from_folder
-from ...run.recipe import INFUSION, Recipe
+from ...training.config import TrainingConfig
+from ...training.dataset import Dataset
+from ...training.folder import from_folder
+from ...training.methods import configure, method_of
 from .asked import asked
 
 THINGS = (
@@ -64,13 +64,12 @@ class Suite:
     backbone: Backbone
     tower: Tower
     lessons: Sequence[BenchmarkTask]
-    recipe: Recipe
-    infusion: Recipe
+    recipe: TrainingConfig
+    infusion: TrainingConfig
     sampling: Sampling
 
-    def recipe_of(self, lesson: BenchmarkTask, recipe: Recipe, seed: int) -> Recipe:
-        templates = recipe.templates if recipe.method == "infusion" else TEMPLATES[lesson.kind]
-        return replace(recipe, seed=seed, kind=lesson.kind, templates=templates)
+    def config_of(self, lesson: BenchmarkTask, config: TrainingConfig, seed: int) -> TrainingConfig:
+        return config.update(seed=seed, kind=lesson.kind, templates=method_of(config).templates(lesson.kind))
 
 
 def doodle_suite(backbone: Backbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
@@ -111,7 +110,7 @@ def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, task
         for name, class_word, kind in CIFC[:tasks]
     ]
     sampling = Sampling(size, steps, 7.5, seed=2024)
-    return Suite("cifc", backbone, tower, lessons, Recipe(), INFUSION, sampling)
+    return Suite("cifc", backbone, tower, lessons, configure("cidm"), configure("infusion"), sampling)
 
 
 def captioned(folder: Path, name: str, size: int) -> Dataset:
@@ -119,4 +118,4 @@ def captioned(folder: Path, name: str, size: int) -> Dataset:
     data = from_folder(folder / "images" / name, size)
     files = [folder / "caption" / name / re.sub(r"\.\w+$", ".txt", picture) for picture in data.names]
     captions = [file.read_text(encoding="utf-8").strip() if file.exists() else "" for file in files]
-    return replace(data, captions=captions, warnings=[])
+    return replace(data, captions=captions, warnings=())

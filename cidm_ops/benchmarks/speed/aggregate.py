@@ -9,7 +9,7 @@ import torch
 
 from ...adapters import linears
 from ...bank.bank import Bank
-from ...bank.concept import save_concept
+from ...bank.concept_file import save_concept
 from ...bank.index import INDEX
 from ...models.sd import SD1
 from .checkpoints import write_checkpoint

@@ -8,10 +8,11 @@ import torch
 
 from ...adapters import linears
 from ...models.sd import SD1
-from ...run.dataset import Dataset
-from ...run.memory import Halves
-from ...run.recipe import Recipe
-from ...run.training import Run
+from ...training.dataset import Dataset
+from ...training.memory import Bf16Weights
+from ...training.methods import configure
+from ...training.task import Task
+from ...training.trainer import Trainer
 from .models import random_backbone, random_concepts
 from .timing import figures, interleaved, machine, peak_memory, ratio
 
@@ -28,19 +29,19 @@ def run(rounds: int = 7, pixels: int = 256) -> dict[str, Any]:
     concepts = random_concepts(backbone, {n: tuple(layer.weight.shape) for n, layer in layers.items()}, max(COUNTS))
     data = Dataset([torch.rand(3, pixels, pixels)], ["a dog"])
 
-    def new_run(mode: str, count: int) -> Run:
-        recipe = Recipe(steps=10_000, batch=1, mode=mode, norm_stop=0.0)  # the words stop at once: the rest is all U-Net
-        run = Run(backbone, data, class_word="dog", words=["<x.1>", "<x.2>"], earlier=concepts[:count], recipe=recipe)
-        run.halves = halves  # one copy of the weights for all
+    def new_run(mode: str, count: int) -> Trainer:
+        config = configure("cidm", steps=10_000, batch=1, mode=mode, norm_stop=0.0)  # the words stop at once: the rest is all U-Net
+        run = Trainer(backbone, data, Task(name="x", class_word="dog", config=config), earlier=concepts[:count])
+        run.bf16_weights = bf16_weights  # one copy of the weights for all
         return run
 
-    halves = Halves([backbone.unet])
+    bf16_weights = Bf16Weights([backbone.unet])
     memory: dict[str, float] = {}
     for mode, count in product(MODES, COUNTS):
         run = new_run(mode, count)
         step(run)
         memory[f"{mode}_{count}_gb"] = peak_memory(partial(step, run))
-        memory[f"{mode}_{count}_mb"] = round(held_by(run.term) / 2**20, 2)
+        memory[f"{mode}_{count}_mb"] = round(held_by(run.learner.regularizer) / 2**20, 2)
         del run
     runs = {f"{mode}_{count}": new_run(mode, count) for mode, count in product(MODES, COUNTS)}
     times = interleaved({name: partial(step, run) for name, run in runs.items()}, rounds)
@@ -52,7 +53,7 @@ def run(rounds: int = 7, pixels: int = 256) -> dict[str, Any]:
     return headline | ratios | figures(times) | memory | {"pixels": pixels, "rounds": rounds} | machine()
 
 
-def step(run: Run) -> None:
+def step(run: Trainer) -> None:
     with run.attached():
         run.advance()
 

@@ -16,7 +16,8 @@ import folder_paths
 import torch
 from pack.cidm_ops.adapters import linears
 from pack.cidm_ops.bank.bank import Bank
-from pack.cidm_ops.bank.concept import Concept, save_concept
+from pack.cidm_ops.bank.concept import Concept
+from pack.cidm_ops.bank.concept_file import save_concept
 from pack.cidm_ops.benchmarks.speed.timing import figures, peak_memory, ratio
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask
@@ -52,7 +53,16 @@ def write_bank(backbone, folder):
         }
         tokens = {backbone.family.encoder().name: 0.02 * torch.randn(2, len(backbone.cross_attention), width, generator=generator)}
         words = (f"<c{task}.1>", f"<c{task}.2>")
-        concept = Concept(f"c{task}", "dog", words, factors, tokens, backbone.architecture, backbone.fingerprint, task)
+        concept = Concept(
+            name=f"c{task}",
+            class_word="dog",
+            words=words,
+            factors=factors,
+            tokens=tokens,
+            architecture=backbone.architecture,
+            fingerprint=backbone.fingerprint,
+            task=task,
+        )
         save_concept(concept, folder / f"c{task}.safetensors")
     return Bank(folder)
 

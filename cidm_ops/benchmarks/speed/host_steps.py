@@ -15,9 +15,10 @@ import comfy.sd
 import torch
 from comfy_extras import nodes_train
 from pack.cidm_ops.benchmarks.speed.timing import figures, ratio
-from pack.cidm_ops.run.dataset import Dataset
-from pack.cidm_ops.run.recipe import Recipe
-from pack.cidm_ops.run.training import Run
+from pack.cidm_ops.training.dataset import Dataset
+from pack.cidm_ops.training.methods import configure
+from pack.cidm_ops.training.task import Task
+from pack.cidm_ops.training.trainer import Trainer
 from pack.nodes.host import ComfyBackbone
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -50,8 +51,8 @@ def our_trainer(model, clip, vae, norm_stop):
     """Train Concept's own loop with the paper's recipe."""
     backbone = ComfyBackbone(model, clip, vae)
     data = Dataset([torch.rand(3, PIXELS, PIXELS)], ["a dog"])
-    recipe = Recipe(steps=10_000, batch=1, norm_stop=norm_stop)
-    run = Run(backbone, data, class_word="dog", words=["<x.1>", "<x.2>"], recipe=recipe)
+    config = configure("cidm", steps=10_000, batch=1, norm_stop=norm_stop)
+    run = Trainer(backbone, data, Task(name="x", class_word="dog", config=config))
 
     def call():
         with torch.inference_mode(False), run.attached():

@@ -10,7 +10,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,10 @@ from ...measure.wasserstein import wasserstein
 from ...painting.compose import ParsedPrompt, compose, encode
 from ...painting.paint import SamplingConfig, paint, predictor, unit_noise
 from ...painting.scene import Scene
-from ...run.dataset import Dataset
-from ...run.recipe import INFUSION, Recipe
-from ...run.task import learn_into
+from ...training.config import TrainingConfig
+from ...training.dataset import Dataset
+from ...training.methods import configure
+from ...training.task import Task, learn_into
 from .standing import SIDES, coat_distances, rendered, sides_of
 from .timing import machine
 
@@ -46,13 +46,13 @@ log = logging.getLogger("cidm.bench")
 NAME, CLASS, PLACE = "dog2", "dog", "snow"
 # On Doodle the class word gets 1 to 17 % of the attention inside the dog and the end of the text nearly all of the rest, so residuals have
 # to be several times as long as values are: 0.01, the authors' rate, hardly shows after 400 steps.
-INFUSED = replace(INFUSION, accumulate=1, steps=150, lr=0.3)
-RECIPES: dict[str, Recipe] = {
+INFUSED = configure("infusion", accumulate=1, steps=150, lr=0.3)
+RECIPES: dict[str, TrainingConfig] = {
     "weights": RECIPE,
     "weights_masked": RECIPE,
     "infusion": INFUSED,
-    "infusion_snr": replace(INFUSED, min_snr=1.0),
-    "infusion_anchor": replace(INFUSED, min_snr=1.0, anchor=0.2),
+    "infusion_snr": INFUSED.update(min_snr=1.0),
+    "infusion_anchor": INFUSED.update(min_snr=1.0, anchor=0.2),
 }
 SUBJECTS = {"base": CLASS, **dict.fromkeys(RECIPES, f"<{NAME}>")}
 ASKED = [(place, side) for place in PLACES for side in SIDES]
@@ -112,7 +112,7 @@ class Bench:
         if side == "base":
             return bank
         data = training_pictures(side != "weights")
-        return learn_into(bank, self.doodle.backbone, data, name=NAME, class_word=CLASS, recipe=RECIPES[side])[0]
+        return learn_into(bank, self.doodle.backbone, data, Task(name=NAME, class_word=CLASS, config=RECIPES[side])).bank
 
     def scored(self, side: str) -> dict[str, float]:
         bank, subject = self.bank(side), SUBJECTS[side]

@@ -35,5 +35,15 @@ def random_concepts(
             for n, (out, inn) in shapes.items()
         }
         words = (f"<c{task}.1>", f"<c{task}.2>")
-        concepts.append(Concept(f"c{task}", "dog", words, factors, {}, backbone.architecture, backbone.fingerprint, task))
+        concepts.append(
+            Concept(
+                name=f"c{task}",
+                class_word="dog",
+                words=words,
+                factors=factors,
+                architecture=backbone.architecture,
+                fingerprint=backbone.fingerprint,
+                task=task,
+            )
+        )
     return concepts

@@ -11,17 +11,18 @@ import torch
 from ...engines.diffusers import DiffusersBackbone
 from ...models.family import Family
 from ...models.sd import SD1, SDXL
-from ...run.captions import OBJECT_TEMPLATES
-from ...run.dataset import Dataset
-from ...run.memory import has_bf16
-from ...run.recipe import Recipe
-from ...run.training import Run
+from ...training.captions import OBJECT_TEMPLATES
+from ...training.dataset import Dataset
+from ...training.memory import has_bf16
+from ...training.methods import configure
+from ...training.task import Task
+from ...training.trainer import Trainer
 from .models import random_backbone
 from .timing import figures, interleaved, machine
 
 CAPTIONS = 5  # pictures of a concept, a caption each
 CAPTION = "a dog on the grass in front of a red house, number {}"
-WORDS = ("<x.1>", "<x.2>")
+DEFAULTS = configure("cidm")
 NOUN_NORM = 0.39  # a row of CLIP-L's token table
 MOST = 8  # variants encoded at once by the naive way; SDXL's 70 would not fit
 
@@ -31,15 +32,15 @@ def run(rounds: int = 5, sd15_pixels: int = 512, sdxl_pixels: int = 1024) -> dic
     encoded whole, in all steps. Random weights; the words stop at the step at which those of SD1.5 do when trained at 64 pixels.
     """
     stop = steps_until_stop()
-    out: dict[str, Any] = {"steps": Recipe().steps, "batch": Recipe().batch, "stop_step": stop}
+    out: dict[str, Any] = {"steps": DEFAULTS.steps, "batch": DEFAULTS.batch, "stop_step": stop}
     for name, family, pixels, turns in (("sd15", SD1, sd15_pixels, rounds), ("sdxl", SDXL, sdxl_pixels, max(1, rounds // 2))):
         out |= {f"{name}_{key}": value for key, value in family_shares(family, pixels, turns, stop).items()}
     return out | {"frozen_share": max(out["sd15_frozen_share"], out["sdxl_frozen_share"])} | machine()
 
 
-def new_run(backbone: DiffusersBackbone, pixels: int, **recipe: Any) -> Run:
+def new_run(backbone: DiffusersBackbone, pixels: int, **settings: Any) -> Trainer:
     data = Dataset([torch.rand(3, pixels, pixels) for _ in range(CAPTIONS)], [CAPTION.format(i) for i in range(CAPTIONS)])
-    return Run(backbone, data, class_word="dog", words=WORDS, recipe=Recipe(**recipe))
+    return Trainer(backbone, data, Task(name="x", class_word="dog", config=configure("cidm", **settings)))
 
 
 def base(family: Family) -> DiffusersBackbone:
@@ -62,26 +63,26 @@ def steps_until_stop() -> int:
 def family_shares(family: Family, pixels: int, rounds: int, stop: int) -> dict[str, Any]:
     backbone = base(family)
     learning, frozen = new_run(backbone, pixels), new_run(backbone, pixels, checkpointing=pixels > 512)
-    frozen.freeze_tokens()
-    texts = [OBJECT_TEMPLATES[0].replace("{}", learning.material.captions[i]) for i in range(Recipe().batch)]
+    frozen.learner.freeze_words()
+    texts = [OBJECT_TEMPLATES[0].replace("{}", learning.batches.captions[i]) for i in range(DEFAULTS.batch)]
     latent = torch.randn(family.latent_shape(pixels, pixels), device=backbone.device)
-    frozen.material.latents = {(i, False): latent for i in range(CAPTIONS)}
+    frozen.batches.latents = {(i, False): latent for i in range(CAPTIONS)}
     for template in OBJECT_TEMPLATES:  # the U-Net is timed without its texts: one stands for all
-        for caption in frozen.material.captions:
-            frozen.texts[template.replace("{}", caption)] = frozen.text(texts[:1])
+        for caption in frozen.batches.captions:
+            frozen.learner.kept_texts[template.replace("{}", caption)] = frozen.learner.encode(texts[:1])
 
     def unet() -> None:
         with frozen.attached():
             frozen.advance()
 
     def words() -> None:
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=learning.means.bf16):
-            learning.text(texts).states.square().mean().backward()
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=learning.plan.bf16):
+            learning.learner.encode(texts).states.square().mean().backward()
 
     def constant() -> None:
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=frozen.means.bf16):
-            frozen.texts.pop(texts[0], None)
-            frozen.text(texts[:1])
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=frozen.plan.bf16):
+            frozen.learner.kept_texts.pop(texts[0], None)
+            frozen.learner.encode(texts[:1])
 
     layers = len(backbone.cross_attention)
     naive_part = min(layers, MOST)
@@ -89,7 +90,7 @@ def family_shares(family: Family, pixels: int, rounds: int, stop: int) -> dict[s
     seconds = {name: figures({name: t})[f"{name}_seconds"] for name, t in times.items()}
     u, w = seconds["unet"], seconds["words"]
     n = seconds["naive"] * layers / naive_part * len(texts)
-    steps, kept = Recipe().steps, CAPTIONS * len(OBJECT_TEMPLATES) * seconds["constant"]
+    steps, kept = DEFAULTS.steps, CAPTIONS * len(OBJECT_TEMPLATES) * seconds["constant"]
     return {
         "share": round((stop * w + kept) / (steps * u + stop * w + kept), 4),
         "before_stop_share": round(w / (u + w), 4),
@@ -102,12 +103,12 @@ def family_shares(family: Family, pixels: int, rounds: int, stop: int) -> dict[s
     } | figures(times)
 
 
-def naive(run: Run, variants: int) -> None:
+def naive(run: Trainer, variants: int) -> None:
     """One text in so many variants, encoded whole and differentiated, as if every layer had its own."""
     backbone, loss = run.backbone, torch.zeros(())
     for encoder in backbone.encoders:
         ids = backbone.tokenize(CAPTION.format(next(iter(backbone.family.placeholders))), encoder)[:1].expand(variants, -1)
         rows = backbone.token_rows(ids, encoder).clone().requires_grad_()
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=run.means.bf16):
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=run.plan.bf16):
             loss = loss + backbone.encode_text(ids, rows, encoder)[0].square().mean().cpu()
     loss.backward()

@@ -22,8 +22,8 @@ class Noised:
         return Noised(self.x[which], self.t[which], self.target[which], self.weight[which])
 
 
-def noised(clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0) -> Noised:
-    """Draw timesteps and noise on the CPU, so that every device trains on the same.
+def add_noise(clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0) -> Noised:
+    """Draws timesteps and noise on the CPU, so that every device trains on the same.
 
     ``min_snr`` is the gamma of Min-SNR weighting (Hang et al. 2023), 0 for none.
     """

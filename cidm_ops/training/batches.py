@@ -25,7 +25,7 @@ class Sample:
     text: str
 
 
-class Material:
+class Batches:
     """The batches of a dataset whose ``captions`` have the concept's words in them."""
 
     def __init__(self, backbone: Backbone, data: Dataset, captions: Sequence[str], wording: Wording, seed: str):

@@ -1,16 +1,17 @@
 """What a step computes with: precision, and what it does without when memory is short."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..backbone import Backbone
-from .recipe import Recipe
+from .config import TrainingConfig
 
 LARGE = 100e6  # parameters: below, casting costs more than bf16 saves (Doodle: 15 % more)
 FP16_SCALE = 4096.0  # gradients of a loss through a model in plain fp16 would vanish
@@ -19,40 +20,49 @@ SHORT = ("out of memory", "can't allocate memory", "not enough memory", "could n
 
 
 @dataclass(frozen=True)
-class Means:
-    """``bf16``: matrix products of a frozen model in fp32 are in bf16 (autocast), while the factors stay fp32; ``at_once``: pictures
+class MemoryPlan:
+    """``bf16``: matrix products of a frozen model in fp32 are in bf16 (autocast), while the factors stay fp32; ``micro_batch``: pictures
     that go through the model together. Apart from rounding, what is learned does not depend on any of them.
     """
 
     bf16: bool
     checkpointing: bool
-    at_once: int
+    micro_batch: int
     full: bool = True  # the model is in fp32, so bf16 is less
     scale: float = 1.0  # of the loss in the backward pass
 
     @classmethod
-    def of(cls, recipe: Recipe, backbone: Backbone) -> "Means":
-        """As the recipe says."""
+    def of(cls, config: TrainingConfig, backbone: Backbone) -> "MemoryPlan":
+        """Returns the plan that the settings ask for."""
         full = backbone.dtype == torch.float32
         large = sum(p.numel() for p in backbone.unet.parameters()) > LARGE
-        bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and large and has_bf16(backbone.device))
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and large and has_bf16(backbone.device))
         scale = FP16_SCALE if backbone.dtype == torch.float16 else 1.0
-        return cls(bf16 and full, recipe.checkpointing, recipe.batch, full, scale)
+        return cls(bf16 and full, config.checkpointing, config.batch, full, scale)
 
-    def less(self) -> "Means | None":
-        """The next smaller need of memory, or none: checkpointing, one picture at a time, bf16."""
+    def reduce(self) -> "MemoryPlan | None":
+        """Returns the plan with the next smaller need of memory, or none: checkpointing, one picture at a time, bf16."""
         if not self.checkpointing:
             return replace(self, checkpointing=True)
-        if self.at_once > 1:
-            return replace(self, at_once=1)
+        if self.micro_batch > 1:
+            return replace(self, micro_batch=1)
         return replace(self, bf16=True) if self.full and not self.bf16 else None
+
+    def record(self) -> dict[str, Any]:
+        """Returns the plan as the state of a run has it."""
+        return {"at_once" if key == "micro_batch" else key: value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "MemoryPlan":
+        """Returns the plan of ``record``."""
+        return cls(**{"micro_batch" if key == "at_once" else key: value for key, value in record.items()})
 
     def __str__(self) -> str:
         checkpointing, precision = "on" if self.checkpointing else "off", "bf16" if self.bf16 else "as_model"
-        return f"checkpointing {checkpointing}, {self.at_once} at once, precision {precision}"
+        return f"checkpointing {checkpointing}, {self.micro_batch} at once, precision {precision}"
 
 
-class Halves:
+class Bf16Weights:
     """bf16 copies of the fp32 matrices of frozen modules, made once: autocast would make them anew in every step.
 
     Only where they take no more than a quarter of the memory that is free when the run begins.
@@ -62,7 +72,7 @@ class Halves:
         self.copies: dict[nn.Module, tuple[int, nn.Parameter]] = {}
         inside = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
         self.layers = [layer for layer in inside if layer.weight.dtype == torch.float32]
-        if self.layers and sum(2 * layer.weight.numel() for layer in self.layers) > free_memory(self.layers[0].weight.device) / 4:
+        if self.layers and sum(2 * layer.weight.numel() for layer in self.layers) > available_memory(self.layers[0].weight.device) / 4:
             self.layers = []
 
     @contextmanager
@@ -88,7 +98,7 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
-def free_memory(device: torch.device) -> float:
+def available_memory(device: torch.device) -> float:
     """Bytes that can still be had on a device; infinite where the system does not say."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
@@ -100,6 +110,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
     )

@@ -11,28 +11,26 @@ from ..painting.sampling import sample
 from ..tokens import encode_layerwise
 from .dataset import Dataset
 
+STEPS, GUIDANCE = 25, 5.0
+
 
 @torch.no_grad()
-def imagined(
+def imagine(
     backbone: Backbone,
     class_word: str,
     count: int,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     seed: int,
     on_picture: Callable[[int, int], None] = lambda done, count: None,
-    *,
-    steps: int = 25,
-    guidance: float = 5.0,
 ) -> Dataset:
-    """``count`` pictures of ``class_word`` as the base itself paints them, of ``height`` x ``width`` pixels."""
+    """Has the base itself paint ``count`` pictures of ``class_word``, of ``size`` (height, width) in pixels."""
     caption = f"a {class_word}"
     wanted, plain = (encode_layerwise(backbone, [text], {}) for text in (caption, ""))
     pictures = []
     for number in range(count):
-        shape = backbone.family.latent_shape(height, width)
+        shape = backbone.family.latent_shape(*size)
         noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + number)).to(backbone.device)
-        latent = sample(backbone, wanted, plain, noise, steps=steps, guidance=guidance)
+        latent = sample(backbone, wanted, plain, noise, steps=STEPS, guidance=GUIDANCE)
         pictures.append(backbone.decode_latent(latent)[0].float().cpu() / 2 + 0.5)
         on_picture(number + 1, count)
     return Dataset(pictures, [class_word] * count)

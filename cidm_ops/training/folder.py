@@ -42,7 +42,7 @@ def from_folder(folder: Path | str, size: int, fit: str = "centre", flip: bool =
         mask = mask_of(file)
         masks.append(read_mask(mask, picture) if mask else alpha)
     names = [str(file.relative_to(folder)) for file, _ in found]
-    return Dataset(pictures, captions, masks, names, [n for _, n in found], size, fit, flip, warnings)
+    return Dataset(pictures, captions, masks, names, [n for _, n in found], size, fit, flip, tuple(warnings))
 
 
 def pictures_in(folder: Path) -> list[Path]:

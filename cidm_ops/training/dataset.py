@@ -2,21 +2,21 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..models.sd import SD1
 from .captions import constant_words
-from .fit import FITS, fit, resize
+from .crops import FITS, fit, resize
 
 
 @dataclass
 class Dataset:
     """Pictures ``[3, H, W]`` in [0, 1] of any shape, a caption and perhaps a mask ``[1, H, W]`` for each, and how they are fitted.
 
-    ``repeats`` counts how often a picture comes up in one pass. Raises ``ValueError`` for no pictures, a wrong number of
-    captions or a mask of another size.
+    ``repeats`` counts how often a picture comes up in one pass, ``warnings`` what was amiss where they were read. Raises ``ValueError``
+    for no pictures, a wrong number of captions or a mask of another size.
     """
 
     pictures: Sequence[Tensor]
@@ -27,7 +27,7 @@ class Dataset:
     size: int = 512
     fit: str = "as_given"
     flip: bool = False
-    warnings: list[str] = field(default_factory=list)
+    warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         count = len(self.pictures)

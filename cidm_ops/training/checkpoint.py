@@ -9,23 +9,23 @@ from safetensors.torch import save
 from ..bank.bank import Bank
 from ..bank.concept import check_name
 from ..bank.files import write_atomically
-from .training import Run
+from .trainer import Trainer
 
 
 def checkpoint_file(bank: Bank, name: str) -> Path:
-    """Where the run of a concept keeps its state: beside the bank's concepts, out of their way."""
+    """Returns where the run of a concept keeps its state: beside the bank's concepts, out of their way."""
     return bank.folder / ".training" / f"{check_name(name)}.safetensors"
 
 
-def save_run(run: Run, file: Path, task: str) -> None:
-    """Write the state of a run; an earlier state stays until the new one is whole."""
-    tensors, facts = run.state()
+def save_run(trainer: Trainer, file: Path, task: str) -> None:
+    """Writes the state of a run; an earlier state stays until the new one is whole."""
+    tensors, facts = trainer.state()
     data = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {"task": task, "facts": json.dumps(facts)})
     write_atomically(data, file)
 
 
-def resume_run(run: Run, file: Path, task: str) -> str | None:
-    """Go on from the state in ``file`` if it is of this task. Returns why a state that is there was not used."""
+def resume_run(trainer: Trainer, file: Path, task: str) -> str | None:
+    """Goes on from the state in ``file`` if it is of this task. Returns why a state that is there was not used."""
     if not file.exists():
         return None
     try:
@@ -33,7 +33,7 @@ def resume_run(run: Run, file: Path, task: str) -> str | None:
             known = f.metadata() or {}
             if known.get("task") != task:
                 return f"{file.name} is of a run with other pictures, settings or earlier concepts: this one starts anew"
-            run.load({k: f.get_tensor(k) for k in f.keys()}, json.loads(known["facts"]))  # noqa: SIM118
+            trainer.load({k: f.get_tensor(k) for k in f.keys()}, json.loads(known["facts"]))  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         return f"{file.name} cannot be read ({error}): the run starts anew"
     return None

@@ -14,9 +14,9 @@ from cidm_ops.models.clip import VOCABULARY
 from cidm_ops.models.family import forget, register
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
-from cidm_ops.run.dataset import Dataset
-from cidm_ops.run.recipe import Recipe
-from cidm_ops.run.task import learn_into
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods import configure
+from cidm_ops.training.task import Task, learn_into
 
 CHUNK, CHANNELS = 40, 16
 
@@ -63,10 +63,9 @@ def test_it_learns_and_paints(wide, folder, tmp_path):
     ids = backbone.tokenize("a dog " * 30)
     assert ids.shape == (2, CHUNK) and ids[1, -1] == 0
     pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    recipe = Recipe(steps=3, lr=1e-2, lr_tokens=1e-2, prior=0.5, prior_pictures=1)
-    bank, concept, losses = learn_into(
-        Bank(tmp_path / "bank"), backbone, Dataset(pictures, ["a dog"] * 2), name="rex", class_word="dog", recipe=recipe
-    )
+    config = configure("cidm", steps=3, lr=1e-2, lr_tokens=1e-2, prior=0.5, prior_pictures=1)
+    task = Task(name="rex", class_word="dog", config=config)
+    bank, concept, losses, _ = learn_into(Bank(tmp_path / "bank"), backbone, Dataset(pictures, ["a dog"] * 2), task)
     assert len(losses) == 3 and {e: t.shape[-1] for e, t in concept.tokens.items()} == {"reader": 32}
     noise = unit_noise(wide, 0, 1, 64, 64)
     assert noise.shape == (1, CHANNELS, 8, 8)

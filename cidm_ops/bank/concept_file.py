@@ -1,0 +1,274 @@
+"""A concept in one safetensors file: an ordinary LoRA to every other tool, and its layer-wise tokens in the header; or residuals.
+
+Factors carry kohya's names for diffusers modules with alpha equal to the rank, so every loader applies ``up @ down``
+unscaled. Token tables are base64 fp32 in the metadata: a key that a LoRA loader does not know would make it warn.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict, cast, get_type_hints
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..lowrank import LowRank
+from ..models.family import family_of
+from .concept import ABOUT, METHODS, NAME, Concept, check_name
+from .files import packed, write_atomically
+
+FORMAT = 2
+RESIDUAL = "infusion."  # begins the keys of residuals
+JPEG = "data:image/jpeg;base64,"
+
+
+class Header(TypedDict):
+    """What a file says of its concept beside the tensors; ``layers`` and the other lists name what its tensors are of.
+
+    The last five came later: a file without them has none, and is a LoRA with words.
+    """
+
+    name: str
+    class_word: str
+    words: list[str]
+    layers: list[str]
+    architecture: str
+    fingerprint: str
+    task: int
+    training: dict[str, Any]
+    token_shapes: dict[str, list[int]]
+    token_layers: list[int]
+    text_layers: list[str]
+    triggers: list[str]
+    method: str
+    residuals: list[str]
+
+
+DEFAULTS: dict[str, Any] = {"token_layers": [], "text_layers": [], "triggers": [], "method": METHODS[0], "residuals": []}
+FIELDS: dict[str, type] = {key: getattr(hint, "__origin__", hint) for key, hint in get_type_hints(Header).items()}
+
+
+def lora_state(concept: Concept) -> dict[str, Tensor]:
+    """The factors as a LoRA state dict: ``<key>.lora_up.weight``, ``.lora_down.weight``, ``.alpha`` (= rank)."""
+    out: dict[str, Tensor] = {}
+    family = family_of(concept.architecture)
+    for layer, f in concept.all_factors.items():
+        key = family.kohya_key(layer)
+        up, down = unfolded(f)
+        out[f"{key}.lora_up.weight"] = up.detach().float().cpu().contiguous()
+        out[f"{key}.lora_down.weight"] = down.detach().float().cpu().contiguous()
+        out[f"{key}.alpha"] = torch.tensor(float(f.rank))
+    return out
+
+
+def residual_state(concept: Concept) -> dict[str, Tensor]:
+    """Residuals as a file has them: ``infusion.<layer>``."""
+    return {f"{RESIDUAL}{layer}": r.detach().float().cpu().contiguous() for layer, r in concept.residuals.items()}
+
+
+def unfolded(f: LowRank) -> tuple[Tensor, Tensor]:
+    """Up and down as files have them: those of a convolution are ``[out, r, 1, 1]`` and ``[r, in, kh, kw]``."""
+    if not f.kernel:
+        return f.up, f.down
+    return f.up[:, :, None, None], f.down.unflatten(1, (-1, *f.kernel))
+
+
+def folded(up: Tensor, down: Tensor) -> LowRank:
+    """Factors from the tensors of a file. Raises ``ValueError`` when they do not fit together."""
+    if up.ndim == 4 and down.ndim == 4 and up.shape[2:] == (1, 1):
+        return LowRank(up.flatten(1), down.flatten(1), tuple(down.shape[2:]))
+    return LowRank(up, down)
+
+
+def save_concept(concept: Concept, file: Path) -> None:
+    """Write atomically: a reader, or a machine that loses power, sees the old file or the new one.
+
+    Only a file with residuals is of format 2: those of format 1 stay readable for older versions.
+    """
+    header = {
+        "format": FORMAT if concept.residuals else 1,
+        "name": check_name(concept.name),
+        "class_word": concept.class_word,
+        "words": list(concept.words),
+        "layers": list(concept.factors),
+        "architecture": concept.architecture,
+        "fingerprint": concept.fingerprint,
+        "task": concept.task,
+        "training": dict(concept.training),
+        "token_shapes": {k: list(t.shape) for k, t in concept.tokens.items()},
+        "token_layers": list(concept.token_layers),
+        "text_layers": list(concept.text_factors),
+        "triggers": list(concept.triggers),
+    } | ({"method": concept.method, "residuals": list(concept.residuals)} if concept.residuals else {})
+    tokens = {
+        k: base64.b64encode(t.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
+        for k, t in concept.tokens.items()
+    }
+    metadata = {"cidm": json.dumps(header), "cidm.tokens": json.dumps(tokens), "modelspec.title": concept.name}
+    metadata |= {f"modelspec.{key}": concept.about[key] for key in ABOUT if concept.about.get(key)}
+    if concept.preview:
+        metadata["modelspec.thumbnail"] = JPEG + base64.b64encode(concept.preview).decode()
+    state = lora_state(concept) | residual_state(concept)
+    metadata["cidm.sha256"] = checksum(metadata, state)
+    write_atomically(packed(state, metadata), file)
+
+
+def read_header(file: Path) -> Header:
+    """The description of a concept without its tensors. Raises ``ValueError`` for a file that is not a whole concept."""
+    return _read_metadata(file)[0]
+
+
+def read_preview(file: Path) -> bytes:
+    """The small JPEG in a concept file, empty if it has none."""
+    return _preview(_read_metadata(file)[1])
+
+
+def _preview(metadata: Mapping[str, str]) -> bytes:
+    try:
+        return base64.b64decode(metadata.get("modelspec.thumbnail", "").removeprefix(JPEG))
+    except ValueError:
+        return b""
+
+
+def damaged(file: Path, what: object) -> ValueError:
+    return ValueError(f"{file.name}: damaged concept file ({what}): restore it from a copy or remove it from the bank")
+
+
+def _read_metadata(file: Path) -> tuple[Header, dict[str, str]]:
+    try:
+        with safe_open(file, "pt") as f:
+            metadata = f.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(file, error) from error
+    if "cidm" not in metadata:
+        raise ValueError(f"{file.name}: an ordinary safetensors file, not a concept (metadata key 'cidm' is missing): import it")
+    try:
+        header = json.loads(metadata["cidm"])
+        version = int(header["format"])
+        header = {**DEFAULTS, **header}
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise damaged(file, f"header: {error!r}") from error
+    if version > FORMAT:
+        raise ValueError(f"{file.name}: written in format {version}, this version reads up to {FORMAT}: update the pack")
+    if wrong := wrong_in(header):
+        raise damaged(file, f"header: {wrong}")
+    return cast(Header, header), metadata
+
+
+def wrong_in(header: Mapping[str, Any]) -> str:
+    """The first field of a header that is not what it should be; empty if all are."""
+    for key, kind in FIELDS.items():
+        if not isinstance(header.get(key), kind) or isinstance(header[key], bool):
+            return f"{key!r} is {str(header.get(key))[:40]!r}, expected {kind.__name__}"
+    for key in ("words", "layers", "text_layers", "triggers", "residuals"):
+        if not all(isinstance(entry, str) for entry in header[key]):
+            return f"{key!r} has entries that are no text"
+    if header["method"] not in METHODS:
+        return f"'method' is {header['method'][:40]!r}, expected one of {', '.join(METHODS)}"
+    if not all(type(row) is int and row >= 0 for row in header["token_layers"]):
+        return "'token_layers' has entries that are no row"
+    return "" if NAME.fullmatch(header["name"]) else f"'name' is {header['name'][:40]!r}"
+
+
+def load_concept(file: Path) -> Concept:
+    """Read a concept. Raises ``ValueError`` naming the file, and the key where there is one, if anything is amiss."""
+    file = Path(file)
+    header, metadata = _read_metadata(file)
+    try:
+        family = family_of(header["architecture"])
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+    state = _read_tensors(file)
+    factors = {layer: _read_factors(file, state, family.kohya_key(layer)) for layer in header["layers"]}
+    text_factors = {layer: _read_factors(file, state, family.kohya_key(layer)) for layer in header["text_layers"]}
+    residuals = {layer: _read_residual(file, state, f"{RESIDUAL}{layer}") for layer in header["residuals"]}
+    if metadata.get("cidm.sha256", expected := checksum(metadata, state)) != expected:
+        raise damaged(file, "its contents are not what was written")
+    return Concept(
+        name=header["name"],
+        class_word=header["class_word"],
+        architecture=header["architecture"],
+        fingerprint=header["fingerprint"],
+        words=tuple(header["words"]),
+        factors=factors,
+        tokens=_read_token_rows(file, header, metadata),
+        token_layers=tuple(header["token_layers"]),
+        text_factors=text_factors,
+        residuals=residuals,
+        triggers=tuple(header["triggers"]),
+        task=header["task"],
+        training=header["training"],
+        about={key: metadata[f"modelspec.{key}"] for key in ABOUT if f"modelspec.{key}" in metadata},
+        preview=_preview(metadata),
+    )
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    state = {}
+    with safe_open(file, "pt") as f:
+        for key in f.keys():  # noqa: SIM118 -- an open file, not a dict
+            try:
+                state[key] = f.get_tensor(key)
+            except (SafetensorError, ValueError, RuntimeError) as error:
+                raise damaged(file, f"{key}: {error}") from error
+    return state
+
+
+def _read_factors(file: Path, state: Mapping[str, Tensor], key: str) -> LowRank:
+    """The factors of a layer whose kohya name is ``key``."""
+    try:
+        up, down, alpha = (state[f"{key}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+        if not (up.is_floating_point() and down.is_floating_point()):
+            raise ValueError(f"the factors are {up.dtype} and {down.dtype}, expected numbers with a fraction")
+        factors = folded(up, down)
+        if alpha.numel() != 1 or alpha.item() != factors.rank:
+            raise ValueError(f"alpha is {str(alpha.tolist())[:40]}, expected the rank {factors.rank}")
+    except KeyError as error:
+        raise damaged(file, f"{error.args[0]} is missing") from error
+    except ValueError as error:
+        raise damaged(file, f"{key}: {error}") from error
+    if not (up.float().isfinite().all() and down.float().isfinite().all()):
+        raise damaged(file, f"{key}: not all factors are finite numbers")
+    return factors
+
+
+def _read_residual(file: Path, state: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in state:
+        raise damaged(file, f"{key} is missing")
+    residual = state[key]
+    if not (residual.is_floating_point() and residual.ndim == 1 and residual.isfinite().all()):
+        raise damaged(file, f"{key}: expected a vector of finite numbers")
+    return residual
+
+
+def _read_token_rows(file: Path, header: Header, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """Rows ``[k, R, D]`` of the k words by text encoder."""
+    try:
+        encoded = json.loads(metadata["cidm.tokens"])
+        tokens = {
+            k: torch.from_numpy(np.frombuffer(base64.b64decode(encoded[k], validate=True), "<f4").reshape(shape).copy())
+            for k, shape in header["token_shapes"].items()
+        }
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise damaged(file, f"tokens: {error!r}") from error
+    if header["words"] and not tokens:
+        raise damaged(file, f"tokens: there are none for the words {', '.join(header['words'])[:80]}")
+    for encoder, rows in tokens.items():
+        fits = rows.ndim == 3 and len(rows) == len(header["words"]) and max(header["token_layers"], default=0) < rows.shape[1]
+        if not (fits and rows.isfinite().all()):
+            raise damaged(file, f"tokens: {encoder} has {tuple(rows.shape)} rows for {len(header['words'])} words, or some are not finite")
+    return tokens
+
+
+def checksum(metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what decides a concept: its header, its tokens, its tensors; a title or an author may be edited by other tools."""
+    digest = hashlib.sha256((metadata["cidm"] + metadata.get("cidm.tokens", "")).encode())
+    for key in sorted(state):
+        tensor = state[key].contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

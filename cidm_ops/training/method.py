@@ -1,0 +1,206 @@
+"""What a method of learning is to the trainer: ``Method`` says what it is, ``Learner`` holds what one task trains.
+
+A new method is a ``MethodConfig``, a ``Learner``, a ``Method`` with both, and its name in ``methods``. What the trainer does with any of
+them alike (memory, micro-batches, previews, cancel, resume) is in ``trainer``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..bank.concept import LOW_RANK, Concept, check_name
+from ..painting.sampling import Predict
+from ..tokens import Table, Text, concept_words, encode_layerwise, join
+from .batches import Sample, masks_of
+from .captions import TEMPLATES
+from .config import MethodConfig, TrainingConfig
+from .dataset import Dataset
+from .objective import Noised, error
+
+EXISTING = ("replace", "refuse", "continue")
+KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One concept to learn: its name, what kind of thing it is in plain words, and how it is learned.
+
+    ``existing`` says what happens to another concept of that name: it is replaced in its place, the task is refused, or learning continues
+    from what it knows. ``prior`` holds pictures of the plain class. Raises ``ValueError`` for a name that is none, for no class word and
+    for an unknown ``existing``.
+    """
+
+    name: str
+    class_word: str
+    config: TrainingConfig
+    existing: str = EXISTING[0]
+    prior: Dataset | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not self.class_word.strip():
+            raise ValueError("the class word is empty: say what kind of thing it is, such as dog or teddy bear")
+        if self.existing not in EXISTING:
+            raise ValueError(f"existing {self.existing!r}: expected one of {', '.join(EXISTING)}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noised pictures of one shape, the samples they are of, and the number of the step that takes them."""
+
+    noised: Noised
+    samples: Sequence[Sample]
+    step: int
+
+    @property
+    def texts(self) -> list[str]:
+        return [sample.text for sample in self.samples]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Where to learn, ``[B, 1, h, w]``; ``None`` stands for everywhere in all pictures."""
+        return masks_of(self.samples)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained at one learning rate."""
+
+    parameters: list[nn.Parameter]
+    lr: float
+
+
+class Learner(nn.Module):
+    """What one task trains, its parameters, and what the trainer asks of it. A subclass makes its parameters and gives ``concept_parts``.
+
+    The rest has answers here: all parameters at ``lr``, which decays to zero; the loss of the model's own objective with texts in which
+    the concept's words read ``tables``. What else changes the model acts while ``attached`` is open.
+    """
+
+    def __init__(self, backbone: Backbone, task: Task, words: Sequence[str]):
+        super().__init__()
+        self.backbone, self.task, self.words = backbone, task, tuple(words)
+        self.kept_texts: dict[str, Text] = {}
+
+    def concept_parts(self) -> dict[str, Any]:
+        """Returns what the concept's file gets: the fields of ``Concept`` that this method fills. How a concept is painted follows from
+        them: ``words`` with ``tokens`` and ``factors``, or ``residuals`` at the class word.
+        """
+        raise NotImplementedError
+
+    def begin(self, concept: Concept) -> None:
+        """Takes what a concept knows already. Raises ``ValueError`` if it was learned in another way."""
+        raise ValueError(f"concept {concept.name!r} cannot be learned further by this method: choose another name, or let it be replaced")
+
+    def groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup(list(self.parameters()), self.task.config.method.lr)]
+
+    def lr_scale(self, step: int) -> float:
+        """Returns what part of its rate every group has in step ``step``, which counts from 0."""
+        return 1 - step / self.task.config.steps
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While open, the model is the base with the concept as far as it is learned, beside what its words do."""
+        yield
+
+    def tables(self) -> dict[str, Table]:
+        """Returns the token rows of the concept's words."""
+        return {}
+
+    @property
+    def texts_learn(self) -> bool:
+        """Whether encoded texts depend on what is trained; else each is encoded once."""
+        return False
+
+    def encode(self, texts: Sequence[str]) -> Text:
+        """Encodes texts for every layer. Where nothing about texts is trained (any more), each is encoded by itself and kept."""
+        if self.texts_learn:
+            return encode_layerwise(self.backbone, texts, self.tables())
+        encoded = []
+        for text in texts:
+            known = self.kept_texts.pop(text, None)
+            if known is None:
+                with torch.no_grad():
+                    known = encode_layerwise(self.backbone, [text], self.tables())
+            self.kept_texts[text] = known  # the last one used goes last
+            encoded.append(known)
+            if sum(t.states.nbytes for t in self.kept_texts.values()) > KEPT_TEXTS * 2**20:
+                del self.kept_texts[next(iter(self.kept_texts))]
+        return join(encoded)
+
+    def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
+        """Returns two sums over the batch: the loss that is told, and what is added to it. What has to be open in the backward pass too
+        goes into ``during``.
+        """
+        text, draw = self.encode(batch.texts), batch.noised
+        guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
+        told = error(guess, draw, batch.mask).sum()
+        return told, torch.zeros_like(told)
+
+    def regularization(self) -> Tensor:
+        """Returns what is added to the loss once a step, whatever the pictures."""
+        return torch.zeros(())
+
+    def after_step(self) -> None:
+        """Acts after a step of the optimizer."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns tensors and facts that a resumed run needs beside parameters and optimizer."""
+        return {}, {}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Takes back what ``state`` gave."""
+
+    def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
+        """Returns the prompt, in which ``<name>`` stands for the concept, and the empty text as the model reads them, and what stands in
+        for the backbone's prediction.
+        """
+        text = prompt.replace(f"<{self.task.name}>", " ".join(self.words))
+        wanted, nothing = (encode_layerwise(self.backbone, [t], self.tables()) for t in (text, ""))
+        return wanted, nothing, None
+
+
+class Method:
+    """A way to learn concepts. ``name`` stands in files and on the command line, ``config`` is the class of its settings, ``learner`` that
+    of what it trains, and ``defaults`` holds the settings of the loop in which it differs from ``TrainingConfig``.
+
+    ``continual`` says whether a concept depends on those that were learned before it. ``states_all`` and ``stated`` belong to the methods
+    of the first version (``record``).
+    """
+
+    name: str
+    config: type[MethodConfig]
+    learner: type[Learner]
+    defaults: Mapping[str, Any] = {}
+    continual = False
+    states_all = False
+    stated: Mapping[str, Any] = {}
+
+    def words(self, name: str, class_word: str) -> list[str]:
+        """Returns the concept's words, which stand in captions in the place of the class word."""
+        return concept_words(name, class_word)
+
+    def templates(self, kind: str) -> tuple[str, ...]:
+        """Returns the caption templates for a kind of concept."""
+        return self.defaults.get("templates", TEMPLATES[kind])
+
+    def reads(self, header: Mapping[str, Any]) -> bool:
+        """Whether an earlier concept with that header is loaded for learning the next one."""
+        return self.continual and header["method"] == LOW_RANK
+
+    def remarks(self, data: Dataset) -> list[str]:
+        """Returns what a person should know about learning from these pictures by this method."""
+        return []
+
+    def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> Learner:
+        """Returns what is trained, as it is before the first step. All that is random comes from ``generator``."""
+        return self.learner(backbone, task, self.words(task.name, task.class_word))
+
+    def finish(self, trainer: Any) -> None:
+        """Acts after the last step of a task, while what was learned is still attached."""

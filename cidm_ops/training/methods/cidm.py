@@ -1,0 +1,284 @@
+"""CIDM: layer-wise token rows and low-rank factors in the cross-attention, kept apart from earlier concepts (3.1, recipe of 4.1)."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...adapters import attached, linears
+from ...backbone import Backbone
+from ...bank.concept import Concept
+from ...causal import attention_layers
+from ...hub import watched
+from ...lowrank import LowRank
+from ...method.attention import attention_loss
+from ...method.consolidation import MODES, Consolidation, consolidation, orthogonal_downs, shared_loss, shared_rows
+from ...models.family import Family
+from ...tokens import Table, positions_of
+from ..batches import Sample
+from ..config import MethodConfig, check_choices, check_least
+from ..method import Batch, Learner, Method, ParameterGroup, Task
+
+GROUPS = ("block", "layer", "one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CidmConfig(MethodConfig):
+    """The paper's settings; rates decay linearly to zero.
+
+    ``targets`` names the layers that get factors (``models.family.TARGETS``, or a regular expression on their canonical names). ``alpha``
+    scales the factors by ``alpha / rank`` while they learn, 0 stands for the rank; the file holds them at full scale. ``norm_stop``: when
+    the mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on. ``consolidation`` is gamma_1 of
+    Eq. 2 and weighs the regularizer ``mode``, ``shared`` weighs the low-rank form of the paper's R2. ``lr_text`` above 0 gives the
+    attention of the text encoders factors too. ``attention`` weighs the regularization of where the words look, for pictures with masks.
+    ``init_sigma`` is the standard deviation of the free adjective's row. ``groups`` says which layers share a row of a word. Raises
+    ``ValueError`` naming the setting that cannot work.
+    """
+
+    targets: str = "cross_attention"
+    rank: int = 4
+    alpha: float = 0.0
+    lr_tokens: float = 1e-3
+    lr_text: float = 0.0
+    mode: str = MODES[0]
+    consolidation: float = 0.1
+    shared: float = 0.0
+    norm_stop: float = 0.55
+    init_sigma: float = 0.013
+    groups: str = GROUPS[0]
+    attention: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, ("rank",))
+        check_least(self, 0, ("alpha", "lr", "lr_tokens", "lr_text", "consolidation", "shared", "attention"))
+        check_choices(self, groups=GROUPS, mode=MODES)
+
+    @property
+    def scale(self) -> float:
+        """What the factors' change is multiplied by while they learn."""
+        return (self.alpha or self.rank) / self.rank
+
+
+class CidmLearner(Learner):
+    """``tokens[encoder] [k, R, D]`` and ``up, down`` of every target layer; ``layers`` says which of the R rows of a word each layer reads.
+
+    ``earlier`` are the factors that the new ones are kept apart from, by ``regularizer`` if that is given and else by the mode of the
+    settings. ``below`` are factors that the concept is learned on top of. Raises ``ValueError`` when the rank is above a layer's width.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        words: Sequence[str],
+        earlier: Sequence[Mapping[str, LowRank]],
+        generator: torch.Generator,
+        regularizer: Consolidation | None = None,
+        below: Mapping[str, LowRank] | None = None,
+    ):
+        super().__init__(backbone, task, words)
+        config = self.settings
+        layers: dict[str, Any] = linears(backbone, config.targets)
+        self.names, self.scale = list(layers), config.scale
+        shapes = {n: tuple(layer.weight.shape) for n, layer in layers.items()}
+        check_rank(config.rank, shapes)
+        self.layers = row_of_layer(backbone.family, list(backbone.cross_attention), config.groups)
+        self.tokens = nn.ParameterDict()
+        for encoder in backbone.encoders:
+            rows = first_rows(backbone, task.class_word, encoder, config.init_sigma, generator)[: len(words)]
+            self.tokens[encoder] = nn.Parameter(rows[:, None].repeat(1, 1 + max(self.layers), 1))
+        frozen = config.mode == "orthogonal"
+        if frozen:
+            downs = orthogonal_downs(earlier, {n: s[1] for n, s in shapes.items()}, config.rank, generator)
+        else:
+            downs = {n: kaiming(config.rank, width, generator) for n, (_, width) in shapes.items()}
+        self.downs = nn.ParameterList([nn.Parameter(downs[n], requires_grad=not frozen) for n in self.names])
+        self.ups = nn.ParameterList([nn.Parameter(torch.zeros(out, config.rank)) for out, _ in shapes.values()])
+        text: dict[str, Any] = attention_layers(backbone.texts) if config.lr_text else {}
+        sides = {n: tuple(layer.weight.shape) for n, layer in text.items()}
+        self.text_names = list(sides)
+        self.text_downs = nn.ParameterList([nn.Parameter(kaiming(config.rank, width, generator)) for _, width in sides.values()])
+        self.text_ups = nn.ParameterList([nn.Parameter(torch.zeros(out, config.rank)) for out, _ in sides.values()])
+        self.regularizer = consolidation(config.mode, earlier, config.lr, generator) if regularizer is None else regularizer
+        self.shared = shared_rows(earlier, 2 * config.rank) if config.shared else {}
+        self.below = {n: f.to(backbone.device) for n, f in (below or {}).items()}
+
+    @property
+    def settings(self) -> CidmConfig:
+        config = self.task.config.method
+        assert isinstance(config, CidmConfig)
+        return config
+
+    def groups(self) -> list[ParameterGroup]:
+        config = self.settings
+        groups = (
+            (self.tokens.values(), config.lr_tokens),
+            ([*self.ups, *self.downs], config.lr),
+            ([*self.text_ups, *self.text_downs], config.lr_text),
+        )
+        return [ParameterGroup([p for p in parameters if p.requires_grad], lr) for parameters, lr in groups]
+
+    def begin(self, concept: Concept) -> None:
+        """Takes what a concept knows already. Raises ``ValueError`` if it was learned with other settings."""
+        have = {"factors": self.factors(), "text factors": self.factors(text=True)}
+        for what, known in (("factors", concept.factors), ("text factors", concept.text_factors)):
+            mine = have[what]
+            if {n: f.up.shape for n, f in mine.items()} != {n: f.up.shape for n, f in known.items()}:
+                raise ValueError(
+                    f"concept {concept.name!r} has {len(known)} {what} of rank {_rank(known)}, these settings learn {len(mine)} of rank "
+                    f"{_rank(mine)}: continue with the settings it was learned with"
+                )
+        if concept.tokens.keys() != self.tokens.keys() or any(self.tokens[e].shape != t.shape for e, t in concept.tokens.items()):
+            raise ValueError(f"concept {concept.name!r} has other words or token groups than these settings: continue with those")
+        self.copy_factors(concept.factors)
+        self.copy_factors(concept.text_factors, text=True)
+        with torch.no_grad():
+            for e, rows in concept.tokens.items():
+                self.tokens[e].copy_(rows)
+
+    @torch.no_grad()
+    def copy_factors(self, known: Mapping[str, LowRank], text: bool = False) -> None:
+        """Begins from factors at full scale."""
+        for n, f in self.factors(text).items():
+            f.up.copy_(known[n].up / self.scale)
+            f.down.copy_(known[n].down)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        layers = {**linears(self.backbone), **attention_layers(self.backbone.texts)}
+        with attached(layers, self.below), attached(layers, self.deltas()):
+            yield
+
+    def deltas(self) -> dict[str, Any]:
+        """Returns what to add to the output of each layer while learning."""
+        factors = self.factors() | self.factors(text=True)
+        if self.scale == 1:
+            return factors
+        return {n: (lambda x, f=f: f(x) * self.scale) for n, f in factors.items()}
+
+    def factors(self, text: bool = False) -> dict[str, LowRank]:
+        """Returns the factors themselves, not scaled, of the U-Net or of the text encoders."""
+        names, ups, downs = (self.text_names, self.text_ups, self.text_downs) if text else (self.names, self.ups, self.downs)
+        return {n: LowRank(u, d) for n, u, d in zip(names, ups, downs, strict=True)}
+
+    def learned(self, text: bool = False) -> dict[str, LowRank]:
+        """Returns the factors for the concept file, at full scale."""
+        return {n: LowRank(self.scale * f.up.detach().cpu(), f.down.detach().cpu()) for n, f in self.factors(text).items()}
+
+    def concept_parts(self) -> dict[str, Any]:
+        return {
+            "words": self.words,
+            "factors": self.learned(),
+            "tokens": {encoder: rows.detach().cpu() for encoder, rows in self.tokens.items()},
+            "token_layers": self.layers,
+            "text_factors": self.learned(text=True),
+        }
+
+    def tables(self) -> dict[str, Table]:
+        return {w: Table({e: t[i] for e, t in self.tokens.items()}, self.layers) for i, w in enumerate(self.words)}
+
+    @property
+    def words_learn(self) -> bool:
+        return all(t.requires_grad for t in self.tokens.values())
+
+    @property
+    def texts_learn(self) -> bool:
+        return self.words_learn or bool(self.settings.lr_text)
+
+    def freeze_words(self) -> None:
+        """Ends the learning of the words: from here on texts are constants."""
+        for rows in self.tokens.values():
+            rows.requires_grad_(False)
+            rows.grad = None
+
+    @property
+    def norm(self) -> float:
+        """Mean norm of the token rows of the first encoder."""
+        return float(next(iter(self.tokens.values())).detach().norm(dim=-1).mean())
+
+    def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
+        seen = during.enter_context(self.watching(batch.samples))
+        told, extra = super().loss(batch, during)
+        return told, self.attention(seen, batch.samples) if seen else extra
+
+    def watching(self, samples: Sequence[Sample]) -> AbstractContextManager[list[Any]]:
+        """Collects the attention of the words if that is regularized and there are masks to do it by."""
+        if self.settings.attention and any(s.mask is not None for s in samples):
+            return watched(self.backbone.cross_attention.values())
+        return nullcontext([])
+
+    def attention(self, seen: Sequence[Any], samples: Sequence[Sample]) -> Tensor:
+        """Returns the weighted attention loss of the samples that have masks, summed."""
+        total = torch.zeros((), device=self.backbone.device)
+        for row, shown in enumerate(samples):
+            positions = positions_of(self.backbone, shown.text, self.words)
+            if shown.mask is not None and positions:
+                total = total + attention_loss(seen, row, positions, shown.mask)
+        return self.settings.attention * total
+
+    def regularization(self) -> Tensor:
+        factors = self.factors()
+        extra = self.settings.consolidation * self.regularizer.loss(factors)
+        return extra + self.settings.shared * shared_loss(factors, self.shared) if self.shared else extra
+
+    def after_step(self) -> None:
+        self.regularizer.after_step(self.factors())
+        if self.words_learn and self.norm >= self.settings.norm_stop:
+            self.freeze_words()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {f"term.{n}": t for n, t in self.regularizer.state().items()}, {"frozen": not self.words_learn}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self.regularizer.load({n.removeprefix("term."): t for n, t in tensors.items() if n.startswith("term.")})
+        if facts["frozen"]:
+            self.freeze_words()
+
+
+class Cidm(Method):
+    name, config, learner = "cidm", CidmConfig, CidmLearner
+    continual = states_all = True
+
+    def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
+        return CidmLearner(backbone, task, self.words(task.name, task.class_word), [c.factors for c in earlier], generator)
+
+
+def kaiming(rank: int, width: int, generator: torch.Generator) -> Tensor:
+    """Returns a down factor ``[rank, width]``, Kaiming uniform with a = sqrt(5)."""
+    return torch.empty(rank, width).uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+
+
+def check_rank(rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ``ValueError`` naming the narrowest layer if it is narrower than the rank."""
+    narrow = min(shapes, key=lambda n: min(shapes[n]))
+    if rank > min(shapes[narrow]):
+        raise ValueError(f"rank {rank}: {narrow} is {min(shapes[narrow])} wide, expected at most that")
+
+
+def _rank(factors: Mapping[str, LowRank]) -> int:
+    return next((f.rank for f in factors.values()), 0)
+
+
+def row_of_layer(family: Family, names: Sequence[str], groups: str) -> tuple[int, ...]:
+    """Returns which row of a word each cross-attention layer reads: its own (``layer``), that of its ``block``, or the only ``one``."""
+    keys = {"layer": names, "block": [family.stage_of(n) for n in names], "one": [""] * len(names)}[groups]
+    rows = list(dict.fromkeys(keys))
+    return tuple(rows.index(key) for key in keys)
+
+
+def first_rows(backbone: Backbone, class_word: str, encoder: str, sigma: float, generator: torch.Generator) -> Tensor:
+    """Returns the rows that the words begin with, ``[1 + nouns, D]``: a random adjective, then each noun of the class word."""
+    nouns = [noun_row(backbone, noun, encoder).cpu() for noun in class_word.split()]
+    adjective = torch.randn(nouns[0].shape, generator=generator) * sigma
+    return torch.stack([adjective, *nouns])
+
+
+def noun_row(backbone: Backbone, noun: str, encoder: str) -> Tensor:
+    """Returns the token row ``[D]`` of a noun, the mean if the tokenizer splits it."""
+    ids, kind = backbone.tokenize(noun, encoder)[0], backbone.family.encoder(encoder)
+    end = int((ids == kind.end).nonzero()[0])
+    return backbone.token_rows(ids[kind.first : end].to(backbone.device), encoder).mean(0)

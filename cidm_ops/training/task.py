@@ -1,0 +1,155 @@
+"""One task of a sequence: learn a concept into a bank, go on where it was stopped, or find it learned already."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from ..backbone import Backbone
+from ..bank.bank import Bank, check_base
+from ..bank.concept import Concept
+from .checkpoint import checkpoint_file, resume_run, save_run
+from .dataset import Dataset
+from .method import Method, Task
+from .methods import method_of
+from .prior import imagine
+from .record import counting_settings
+from .trainer import Trainer
+
+SAVE_EVERY = 50  # steps
+
+
+class Learned(NamedTuple):
+    """What a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
+
+    bank: Bank
+    concept: Concept
+    losses: list[float]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a task that is to be learned begins: its digest, and the concept it goes on from with that one's own digest."""
+
+    digest: str
+    start: Concept | None = None
+    began: str = ""
+
+
+def learn_into(
+    bank: Bank,
+    backbone: Backbone,
+    data: Dataset,
+    task: Task,
+    *,
+    method: Method | None = None,
+    on_step: Callable[[Trainer], None] = lambda trainer: None,
+    on_picture: Callable[[int, int], None] = lambda done, count: None,
+) -> Learned:
+    """Learns a concept after those before it in the bank, and writes it there.
+
+    The same task again (base, pictures, captions, settings and earlier concepts alike) learns nothing if the bank has it, only its
+    kind becomes the settings', and goes on from its last step if it was stopped. Without pictures of the plain class in the task the base
+    paints some if the settings have a weight for them. ``method`` stands in for the one that the settings belong to.
+    ``on_step`` is called after every step, ``on_picture`` while the base paints; both may raise to stop, and the state is kept
+    first. Raises ``ValueError`` before learning if the bank is for another architecture, has a damaged file or cannot be written to; the
+    bank changes only when all is done.
+    """
+    method = method or method_of(task.config)
+    warnings = [w for n in bank.names if (w := check_base(bank.headers[n], backbone.architecture, backbone.fingerprint))]
+    before = bank.before(task.name)
+    plan = find_or_plan(bank, backbone, data, task, method)
+    if isinstance(plan, Concept):
+        bank, concept = store_kind(bank, plan, task.config.kind)
+        return Learned(bank, concept, list(concept.training["losses"]), warnings)
+    bank.check_writable()
+    if task.config.prior and task.prior is None:
+        task = replace(task, prior=imagine_prior(backbone, data, task, on_picture))
+    earlier = [bank.get(n) for n in before if method.reads(bank.headers[n])]
+    trainer = Trainer(backbone, data, task, method=method, earlier=earlier, start=plan.start)
+    file = checkpoint_file(bank, task.name)
+    if reason := resume_run(trainer, file, plan.digest):
+        trainer.warnings.append(reason)
+    run_to_end(trainer, file, plan.digest, on_step)
+    bank, concept = store(bank, trainer, plan)
+    file.unlink(missing_ok=True)
+    return Learned(bank, concept, trainer.losses, [*warnings, *trainer.warnings])
+
+
+def find_or_plan(bank: Bank, backbone: Backbone, data: Dataset, task: Task, method: Method) -> Concept | Plan:
+    """Returns the concept if the bank has it from the very same task, else how to learn it. Raises ``ValueError`` if the bank has another
+    one of that name and the task is not to replace it.
+    """
+    digest = task_digest(bank, backbone, data, task, method)
+    if task.name not in bank.names:
+        return Plan(digest)
+    known = bank.headers[task.name]["training"]
+    before = known.get("began", "")
+    if known and known.get("task") == (task_digest(bank, backbone, data, task, method, before) if before else digest):
+        return bank.get(task.name)
+    if known and task.existing == "refuse":
+        raise ValueError(f"bank {bank.folder.name!r} has a concept {task.name!r} already: choose another name, or let it be replaced")
+    if not known or task.existing != "continue":
+        return Plan(digest)
+    began = known.get("task", "unknown")
+    return Plan(task_digest(bank, backbone, data, task, method, began), bank.get(task.name), began)
+
+
+def task_digest(bank: Bank, backbone: Backbone, data: Dataset, task: Task, method: Method, began: str = "") -> str:
+    """Returns a hash of all that decides what a task learns: the settings that are not at their defaults, the base, the pictures, and the
+    earlier concepts if the method depends on them; ``began`` is the digest of the task that it goes on from.
+    """
+    before = [bank.headers[n]["training"].get("task", n) for n in bank.before(task.name)] if method.continual else []
+    how = [list(data.captions), list(data.repeats), data.size, data.fit, data.flip]
+    chosen = counting_settings(task.config, method)
+    words = [task.name, task.class_word, backbone.architecture, backbone.fingerprint, how, before, chosen]
+    if began:
+        words.append(began)
+    digest = hashlib.sha256(json.dumps(words).encode())
+    prior = task.prior if task.config.prior else None
+    for tensor in (*data.pictures, *data.masks, *(prior.pictures if prior else ())):
+        if tensor is not None:
+            digest.update(repr(tuple(tensor.shape)).encode() + tensor.mul(255).round().to("cpu").byte().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def imagine_prior(backbone: Backbone, data: Dataset, task: Task, on_picture: Callable[[int, int], None]) -> Dataset:
+    """Has the base paint pictures of the plain class, of the size of the first picture."""
+    height, width = data.draw(0, False, Random(0), backbone.family.cell)[0].shape[1:]
+    size = backbone.family.whole_cells(height, width)
+    return imagine(backbone, task.class_word, task.config.prior_pictures, size, task.config.seed, on_picture)
+
+
+def run_to_end(trainer: Trainer, file: Path, digest: str, on_step: Callable[[Trainer], None]) -> None:
+    """Takes the steps that are left; the state of the run stays in ``file`` from time to time, and when ``on_step`` raises."""
+    with trainer.attached():
+        while not trainer.done:
+            trainer.advance()
+            if trainer.step % SAVE_EVERY == 0 and not trainer.done:
+                save_run(trainer, file, digest)
+            try:
+                on_step(trainer)
+            except BaseException:
+                save_run(trainer, file, digest)
+                raise
+        trainer.method.finish(trainer)
+
+
+def store(bank: Bank, trainer: Trainer, plan: Plan) -> tuple[Bank, Concept]:
+    """Writes what was learned into the bank, with the digest that tells the same task again."""
+    record = {"task": plan.digest, "losses": [round(loss, 5) for loss in trainer.losses]} | ({"began": plan.began} if plan.began else {})
+    concept = trainer.concept()
+    concept = replace(concept, training={**concept.training, **record})
+    return bank.add(concept), concept
+
+
+def store_kind(bank: Bank, concept: Concept, kind: str) -> tuple[Bank, Concept]:
+    """Says anew how a learned concept acts; what was learned stays."""
+    if concept.kind in ("", kind):
+        return bank, concept
+    concept = replace(concept, training={**concept.training, "kind": kind})
+    return bank.add(concept), concept

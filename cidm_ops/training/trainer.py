@@ -1,0 +1,214 @@
+"""The loop that learns one concept on a frozen base, by any method: memory, micro-batches, accumulation, previews and exact resume.
+
+All that is random in a step comes from the seed and the number of the step, so a run that was stopped goes on exactly as
+one that was not.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..bank.concept import Concept
+from ..painting.sampling import sample
+from ..recompute import recomputed
+from .batches import Batches, Sample
+from .captions import concept_captions
+from .dataset import Dataset
+from .memory import Bf16Weights, MemoryPlan, is_out_of_memory
+from .method import Batch, Method, Task
+from .methods import method_of
+from .objective import add_noise
+from .record import flat_settings
+
+EXPLODED = 3.0  # the loss has exploded when its average is so many times what it was in the beginning
+
+
+class Trainer:
+    """A training run: ``advance`` takes one step, ``state`` and ``load`` stop it and let it go on, ``concept`` is the result.
+
+    ``earlier`` are the concepts that the method learns after, ``start`` is one to go on from. ``warnings`` collects what a person should
+    know about the run.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: Dataset,
+        task: Task,
+        *,
+        method: Method | None = None,
+        earlier: Sequence[Concept] = (),
+        start: Concept | None = None,
+    ):
+        self.backbone, self.task, self.config = backbone, task, task.config
+        self.method, self.number = method or method_of(task.config), 1 + len(earlier)
+        config = self.config
+        captions, self.warnings = concept_captions(data.captions, task.class_word, self.method.words(task.name, task.class_word))
+        self.batches = Batches(backbone, data, captions, config.wording, str(config.seed))
+        prior = task.prior if config.prior else None
+        self.prior = prior and Batches(backbone, prior, prior.captions, config.wording, f"{config.seed}/prior")
+        generator = torch.Generator().manual_seed(config.seed)
+        self.learner: Any = self.method.make_learner(backbone, task, earlier, generator)
+        if start is not None:
+            self.learner.begin(start)
+        self.learner.to(backbone.device)
+        groups = self.learner.groups()
+        self.rates = [group.lr for group in groups]
+        self.optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], weight_decay=config.weight_decay)
+        self.plan = MemoryPlan.of(config, backbone)
+        self.bf16_weights = Bf16Weights([backbone.unet, *backbone.texts.values()])
+        self.losses: list[float] = []
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return len(self.losses)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.config.steps
+
+    def attached(self) -> AbstractContextManager[None]:
+        """While open, the model is the base with the concept as far as it is learned."""
+        return self.learner.attached()
+
+    def advance(self) -> float:
+        """Takes one step, inside ``attached``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
+        scale = self.learner.lr_scale(self.step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * scale
+        loss = self.compute_gradients()
+        self.optimizer.step()
+        self.losses.append(loss)
+        self.learner.after_step()
+        return loss
+
+    def compute_gradients(self) -> float:
+        """Computes the gradients of a step, and returns its loss.
+
+        Raises ``FloatingPointError`` for no numbers and ``MemoryError`` for too little memory.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, shortage = self.try_batches()
+        if shortage:  # outside of the handler, which holds on to the tensors of the failed step
+            self.plan = self.reduce_memory(shortage)
+            return self.compute_gradients()
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        for gradient in gradients:
+            gradient /= self.plan.scale
+        extra = self.learner.regularization()
+        if extra.requires_grad:
+            extra.backward()
+        self.check_loss(loss, float(torch.nn.utils.get_total_norm(gradients)))
+        return loss
+
+    def try_batches(self) -> tuple[float, str]:
+        """Adds up the gradients of the batches of a step. Returns their mean loss, and what the system said if memory was short."""
+        config, losses = self.config, []
+        try:
+            for number in range(self.step * config.accumulate, (self.step + 1) * config.accumulate):
+                losses.append(self.accumulate(*self.batches.batch(number, config.batch)))
+                if self.prior:
+                    self.accumulate(*self.prior.batch(number, config.batch), weight=config.prior)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return math.nan, str(error).splitlines()[0]
+        return sum(losses) / len(losses), ""
+
+    def reduce_memory(self, shortage: str) -> MemoryPlan:
+        """Returns the next plan that needs less memory. Raises ``MemoryError`` with advice if there is none or it is not wanted."""
+        reduced = self.plan.reduce()
+        if reduced is None:
+            raise MemoryError(f"memory is short even with {self.plan}: train at a smaller size, or free memory ({shortage})")
+        if self.config.memory != "auto":
+            raise MemoryError(f"memory is short with {self.plan}: try {reduced}, or memory=auto, which finds what fits ({shortage})")
+        self.warnings.append(f"memory was short with {self.plan}: going on with {reduced}")
+        self.backbone.free_memory()
+        return reduced
+
+    def accumulate(self, samples: Sequence[Sample], generator: torch.Generator, weight: float = 1.0) -> float:
+        """Adds the gradients of a batch and returns its mean loss; pictures of one shape go through the model together."""
+        config, schedule, total = self.config, self.backbone.schedule, 0.0
+        for shape in dict.fromkeys(s.latent.shape for s in samples):
+            alike = [s for s in samples if s.latent.shape == shape]
+            whole = add_noise(torch.stack([s.latent for s in alike]), schedule, generator, config.noise_offset, config.min_snr)
+            for first in range(0, len(alike), self.plan.micro_batch):
+                part = slice(first, first + self.plan.micro_batch)
+                batch = Batch(whole.part(part), alike[part], self.step)
+                with self.computing(batch.noised.x), ExitStack() as during:
+                    loss, extra = (part / len(samples) for part in self.learner.loss(batch, during))
+                    ((loss + extra) * weight * self.plan.scale / config.accumulate).backward()
+                total += float(loss.detach())
+        return total
+
+    @contextmanager
+    def computing(self, x: Tensor) -> Iterator[None]:
+        """While open, the model computes on ``x`` as ``plan`` says and can be differentiated."""
+        with (
+            self.backbone.training_mode(x),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=self.plan.bf16),
+            self.bf16_weights.used() if self.plan.bf16 else nullcontext(),
+            recomputed(self.backbone.unet) if self.plan.checkpointing else nullcontext(),
+        ):
+            yield
+
+    def check_loss(self, loss: float, gradient: float) -> None:
+        """Raises ``FloatingPointError`` with advice for a loss or a norm of gradients that a run does not come back from."""
+        advice = "lower the learning rates or use fp32; the bank is unchanged, and the run can go on from its last checkpoint"
+        for what, value in (("loss", loss), ("norm of the gradients", gradient)):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the {what} is {value} at step {self.step + 1}: {advice}")
+        if self.step >= 40:
+            before, now = (sum(part) / 20 for part in (self.losses[:20], self.losses[-20:]))
+            if now > EXPLODED * before:
+                raise FloatingPointError(f"the loss rose from {before:.3f} to {now:.3f} by step {self.step + 1}: {advice}")
+
+    @torch.no_grad()
+    def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
+        """Returns a picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attached``; ``<name>`` stands for the concept."""
+        wanted, nothing, predict = self.learner.preview(prompt)
+        first = self.batches.draw(0, False, random.Random(0))[0]
+        noise = torch.randn(1, *first.shape, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)
+        latent = sample(self.backbone, wanted, nothing, noise, steps=steps, guidance=guidance, predict=predict)
+        return self.backbone.decode_latent(latent)[0]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns tensors and facts to go on from."""
+        named = dict(self.learner.named_parameters())
+        tensors = {f"now.{n}": p.detach() for n, p in named.items()}
+        for name, p in named.items():
+            tensors |= {f"{entry}.{name}": value for entry, value in self.optimizer.state.get(p, {}).items()}
+        more, facts = self.learner.state()
+        return tensors | more, {"losses": self.losses, **facts, "means": self.plan.record()}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on from ``state``."""
+        for name, p in self.learner.named_parameters():
+            entries = {key.partition(".")[0]: t for key, t in tensors.items() if key.partition(".")[2] == name}
+            with torch.no_grad():
+                p.copy_(entries.pop("now"))
+            if entries:
+                self.optimizer.state[p] = {e: t.clone() if e == "step" else t.to(p) for e, t in entries.items()}
+        self.losses, self.plan = list(facts["losses"]), MemoryPlan.from_record(facts["means"])
+        self.learner.load(tensors, facts)
+
+    def concept(self) -> Concept:
+        """Returns what was learned so far."""
+        recent = self.losses[-50:]
+        count = {"templates": len(self.config.templates), "pictures": len(self.batches.data), "loss": sum(recent) / max(1, len(recent))}
+        return Concept(
+            name=self.task.name,
+            class_word=self.task.class_word,
+            architecture=self.backbone.architecture,
+            fingerprint=self.backbone.fingerprint,
+            task=self.number,
+            training=flat_settings(self.config, self.method) | count,
+            **self.learner.concept_parts(),
+        )

@@ -1,0 +1,171 @@
+"""What is true of every method, on every model: a class of statements about a ``Case``, which a test module makes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cidm_ops.bank.bank import Bank
+from cidm_ops.bank.concept import Concept
+from cidm_ops.engines.diffusers import load
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
+from cidm_ops.training.checkpoint import checkpoint_file
+from cidm_ops.training.config import TrainingConfig
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.methods import configure
+from cidm_ops.training.task import Learned, Task, learn_into
+from cidm_ops.training.trainer import Trainer
+
+MODELS = [
+    ("doodle", torch.float32),
+    ("tiny_sd1", torch.float32),
+    ("tiny_sd1", torch.bfloat16),
+    ("tiny_sdxl", torch.float32),
+    ("tiny_sdxl", torch.bfloat16),
+]
+IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in MODELS]
+STEPS, STOP = 4, 2
+
+
+class Stopped(Exception):
+    pass
+
+
+@dataclass
+class Case:
+    """A method and a model, and what they made of a task that ran to its end."""
+
+    method: str
+    backbone: Any
+    folder: Path
+    learned: Learned
+
+    @classmethod
+    def make(cls, method: str, model: tuple[str, torch.dtype], request: pytest.FixtureRequest) -> "Case":
+        name, dtype = model
+        backbone = load(name if name == "doodle" else request.getfixturevalue(name), dtype=dtype)
+        folder = request.getfixturevalue("tmp_path_factory").mktemp(f"{method}-{name}")
+        return cls(method, backbone, folder, learn_into(Bank(folder / "whole"), backbone, pictures(), task(method)))
+
+    def paint(self, bank: Bank, prompt: str) -> torch.Tensor:
+        return paint(self.backbone, bank, prompt, unit_noise(self.backbone.family, 1, 1, 64, 64), SamplingConfig(2, 3.0))[0]
+
+    def bank_of(self, name: str, concept: Concept) -> Bank:
+        return Bank(self.folder / name).add(concept)
+
+    def predict(self) -> torch.Tensor:
+        """What the model answers to a plain text."""
+        text = Trainer(self.backbone, pictures(), task(self.method)).learner.encode(["a cat"])
+        x = unit_noise(self.backbone.family, 3, 1, 64, 64)
+        with torch.no_grad():
+            return self.backbone.predict(x, torch.tensor([500]), text.context, text.pooled)
+
+
+def config_of(method: str) -> TrainingConfig:
+    return configure(method, steps=STEPS, batch=2, accumulate=1, lr=0.05, seed=3)
+
+
+def task(method: str, **how: Any) -> Task:
+    return Task(name="rex", class_word="dog", config=how.pop("config", config_of(method)), **how)
+
+
+def pictures() -> Dataset:
+    """Two random pictures of 64 pixels, the concept in the middle of each."""
+    draw, middle = torch.Generator().manual_seed(0), torch.zeros(1, 64, 64)
+    middle[:, 16:48, 16:48] = 1
+    return Dataset([torch.rand(3, 64, 64, generator=draw) for _ in range(2)], ["a dog on grass", "a dog"], [middle, middle])
+
+
+def without_weights(concept: Concept) -> Concept:
+    """Returns a concept that has its words and changes nothing of the model."""
+    return replace(concept, factors={}, text_factors={}, residuals={n: torch.zeros_like(r) for n, r in concept.residuals.items()})
+
+
+def tensors(concept: Concept) -> dict[str, torch.Tensor]:
+    """Returns all that a concept's file holds in numbers."""
+    found = {f"{layer}.{side}": getattr(f, side) for layer, f in concept.all_factors.items() for side in ("up", "down")}
+    return found | dict(concept.tokens) | dict(concept.residuals)
+
+
+def assert_same(one: Concept, other: Concept) -> None:
+    a, b = tensors(one), tensors(other)
+    assert a and a.keys() == b.keys() and all(torch.equal(t, b[n]) for n, t in a.items())
+    assert (one.words, one.token_layers, one.training) == (other.words, other.token_layers, other.training)
+
+
+class Statements:
+    """A subclass gives the fixture ``case``."""
+
+    def test_before_the_first_step_the_model_is_the_base(self, case):
+        trainer, base = Trainer(case.backbone, pictures(), task(case.method)), case.predict()
+        with trainer.attached():
+            assert torch.equal(case.predict(), base)
+        fresh = trainer.concept()
+        new, plain = case.bank_of("fresh", fresh), case.bank_of("fresh-plain", without_weights(fresh))
+        assert torch.equal(case.paint(new, "a <rex> on the beach"), case.paint(plain, "a <rex> on the beach"))
+
+    def test_at_no_strength_the_picture_is_that_of_the_base(self, case):
+        plain = case.bank_of("plain", without_weights(case.learned.concept))
+        asleep = case.paint(case.learned.bank, "a <rex:0> on the beach")
+        assert torch.equal(asleep, case.paint(plain, "a <rex:0> on the beach"))
+        nothing = Bank(case.folder / "nothing")
+        assert torch.equal(case.paint(case.learned.bank, "a cat"), case.paint(nothing, "a cat"))
+
+    def test_the_picture_is_new_and_the_same_after_opening_the_bank_again(self, case):
+        painted = case.paint(case.learned.bank, "a <rex> on the beach")
+        assert painted.isfinite().all()
+        assert (painted - case.paint(case.learned.bank, "a dog on the beach")).abs().max() > 1e-3
+        assert torch.equal(painted, case.paint(Bank(case.learned.bank.folder), "a <rex> on the beach"))
+
+    def test_the_file_is_the_concept(self, case):
+        assert_same(Bank(case.learned.bank.folder).get("rex"), case.learned.concept)
+        record = case.learned.concept.training
+        assert record["method"] == case.method and len(record["losses"]) == STEPS == record["steps"]
+        assert all(torch.isfinite(t).all() for t in tensors(case.learned.concept).values())
+
+    def test_a_run_that_is_cancelled_keeps_its_state_and_goes_on_bit_for_bit(self, case):
+        bank, base = Bank(case.folder / "stopped"), case.predict()
+
+        def cancel(trainer):
+            if trainer.step == STOP:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            learn_into(bank, case.backbone, pictures(), task(case.method), on_step=cancel)
+        assert not Bank(bank.folder).names and checkpoint_file(bank, "rex").exists()
+        assert torch.equal(case.predict(), base), "nothing stays on the model"
+        steps, shown = [], []
+
+        def watch(trainer):
+            steps.append(trainer.step)
+            shown.append(trainer.preview("a <rex>", steps=1))
+
+        went_on = learn_into(bank, case.backbone, pictures(), task(case.method), on_step=watch)
+        assert steps == list(range(STOP + 1, STEPS + 1)) and not checkpoint_file(bank, "rex").exists()
+        assert shown[0].shape == (3, 64, 64) and went_on.losses == case.learned.losses
+        assert_same(went_on.concept, case.learned.concept)
+
+    def test_the_same_task_again_learns_nothing(self, case):
+        steps = []
+        again = learn_into(case.learned.bank, case.backbone, pictures(), task(case.method), on_step=lambda trainer: steps.append(1))
+        assert not steps and again.losses == case.learned.concept.training["losses"]
+
+    def test_a_concept_is_learned_further_or_the_method_says_that_it_cannot(self, case):
+        bank = case.bank_of("further", case.learned.concept)
+        more = task(case.method, config=config_of(case.method).update(seed=4, steps=1), existing="continue")
+        try:
+            further = learn_into(bank, case.backbone, pictures(), more).concept
+        except ValueError as error:
+            assert "'rex' cannot be learned further" in str(error)
+        else:
+            assert further.training["began"] == case.learned.concept.training["task"]
+            assert tensors(further).keys() == tensors(case.learned.concept).keys()
+
+    def test_a_wrong_setting_is_refused_by_name(self, case):
+        for wrong, error in (({"lr": -1.0}, "lr -1.0"), ({"steps": 0}, "steps 0"), ({"speed": 1}, "'speed'")):
+            with pytest.raises(ValueError, match=error):
+                configure(case.method, **wrong)
+        with pytest.raises(ValueError, match="'fast': expected one of"):
+            configure("fast")
