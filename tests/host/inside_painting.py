@@ -260,7 +260,7 @@ def the_concepts_act_only_where_they_are_named():
             masked = {name: (lambda x, f=f, at=at: f(x) * at) for name, f in factors.items() if name not in rest}
             always = {name: f for name, f in rest.items() if reach != WORDS or not DOODLE.looks_at_text(name)}
             got = halves(patches.with_concepts(backbone, [mixture], AggregationConfig(scope=reach)), positive, negative)
-            with attached(linears(backbone.blocks), always | masked):
+            with attached(linears(backbone), always | masked):
                 want = halves(patches.merged(model, {}), positive, negative)
             near(got[0], want[0])
             near(got[1], halves(patches.merged(model, always), positive, negative)[1])
