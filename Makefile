@@ -16,8 +16,8 @@ check: .venv/dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-INSTALL = -m tools.install --torch '$(TORCH)'
-LOCK = pyproject.toml constraints.txt tools/install.py tools/lock.py $(if $(TORCH),again) | .venv/bin/python
+INSTALL = .ci/install.py --torch '$(TORCH)'
+LOCK = pyproject.toml constraints.txt .ci/install.py .ci/lock.py $(if $(TORCH),again) | .venv/bin/python
 
 .venv/headless: $(LOCK)
 	.venv/bin/python $(INSTALL) headless
@@ -50,4 +50,4 @@ canary:
 	rm -rf .venv-newest
 	$(MAKE) .venv-newest/bin/python
 	.venv-newest/bin/python $(INSTALL) --versions newest headless,test
-	.venv-newest/bin/python -m pytest; failed=$$?; .venv-newest/bin/python -m tools.moved; exit $$failed
+	.venv-newest/bin/python -m pytest; failed=$$?; .venv-newest/bin/python .ci/moved.py; exit $$failed

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from install import choose_torch, constraints_beside
+from lock import misfits, pins_here, read_pins, read_project
+from moved import moved
 from pip._vendor.packaging.specifiers import SpecifierSet
-
-from tools.install import choose_torch, constraints_beside
-from tools.lock import misfits, pins_here, read_pins, read_project
-from tools.moved import moved
 
 PACK = Path(__file__).resolve().parents[2]
 LOCK = (PACK / "constraints.txt").read_text(encoding="utf-8")
@@ -49,11 +48,11 @@ def test_two_versions_of_one_package_in_one_place_are_named():
 
 @pytest.mark.parametrize("lock", [LOCK.replace("einops==", "einops==0."), None], ids=["another lock", "no lock"])
 def test_a_lock_that_does_not_fit_stops_the_installation_and_says_how_to_renew_it(lock, tmp_path):
-    shutil.copytree(PACK / "tools", tmp_path / "tools")
+    shutil.copytree(PACK / ".ci", tmp_path / ".ci")
     shutil.copy(PACK / "pyproject.toml", tmp_path)
     if lock:
         (tmp_path / "constraints.txt").write_text(lock, encoding="utf-8")
-    ran = subprocess.run([sys.executable, "-m", "tools.install", "headless"], cwd=tmp_path, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, ".ci/install.py", "headless"], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 1 and ran.stdout == ""
     assert ("einops>=0.8 is asked for, and 0.0" if lock else "there is none") in ran.stderr
     assert "`make lock`" in ran.stderr and "Traceback" not in ran.stderr

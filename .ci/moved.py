@@ -1,10 +1,9 @@
-"""Says which installed packages are not in the lock's version: ``python -m tools.moved``."""
+"""Says which installed packages are not in the lock's version: ``python .ci/moved.py``."""
 
 from importlib import metadata
 
+from lock import ROOT, pins_here, read_pins
 from pip._vendor.packaging.utils import canonicalize_name
-
-from tools.lock import ROOT, pins_here, read_pins
 
 
 def moved(locked: dict[str, str], installed: dict[str, str]) -> list[str]:

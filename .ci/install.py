@@ -1,4 +1,4 @@
-"""Installs the pack with the extras that a command needs, in the versions of the lock: ``python -m tools.install headless,test``.
+"""Installs the pack with the extras that a command needs, in the versions of the lock: ``python .ci/install.py headless,test``.
 
 PyTorch comes first, and for the CPU: what the package index gives for Linux by itself brings several GB of CUDA.
 """
@@ -11,12 +11,11 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from lock import ROOT, pins_here, read_lock, read_pins, read_project, requirements_of
 from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.specifiers import SpecifierSet
 from pip._vendor.packaging.utils import canonicalize_name
 from pip._vendor.packaging.version import Version
-
-from tools.lock import ROOT, pins_here, read_lock, read_pins, read_project, requirements_of
 
 ASK_FIRST = """No PyTorch for the CPU is installed or offered here (torch{bounds}), and the one for CUDA takes several GB.
 Repeat the command
