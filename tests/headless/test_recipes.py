@@ -167,7 +167,7 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.methods import configure
 from cidm_ops.training.task import Task
-from cidm_ops.training.trainer import Run
+from cidm_ops.training.trainer import Trainer
 
 base, memory, room = sys.argv[1], sys.argv[2], int(sys.argv[3]) * 2**20
 torch.set_num_threads(1)

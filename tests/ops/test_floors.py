@@ -77,7 +77,7 @@ def imports(file: Path) -> list[str]:
 
 
 def room(module: str) -> str | None:
-    """The room of a module of cidm_ops: "cidm_ops.run.data" is in "run", and the training of Doodle has a room of its own."""
+    """The room of a module of cidm_ops: "cidm_ops.training.crops" is in "training", and the training of Doodle has a room of its own."""
     parts = module.split(".")
     if parts[:3] == ["cidm_ops", "doodle", "training"]:
         return "doodle.training"
