@@ -299,8 +299,6 @@ def the_layers_own_texts_are_changed_one_by_one():
     for text in TEXTS[:10]:
         want = read_by_layer(s, core, [text.act(one)[0] for one in texts])
         known = exact.get(text.title)
-            text.title
-        )
         assert known is None or apart(want, known) <= 1e-4, f"the host alone: {text.title}"
         assert text.title == "ConditioningAverage (to, 1)" or apart(want, unchanged) > FELT, f"the host alone: {text.title} changes nothing"
         for path, patched in (("merged", model), ("routed", routed)):
