@@ -10,6 +10,7 @@ from subjects import (
     SAID,
     SUBJECTS,
     TABLE,
+    TOLERANCE,
     Scene,
     apart,
     attempt,
@@ -133,7 +134,7 @@ def over(*names: str) -> None:
             want = painted(guider.make, host, said, s.model)
             if guider.same_as:
                 twin = painted(guider.same_as, host, said, s.model)
-                assert apart(want, twin) <= 1e-5, f"the host alone: {title} is not what it should be the same as"
+                assert apart(want, twin) <= TOLERANCE, f"the host alone: {title} is not what it should be the same as"
             told = verdict(attempt(lambda: painted(guider.make, *ours, s.model), because), want)  # noqa: B023 -- called at once
             found[title, name] = told
             if guider.same_as and told == "equal":
