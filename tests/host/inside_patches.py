@@ -373,6 +373,8 @@ def the_context_windows_read_the_regions_that_they_show():
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     windows = {"context_length": 8, "context_overlap": 0, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False}
     windows |= {"fuse_method": "flat", "dim": 3}
+    if "causal_window_fix" in NODE_CLASS_MAPPINGS["ContextWindowsManual"].INPUT_TYPES()["required"]:
+        windows["causal_window_fix"] = False  # it puts a column of another window before each
 
     def painted(model, positive, noise=noise):
         latent = torch.zeros_like(noise)
