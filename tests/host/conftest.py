@@ -10,7 +10,10 @@ from comfy_server import (
     server,  # noqa: F401
 )
 
-INSIDE = ("inside", "inside_painting", "inside_regions", "inside_infusion", "inside_methods", "inside_scores")
+INSIDE = (
+    "inside", "inside_painting", "inside_regions", "inside_infusion", "inside_methods", "inside_scores", "inside_guiders", "inside_patches",
+    "inside_conditionings",
+)  # fmt: skip
 SCRIPTS = [Path(__file__).with_name(f"{name}.py") for name in INSIDE]
 
 
