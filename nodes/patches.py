@@ -6,6 +6,7 @@ Merged, concepts are weight patches like any LoRA's. Routed, they act beside the
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import comfy.lora
 import comfy.model_management
@@ -94,7 +95,13 @@ def of_region(clip: comfy.sd.CLIP, mixed: ConceptMix) -> ConceptText:
 def conditioning(clip: comfy.sd.CLIP, prompts: Sequence[ParsedPrompt], regions: Sequence[ConceptText] = ()) -> list:
     """A CONDITIONING of one prompt, or of one for each row of a batch, with the host's word weights. Its text brings what each layer reads,
     where concepts stand, residuals, and the texts of ``regions``. Without concepts and regions it is a plain one.
+
+    Raises ``ValueError`` for a text encoder that changes over the sampling.
     """
+    if clip.patcher.forced_hooks is not None and clip.use_clip_schedule:
+        raise ValueError(
+            "the hooks of this CLIP are scheduled, and a prompt with concepts is encoded once: switch schedule_clip of SetClipHooks off"
+        )
     text, states, plans, pooled = ComfyText(clip), [], [], []
     known = clip.patcher.model_options.get(PATCHED, ())
     device = comfy.model_management.intermediate_device()
@@ -106,7 +113,8 @@ def conditioning(clip: comfy.sd.CLIP, prompts: Sequence[ParsedPrompt], regions: 
         pooled += [] if encoded.pooled is None else [encoded.pooled]
     length = math.lcm(*(s.shape[1] for s in states))
     rows = [alone(own, plan).repeat(1, length // own.shape[1], 1) for own, plan in zip(states, plans, strict=True)]
-    more = {"pooled_output": torch.cat(pooled).to(device)} if pooled else {}
+    more: dict[str, Any] = {"pooled_output": torch.cat(pooled).to(device)} if pooled else {}
+    clip.add_hooks_to_dict(more)
     return [[torch.cat(rows), more]]
 
 

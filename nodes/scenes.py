@@ -109,8 +109,9 @@ class HostRun:
             return executor(x, t, context, *args, **kwargs)
         if self.scene.masks and self.size and x.shape[-2:] != self.size:
             raise ValueError(
-                f"the model is given {x.shape[-2]} x {x.shape[-1]} of a latent of {self.size[0]} x {self.size[1]}: a conditioning with an "
-                "area, or a node that cuts the image into tiles; where regions lie in such a part nobody knows: take it off, or the regions"
+                f"the model is given {x.shape[-2]} x {x.shape[-1]} of a latent of {self.size[0]} x {self.size[1]}: by an area of a text "
+                "(ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetMask to the mask's bounds) or by a node that cuts the "
+                "image into tiles. Where regions lie in such a part nobody says: take it off, or the regions"
             )
         options = next((a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "uuids" in a), {})
         keys, count = options.get("uuids") or [None], len(x)
