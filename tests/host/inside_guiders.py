@@ -191,7 +191,7 @@ def the_samplers_of_the_host_paint_the_same():
         ours, said = subject.make(s, s.model), s.text(PLAIN)
         for node in sorted(filter(exists, SAMPLERS)):
             steps = 3
-            given = {"model": s.model} if node == "SamplerSASolver" else {}
+            given = {"model": s.model, "use_pece": False, "simple_order_2": False} if node == "SamplerSASolver" else {}
             given |= {"rtol": 0.5, "atol": 0.5} if node == "SamplerDPMAdaptative" else {}
             kept = {"steps": steps}
 
