@@ -111,7 +111,7 @@ class HostRun:
             raise ValueError(
                 f"the model is given {x.shape[-2]} x {x.shape[-1]} of a latent of {self.size[0]} x {self.size[1]}: by an area of a text "
                 "(ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetMask to the mask's bounds) or by a node that cuts the "
-                "image into tiles. Where regions lie in such a part nobody says: take it off, or the regions"
+                "image into tiles or ContextWindows. Where regions lie in such a part nobody says: take it off, or the regions"
             )
         options = next((a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "uuids" in a), {})
         keys, count = options.get("uuids") or [None], len(x)
@@ -121,6 +121,7 @@ class HostRun:
         def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
             if list(rows) == list(range(count)):
                 return executor(x, t, text, *args, **kwargs)
+            check_patches(options.get("patches", {}))
             picked = [of_jobs(value, jobs, rows, count) for value in (t, *args)]
             more = {key: of_jobs(value, jobs, rows, count) for key, value in kwargs.items()}
             return executor(x, picked[0], text, *picked[1:], **more)
@@ -147,6 +148,18 @@ class HostRun:
             self.sites[unet] = Sites.of(unet, blocks, cross_attention, layers)
         taken = frozenset(name for name, place in self.places.items() if place in replaced or place[:2] in replaced)
         return replace(self.sites[unet], replaced=taken) if taken else self.sites[unet]
+
+
+def check_patches(patches: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses other nodes' patches that ask which half of the batch is which: they know one row of a kind, and would pass over those that
+    were added. Raises ``ValueError`` with the patch's name.
+    """
+    for patch in (patch for kind in patches.values() for patch in kind):
+        if "cond_or_uncond" in getattr(getattr(patch, "__code__", None), "co_consts", ()):
+            raise ValueError(
+                f"{patch.__name__} of {patch.__module__} takes rows of a batch by their places, as NAGuidance does, and Infusion's second "
+                "stream and passes for single regions add rows: take stream single or preset fast, or take that patch off"
+            )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
