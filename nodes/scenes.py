@@ -121,7 +121,7 @@ class HostRun:
         def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
             if list(rows) == list(range(count)):
                 return executor(x, t, text, *args, **kwargs)
-            check_patches(options.get("patches", {}))
+            check_added(options)
             picked = [of_jobs(value, jobs, rows, count) for value in (t, *args)]
             more = {key: of_jobs(value, jobs, rows, count) for key, value in kwargs.items()}
             return executor(x, picked[0], text, *picked[1:], **more)
@@ -150,16 +150,17 @@ class HostRun:
         return replace(self.sites[unet], replaced=taken) if taken else self.sites[unet]
 
 
-def check_patches(patches: Mapping[str, Sequence[Any]]) -> None:
-    """Refuses other nodes' patches that ask which half of the batch is which: they know one row of a kind, and would pass over those that
-    were added. Raises ``ValueError`` with the patch's name.
+def check_added(options: Mapping[str, Any]) -> None:
+    """Refuses other nodes that know one row of a kind, where rows are added: patches that ask which half of the batch is which would pass
+    over them, and the EasyCache of older hosts adds what it kept of each row to all of them. Raises ``ValueError`` with their names.
     """
-    for patch in (patch for kind in patches.values() for patch in kind):
+    advice = "and Infusion's second stream and passes for single regions add rows: take stream single or preset fast, or take it off"
+    for patch in (patch for kind in options.get("patches", {}).values() for patch in kind):
         if "cond_or_uncond" in getattr(getattr(patch, "__code__", None), "co_consts", ()):
-            raise ValueError(
-                f"{patch.__name__} of {patch.__module__} takes rows of a batch by their places, as NAGuidance does, and Infusion's second "
-                "stream and passes for single regions add rows: take stream single or preset fast, or take that patch off"
-            )
+            raise ValueError(f"{patch.__name__} of {patch.__module__} takes rows of a batch by their places, as NAGuidance does, {advice}")
+    cache = options.get("easycache")
+    if cache is not None and not hasattr(cache, "can_apply_cache_diff"):
+        raise ValueError(f"the EasyCache of this ComfyUI adds what it kept of each row to all of them, {advice}, or update ComfyUI")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters import attached
-from ..concept_text import ConceptText, RowPlan, TokenResidual, plain, plans_of, row_of, states_in_layer
+from ..concept_text import ConceptText, RowPlan, TokenResidual, plain, plans_of, states_in_layer
 from ..hub import Attention, Sites, layerwise, meeting, observing
 from ..lowrank import LowRank
 from ..method.attention import word_attention
@@ -238,7 +238,8 @@ class UnetCall:
         row = self.rows[number]
         mixture = row.image % max(len(stack.weights) for stack in self.run.scene.stacks) if self.run.scene.stacks else 0
         if row.regional and row.plan:
-            text = row_of(row.plan.regions[region - 1], 0)
+            text = row.plan.regions[region - 1]
+            assert isinstance(text, ConceptText)
             (plan,) = text.plans
             return Source(number, row, region, text, plan, (plan.key, region, mixture) if plan else None)
         key = None if row.key is None else (row.key, region, mixture, at.text.shape[1], row.composed)
