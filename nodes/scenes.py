@@ -157,7 +157,8 @@ def check_added(options: Mapping[str, Any]) -> None:
     advice = "and Infusion's second stream and passes for single regions add rows: take stream single or preset fast, or take it off"
     for patch in (patch for kind in options.get("patches", {}).values() for patch in kind):
         if "cond_or_uncond" in getattr(getattr(patch, "__code__", None), "co_consts", ()):
-            raise ValueError(f"{patch.__name__} of {patch.__module__} takes rows of a batch by their places, as NAGuidance does, {advice}")
+            file = patch.__module__.replace("\\", "/").rpartition("/")[2]  # the host names modules of nodes by their paths
+            raise ValueError(f"{patch.__name__} of {file} takes rows of a batch by their places, as NAGuidance does, {advice}")
     cache = options.get("easycache")
     if cache is not None and not hasattr(cache, "can_apply_cache_diff"):
         raise ValueError(f"the EasyCache of this ComfyUI adds what it kept of each row to all of them, {advice}, or update ComfyUI")
