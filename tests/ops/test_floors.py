@@ -46,6 +46,9 @@ OPS = sorted({*(PACK / "cidm_ops").rglob("*.py")} - IN_HOST)
 FACE = sorted((PACK / "nodes").rglob("*.py")) + [file for file in [PACK / "__init__.py"] if file.exists()]
 
 
+PUBLIC = PACK / "cidm_ops" / "__init__.py"  # its names are loaded when a notebook asks for them (PEP 562), and never by a node
+
+
 def name_of(file: Path) -> str:
     return str(file.relative_to(PACK))
 
@@ -62,6 +65,8 @@ def module_of(file: Path) -> str:
 
 def imports(file: Path) -> list[str]:
     """Every module that a file imports: absolute names, and relative ones written out from the pack ("cidm_ops.hub")."""
+    if file == PUBLIC:
+        return []
     package = file.relative_to(PACK).parts[:-1]
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
