@@ -12,6 +12,7 @@ from PIL import Image
 
 from .backbone import Backbone
 from .bank.bank import Bank
+from .engines.diffusers import fastest_device
 from .engines.diffusers import load as load_backbone
 from .engines.towers import load_tower
 from .evaluation.protocol import Sampling, Task, claim, embed_task, missing, paint_missing, usual_guidance
@@ -35,8 +36,7 @@ def load(base: str | Path = "doodle", device: torch.device | str | None = None, 
 
     Raises ``FileNotFoundError`` if there is nothing of that name and ``ValueError`` if it is no complete model of a known family.
     """
-    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    place = torch.device(device or fastest)
+    place = torch.device(device) if device else fastest_device()
     return load_backbone(base, place, dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32))
 
 

@@ -5,6 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..method.aggregation import MODES
+from ..method.infusion import STREAMS
+from ..painting.scene import PRESETS, ResidualConfig
+from ..painting.scope import SCOPES
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import warn
@@ -16,20 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", default="", help="what the pictures should not be")
     parser.add_argument(
         "--mode",
-        choices=("exact", "released", "paper", "soft"),
-        default="exact",
+        choices=MODES,
+        default=MODES[0],
         help="how the concepts' weights are found (default: %(default)s)",
     )
     parser.add_argument(
         "--stream",
-        choices=("dual", "single", "released_code"),
-        default="dual",
+        choices=STREAMS,
+        default=STREAMS[0],
         help="where Infusion concepts take their attention maps from: the plain base beside them, or themselves (default: %(default)s)",
     )
     parser.add_argument(
         "--reach",
-        choices=("by kind", "everywhere", "words and end", "words"),
-        default="by kind",
+        choices=SCOPES,
+        default=SCOPES[0],
         help="which words of a prompt concepts change: all, their own and the end, or their own; by kind: their own if they are styles "
         "(default: %(default)s)",
     )
@@ -43,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regions", type=Path, metavar="FILE.json", help="regions as the node Draw Regions writes them")
     parser.add_argument(
         "--preset",
-        choices=("fast", "paper", "auto"),
+        choices=tuple(PRESETS),
         default="fast",
         help="how regions are painted: in one pass, with passes for each in every step, or in the first steps (default: %(default)s)",
     )
@@ -61,7 +65,6 @@ def run(options: argparse.Namespace) -> None:
     from ..bank.bank import Bank
     from ..painting.compose import AggregationConfig
     from ..painting.paint import SamplingConfig, paint, unit_noise
-    from ..painting.scene import PRESETS, ResidualConfig
 
     bank, regions = Bank(options.bank), regions_of(options)
     how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)

@@ -9,9 +9,8 @@ def load_base(options: argparse.Namespace, on_cuda: str) -> Any:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from ..engines.diffusers import load
+    from ..engines.diffusers import fastest_device, load
 
     disable_progress_bar()
-    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(options.device or fastest)
+    device = torch.device(options.device) if options.device else fastest_device()
     return load(options.base, device, getattr(torch, options.dtype or (on_cuda if device.type == "cuda" else "float32")))

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ..training.crops import FITS
+from ..training.method import EXISTING
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import training_bar, warn
@@ -22,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=whole(1), help="training steps (default: 800; 500 for infusion)")
     parser.add_argument(
         "--fit",
-        choices=("centre", "buckets", "random", "as_given"),
-        default="centre",
+        choices=FITS,
+        default=FITS[0],
         help="how pictures of other shapes are fitted (default: %(default)s)",
     )
     parser.add_argument(
@@ -31,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--existing",
-        choices=("replace", "refuse", "continue"),
-        default="replace",
+        choices=EXISTING,
+        default=EXISTING[0],
         help="if the bank has a concept of that name that was learned in any other way (default: %(default)s)",
     )
     parser.add_argument("--flip", action="store_true", help="mirror every second picture")

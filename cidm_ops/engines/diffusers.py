@@ -120,6 +120,11 @@ def noise_schedule(config: Mapping[str, Any]) -> Schedule:
     return Schedule.of_alphas(noise.alphas_cumprod, PREDICTION[noise.config.prediction_type])
 
 
+def fastest_device() -> torch.device:
+    """The fastest device there is: CUDA, else Apple's, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersBackbone:
     """The backbone of ``base``: "doodle", or a diffusers folder or .safetensors/.ckpt file of Stable Diffusion 1 or SDXL
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..bank.bank import Bank
+from ..bank.bank import TRAINING, Bank
 from ..bank.concept import check_name
 from ..bank.files import write_atomically
 from .trainer import Trainer
@@ -14,7 +14,7 @@ from .trainer import Trainer
 
 def checkpoint_file(bank: Bank, name: str) -> Path:
     """Returns where the run of a concept keeps its state: beside the bank's concepts, out of their way."""
-    return bank.folder / ".training" / f"{check_name(name)}.safetensors"
+    return bank.folder / TRAINING / f"{check_name(name)}.safetensors"
 
 
 def save_run(trainer: Trainer, file: Path, task: str) -> None:
