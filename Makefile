@@ -2,6 +2,7 @@
 # constraints.txt, and with no more than it needs; later runs reuse it. PyTorch is the one for the CPU unless TORCH says otherwise.
 PYTHON ?= python3
 TORCH ?=
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadgroup # each worker holds a PyTorch: about 1 GB
 .PHONY: demo test check lock floor canary again
 .NOTPARALLEL:
 
@@ -9,7 +10,7 @@ demo: .venv/headless
 	.venv/bin/python -m cidm_ops demo demo
 
 test: .venv/test
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 check: .venv/dev
 	.venv/bin/ruff check .
@@ -43,11 +44,11 @@ lock: | .venv/bin/python
 # The suite with the lowest versions that pyproject.toml allows.
 floor: | .venv-lowest/bin/python
 	.venv-lowest/bin/python $(INSTALL) --versions lowest headless,test
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python $(PYTEST)
 
 # The suite with the newest of everything, and which packages moved since the lock was made.
 canary:
 	rm -rf .venv-newest
 	$(MAKE) .venv-newest/bin/python
 	.venv-newest/bin/python $(INSTALL) --versions newest headless,test
-	.venv-newest/bin/python -m pytest; failed=$$?; .venv-newest/bin/python .ci/moved.py; exit $$failed
+	.venv-newest/bin/python $(PYTEST); failed=$$?; .venv-newest/bin/python .ci/moved.py; exit $$failed

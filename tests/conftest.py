@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before anything imports torch: the workers, and what they start, share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 PACK = Path(__file__).resolve().parents[1]
 NO_HOST = "no ComfyUI: put checkouts into COMFYUI_PATH (':' between several), the pack into custom_nodes, or a checkout at ~/comfy/ComfyUI"
 NEEDED = ("aiohttp", "av", "comfyui_frontend_package", "einops", "sqlalchemy", "torchsde", "transformers")
