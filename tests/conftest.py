@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before anything imports torch: the workers, and what they start, share the cores
+# Said before anything imports torch.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # the workers, and what they start, share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 PACK = Path(__file__).resolve().parents[1]
