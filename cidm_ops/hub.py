@@ -78,18 +78,23 @@ class Attention:
 
 @contextmanager
 def meeting(
-    cross_attention: Mapping[str, Any], change: Callable[[Attention, Tensor], Tensor], keyed: Callable[[str, Tensor], Tensor] | None = None
+    cross_attention: Mapping[str, Any],
+    change: Callable[[Attention, Tensor], Tensor],
+    keyed: Callable[[str, Tensor], Tensor] | None = None,
+    asked: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
     """While open, what a layer hands on is ``change(attention, out)`` with ``out [B, T, C]``, and its keys are ``keyed(name, k)``.
 
     It is changed between the attention and ``to_out``, so whatever computes the attention, the host or another pack in its place, stays.
+    That is asked ``asked(name, q) [B, S, C]`` only, if given, and answers ``out [B, S, C]``; ``change`` still sees all queries.
     """
 
     def hooks(index: int, name: str, layer: Any) -> list[Any]:
         seen: dict[str, Tensor] = {}
 
-        def query(module: nn.Module, args: Any, output: Tensor) -> None:
+        def query(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             seen["q"] = output
+            return output if asked is None else asked(name, output)
 
         def key(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             seen["text"] = args[0]

@@ -74,7 +74,7 @@ class UnetCall:
                 hooks.enter_context(attached(self.sites.layers, layers))
             if self.regional or self.infused:
                 keyed = self.keyed if self.run.scene.infusion.stream == "released_code" and self.infused else None
-                hooks.enter_context(meeting(self.sites.cross_attention, self.attention, keyed))
+                hooks.enter_context(meeting(self.sites.cross_attention, self.attention, keyed, self.asked if self.regional else None))
             yield
 
     # concepts beside the layers
@@ -171,8 +171,19 @@ class UnetCall:
 
     # regions and residuals, between the attention and what follows it
 
+    def asked(self, name: str, q: Tensor) -> Tensor:
+        """Of the queries ``[B, T, C]`` of a cross-attention, those of tokens that read the global text in any row, ``[B, S, C]``: the model
+        need not answer the others. All, if another pack computes the attention or has changed the rows.
+        """
+        if name in self.sites.replaced or len(q) != len(self.rows):
+            return q
+        background = self.partition(q).background
+        if len(background) == q.shape[1]:
+            return q
+        return q[:, background] if len(background) else q[:, :1]  # attention kernels take no empty batch
+
     def attention(self, at: Attention, out: Tensor) -> Tensor:
-        """The output ``[B, T, C]`` of a cross-attention."""
+        """The output ``[B, T, C]`` of a cross-attention that has answered ``out [B, S, C]``."""
         if len(out) != len(self.rows):
             self.check_rows(len(out), len(self.rows), "regions" if self.regional else "concepts of Infusion")
         if self.looking:
@@ -193,7 +204,7 @@ class UnetCall:
             return attend(chunks, k, v, at.heads)
 
         if at.name not in self.sites.replaced:
-            return region_attention(at.q, by, lambda tokens: out[:, tokens], own)
+            return region_attention(at.q, by, lambda tokens: out, own)
         plainly = attend(at.q, at.k, at.v, at.heads)
         return out + region_attention(at.q, by, lambda tokens: plainly[:, tokens], own) - plainly
 
