@@ -31,11 +31,18 @@ from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scope import EVERYWHERE, SCOPES, acting_at, scope_of, scoped, token_masks
 from cidm_ops.training.captions import TEMPLATES
+from cidm_ops.training.methods import baselines
 from cidm_ops.training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
 from cidm_ops.training.task import Task
 from cidm_ops.training.trainer import Trainer
 
 SAMPLING = Sampling(128, 2, 2.0)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """The Fisher information of a few pictures, where figures take 64."""
+    monkeypatch.setattr(baselines, "FISHER_DRAWS", 4)
 
 
 @pytest.fixture(scope="module")
