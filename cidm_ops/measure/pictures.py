@@ -79,25 +79,36 @@ def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], title:
     right = max(left + len(columns) * width, width_of(title, 18) + MARGIN, 440 + MARGIN if note else 0)
     sheet = Image.new("RGB", (right + MARGIN + 66, above + max(len(rows) * height, 90) + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
-    y = heading(pen, title, words)
-    for x, name in enumerate(columns):
-        name = fitted(name, 12, 200)
-        if upright:
-            label = sideways(name, 12, INK)
-            sheet.paste(label, (left + x * width + (width - label.width) // 2, above - label.height - 4))
-        else:
-            pen.text((left + x * width + width / 2, above - 10), name, INK, font(12), anchor="mm")
+    heading(pen, title, words)
+    _head_columns(sheet, [fitted(c, 12, 200) for c in columns], (left, above), width, upright)
     for y, name in enumerate(rows):
         pen.text((left - 10, above + (y + 0.5) * height), fitted(name, small, 360), INK, font(small), anchor="rm")
     for y, row in enumerate(values.tolist()):
         for x, value in enumerate(row):
             box = (left + x * width, above + y * height, left + (x + 1) * width - 2, above + (y + 1) * height - 2)
-            pen.rectangle(box, shade(value / top))
-            if numbers:
-                colour = PAPER if abs(value / top) > 0.55 else INK if value else (190, 194, 204)
-                pen.text(((box[0] + box[2] + 1) / 2, (box[1] + box[3] + 1) / 2), f"{value:.2f}", colour, font(12), anchor="mm")
+            _draw_cell(pen, box, value, top, numbers)
     legend(pen, left + len(columns) * width + 18, above, max(min(len(rows) * height, 160), 90), top, bool((values < 0).any()))
     return sheet
+
+
+def _head_columns(sheet: Image.Image, names: Sequence[str], at: tuple[int, int], width: int, upright: bool) -> None:
+    """Write the name of each column of a heat map, ``width`` pixels wide, above its cells, which begin ``at`` that corner."""
+    left, above = at
+    pen = ImageDraw.Draw(sheet)
+    for x, name in enumerate(names):
+        if upright:
+            label = sideways(name, 12, INK)
+            sheet.paste(label, (left + x * width + (width - label.width) // 2, above - label.height - 4))
+        else:
+            pen.text((left + x * width + width / 2, above - 10), name, INK, font(12), anchor="mm")
+
+
+def _draw_cell(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], value: float, top: float, number: bool) -> None:
+    """Fill a cell of a heat map with its shade, and write its number in it; a zero stays pale."""
+    pen.rectangle(box, shade(value / top))
+    if number:
+        colour = PAPER if abs(value / top) > 0.55 else INK if value else (190, 194, 204)
+        pen.text(((box[0] + box[2] + 1) / 2, (box[1] + box[3] + 1) / 2), f"{value:.2f}", colour, font(12), anchor="mm")
 
 
 def heading(pen: ImageDraw.ImageDraw, title: str, words: Sequence[str]) -> int:

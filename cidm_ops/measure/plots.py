@@ -87,16 +87,20 @@ def line_plot(series: Mapping[str, Sequence[float]], labels: Sequence[str], titl
         pen.text(((left + right) / 2, bottom + 32), below, GREY, font(12), anchor="mm")
     for k, (name, values) in enumerate(series.items()):
         colour: Colour = SERIES[k % len(SERIES)]
-        spots = [place(i, v) if math.isfinite(v) else None for i, v in enumerate(values)]
-        for a, b in zip(spots, spots[1:], strict=False):
-            if a and b:
-                pen.line((*a, *b), colour, 2)
-        for spot in filter(None, spots):
-            pen.ellipse((spot[0] - 3, spot[1] - 3, spot[0] + 3, spot[1] + 3), colour)
+        _draw_curve(pen, [place(i, v) if math.isfinite(v) else None for i, v in enumerate(values)], colour)
         y = top + 9 + 18 * k
         pen.line((right + 10, y, right + 24, y), colour, 3)
         pen.text((right + 30, y), fitted(name, 12, 180), INK, font(12), anchor="lm")
     return sheet
+
+
+def _draw_curve(pen: ImageDraw.ImageDraw, spots: Sequence[tuple[float, float] | None], colour: Colour) -> None:
+    """Draw a dot for each point of a curve and a line between neighbours; ``None`` leaves a gap."""
+    for a, b in zip(spots, spots[1:], strict=False):
+        if a and b:
+            pen.line((*a, *b), colour, 2)
+    for spot in filter(None, spots):
+        pen.ellipse((spot[0] - 3, spot[1] - 3, spot[0] + 3, spot[1] + 3), colour)
 
 
 def scatter_plot(groups: Mapping[str, Sequence[tuple[float, float]]], title: str, note: str = "") -> Image.Image:

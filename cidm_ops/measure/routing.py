@@ -1,6 +1,6 @@
 """What a prompt takes from a bank, before any model is there: whose words are in it, how strongly, and what the text encoder reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,16 +43,7 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
             pen.rounded_rectangle((x - 5, y - 2, x + width_of(word, 17) + 5, y + 24), 6, _pale(colour))
         pen.text((x, y + 11), word, colour, font(17), anchor="lm")
     _title(pen, "Concepts in it", first)
-    top = max([abs(s) for s in said.strengths.values()] + [1.0])
-    for i, (name, strength) in enumerate(said.strengths.items()):
-        y, length = first + 50 + 30 * i, round(380 * abs(strength) / top)
-        pen.text((MARGIN, y), fitted(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
-        if word := bank.headers[name]["class_word"]:
-            pen.text((MARGIN + 140, y), fitted(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
-        pen.rectangle((MARGIN + 260, y - 7, MARGIN + 260 + max(1, length), y + 7), colours[name])
-        pen.text((MARGIN + 270 + length, y), f"{strength:g}", INK, font(13), anchor="lm")
-    if not said.strengths:
-        pen.text((MARGIN, first + 50), "none: the plain model paints", GREY, font(14), anchor="lm")
+    _draw_strengths(pen, bank, said.strengths, colours, first + 50)
     if unknown:
         none = f"no concept of bank {bank.folder.name} has {', '.join(unknown)}: the prompt would be refused"
         pen.text((MARGIN, second - 18), fitted(none, 13, WIDE - 2 * MARGIN), RED, font(13), anchor="lm")
@@ -94,6 +85,21 @@ def score_routing(prompts: Sequence[str], names: Sequence[str], mixtures: Sequen
     spoken = [i for i, own in enumerate(named) if own]
     mean = mean_interval(share[spoken], several(len(spoken), "prompt")) if spoken else None
     return RoutingScore(prompts, names, weights, share, mean)
+
+
+def _draw_strengths(pen: ImageDraw.ImageDraw, bank: Bank, strengths: Mapping[str, float], colours: dict[str, Colour], y: int) -> None:
+    """Draw a row for each concept of a prompt from ``y`` on: its name, its class word, and a bar as long as it is strong."""
+    top = max([abs(s) for s in strengths.values()] + [1.0])
+    for name, strength in strengths.items():
+        length = round(380 * abs(strength) / top)
+        pen.text((MARGIN, y), fitted(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
+        if word := bank.headers[name]["class_word"]:
+            pen.text((MARGIN + 140, y), fitted(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
+        pen.rectangle((MARGIN + 260, y - 7, MARGIN + 260 + max(1, length), y + 7), colours[name])
+        pen.text((MARGIN + 270 + length, y), f"{strength:g}", INK, font(13), anchor="lm")
+        y += 30
+    if not strengths:
+        pen.text((MARGIN, y), "none: the plain model paints", GREY, font(14), anchor="lm")
 
 
 def _laid_out(parts: list[tuple[str, str | None]], colours: dict[str, Colour]) -> list[tuple[int, int, str, Colour]]:
