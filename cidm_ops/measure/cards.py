@@ -46,7 +46,7 @@ def bank_table(bank: Bank) -> Image.Image:
     """A row per concept in the order learned, the first 200 of them; damaged files in red with the reason."""
     bank = Bank(bank.folder)  # others may have renamed or removed since it was opened
     titles = ["concept", "a kind of", "words and triggers", "task", "base", "rank", "size", "author, licence"]
-    shown = {name: row for name in bank.names[:MOST] if (row := _row_of(bank, name))}
+    shown = {name: entry for name in bank.names[:MOST] if (entry := _row_of(bank, name))}
     rows = [texts for texts, _ in shown.values()]
     sizes = [15, 13, 13, 13, 13, 13, 13, 13]
     widths = [min(WIDEST, max([width_of(titles[i], 12), *(width_of(row[i], sizes[i]) for row in rows)]) + 24) for i in range(len(titles))]

@@ -73,7 +73,7 @@ def train(
     session: Session,
     how: Optimisation,
 ) -> dict[str, Tensor]:
-    """Runs ``loss_at(rng, generator) -> loss`` from the checkpoint of that name, if any, and returns the average of the weights.
+    """Minimise ``loss_at(rng, generator) -> loss`` from the checkpoint of that name, if any, and returns the average of the weights.
 
     Raises ``FloatingPointError`` when the loss stops being finite; the last checkpoint stays.
     """
@@ -87,21 +87,12 @@ def train(
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
     began, recent = time.monotonic(), []
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = next(iter(parameters.values())).device
     for step in range(start, how.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, how.steps, how.lr)
-        draw = how.seed * 10_000_019 + step * world + rank
-        loss = loss_at(np.random.default_rng(draw), torch.Generator(device).manual_seed(draw))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if world > 1:
-            _average([p.grad for p in parameters.values() if p.grad is not None], world)
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimiser.step()
+        recent.append(_step(list(parameters.values()), optimiser, loss_at, how.seed * 10_000_019 + step * world + rank, world))
         keep = min(how.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
-        recent.append(float(loss.detach()))
         if not np.isfinite(recent[-1]):
             raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
         if (step + 1) % 50 == 0:
@@ -113,6 +104,24 @@ def train(
         if late:
             break
     return average
+
+
+def _step(
+    parameters: list[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    loss_at: Callable[[np.random.Generator, torch.Generator], Tensor],
+    draw: int,
+    world: int,
+) -> float:
+    """Take one step down the loss of the random numbers ``draw``, with gradients averaged over all processes; returns the loss."""
+    loss = loss_at(np.random.default_rng(draw), torch.Generator(parameters[0].device).manual_seed(draw))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if world > 1:
+        _average([p.grad for p in parameters if p.grad is not None], world)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+    return float(loss.detach())
 
 
 def _average(gradients: list[Tensor], world: int) -> None:
