@@ -97,8 +97,14 @@ def join(texts: Sequence[Text]) -> Text:
     layers = tuple(variants.index(chosen) for chosen in zip(*(t.layers for t in texts), strict=True))
     states = [t.states[:, [chosen[i] for chosen in variants]] for i, t in enumerate(texts)]
     pooled = [t.pooled for t in texts if t.pooled is not None]
-    plans = tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states)) if any(t.plans for t in texts) else ()
-    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None, plans)
+    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None, _join_plans(texts))
+
+
+def _join_plans(texts: Sequence[Text]) -> tuple[RowPlan | None, ...]:
+    """The plans of all rows in order, ``None`` for those of a text without plans; empty when no text has any."""
+    if not any(t.plans for t in texts):
+        return ()
+    return tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states))
 
 
 def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:

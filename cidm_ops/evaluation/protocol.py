@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from .doodle import scene as doodle_scene
 
 TOKEN = re.compile(r"<TOK>|\{\}")
 OnPart = Callable[[int, int], None]
+Picture = Path | Tensor  # a sample on disk, or [3, H, W] in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -201,28 +202,37 @@ class Embeddings:
 
 def embed_task(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None) -> Embeddings:
     """Embed what was not embedded by this tower before, and keep that beside the samples."""
-    files = files_of(folder, task, seeds)
-    kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
-    known = _kept(kept)
-    keys = [f"{file.parent.name}/{file.stem}" for file, _ in files]
-    keys_of_references = [f"reference/{hashlib.sha256(to_pixels(r[None]).tobytes()).hexdigest()[:16]}" for r in task.references]
+    samples: list[tuple[str, Picture]] = [(f"{file.parent.name}/{file.stem}", file) for file, _ in files_of(folder, task, seeds)]
+    references: list[tuple[str, Picture]] = [(f"reference/{_digest(picture)}", picture) for picture in task.references]
     views = {"": tower} | ({"shown/": tower.shown} if tower.reads is not tower.see else {})
     last = list(views)[-1]
-    new = [(key, lambda file=file: read_sample(file)) for key, (file, _) in zip(keys, files, strict=True) if last + key not in known]
-    new += [(key, lambda r=r: r) for key, r in zip(keys_of_references, task.references, strict=True) if last + key not in known]
+    kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
+    known = _kept(kept)
+    new = [(key, picture) for key, picture in samples + references if last + key not in known]
     if new:
-        for start in range(0, len(new), 32):
-            part = new[start : start + 32]
-            pictures = [make() for _, make in part]
-            for view, see in views.items():
-                known |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
-            on_picture(start + len(part), len(new))
+        known |= _embed(views, new, on_picture)
         write_atomically(packed({k: v.contiguous() for k, v in known.items()}, {"tower": tower.fingerprint}), kept)
     captions = tower.captions([task.caption(template) for template in task.prompts])
     texts = torch.zeros(0) if captions is None else F.normalize(captions, dim=-1).repeat_interleave(len(seeds), 0)
-    seen, meant = (torch.stack([known[view + k] for k in keys_of_references]) for view in ("", last))
-    whole, shown = (torch.stack([known[view + k] for k in keys]) for view in ("", last))
+    seen, meant = (torch.stack([known[view + k] for k, _ in references]) for view in ("", last))
+    whole, shown = (torch.stack([known[view + k] for k, _ in samples]) for view in ("", last))
     return Embeddings(whole, seen, shown, texts, meant)
+
+
+def _digest(picture: Tensor) -> str:
+    return hashlib.sha256(to_pixels(picture[None]).tobytes()).hexdigest()[:16]
+
+
+def _embed(views: Mapping[str, Any], new: Sequence[tuple[str, Picture]], on_picture: OnPart) -> dict[str, Tensor]:
+    """The embeddings ``[E]`` of pictures in every view of a tower, 32 at a time, by the view's prefix and the picture's key."""
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(new), 32):
+        part = new[start : start + 32]
+        pictures = [read_sample(picture) if isinstance(picture, Path) else picture for _, picture in part]
+        for view, see in views.items():
+            found |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
+        on_picture(start + len(part), len(new))
+    return found
 
 
 def _kept(file: Path) -> dict[str, Tensor]:

@@ -124,14 +124,21 @@ def compose(
     found, warnings = {}, list(mixed.warnings)
     for name in names:
         warnings.append(check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) or "")
-        residuals = bank.get(name).residuals
-        if unknown := [n for n in residuals if n.rpartition(".")[0] not in backbone.cross_attention]:
-            raise ValueError(f"the model has no layer {unknown[0]!r}: <{name}> is for another architecture")
-        strength = how.strength * said.strengths[name]
-        own = {n: strength * r for n, r in residuals.items() if n.rpartition(".")[0] in chosen}
+        own = _residuals(backbone, bank.get(name), chosen, how.strength * said.strengths[name])
         if any(r.any() for r in own.values()):
             found[name] = TokenResidual(own, marks[f"<{name}>"], (masks or {}).get(name))
     return replace(mixed, residuals=found, warnings=[w for w in warnings if w])
+
+
+def _residuals(backbone: Backbone, concept: Concept, layers: set[str], strength: float) -> dict[str, Tensor]:
+    """The residuals ``[C]`` of a concept in some of the model's ``layers``, times its strength, by linear layer.
+
+    Raises ``ValueError`` for a layer that the model does not have.
+    """
+    sites = {name: name.rpartition(".")[0] for name in concept.residuals}
+    if unknown := [name for name, site in sites.items() if site not in backbone.cross_attention]:
+        raise ValueError(f"the model has no layer {unknown[0]!r}: <{concept.name}> is for another architecture")
+    return {name: strength * r for name, r in concept.residuals.items() if sites[name] in layers}
 
 
 def _low_rank(bank: Bank) -> list[str]:

@@ -11,6 +11,7 @@ from ..hub import Sites
 from ..method.blending import blend
 from ..method.regions import cells
 from .rows import ALL, NONE, Job, Row, has_residuals, packed, rows_of
+from .scene import NoiseEstimation
 from .state import RunState
 from .unet_call import UnetCall
 
@@ -74,22 +75,31 @@ class SceneRun(RunState):
         return not self.scene.infusion.never and last <= sigma <= first
 
     def jobs(self, plans: Sequence[RowPlan | None], each: int, chunks: int, sigma: float) -> list[list[Job]]:
-        """What has to go through the model, in groups that go together: first the batch with its foundations, then passes of regions."""
-        how, estimating, hidden = self.scene.estimation, False, False
-        if how and self.passes:
-            first, last, bootstrap = self.passes
-            estimating = how.alpha < 1 and last < sigma <= first
-            hidden = how.bootstrap > 0 and sigma > bootstrap
+        """List what has to go through the model, in groups that go together: first the batch with its foundations, then passes of regions.
+
+        ``plans`` are those of ``chunks`` times ``each`` rows.
+        """
         texts = [plans[i * each : (i + 1) * each] for i in range(chunks)]
-        around = NONE if how and estimating and not how.features else ALL
+        estimation, hidden = self.passing(sigma)
+        around = NONE if estimation and not estimation.features else ALL
         twice = self.active(sigma) and self.scene.infusion.stream == "dual"
         second = [c for c, own in enumerate(texts) if twice and any(map(has_residuals, own))]
         jobs = [[Job(c, around) for c in range(chunks)] + [Job(c, around, foundation=True) for c in second]]
-        if estimating:
-            for c in [c for c, own in enumerate(texts) if any(plan and plan.regions for plan in own)]:
-                for u in range(1, len(self.scene.masks) + 1):
-                    jobs.append([Job(c, u, hidden)] + [Job(c, u, hidden, foundation=True)] * (c in second))
+        divided = [c for c, own in enumerate(texts) if any(plan and plan.regions for plan in own)]
+        for c in divided if estimation else ():
+            for u in range(1, len(self.scene.masks) + 1):
+                jobs.append([Job(c, u, hidden)] + [Job(c, u, hidden, foundation=True)] * (c in second))
         return jobs
+
+    def passing(self, sigma: float) -> tuple[NoiseEstimation | None, bool]:
+        """How regions have passes of their own at this noise level, ``None`` if they have none, and whether those see plain background
+        outside of their region.
+        """
+        how = self.scene.estimation
+        if not how or not self.passes:
+            return None, False
+        first, last, bootstrap = self.passes
+        return how if how.alpha < 1 and last < sigma <= first else None, how.bootstrap > 0 and sigma > bootstrap
 
     def hidden(self, x: Tensor, rows: Sequence[Row], background: Callable[[Tensor], Tensor]) -> Tensor:
         """``x`` with plain background outside of the region of rows that are to see nothing else. The mask is binary, so that noise keeps

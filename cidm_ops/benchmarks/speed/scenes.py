@@ -38,18 +38,22 @@ def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequ
     told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways))
     scores = json.loads((folder / "scores.json").read_text())
     figures: dict[str, Any] = {}
-    alike = [i for i, s in enumerate(composed) if any({*pair} <= {*s.names} for pair in ALIKE)]
+    alike = [any({*pair} <= {*scene.names} for pair in ALIKE) for scene in composed]
     for way in ways:
+        own = [scores[f"{way} {i}"][:seeds] for i in range(len(composed))]  # by scene and seed
         for count in (2, 3, 4):
-            of = [scores[f"{way} {i}"][:seeds] for i, scene in enumerate(composed) if len(scene.names) == count]
+            some = [each for each, scene in zip(own, composed, strict=True) if len(scene.names) == count]
             for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1)):
-                add(figures, f"{way}_{key}_{count}", [statistics.mean(x / foreign for s in scene for x in s[key]) for scene in of])
-            add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in of])
-        add(
-            figures, f"{way}_present_alike", [statistics.mean(x for s in scores[f"{way} {i}"][:seeds] for x in s["present"]) for i in alike]
-        )
+                add(figures, f"{way}_{key}_{count}", [mean_in(scene, key) / foreign for scene in some])
+            add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in some])
+        add(figures, f"{way}_present_alike", [mean_in(scene, "present") for scene, same in zip(own, alike, strict=True) if same])
     sheet(folder, ways).save(folder / "sheet.png")
     return figures | told | {"scenes": scenes, "seeds": seeds}
+
+
+def mean_in(scene: Sequence[dict[str, Any]], key: str) -> float:
+    """The mean of a score over the concepts and seeds of a scene."""
+    return statistics.mean(x for s in scene for x in s[key])
 
 
 def add(figures: dict[str, Any], name: str, values: Sequence[float]) -> None:
