@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .concept_text import ConceptText, RowPlan
+from .concept_text import ConceptText
+from .row_plan import RowPlan
 
 WORD = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_.-]*>")
 

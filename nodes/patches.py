@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.bank.concept_file import unfolded
-from ..cidm_ops.concept_text import ConceptText, RowPlan
+from ..cidm_ops.concept_text import ConceptText
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
 from ..cidm_ops.painting.compose import (
@@ -32,6 +32,7 @@ from ..cidm_ops.painting.compose import (
     text_deltas,
 )
 from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
+from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, layer_names
 from .scenes import scene_of, with_more, with_scene

@@ -16,11 +16,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
-from ..cidm_ops.concept_text import ConceptText, RowPlan, plain, plans_of
+from ..cidm_ops.concept_text import ConceptText, plain, plans_of
 from ..cidm_ops.hub import Sites
 from ..cidm_ops.painting.rows import Job
 from ..cidm_ops.painting.run import SceneRun, Unet
 from ..cidm_ops.painting.scene import Scene
+from ..cidm_ops.row_plan import RowPlan
 from .host import block_names, layer_names, text_sites
 
 KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments

@@ -7,7 +7,8 @@ more than once: as the foundation of Infusion's second stream, and as the pass o
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from ..concept_text import RowPlan, plans_of
+from ..concept_text import plans_of
+from ..row_plan import RowPlan
 
 ALL, NONE = 0, -1  # regions: all of them, or none
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..concept_text import RowPlan, plans_of
+from ..concept_text import plans_of
 from ..hub import Sites
 from ..method.blending import blend
 from ..method.regions import cells
+from ..row_plan import RowPlan
 from .rows import ALL, NONE, Job, Row, has_residuals, packed, rows_of
 from .scene import NoiseEstimation
 from .state import RunState

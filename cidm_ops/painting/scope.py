@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..concept_text import END_OF_TEXT
 from ..models.family import family_of
+from ..row_plan import END_OF_TEXT
 from ..tokens import hide
 
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")

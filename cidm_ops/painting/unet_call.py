@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapters import attached
-from ..concept_text import ConceptText, RowPlan, TokenResidual, plain, plans_of, states_in_layer
+from ..concept_text import ConceptText, plain, plans_of, states_in_layer
 from ..hub import Attention, Sites, layerwise, meeting, observing
 from ..lowrank import LowRank
 from ..method.attention import word_attention
 from ..method.infusion import KEY, VALUE, infused_value, infusion
 from ..method.regions import AttentionPartition, pad_to_common_length, partition, region_attention
+from ..row_plan import RowPlan, TokenResidual
 from .rows import NONE, Row, has_residuals
 from .scope import acting_at, repeated
 from .state import Beside, RunState

@@ -14,7 +14,6 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.bank.concept_file import load_concept, save_concept
 from cidm_ops.bank.export import export_concept, export_merged
-from cidm_ops.concept_text import RowPlan, TokenResidual
 from cidm_ops.hub import Sites, meeting
 from cidm_ops.method.attention import word_attention
 from cidm_ops.method.infusion import (
@@ -29,6 +28,7 @@ from cidm_ops.painting.rows import Job, Row
 from cidm_ops.painting.scene import ResidualConfig, Scene
 from cidm_ops.painting.state import RunState
 from cidm_ops.painting.unet_call import UnetCall
+from cidm_ops.row_plan import RowPlan, TokenResidual
 
 HEADS = 2
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...concept_text import RowPlan, TokenResidual
 from ...hub import attended
 from ...method.attention import word_attention
 from ...method.infusion import (
@@ -29,6 +28,7 @@ from ...method.infusion import (
 from ...painting.paint import predictor
 from ...painting.sampling import Predict
 from ...painting.scene import ResidualConfig, Scene
+from ...row_plan import RowPlan, TokenResidual
 from ...tokens import Text, encode_layerwise, stand_for
 from ..captions import INFUSION_TEMPLATES
 from ..config import MethodConfig, TrainingConfig, check_choices, check_least
