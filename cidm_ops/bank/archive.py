@@ -199,14 +199,7 @@ def wrong_in_entry(entry: Mapping[str, Any]) -> str:
     residuals = entry.get("residuals", [])
     if wrong := _wrong_layers(layers) or _wrong_residuals(residuals):
         return wrong
-    header = {key: entry.get(key) for key in TEXTS} | {
-        "layers": [part[0] for part in entry["factors"]],
-        "text_layers": [part[0] for part in entry["text_factors"]],
-        "token_shapes": entry["tokens"],
-        "method": "infusion" if residuals else "cidm",
-        "residuals": [layer for layer, _ in residuals],
-    }
-    if wrong := wrong_in(header):
+    if wrong := wrong_in(_header_of(entry)):
         return wrong
     try:
         family_of(entry["architecture"])
@@ -216,9 +209,28 @@ def wrong_in_entry(entry: Mapping[str, Any]) -> str:
         return "it has a layer twice"
     if wrong := _wrong_tokens(entry):
         return wrong
-    if not all(key in ABOUT and isinstance(text, str) for key, text in entry["about"].items()):
-        return f"'about' is {str(entry['about'])[:40]!r}, expected texts for {', '.join(ABOUT)}"
+    if wrong := _wrong_about(entry["about"]):
+        return wrong
     return "" if entry["preview"] >= 0 else f"'preview' is {entry['preview']}"
+
+
+def _header_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The header that the concept's own file would have, as far as an entry of the table says it."""
+    residuals = entry.get("residuals", [])
+    return {key: entry.get(key) for key in TEXTS} | {
+        "layers": [part[0] for part in entry["factors"]],
+        "text_layers": [part[0] for part in entry["text_factors"]],
+        "token_shapes": entry["tokens"],
+        "method": "infusion" if residuals else "cidm",
+        "residuals": [layer for layer, _ in residuals],
+    }
+
+
+def _wrong_about(about: Mapping[str, Any]) -> str:
+    """A sentence on texts that are not those of a concept's card; "" if they are."""
+    if all(key in ABOUT and isinstance(text, str) for key, text in about.items()):
+        return ""
+    return f"'about' is {str(about)[:40]!r}, expected texts for {', '.join(ABOUT)}"
 
 
 def _wrong_layers(layers: Sequence[Any]) -> str:

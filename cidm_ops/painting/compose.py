@@ -108,10 +108,10 @@ def compose(
     Raises ``ValueError`` for a word no concept has, for a concept of another architecture and for a mask of a concept that is not in
     the prompt.
     """
-    how = how or AggregationConfig()
+    how, masks = how or AggregationConfig(), masks or {}
     said = bank.read(prompt)
     names = [n for n in said.strengths if bank.headers[n]["method"] == RESIDUALS]
-    if idle := [n for n in masks or {} if n not in names]:
+    if idle := [n for n in masks if n not in names]:
         raise ValueError(f"<{idle[0]}> has a region and is not in the prompt: write it there too, it stands for a class word")
     if not names:
         return _mixed(backbone, bank, said, how)
@@ -127,7 +127,7 @@ def compose(
         warnings.append(check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) or "")
         own = _residuals(backbone, bank.get(name), chosen, how.strength * said.strengths[name])
         if any(r.any() for r in own.values()):
-            found[name] = TokenResidual(own, marks[f"<{name}>"], (masks or {}).get(name))
+            found[name] = TokenResidual(own, marks[f"<{name}>"], masks.get(name))
     return replace(mixed, residuals=found, warnings=[w for w in warnings if w])
 
 

@@ -13,6 +13,7 @@ from ...method.overlap import overlaps
 from .methods import Method
 from .protocol import ONCE, Bench, Scores
 
+Means = Mapping[str, tuple[float, float]]  # IA and TA by concept
 Point = tuple[float, float, float]  # strength, TA, IA
 
 
@@ -33,14 +34,18 @@ def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves
     """Score a method over ``seeds``; those that are among ``curves`` give its curve over the strength."""
     last = [means(bench.scores(name, method, seed)) for seed in seeds]
     first = [] if method.merge in ONCE else [means(bench.scores(name, method, seed, first=True)) for seed in seeds]
-    lost = [max(a[n][0], b[n][0]) - b[n][0] for a, b in zip(first, last, strict=False) for n in b]
     names = list(last[0])
     by_concept = {n: (statistics.mean(s[n][0] for s in last), statistics.mean(s[n][1] for s in last)) for n in names}
     drawn = [seed for seed in seeds if seed in curves]
     strengths = sorted((*method.strengths, 1.0)) if drawn else [1.0]
     curve = [_point(bench, name, method, drawn or seeds, strength) for strength in strengths]
     ia, ta = ([s[n][i] for s in last for n in names] for i in (0, 1))
-    return Row(method, ia, ta, lost, by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], curve)
+    return Row(method, ia, ta, _forgetting(first, last), by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], curve)
+
+
+def _forgetting(first: Sequence[Means], last: Sequence[Means]) -> list[float]:
+    """The best less the last IA of each seed and concept; empty where nothing was scored before the last task."""
+    return [max(before[n][0], after[n][0]) - after[n][0] for before, after in zip(first, last, strict=False) for n in after]
 
 
 def _point(bench: Bench, name: str, method: Method, seeds: Sequence[int], strength: float) -> Point:

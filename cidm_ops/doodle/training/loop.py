@@ -58,8 +58,10 @@ class Optimisation:
     seed: int = 0
     save_every: int = 500
 
-    def optimiser(self, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Makes the optimiser; only ``matrices`` decay."""
+    def optimiser(self, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimiser of parameters by name; only matrices that are no embeddings decay."""
+        inner = {k for k, p in parameters.items() if p.ndim > 1 and "embedding" not in k}
+        matrices, others = ([p for k, p in parameters.items() if (k in inner) == wanted] for wanted in (True, False))
         if self.muon:
             return Muon(matrices, others, self.lr, self.weight_decay)
         groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -81,9 +83,7 @@ def train(
     file = session.folder / f"{name}.safetensors"
     parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
     average = {k: p.detach().clone() for k, p in parameters.items()}
-    inner = {k for k, p in parameters.items() if p.ndim > 1 and "embedding" not in k}
-    matrices, others = ([p for k, p in parameters.items() if (k in inner) == wanted] for wanted in (True, False))
-    optimiser = how.optimiser(matrices, others)
+    optimiser = how.optimiser(parameters)
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
     began, recent = time.monotonic(), []
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
