@@ -78,7 +78,7 @@ def row_of(text: Tensor, row: int) -> ConceptText:
 
 
 def states_in_layer(text: ConceptText, layer: int) -> Tensor:
-    """What cross-attention layer number ``layer`` reads, ``[B, N, C]``."""
+    """Return what cross-attention layer number ``layer`` reads, ``[B, N, C]``."""
     if all(plan is None or plan.layers is None for plan in text.plans):
         return text.plain
     rows = [
@@ -307,7 +307,7 @@ def _mixture(operation: Callable[..., Tensor], args: Sequence[Any], kwargs: dict
 
 
 def _scaled(plan: RowPlan, share: float) -> RowPlan:
-    """What a plan says of tokens whose text is multiplied by ``share``: concepts act no more than fully, residuals in proportion."""
+    """Scale what a plan says of tokens whose text is multiplied by ``share``: concepts act no more than fully, residuals in proportion."""
     scaled = plan.at_tokens(lambda mask: mask * min(abs(share), 1.0), lambda marks: marks * share)
     return scaled if share else replace(scaled, residuals=())
 

@@ -1,7 +1,7 @@
 """Where texts, factors and attention meet the layers of a model: the one place that hooks into a U-Net, for every engine.
 
-Hooks are opened around one call of the model and gone after it. They act on modules, so whatever else a host or another pack does to a
-layer stays: its weights, its patches, its attention.
+Hooks are there while a context is open, around one call of the model, and gone after it. They act on modules, so whatever else a host or
+another pack does to a layer stays: its weights, its patches, its attention.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,7 +41,7 @@ class Sites:
 
 @contextmanager
 def layerwise(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While open, module number l of ``modules``, blocks or cross-attentions in layer order, reads its own part of a layer-wise text: of
+    """Let module number l of ``modules``, blocks or cross-attentions in layer order, read its own part of a layer-wise text: of
     a ``ConceptText``, or of a tensor ``[B, L, N, C]``. A tensor ``[B, N, C]`` is the same for all (P+, Voynov et al. 2023; CIDM 3.1).
     """
 
@@ -80,7 +80,8 @@ class Attention:
 def meeting(
     cross_attention: Mapping[str, Any], change: Callable[[Attention, Tensor], Tensor], keyed: Callable[[str, Tensor], Tensor] | None = None
 ) -> Iterator[None]:
-    """While open, what a layer hands on is ``change(attention, out)`` with ``out [B, T, C]``, and its keys are ``keyed(name, k)``.
+    """Put ``change(attention, out)`` in place of what a layer hands on, ``out [B, T, C]``, and ``keyed(name, k)`` in place of its keys,
+    while this is open.
 
     It is changed between the attention and ``to_out``, so whatever computes the attention, the host or another pack in its place, stays.
     """
@@ -127,7 +128,9 @@ def attended(
 
 @contextmanager
 def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
-    """While open, collects ``(q [B, T, C], k [B, N, C], heads)`` of every call of the cross-attention layers, low-rank deltas included."""
+    """Collect ``(q [B, T, C], k [B, N, C], heads)`` of every call of the cross-attention layers while this is open, low-rank deltas
+    included.
+    """
     seen: list[tuple[Tensor, Tensor, int]] = []
 
     def keep(at: Attention, out: Tensor) -> Tensor:
@@ -141,7 +144,7 @@ def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, 
 
 @contextmanager
 def observing(tokenizers: Iterable[nn.Module]) -> Iterator[list[int]]:
-    """While open, keeps the rows and columns of the feature map whose tokens the model is working on: ``[height, width]``.
+    """Keep, while this is open, the rows and columns of the feature map whose tokens the model is working on: ``[height, width]``.
 
     The model says itself what its tokens are, so images of any shape and nodes that resize its features are right.
     """

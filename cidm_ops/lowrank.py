@@ -57,7 +57,7 @@ class LowRank:
         return (self.weighed(own @ self.down.T) @ self.up.T).to(x.dtype)
 
     def weighed(self, h: Tensor) -> Tensor:
-        """What ``down`` made of a batch, ``[B, ..., r]``, times the scale."""
+        """Multiply what ``down`` made of a batch, ``[B, ..., r]``, by the scale."""
         if self.scale is None:
             return h
         return h * (self.scale if self.scale.ndim == h.ndim else self.scale.view(len(h), *[1] * (h.ndim - 2), -1))
@@ -95,7 +95,9 @@ class Stack:
         return LowRank(self.up * self.spread(weights), self.down, self.kernel)
 
     def rows(self, weights: Tensor) -> LowRank:
-        """Beside a layer: row b of a batch gets ``sum_g weights[b, g] * delta_g``; ``weights [B, G]``, or ``[B, N, G]`` by token."""
+        """Return factors to lie beside a layer: row b of a batch gets ``sum_g weights[b, g] * delta_g``; ``weights [B, G]``, or ``[B, N,
+        G]`` by token.
+        """
         return LowRank(self.up, self.down, self.kernel, self.spread(weights))
 
     def routed(self, x: Tensor, weights: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class RowPlan:
         return bool(self.token_masks or self.regions)
 
     def at_tokens(self, mask: Callable[[Tensor], Tensor], marks: Callable[[Tensor], Tensor]) -> "RowPlan":
-        """What the plan says of tokens, alone, with its masks ``[N]`` and the marks ``[N]`` of its residuals changed."""
+        """Return what the plan says of tokens, alone, with its masks ``[N]`` and the marks ``[N]`` of its residuals changed."""
         return RowPlan(
             token_masks={name: mask(own) for name, own in self.token_masks.items()},
             residuals=tuple(replace(r, marks=marks(r.marks)) for r in self.residuals),
@@ -69,7 +69,7 @@ class RowPlan:
 
 
 def unite(plans: Iterable[RowPlan]) -> RowPlan:
-    """What several plans say of the same tokens, in one: the larger of two masks of a concept, and all residuals."""
+    """Put into one what several plans say of the same tokens: the larger of two masks of a concept, and all residuals."""
     masks: dict[str, Tensor] = {}
     residuals: list[TokenResidual] = []
     for plan in plans:

@@ -109,7 +109,7 @@ def _join_plans(texts: Sequence[Text]) -> tuple[RowPlan | None, ...]:
 
 
 def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:
-    """Where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
+    """Find where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
     text, hidden = hide(prompt, words, backbone.family.placeholders)
     at = {hidden[token]: i for i, token in reversed([*enumerate(backbone.tokenize(text).flatten().tolist())]) if token in hidden}
     return [at[word] for word in words if word in at]

@@ -59,7 +59,7 @@ def levels_of(model: ModelPatcher, count: int) -> tuple[Levels, Tensor]:
 
 
 def clean(model: ModelPatcher, positive: Any, latents: Tensor, noise: Tensor, levels: Levels, sigmas: Tensor) -> Tensor:
-    """What a model takes for clean at every level, ``[T, K, ...]``."""
+    """Return what a model takes for clean at every level, ``[T, K, ...]``."""
     probe = Probe(levels)
     Conditional(model).set_text(positive).sample(noise, latents, probe, sigmas, disable_pbar=True, seed=0)
     return torch.stack(probe.found)

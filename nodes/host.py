@@ -32,7 +32,7 @@ ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
 
 @contextmanager
 def differentiable(module: nn.Module) -> Iterator[None]:
-    """While open, weights that were loaded in inference mode, which autograd refuses, are normal tensors on the same memory.
+    """Make weights that were loaded in inference mode, which autograd refuses, normal tensors on the same memory, while this is open.
 
     None of them asks for a gradient. Nothing is copied and the host's own parameters come back.
     """
@@ -190,7 +190,9 @@ class ComfyBackbone(ComfyText, Backbone):
 
 
 def noise_schedule(sampling: Any) -> Schedule:
-    """Of a model's sampling object, also one that ModelSamplingDiscrete has set. Raises ``ValueError`` for other predictions."""
+    """Return the schedule of a model's sampling object, also one that ModelSamplingDiscrete has set. Raises ``ValueError`` for other
+    predictions.
+    """
     kind = next((PREDICTIONS[base] for base in type(sampling).__bases__ if base in PREDICTIONS), None)
     if kind is None or not isinstance(sampling, STEPPED):
         parts = ", ".join(base.__name__ for base in type(sampling).__bases__)

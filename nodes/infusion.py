@@ -200,7 +200,7 @@ class CIDMInfusion(io.ComfyNode):
 
 
 def told(residual: TokenResidual) -> str:
-    """Where a residual acts, in words."""
+    """Say where a residual acts, in words."""
     tokens = ", ".join(str(int(i)) for i in residual.marks.nonzero()[:, 0])
     where = "" if residual.mask is None else f", in {100 * float(residual.mask.mean()):.0f} % of the picture"
     return f"{len(residual.residuals)} layers at token {tokens}{where}"

@@ -152,7 +152,7 @@ class CIDMAggregateBatch(io.ComfyNode):
 
 
 def configured(settings: AggregationConfig | None, mode: str, strength: float) -> AggregationConfig:
-    """What the inputs of a node say about the aggregation."""
+    """Read what the inputs of a node say about the aggregation."""
     return replace(settings or AggregationConfig(), mode=mode, strength=strength)
 
 

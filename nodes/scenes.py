@@ -28,7 +28,7 @@ KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
 
 
 def scene_of(model: ModelPatcher) -> Scene:
-    """What a model has beside its weights already."""
+    """Return what a model has beside its weights already."""
     return model.get_attachment(KEY) or Scene()
 
 
@@ -177,8 +177,8 @@ def with_regions(text: Tensor, regions: Sequence[ConceptText]) -> ConceptText:
 
 
 def of_jobs(value: Any, jobs: Sequence[Job], rows: Sequence[int], count: int) -> Any:
-    """What an argument of the U-Net for a batch of ``count`` rows is for some of its ``rows``: tensors, ControlNet's lists, and the host's
-    options, which tell other packs how a batch is divided.
+    """Return what an argument of the U-Net for a batch of ``count`` rows is for some of its ``rows``: tensors, ControlNet's lists, and the
+    host's options, which tell other packs how a batch is divided.
     """
     if isinstance(value, Tensor):
         return value[list(rows)] if value.ndim and len(value) == count else value

@@ -132,7 +132,9 @@ def numbers(compressed: Compressed) -> int:
 def grown(
     old: Compressed, concepts: Sequence[Concept], spectra: Spectra, norms: Sequence[float], found: Sequence[Directions], share: float
 ) -> Compressed:
-    """With the new concepts in it, when ``share`` of what they may lose goes to the bases; their errors are still to be measured."""
+    """Return the compressed bank with the new concepts in it, when ``share`` of what they may lose goes to the bases; their errors are
+    still to be measured.
+    """
     due = old.tolerance**2 * ROOM
     bases, lost = extended(old, spectra, norms, found, due * share)
     stored, bounds, cores = DTYPES[old.dtype], dict(old.bounds), []

@@ -141,7 +141,7 @@ def contents(concept: Concept) -> str:
 
 
 def verify(bank: Bank) -> dict[str, str]:
-    """What is wrong with each concept, empty for nothing: every file is read as a whole, every word has one owner, and no two names
+    """Say what is wrong with each concept, "" if nothing is: every file is read as a whole, every word has one owner, and no two names
     differ in case only.
     """
     now = Bank(bank.folder)
@@ -161,7 +161,7 @@ def verify(bank: Bank) -> dict[str, str]:
 
 
 def remarks(bank: Bank) -> list[str]:
-    """What is no damage and worth knowing: concepts with the same contents, parts that writers left, thumbnails that are none."""
+    """Say what is no damage and worth knowing: concepts with the same contents, parts that writers left, thumbnails that are none."""
     said = [f"{' and '.join(names)} have the same contents" for names in duplicates(bank)]
     said += [f"{file.relative_to(bank.folder)} was left by a writer that was interrupted: `repair` clears it" for file in leftovers(bank)]
     for name in bank.names:

@@ -48,7 +48,7 @@ class Vocabulary:
 
     @cached_property
     def handles(self) -> dict[str, str]:
-        """What may stand in angle brackets, by its lower case."""
+        """List what may stand in angle brackets, by its lower case."""
         return {handle.lower(): handle for handle in [*(word[1:-1] for word in self.owner), *self.headers]}
 
     def read(self, prompt: str) -> Prompt:
@@ -99,7 +99,7 @@ class Vocabulary:
         return [(text, owner) for text, owner in [*pieces, (prompt[at:], None)] if text]
 
     def lookalikes(self, prompt: str) -> list[tuple[int, int, str]]:
-        """Where, and what, looks like a handle and is none: begin, end and the text, in order."""
+        """Find what looks like a handle and is none: begin, end and the text, in order."""
         found, plain = [], list(prompt)
         for m in MENTION.finditer(prompt):
             if rest := miswritten(prompt, m):
@@ -127,7 +127,7 @@ class Vocabulary:
         return self.known(text) or (self.handles[near[0]] if near else "")
 
     def meant(self, text: str) -> str:
-        """What to say of a text that looks like a handle: what was probably meant."""
+        """Say of a text that looks like a handle what was probably meant."""
         handle = self.closest(text)
         said = (part.replace(",", ".").rstrip(".") for part in re.findall(r"[:\s]\+?([\w.,-]+)", text))
         strength = next((part for part in said if re.fullmatch(NUMBER, part)), "")
@@ -135,14 +135,14 @@ class Vocabulary:
         return f"{text[:80]!r} is no handle of a concept: did you mean {like}? A strength is written <{handle}:0.8>, without blanks"
 
     def triggered(self, said: str) -> Iterator[tuple[re.Match[str], str]]:
-        """Where a text has a trigger, as words of their own, in any case, and the concept it belongs to."""
+        """Find where a text has a trigger, as words of their own, in any case, and the concept it belongs to."""
         lower = said.lower()
         for trigger, owner in self.triggers.items():
             if trigger in lower:
                 yield from ((match, owner) for match in re.finditer(rf"(?<!\w){re.escape(trigger)}(?!\w)", said, re.IGNORECASE))
 
     def written(self, name: str) -> str:
-        """What a handle stands for: all words of the concept, or the first trigger of a LoRA that was learned elsewhere. That of an
+        """Write a handle out: all words of the concept, or the first trigger of a LoRA that was learned elsewhere. The handle of an
         Infusion concept stays: which of the class words in a prompt are its own has to be known to the end.
         """
         header = self.headers[name]
@@ -152,6 +152,6 @@ class Vocabulary:
 
 
 def miswritten(prompt: str, mention: re.Match[str]) -> re.Match[str] | None:
-    """What stands behind a handle, looks like its strength and is none: ``:0,8`` or ``:+1``."""
+    """Find what stands behind a handle, looks like its strength and is none: ``:0,8`` or ``:+1``."""
     end = mention.end()
     return None if mention[3] or EMPHASIS.match(prompt, end) else MISWRITTEN.match(prompt, end)

@@ -113,7 +113,7 @@ def family_in(config: Mapping[str, Any], encoders: Sequence[str] = ()) -> Family
 
 
 def noise_schedule(config: Mapping[str, Any]) -> Schedule:
-    """From the configuration of a diffusers scheduler."""
+    """Make the schedule that the configuration of a diffusers scheduler describes."""
     if config.get("_class_name") in FLOW:
         return Schedule.straight(config.get("shift", 1.0))
     noise = DDPMScheduler.from_config(config)

@@ -43,7 +43,7 @@ class Tower:
 
     @torch.no_grad()
     def shown(self, pictures: Tensor) -> Tensor:
-        """What pictures show, to compare with captions."""
+        """Embed what pictures show, to compare it with captions."""
         return self.reads(pictures).float().cpu()
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
 
 
 def prepared(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """As CLIP sees pictures: the shorter side resized (bicubic), the middle square, normalised."""
+    """Prepare pictures as CLIP sees them: the shorter side resized (bicubic), the middle square, normalised."""
     height, width = pictures.shape[-2:]
     if min(height, width) != size:
         scale = size / min(height, width)

@@ -121,7 +121,7 @@ def claim(folder: Path, backbone: Backbone, sampling: Sampling, bank: Bank, name
 
 
 def sample_file(folder: Path, name: str, template: str, seed: int) -> Path:
-    """Where the picture of a prompt and a seed is: readable, and the same wherever the prompt stands in its file."""
+    """Return where the picture of a prompt and a seed is: readable, and the same wherever the prompt stands in its file."""
     words = re.sub(r"[^a-z0-9]+", "-", template.lower()).strip("-")[:48]
     return folder / "samples" / name / f"{words}-{hashlib.sha256(template.encode()).hexdigest()[:6]}" / f"{seed}.png"
 

@@ -26,7 +26,7 @@ BLIND = 0.9  # area under the curve below which a tower's figures are not worth 
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """What the pictures of one concept come to; ``text`` is None without a text side, ``diversity`` for a single picture."""
+    """The scores of the pictures of one concept; ``text`` is None without a text side, ``diversity`` for a single picture."""
 
     image: ImageAlignment
     text: TextAlignment | None
@@ -35,7 +35,7 @@ class ConceptScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation comes to: ``concepts`` by name, in the order of its tasks; ``presence`` and what was forgotten, where there are
+    """The scores of an evaluation: ``concepts`` by name, in the order of its tasks; ``presence`` and what was forgotten, where there are
     several concepts or earlier evaluations; ``words``, how well the text side tells classes apart.
     """
 
@@ -64,7 +64,9 @@ def score(tasks: Sequence[Task], seen: Mapping[str, Embeddings], earlier: Sequen
 
 
 def figures(scores: Scores) -> dict[str, Any]:
-    """By concept and as means: IA and TA with their intervals, the ceiling, presence, diversity; and what the encoders can tell apart."""
+    """Tell IA and TA with their intervals, the ceiling, presence and diversity by concept and as means, and what the encoders can tell
+    apart.
+    """
     concepts: dict[str, dict[str, Any]] = {}
     for name, one in scores.concepts.items():
         ia, pictures = one.image.mean, len(one.image.values)
@@ -101,7 +103,7 @@ def words_told_apart(tasks: Sequence[Task], seen: Mapping[str, Embeddings]) -> f
 
 
 def doubts(found: Mapping[str, Any], note: str = "") -> str:
-    """What the figures cannot mean: where the tower does not tell pictures or words apart, and what the user says of them."""
+    """Say what the figures cannot mean: where the tower does not tell pictures or words apart, and what the user says of them."""
     lines = [note] if note else []
     if (auc := found["references_told_apart"]) < BLIND:
         lines.append(
@@ -126,7 +128,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What is written beside an evaluation's scores: the settings it is ``about``, ``more`` sections, and the user's ``note``."""
+    """A report adds to an evaluation's scores the settings it is ``about``, ``more`` sections, and the user's ``note``."""
 
     about: Mapping[str, Any]
     more: Sequence[Section] = ()
@@ -171,7 +173,7 @@ def sections_of(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], score
 
 
 def _plain(value: Any) -> Any:
-    """For JSON: six decimals, None for nan."""
+    """Make figures plain for JSON: six decimals, None for nan."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

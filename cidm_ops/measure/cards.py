@@ -143,7 +143,7 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
 
 
 def _facts(concept: Concept, file: Path) -> list[tuple[str, str]]:
-    """What the card says of a concept, line by line; an empty text is left out."""
+    """List what the card says of a concept, line by line; an empty text is left out."""
     ranks = sorted({f.rank for f in concept.all_factors.values()})
     tokens = ", ".join(f"{e} {' x '.join(map(str, t.shape))}" for e, t in concept.tokens.items())
     return [

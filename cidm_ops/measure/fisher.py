@@ -26,6 +26,6 @@ def in_plain_words(bank: Bank, prompt: str) -> str:
 
 
 def joined(parts: Sequence[Divergence]) -> Divergence:
-    """Of all latents of several prompts."""
+    """Join what was measured on the latents of several prompts."""
     curve: Tensor = torch.stack([p.curve for p in parts]).mean(0)
     return Divergence(torch.cat([p.eps for p in parts]), torch.cat([p.likelihood for p in parts]), curve)

@@ -40,7 +40,7 @@ def fitted(text: str, size: int, width: float) -> str:
 
 
 def shade(value: float) -> Colour:
-    """From nearly white at 0 to dark blue at 1; negative values in red."""
+    """Shade a value from nearly white at 0 to dark blue at 1; negative values are red."""
     scale = BLUES if value >= 0 else REDS
     at = min(abs(value), 1.0) * (len(scale) - 1)
     low = min(int(at), len(scale) - 2)

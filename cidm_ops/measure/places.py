@@ -142,7 +142,7 @@ def _badge(pen: ImageDraw.ImageDraw, u: int, x: int, y: int) -> None:
 
 
 def _settings(place: RegionMask) -> str:
-    """What a region has that is not as usual."""
+    """Say what a region has that is not as usual."""
     said = [f"strength {place.strength:g}"] if place.strength != 1 else []
     said += [f"priority {place.priority}"] if place.priority else []
     said += [f"soft edge {place.feather:g}"] if place.feather else []

@@ -64,8 +64,8 @@ def routing_table(names: Sequence[str], mixtures: Sequence[ConceptMix]) -> Tenso
 
 @dataclass(frozen=True)
 class RoutingScore:
-    """What prompts take from a bank: ``weights [prompts, concepts]``, the ``share [prompts]`` of their size that goes to concepts which
-    the prompt names, and the mean share over prompts that name any; None where none does.
+    """The score says what prompts take from a bank: ``weights [prompts, concepts]``, the ``share [prompts]`` of their size that goes to
+    concepts which the prompt names, and the mean share over prompts that name any; None where none does.
     """
 
     prompts: Sequence[str]
@@ -103,7 +103,7 @@ def _draw_strengths(pen: ImageDraw.ImageDraw, bank: Bank, strengths: Mapping[str
 
 
 def _laid_out(parts: list[tuple[str, str | None]], colours: dict[str, Colour]) -> list[tuple[int, int, str, Colour]]:
-    """Where each word of the prompt goes, line after line."""
+    """Lay out the words of the prompt, line after line."""
     x, y, placed = MARGIN, MARGIN + 38, []
     for text, owner in parts:
         colour = INK if owner is None else RED if owner == "" else colours[owner]

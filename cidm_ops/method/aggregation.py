@@ -26,7 +26,7 @@ POSITIONS = ("words", "all")
 
 @dataclass(frozen=True)
 class Rule:
-    """From similarities to weights: those below ``threshold`` are 0, then ``scale * s^power / norm``.
+    """A rule turns similarities into weights: those below ``threshold`` are 0, then ``scale * s^power / norm``.
 
     ``positions`` of the prompt that count: its words, or all with start, end and padding. ``mean_first`` averages a concept's
     words before it looks for the best position, else after. ``joint`` encodes all concepts in one text, as the authors do.
@@ -136,8 +136,8 @@ def weights(
 
 
 def weights_in(weights: Tensor, layers: Sequence[str], name: str) -> Tensor:
-    """Of weights ``[..., L, G]`` those in a linear layer: ``[..., G]``, of the one of the L ``layers`` that is in its block. Outside of all
-    such blocks it is the mean.
+    """Take from weights ``[..., L, G]`` those in a linear layer: ``[..., G]``, of the one of the L ``layers`` that is in its block. Outside
+    of all such blocks it is the mean.
     """
     here = next((i for i, layer in enumerate(layers) if name.startswith(layer.rpartition(".")[0] + ".")), None)
     return weights.mean(-2) if here is None else weights[..., here, :]

@@ -39,8 +39,8 @@ def word_maps(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, position: in
 
 
 def attention_loss(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, positions: Sequence[int], mask: Tensor) -> Tensor:
-    """For one picture with ``mask [1, h, w]`` in [0, 1]: the mean square of the first word's map outside the mask, and the mean squared
-    distance of the last word's map from the mask, averaged over resolutions. ``positions`` are those of the words in the text.
+    """The loss of one picture with ``mask [1, h, w]`` in [0, 1] is the mean square of the first word's map outside the mask, and the mean
+    squared distance of the last word's map from the mask, averaged over resolutions. ``positions`` are those of the words in the text.
     """
     shape = (mask.shape[-2], mask.shape[-1])
     losses = []

@@ -90,7 +90,9 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Host:
-    """What ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not by import."""
+    """The host's names say what ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not
+    by import.
+    """
 
     models: Sequence[str] = ()
     text_model: str = ""
@@ -98,7 +100,8 @@ class Host:
 
 @dataclass(frozen=True)
 class Diffusers:
-    """What diffusers calls a family's model, and how it configures its parts. What is not named is the default of the class.
+    """The names of diffusers say what it calls a family's model, and how it configures its parts. What is not named is the default of the
+    class.
 
     ``facts`` are entries of the model's configuration that tell the family from others.
     """
@@ -264,8 +267,8 @@ class Family:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What decides whether a concept fits a model: the family's name, its layers that read the text, by kind of block, and the width of
-    that text. As text "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
+    """An architecture decides whether a concept fits a model: the family's name, its layers that read the text, by kind of block, and the
+    width of that text. As text "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
     """
 
     family: str

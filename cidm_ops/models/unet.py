@@ -76,7 +76,7 @@ def unet_layer(flat: str, resnets: int) -> str | None:
 
 
 def layers_of(resnets: int) -> partial[str | None]:
-    """What reads the names of a U-Net with so many resnets in each block of the down path."""
+    """Return what reads the names of a U-Net with so many resnets in each block of the down path."""
     return partial(unet_layer, resnets=resnets)
 
 

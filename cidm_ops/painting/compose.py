@@ -58,7 +58,7 @@ class ParsedPrompt:
 
 @dataclass(frozen=True)
 class ConceptMix(ParsedPrompt):
-    """What a prompt takes from a bank: the weights ``[L, G]`` of its concepts, its residuals, and warnings about their base."""
+    """A mix is what a prompt takes from a bank: the weights ``[L, G]`` of its concepts, its residuals, and warnings about their base."""
 
     weights: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     warnings: Sequence[str] = ()
@@ -102,7 +102,7 @@ def compose(
     layers: str = "all",
     masks: Mapping[str, Tensor] | None = None,
 ) -> ConceptMix:
-    """What a prompt takes from a bank. ``exact`` loads only the concepts in the prompt, the soft modes load all (CIDM 3.2). Handles of
+    """Take from a bank what a prompt needs. ``exact`` loads only the concepts in the prompt, the soft modes load all (CIDM 3.2). Handles of
     Infusion concepts stand for class words, which carry their residuals in those ``layers``; ``masks [H, W]`` by name limit where.
 
     Raises ``ValueError`` for a word no concept has, for a concept of another architecture and for a mask of a concept that is not in
@@ -147,7 +147,7 @@ def _low_rank(bank: Bank) -> list[str]:
 
 
 def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig) -> ConceptMix:
-    """What a prompt without handles of Infusion takes from a bank."""
+    """Take from a bank what a prompt without handles of Infusion needs."""
     names = sorted(said.strengths) if how.mode == "exact" else _low_rank(bank)
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
     concepts = [bank.get(name) for name in names]
@@ -183,7 +183,7 @@ def encode(backbone: Backbone, said: ParsedPrompt, regions: Sequence[Text] = ())
 
 
 def row_plan(backbone: Backbone, said: ParsedPrompt, regions: Sequence[ConceptText] = ()) -> RowPlan:
-    """What a prompt means to the model beside what its layers read."""
+    """Plan what a prompt means to the model beside what its layers read."""
     residuals = tuple(said.residuals.values()) if isinstance(said, ConceptMix) else ()
     masks = token_masks(backbone, said.text, said.concepts) if said.concepts else {}
     return RowPlan(token_masks=masks, residuals=residuals, regions=tuple(regions))
@@ -203,7 +203,7 @@ def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], dev
 
 @dataclass(frozen=True)
 class RegionPrompt:
-    """What stands where: a place of the image and what its prompt takes from the bank."""
+    """A region's prompt says what stands where: a place of the image and what its prompt takes from the bank."""
 
     mask: RegionMask
     mix: ConceptMix
@@ -225,7 +225,7 @@ class Composition:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know about it, each once."""
+        """The warnings say what a person should know about it, each once."""
         masks = [region.mask for region in self.regions]
         every = [*self.whole.warnings, *(w for region in self.regions for w in region.mix.warnings)]
         empty = [u for u, mask in enumerate(masks) if not mask.mask.any() and not mask.sought]
@@ -236,7 +236,9 @@ class Composition:
         return list(dict.fromkeys(every))
 
     def scene(self, texts: Sequence[ConceptText] = (), estimation: NoiseEstimation | None = None) -> Scene:
-        """What lies beside the layers of a model that paints it. ``texts`` of the regions are for global texts of other encoders."""
+        """Make the scene that lies beside the layers of a model that paints it. ``texts`` of the regions are for global texts of other
+        encoders.
+        """
         mixes = [self.whole, *(region.mix for region in self.regions)]
         return replace(
             routed([mixes], self.how),

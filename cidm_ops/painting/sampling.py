@@ -53,7 +53,8 @@ def plainly(backbone: Backbone) -> Predict:
 
 
 def denoiser(backbone: Backbone, text: Text, predict: Predict | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the model takes for clean behind ``x = x_0 + ratio n``, ``[B, C, h, w]`` at one ratio of noise to signal, without guidance.
+    """Return a function that tells what the model takes for clean behind ``x = x_0 + ratio n``, ``[B, C, h, w]`` at one ratio of noise to
+    signal, without guidance.
 
     ``predict`` stands in for the backbone's.
     """

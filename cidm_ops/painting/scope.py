@@ -22,7 +22,8 @@ OF_KIND = {"style": WORDS}
 
 
 def scope_of(concept: Concept, scope: str = BY_KIND) -> str:
-    """Where a concept acts. By kind, only a style does at less than all tokens; without words of its own, as an imported LoRA, none does.
+    """Say where a concept acts. By kind, only a style acts at less than all tokens; a concept without words of its own, such as an imported
+    LoRA, always acts at all.
 
     Raises ``ValueError`` for an unknown ``scope``.
     """

@@ -34,8 +34,8 @@ class Weighted(LowRank):
 
 @dataclass(frozen=True)
 class Source:
-    """What row ``number`` reads in a region: the ``text`` that its own one carries for it, or, if it carries none, itself. ``key`` tells
-    it apart from others, ``None`` if nobody knows.
+    """A source is what row ``number`` reads in a region: the ``text`` that its own one carries for it, or, if it carries none, itself.
+    ``key`` tells it apart from others, ``None`` if nobody knows.
     """
 
     number: int
@@ -67,7 +67,7 @@ class UnetCall:
 
     @contextmanager
     def opened(self, x: Tensor) -> Iterator[None]:
-        """While open, the model's layers do what the rows say."""
+        """Let the model's layers do what the rows say, while this is open."""
         with ExitStack() as hooks:
             self.grid = hooks.enter_context(observing(self.sites.tokenizers))
             hooks.enter_context(layerwise(self.sites.blocks.values()))
@@ -81,7 +81,7 @@ class UnetCall:
     # concepts beside the layers
 
     def deltas(self, x: Tensor) -> list[dict[str, Weighted]]:
-        """What each of the scene's stacks adds to the layers."""
+        """Return what each of the scene's stacks adds to the layers."""
         found: list[dict[str, Weighted]] = [{} for _ in self.run.scene.stacks]
         for name, stacks in self.run.besides(x).items():
             for own in stacks:
@@ -110,7 +110,7 @@ class UnetCall:
         return self.run.scales[key]
 
     def at_tokens(self, own: Beside, h: Tensor) -> Tensor:
-        """What comes between the factors of a layer that reads image tokens or feature maps ``h [B, ..., r]``, weighed by the shares of
+        """Weigh what comes between the factors of a layer that reads image tokens or feature maps, ``h [B, ..., r]``, by the shares of
         each token in the regions; what stands for a whole image, ``[B, r]``, has the mixture of the global prompt.
         """
         if h.ndim == 2:
@@ -144,7 +144,7 @@ class UnetCall:
         return self.run.scales[key]
 
     def at_text(self, own: Beside, h: Tensor) -> Tensor:
-        """What comes between the factors of a layer that reads texts, ``h [B, N, r]``, weighed where concepts act on these texts."""
+        """Weigh what comes between the factors of a layer that reads texts, ``h [B, N, r]``, where concepts act on these texts."""
         weights = self.of_rows(own)[:, None]
         if self.run.by_token[own.number]:
             tokens = h.shape[1]
@@ -157,7 +157,7 @@ class UnetCall:
         return h * weights
 
     def acting(self, own: Beside, plan: RowPlan | None, tokens: int) -> Tensor:
-        """Where on a text the ranks act, ``[N, R]``."""
+        """Return where on a text the ranks act, ``[N, R]``."""
         stack = self.run.scene.stacks[own.number]
         at = acting_at(plan.token_masks if plan else {}, stack.concepts, stack.scope, tokens)
         return own.stack.spread(at[:, list(own.owners)].to(own.weights.device))
@@ -235,7 +235,7 @@ class UnetCall:
         return k, v
 
     def source(self, at: Attention, number: int, region: int) -> Source:
-        """What a row reads in a region."""
+        """Return what a row reads in a region."""
         row = self.rows[number]
         mixture = row.image % max(len(stack.weights) for stack in self.run.scene.stacks) if self.run.scene.stacks else 0
         if row.regional and row.plan:
@@ -276,7 +276,7 @@ class UnetCall:
             self.run.seen[u] = self.run.seen[u] + seen if u in self.run.seen else seen
 
     def words_of(self, row: Row, region: int) -> Tensor:
-        """Where the words of the concepts that act in a region stand in its text, ``[N]``."""
+        """Return where the words of the concepts that act in a region stand in its text, ``[N]``."""
         assert row.plan is not None
         text = row.plan.regions[region - 1]
         (plan,) = plans_of(text)

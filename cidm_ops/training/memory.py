@@ -77,7 +77,7 @@ class Bf16Weights:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """While open, layers compute with the copies; a weight that was moved since is copied again."""
+        """Let layers compute with the copies while this is open; a weight that was moved since is copied again."""
         own = [layer._parameters["weight"] for layer in self.layers]
         for layer, weight in zip(self.layers, own, strict=True):
             assert weight is not None

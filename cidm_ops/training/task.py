@@ -23,7 +23,7 @@ SAVE_EVERY = 50  # steps
 
 
 class Learned(NamedTuple):
-    """What a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
+    """This is what a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
 
     bank: Bank
     concept: Concept

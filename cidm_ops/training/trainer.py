@@ -75,7 +75,7 @@ class Trainer:
         return self.step >= self.config.steps
 
     def attached(self) -> AbstractContextManager[None]:
-        """While open, the model is the base with the concept as far as it is learned."""
+        """Make the model the base with the concept as far as it is learned, while this is open."""
         return self.learner.attached()
 
     def advance(self) -> float:
@@ -150,7 +150,7 @@ class Trainer:
 
     @contextmanager
     def computing(self, x: Tensor) -> Iterator[None]:
-        """While open, the model computes on ``x`` as ``plan`` says and can be differentiated."""
+        """Let the model compute on ``x`` as ``plan`` says and be differentiated, while this is open."""
         with (
             self.backbone.training_mode(x),
             torch.autocast(x.device.type, torch.bfloat16, enabled=self.plan.bf16),

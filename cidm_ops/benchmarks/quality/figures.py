@@ -106,7 +106,7 @@ def overlap(bench: Bench, training: str, seeds: Sequence[int]) -> float:
 
 
 def apart(mine: Sequence[float], other: Sequence[float]) -> Interval:
-    """Of the difference in pairs of concept and seed."""
+    """The mean difference in pairs of concept and seed, with its interval."""
     return mean_interval(torch.tensor(mine) - torch.tensor(other), "")
 
 

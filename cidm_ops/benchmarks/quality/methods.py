@@ -103,7 +103,7 @@ ABLATIONS = {
 
 
 def mixture(merge: str, backbone: Backbone, learned: Mapping[str, Concept], name: str, prompt: str, strength: float = 1.0) -> ConceptMix:
-    """What a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for the concept's words.
+    """Return what a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for the concept's words.
 
     Raises ``ValueError`` for a merge that is not one of one pass.
     """

@@ -41,7 +41,7 @@ def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
 
 
 def _printed(suite: Suite, key: str, method: str) -> list[Sequence[float]]:
-    """What the paper prints for a method by concept, where the suite is the paper's."""
+    """Return what the paper prints for a method by concept, where the suite is the paper's."""
     tables = [printed for model, printed in paper.TABLES.items() if suite.backbone.architecture.startswith(model)]
     return [printed[key][method] for printed in tables if method in printed[key]] if suite.name == "cifc" else []
 

@@ -44,7 +44,7 @@ def each_alone(mixture: ConceptMix, g: int) -> ConceptMix:
 
 
 def mean_of(predicts: Sequence[Predict]) -> Predict:
-    """What several models predict in the mean."""
+    """Return the prediction that is the mean of several."""
 
     def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
         return torch.stack([one(x, t, text, pooled, chunks) for one in predicts]).mean(0)

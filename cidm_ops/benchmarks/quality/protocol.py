@@ -83,7 +83,7 @@ class Bench:
         return {lesson.name: bank.get(lesson.name) for lesson in suite.lessons}
 
     def scores(self, name: str, method: Method, seed: int, strength: float = 1.0, first: bool = False) -> dict[str, Scores]:
-        """By concept: after the last task, or with ``first`` each right after its own."""
+        """Score each concept after the last task, or with ``first`` right after its own."""
         names = [lesson.name for lesson in self.suite.lessons]
         folder = self.folder / "scores" / f"{name}-{seed}"
         files = {n: folder / f"{n}-{'first' if first else 'last'}-{strength:g}.json" for n in names}

@@ -51,7 +51,7 @@ def main():
         turn = 0
 
         def aggregate():
-            """From a new prompt to a model whose weights are patched, from one with another prompt."""
+            """Go from a new prompt to a model whose weights are patched, starting at a model with another prompt."""
             nonlocal turn
             turn += 1
             prompt = TEN.replace("<c10>", f"<c{10 + turn}>")

@@ -71,10 +71,10 @@ LEVELS, DIVERGING = 10, 4  # noise levels, and pictures of each prompt, that the
 
 
 def run(folder: Path, seeds: int = 13) -> dict[str, Any]:
-    """Per side, the base included: ``place`` and ``side``, the share of pictures that obey what the prompt says of them, with the bootstrap
-    interval's ``_low`` and ``_high``; ``ia`` with held-out renderings of the concept; ``coat``, the distance of the coat's colour from the
-    concept's (RGB, 0..255). ``w2_mean`` and ``w2_covariance`` are the terms of W2^2 between these pictures' embeddings and those of the
-    base's pictures of the class word, ``w2_spread`` the ratio of the spreads and ``w2_floor`` the noise floor.
+    """Measure each side, the base included: ``place`` and ``side`` are the share of pictures that obey what the prompt says of them, with
+    the bootstrap interval's ``_low`` and ``_high``; ``ia`` with held-out renderings of the concept; ``coat``, the distance of the coat's
+    colour from the concept's (RGB, 0..255). ``w2_mean`` and ``w2_covariance`` are the terms of W2^2 between these pictures' embeddings and
+    those of the base's pictures of the class word, ``w2_spread`` the ratio of the spreads and ``w2_floor`` the noise floor.
     ``neutral_snow`` and ``neutral_entropy`` (nats) are of the places in pictures of a prompt that names none. ``lfd_others``: mean of
     ``|eps_0 - eps_1|^2`` per element over prompts without the class word, and ``lfd_class`` with the plain class word, the concept merged
     or not as each method has it; ``lfd_with``: of prompts with the concept and something else. ``judge_place`` and ``judge_side`` are how
@@ -107,7 +107,7 @@ class Bench:
         return json.loads(file.read_text())
 
     def bank(self, side: str) -> Bank:
-        """With the concept as the side learns it."""
+        """Return a bank with the concept as the side learns it."""
         bank = Bank(self.folder / side)
         if side == "base":
             return bank

@@ -22,7 +22,7 @@ def rendered(look: Look | None, place: str, side: str, rng: np.random.Generator)
 
 
 def sides_of(pictures: Tensor) -> list[str]:
-    """On which side the one thing in pictures ``[N, 3, H, W]`` is: the centre of what differs from its row, where things stand."""
+    """Tell on which side the one thing in pictures ``[N, 3, H, W]`` is: the centre of what differs from its row, where things stand."""
     unlike = (pictures - pictures.median(3, keepdim=True).values).abs().sum(1)[:, 40:115].square().sum(1)
     centres = (unlike * torch.linspace(-1, 1, unlike.shape[1])).sum(1) / unlike.sum(1)
     return [list(SIDES)[int(c > 0)] for c in centres.tolist()]

@@ -56,7 +56,7 @@ def peak_memory(call: Callable[[], Any]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what the figures were made."""
+    """Say where and with what the figures were made."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -40,7 +40,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
 
 @dataclass(frozen=True)
 class Session:
-    """Where checkpoints are kept, and after how many seconds a stage ends early with one."""
+    """A session keeps checkpoints in a folder, and ends a stage early with one after so many seconds."""
 
     folder: Path
     stop_after: float = float("inf")

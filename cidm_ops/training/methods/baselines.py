@@ -45,7 +45,7 @@ class SequentialLora(Cidm):
 
 
 class ElasticLora(Cidm):
-    """With EWC: entries that mattered to earlier tasks are held. ``folder`` keeps the Fisher information of each task."""
+    """EWC holds entries that mattered to earlier tasks. ``folder`` keeps the Fisher information of each task."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -70,7 +70,7 @@ class ElasticLora(Cidm):
 
 
 class DistilledLora(Cidm):
-    """With LwF (Li & Hoiem 2016): on the new pictures, prompts of earlier concepts are answered as they were before this task."""
+    """LwF (Li & Hoiem 2016) has prompts of earlier concepts answered on the new pictures as they were before this task."""
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
         return continued(DistilledLearner(backbone, task, self.words(task.name, task.class_word), earlier, generator), earlier)

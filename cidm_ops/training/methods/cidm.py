@@ -59,7 +59,7 @@ class CidmConfig(MethodConfig):
 
     @property
     def scale(self) -> float:
-        """What the factors' change is multiplied by while they learn."""
+        """The factors' change is multiplied by this while they learn."""
         return (self.alpha or self.rank) / self.rank
 
 

@@ -163,7 +163,7 @@ class Residuals(Learner):
 
 
 class Infusion(Method):
-    """With the settings of the published code for a cat on SD1.5; its rate is constant."""
+    """Infusion learns with the settings of the published code for a cat on SD1.5; its rate is constant."""
 
     name, config, learner = "infusion", InfusionConfig, Residuals
     defaults = {"steps": 500, "batch": 4, "accumulate": 4, "noise_offset": 0.0, "templates": INFUSION_TEMPLATES}
