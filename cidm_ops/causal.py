@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-RECOMPUTED = ContextVar("recomputed", default=False)  # set by recompute.recomputed
+RECOMPUTED = ContextVar("recomputed", default=False)  # set by recompute.recompute
 GRAPH = 2**31  # bytes that autograd may keep for one text in all its variants; above that, layers are computed again
 KEPT = 14  # tensors of the size of the hidden states that a layer keeps
 

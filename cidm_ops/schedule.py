@@ -37,8 +37,8 @@ class Schedule(ABC):
         sigma = shift * t / (1 + (shift - 1) * t)
         return Flow(1 - sigma, sigma, 1000 * sigma)
 
-    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """``clean [B, C, h, w]`` with noise of timesteps ``t [B]``."""
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return ``clean [B, C, h, w]`` with noise of timesteps ``t [B]``."""
         return at(self.signal, t, clean) * clean + at(self.sigma, t, clean) * noise
 
     def snr(self, t: Tensor) -> Tensor:

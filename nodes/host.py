@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
-from ..cidm_ops.hub import layerwise
+from ..cidm_ops.hub import read_layerwise
 from ..cidm_ops.models.family import Family, families, family_of
 from ..cidm_ops.schedule import Flow, Schedule
 
@@ -163,7 +163,7 @@ class ComfyBackbone(ComfyText, Backbone):
     @contextmanager
     def training_mode(self, x: Tensor) -> Iterator[None]:
         self._load(x, 4)  # twice what painting takes: autograd keeps what the forward pass makes
-        with differentiable(self.unet), layerwise(self.cross_attention.values()):
+        with differentiable(self.unet), read_layerwise(self.cross_attention.values()):
             yield
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
@@ -173,7 +173,7 @@ class ComfyBackbone(ComfyText, Backbone):
         if pooled is not None:  # the pooled text and the size of the picture
             height, width = (self.family.factor * n for n in x.shape[-2:])
             adm = base.encode_adm(pooled_output=pooled, height=height, width=width, device=x.device).to(x.device, dtype)
-        with layerwise(self.cross_attention.values()):
+        with read_layerwise(self.cross_attention.values()):
             times = self.schedule.times.to(t.device)[t].float()
             return self.unet(x.to(dtype), times, context=context.to(dtype), y=adm, transformer_options={}).float()
 

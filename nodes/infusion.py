@@ -143,8 +143,8 @@ class CIDMTrainInfusion(io.ComfyNode):
         task = task_of(name, class_word, config, given)
         bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, dataset_of(images, captions, masks), task, given)
         size = bank.file(concept.name).stat().st_size
-        told = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
-        text = f"{concept.name} learned, {told}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
+        size_in_words = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
+        text = f"{concept.name} learned, {size_in_words}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
         return say.output(cls, bank, {"loss": losses}, len(losses), text=text, warnings=warnings)
 
 
@@ -194,12 +194,12 @@ class CIDMInfusion(io.ComfyNode):
         backbone = host.ComfyBackbone(model, clip)
         mixture = compose(backbone, bank, text, how, layers=infusion.layers, masks=residual_masks(bank, regions))
         patched, encoded = patches.with_infusion(backbone, mixture, infusion, how)
-        lines = [f"{' '.join(mixture.text.split())}", *map(told, mixture.residuals.values())]
+        lines = [f"{' '.join(mixture.text.split())}", *map(describe, mixture.residuals.values())]
         shown = "\n".join(lines if mixture.residuals else [*lines, "no Infusion concept acts"])
         return say.output(cls, patched, encoded, shown, text=shown, warnings=mixture.warnings)
 
 
-def told(residual: TokenResidual) -> str:
+def describe(residual: TokenResidual) -> str:
     """Say where a residual acts, in words."""
     tokens = ", ".join(str(int(i)) for i in residual.marks.nonzero()[:, 0])
     where = "" if residual.mask is None else f", in {100 * float(residual.mask.mean()):.0f} % of the picture"

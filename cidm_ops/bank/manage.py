@@ -23,8 +23,8 @@ from .thumbnails import thumbnail, wrong_with
 EXISTING = ("refuse", "skip", "replace")
 
 
-def known(bank: Bank, name: str) -> Bank:
-    """The bank as it is now, for a writer who holds the lock. Raises ``KeyError`` if it has no such concept, whole or damaged."""
+def reopen(bank: Bank, name: str) -> Bank:
+    """Return the bank as it is now, for a writer who holds the lock. Raises ``KeyError`` if it has no such concept, whole or damaged."""
     now = Bank(bank.folder)
     if name not in now.headers and name not in now.damaged:
         raise KeyError(f"no concept {name!r} in bank {now.folder}: it has {', '.join(now.names) or 'none yet'}")
@@ -34,7 +34,7 @@ def known(bank: Bank, name: str) -> Bank:
 def remove(bank: Bank, name: str) -> Bank:
     """Delete a concept, whole or damaged; the others keep their places."""
     with writing(bank.folder):
-        (known(bank, name).folder / f"{name}.safetensors").unlink()
+        (reopen(bank, name).folder / f"{name}.safetensors").unlink()
     return Bank(bank.folder)
 
 
@@ -45,11 +45,11 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
     """
     check_name(new)
     with writing(bank.folder):
-        now = known(bank, old)
+        now = reopen(bank, old)
         if new != old and (new in now.headers or new in now.damaged):
             raise ValueError(f"the bank {now.folder.name!r} has a concept {new!r} already: choose another name or remove that one")
         file = now.folder / f"{old}.safetensors"
-        named = renamed(load_concept(file), new)
+        named = rename_concept(load_concept(file), new)
         now.headers.pop(old, None)
         now.damaged.pop(old, None)
         now.check_fits(named)
@@ -62,8 +62,8 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
     return Bank(bank.folder)
 
 
-def renamed(concept: Concept, new: str) -> Concept:
-    """A concept under another name, its words with it."""
+def rename_concept(concept: Concept, new: str) -> Concept:
+    """Return a concept under another name, its words with it."""
     before = f"<{concept.name}."
     return replace(concept, name=new, words=tuple(f"<{new}.{w[len(before) :]}" if w.startswith(before) else w for w in concept.words))
 
@@ -74,7 +74,7 @@ def move(bank: Bank, name: str, place: int) -> Bank:
     Raises ``ValueError`` for a place that the bank does not have.
     """
     with writing(bank.folder):
-        now = known(bank, name)
+        now = reopen(bank, name)
         now.get(name)
         if not 1 <= place <= len(now.names):
             raise ValueError(f"place {place}: expected 1 to {len(now.names)}, the concepts in bank {now.folder.name!r}")
@@ -189,7 +189,7 @@ def repair(bank: Bank) -> Bank:
         wrong = verify(now)
         for name, header in now.headers.items():
             if header["name"] != name and not wrong[name]:
-                save_concept(renamed(load_concept(now.file(name)), name), now.file(name))
+                save_concept(rename_concept(load_concept(now.file(name)), name), now.file(name))
     return Bank(bank.folder)
 
 
@@ -201,7 +201,7 @@ def describe(bank: Bank, name: str, about: Mapping[str, str], preview: Image.Ima
     if unknown := set(about) - set(ABOUT):
         raise ValueError(f"{sorted(unknown)[0]!r} cannot be set: expected {', '.join(ABOUT)}")
     with writing(bank.folder):
-        now = known(bank, name)
+        now = reopen(bank, name)
         concept = now.get(name)
         texts = {key: text for key, text in {**concept.about, **about}.items() if text}
         small = thumbnail(preview) if preview else concept.preview

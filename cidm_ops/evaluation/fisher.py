@@ -7,8 +7,8 @@ import torch
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..measure.divergence import Divergence, Levels, clean_estimates, divergence
-from ..measure.fisher import in_plain_words, joined
-from ..painting.compose import AggregationConfig, ParsedPrompt, encode, mix, routed
+from ..measure.fisher import in_plain_words, join
+from ..painting.compose import AggregationConfig, ParsedPrompt, encode, mix, scene_beside
 from ..painting.paint import predictor, unit_noise
 from ..painting.sampling import denoiser, sample
 from .protocol import Sampling
@@ -41,7 +41,7 @@ def by_group(
             first = clean_estimates(denoiser(backbone, plain), latents, added, levels)
             mixture = mix(backbone, bank, prompt, AggregationConfig(mode=sampling.mode, strength=sampling.strength))
             text = encode(backbone, mixture)
-            predict = predictor(backbone, routed([[mixture]]))
+            predict = predictor(backbone, scene_beside([[mixture]]))
             parts.append(divergence(first, clean_estimates(denoiser(backbone, text, predict), latents, added, levels), levels))
-        found[group] = joined(parts)
+        found[group] = join(parts)
     return found, levels

@@ -12,7 +12,7 @@ from ..bank.concept_file import read_preview
 from ..bank.printable import one_line
 from ..bank.thumbnails import decoded
 from ..models.family import family_of
-from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fitted, font, heading, width_of, wrapped
+from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fit_text, font, heading, width_of, wrap_text
 
 MOST = 200  # rows of a table
 ROW = 68
@@ -65,7 +65,8 @@ def bank_table(bank: Bank) -> Image.Image:
         pen.line((MARGIN, y, wide - MARGIN, y), LINE)
         sheet.paste(picture_of(preview, name, ROW - 12), (MARGIN, y + 6))
         for i, (x, text) in enumerate(zip(starts, row, strict=True)):
-            pen.text((x, y + ROW / 2), fitted(text, sizes[i], widths[i] - 20), INK if i in (0, 1, 2) else GREY, font(sizes[i]), anchor="lm")
+            line, colour = fit_text(text, sizes[i], widths[i] - 20), INK if i in (0, 1, 2) else GREY
+            pen.text((x, y + ROW / 2), line, colour, font(sizes[i]), anchor="lm")
         y += ROW
     for name, reason in list(bank.damaged.items())[:MOST]:
         pen.line((MARGIN, y, wide - MARGIN, y), LINE)
@@ -94,8 +95,8 @@ def _draw_damaged(pen: ImageDraw.ImageDraw, name: str, reason: str, y: int, wide
     x = MARGIN + ROW
     pen.rounded_rectangle((MARGIN, y + 6, MARGIN + ROW - 12, y + ROW - 6), 4, (250, 232, 229))
     pen.text((MARGIN + (ROW - 12) / 2, y + ROW / 2), "!", RED, font(30), anchor="mm")
-    pen.text((x, y + 20), fitted(name, 15, wide - x - MARGIN), RED, font(15), anchor="lm")
-    for i, line in enumerate(wrapped(reason, 12, wide - x - MARGIN)[:2]):
+    pen.text((x, y + 20), fit_text(name, 15, wide - x - MARGIN), RED, font(15), anchor="lm")
+    for i, line in enumerate(wrap_text(reason, 12, wide - x - MARGIN)[:2]):
         pen.text((x, y + 40 + 16 * i), line, RED, font(12), anchor="lm")
 
 
@@ -120,13 +121,13 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
     norms = [(short(n), f.norm()) for n, f in concept.all_factors.items()]
     norms += [(short(n), float(r.norm())) for n, r in concept.residuals.items()]
     per_column = -(-len(norms) // 2)
-    said = wrapped(",  ".join(settings), 12, wide - 2 * MARGIN)
+    said = wrap_text(",  ".join(settings), 12, wide - 2 * MARGIN)
     top = max(MARGIN + 44 + 20 * len(lines), MARGIN + side) + 24
     below = top + (34 + 18 * len(said) + 14 if said else 0)
     sheet = Image.new("RGB", (wide, below + 36 + 20 * per_column + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     sheet.paste(picture_of(concept.preview, concept.name, side), (MARGIN, MARGIN))
-    pen.text((x, MARGIN - 4), fitted(f"<{concept.name}>", 26, wide - x - MARGIN), INK, font(26))
+    pen.text((x, MARGIN - 4), fit_text(f"<{concept.name}>", 26, wide - x - MARGIN), INK, font(26))
     for i, (key, line) in enumerate(lines):
         pen.text((x, MARGIN + 52 + 20 * i), key, GREY, font(13), anchor="lm")
         pen.text((x + 90, MARGIN + 52 + 20 * i), line, INK, font(13), anchor="lm")
@@ -161,7 +162,7 @@ def _facts(concept: Concept, file: Path) -> list[tuple[str, str]]:
 
 
 def _hanging(key: str, text: str, width: float) -> list[tuple[str, str]]:
-    return [(key if i == 0 else "", line) for i, line in enumerate(wrapped(text, 13, width)[:4])]
+    return [(key if i == 0 else "", line) for i, line in enumerate(wrap_text(text, 13, width)[:4])]
 
 
 def _plain(value: object) -> bool:

@@ -29,8 +29,8 @@ def width_of(text: str, size: int) -> int:
     return math.ceil(font(size).getlength(text))
 
 
-def fitted(text: str, size: int, width: float) -> str:
-    """The text in one line, its end cut off with an ellipsis where it would be wider than ``width`` pixels."""
+def fit_text(text: str, size: int, width: float) -> str:
+    """Fit the text into one line, its end cut off with an ellipsis where it would be wider than ``width`` pixels."""
     text = " ".join(text.split())
     if width_of(text, size) <= width:
         return text
@@ -71,18 +71,18 @@ def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], title:
     numbers = height >= 22 and len(columns) <= 20
     width = 54 if numbers else width
     small = 12 if height >= 18 else 10
-    left = MARGIN + max([width_of(fitted(r, small, 360), small) for r in rows], default=0) + 10
+    left = MARGIN + max([width_of(fit_text(r, small, 360), small) for r in rows], default=0) + 10
     upright = not all(width_of(c, 12) <= width - 6 for c in columns)
-    head = max([width_of(fitted(c, 12, 200), 12) for c in columns], default=0) + 8 if upright else 22
-    words = wrapped(note, 12, max(len(columns) * width + left - MARGIN, 420))
+    head = max([width_of(fit_text(c, 12, 200), 12) for c in columns], default=0) + 8 if upright else 22
+    words = wrap_text(note, 12, max(len(columns) * width + left - MARGIN, 420))
     above = MARGIN + (32 if title else 0) + 18 * len(words) + (6 if words else 0) + head
     right = max(left + len(columns) * width, width_of(title, 18) + MARGIN, 440 + MARGIN if note else 0)
     sheet = Image.new("RGB", (right + MARGIN + 66, above + max(len(rows) * height, 90) + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     heading(pen, title, words)
-    _head_columns(sheet, [fitted(c, 12, 200) for c in columns], (left, above), width, upright)
+    _head_columns(sheet, [fit_text(c, 12, 200) for c in columns], (left, above), width, upright)
     for y, name in enumerate(rows):
-        pen.text((left - 10, above + (y + 0.5) * height), fitted(name, small, 360), INK, font(small), anchor="rm")
+        pen.text((left - 10, above + (y + 0.5) * height), fit_text(name, small, 360), INK, font(small), anchor="rm")
     for y, row in enumerate(values.tolist()):
         for x, value in enumerate(row):
             box = (left + x * width, above + y * height, left + (x + 1) * width - 2, above + (y + 1) * height - 2)
@@ -121,14 +121,14 @@ def heading(pen: ImageDraw.ImageDraw, title: str, words: Sequence[str]) -> int:
     return y
 
 
-def wrapped(text: str, size: int, width: float) -> list[str]:
-    """Lines of at most ``width`` pixels."""
+def wrap_text(text: str, size: int, width: float) -> list[str]:
+    """Break a text into lines of at most ``width`` pixels."""
     lines: list[str] = []
     for word in text.split():
         if lines and width_of(f"{lines[-1]} {word}", size) <= width:
             lines[-1] += f" {word}"
         else:
-            lines.append(fitted(word, size, width))
+            lines.append(fit_text(word, size, width))
     return lines
 
 
@@ -145,7 +145,7 @@ def bars(pen: ImageDraw.ImageDraw, x: int, y: int, rows: Sequence[tuple[str, flo
     """A bar per row to the right of its label, its number behind it; returns where the next row would be."""
     top = top or max([value for _, value in rows], default=0) or 1.0
     for name, value in rows:
-        pen.text((x + label - 8, y + 9), fitted(name, 11, label - 8), INK, font(11), anchor="rm")
+        pen.text((x + label - 8, y + 9), fit_text(name, 11, label - 8), INK, font(11), anchor="rm")
         pen.rectangle((x + label, y + 3, x + label + max(1, round(width * value / top)), y + 15), SERIES[0])
         pen.text((x + label + round(width * value / top) + 8, y + 9), f"{value:.2f}", GREY, font(11), anchor="lm")
         y += 20

@@ -11,7 +11,7 @@ from ..bank.bank import Bank
 from ..painting.compose import ConceptMix
 from ..tokens import WORD
 from .interval import Interval, mean_interval, several
-from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fitted, font, heading, width_of, wrapped
+from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fit_text, font, heading, width_of, wrap_text
 
 WIDE = 760
 
@@ -32,7 +32,7 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     text = "\n".join([*(lines or ["no concept in the prompt"]), f"encoded: {encoded}"])
 
     pills = _laid_out(parts, colours)
-    read = wrapped(encoded or "nothing", 14, WIDE - 2 * MARGIN)
+    read = wrap_text(encoded or "nothing", 14, WIDE - 2 * MARGIN)
     first = max(pills[-1][1] + 50 if pills else 0, MARGIN + 50) + 6
     second = first + 44 + 30 * max(1, len(said.strengths)) + 24 * bool(unknown)
     sheet = Image.new("RGB", (WIDE, second + 46 + 22 * len(read) + MARGIN - 8), PAPER)
@@ -46,7 +46,7 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     _draw_strengths(pen, bank, said.strengths, colours, first + 50)
     if unknown:
         none = f"no concept of bank {bank.folder.name} has {', '.join(unknown)}: the prompt would be refused"
-        pen.text((MARGIN, second - 18), fitted(none, 13, WIDE - 2 * MARGIN), RED, font(13), anchor="lm")
+        pen.text((MARGIN, second - 18), fit_text(none, 13, WIDE - 2 * MARGIN), RED, font(13), anchor="lm")
     _title(pen, "What the text encoder reads", second + 4)
     for i, line in enumerate(read):
         pen.text((MARGIN, second + 52 + 22 * i), line, INK, font(14), anchor="lm")
@@ -92,9 +92,9 @@ def _draw_strengths(pen: ImageDraw.ImageDraw, bank: Bank, strengths: Mapping[str
     top = max([abs(s) for s in strengths.values()] + [1.0])
     for name, strength in strengths.items():
         length = round(380 * abs(strength) / top)
-        pen.text((MARGIN, y), fitted(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
+        pen.text((MARGIN, y), fit_text(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
         if word := bank.headers[name]["class_word"]:
-            pen.text((MARGIN + 140, y), fitted(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
+            pen.text((MARGIN + 140, y), fit_text(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
         pen.rectangle((MARGIN + 260, y - 7, MARGIN + 260 + max(1, length), y + 7), colours[name])
         pen.text((MARGIN + 270 + length, y), f"{strength:g}", INK, font(13), anchor="lm")
         y += 30
@@ -109,7 +109,7 @@ def _laid_out(parts: list[tuple[str, str | None]], colours: dict[str, Colour]) -
         colour = INK if owner is None else RED if owner == "" else colours[owner]
         for i, piece in enumerate(text.split(" ") if owner is None else [text]):
             x += 6 if i and x > MARGIN else 0
-            word = fitted(piece, 17, WIDE - 2 * MARGIN)
+            word = fit_text(piece, 17, WIDE - 2 * MARGIN)
             gap = 7 if owner is not None else 0
             if x > MARGIN and x + width_of(word, 17) + gap > WIDE - MARGIN:
                 x, y = MARGIN, y + 32

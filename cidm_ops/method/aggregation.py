@@ -154,7 +154,7 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
             weight = weights_in(weights, layers, name)[g]
             if weight != 0:
                 parts.setdefault(name, []).append((factors, weight))
-    return {name: Stack.of([f for f, _ in pairs]).merged(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
+    return {name: Stack.of([f for f, _ in pairs]).merge(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
 
 
 @dataclass(frozen=True)

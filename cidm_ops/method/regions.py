@@ -58,8 +58,8 @@ def cells(mask: Tensor, height: int, width: int) -> Tensor:
     return taken
 
 
-def softened(mask: Tensor, radius: float) -> Tensor:
-    """A mask ``[H, W]`` blurred by a Gaussian of that standard deviation in cells; at the picture's edges it stays as it is."""
+def soften(mask: Tensor, radius: float) -> Tensor:
+    """Blur a mask ``[H, W]`` by a Gaussian of that standard deviation in cells; at the picture's edges it stays as it is."""
     if radius <= 0:
         return mask
     reach = max(1, round(3 * radius))
@@ -79,7 +79,7 @@ def shares(masks: Sequence[RegionMask], height: int, width: int) -> Tensor:
     left = torch.ones(height * width)
     for priority in sorted({p.priority for p in masks}, reverse=True):
         equals = [u for u, p in enumerate(masks) if p.priority == priority]
-        taken = torch.stack([softened(cells(masks[u].mask, height, width), masks[u].feather * min(height, width)) for u in equals])
+        taken = torch.stack([soften(cells(masks[u].mask, height, width), masks[u].feather * min(height, width)) for u in equals])
         taken = taken.flatten(1) / taken.flatten(1).sum(0).clamp(min=1)
         held[equals] = left * taken
         left = left * (1 - taken.sum(0)).clamp(min=0)

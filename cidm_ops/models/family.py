@@ -217,8 +217,8 @@ class Family:
         """The names inside a block of its linear layers, in order; only those in sublayers of some kinds, if any are named."""
         return [part.name for sub in self.sublayers(block) if not kinds or sub.kind in kinds for part in sub.linears]
 
-    def located(self, layer: str) -> tuple[str, Sublayer | None, Linear | None]:
-        """The block that a linear layer is in, its sublayer and itself; ``("", None, None)`` if it is in no block."""
+    def locate(self, layer: str) -> tuple[str, Sublayer | None, Linear | None]:
+        """Return the block that a linear layer is in, its sublayer and itself; ``("", None, None)`` if it is in no block."""
         for pattern, known in self._linears:
             if match := pattern.fullmatch(layer):
                 return (match["block"], *known[match["part"]])
@@ -235,16 +235,16 @@ class Family:
 
     def block_of(self, layer: str) -> str:
         """The transformer block that a linear layer is in, by its canonical name; "" if it is in none."""
-        return self.located(layer)[0]
+        return self.locate(layer)[0]
 
     def reads_text(self, layer: str) -> bool:
         """Whether what goes through a linear layer is the tokens of the text, and of nothing else."""
-        linear = self.located(layer)[2]
+        linear = self.locate(layer)[2]
         return linear is not None and linear.reads == "text"
 
     def looks_at_text(self, layer: str) -> bool:
         """Whether a linear layer makes the queries with which the image looks at the text."""
-        _, sublayer, linear = self.located(layer)
+        _, sublayer, linear = self.locate(layer)
         looks = sublayer is not None and sublayer.kind in ("cross", "joint")
         return looks and linear is not None and linear.role == "query" and linear.reads != "text"
 

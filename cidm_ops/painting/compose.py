@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attached
+from ..adapters import attach
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
 from ..bank.concept import LOW_RANK, RESIDUALS, Concept
@@ -24,7 +24,7 @@ from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
 from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, encode_layerwise, stand_for
-from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stacked
+from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stack_mixtures
 from .scope import BY_KIND, acts_everywhere, token_masks
 
 
@@ -177,7 +177,7 @@ def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dic
 @torch.no_grad()
 def encode(backbone: Backbone, said: ParsedPrompt, regions: Sequence[Text] = ()) -> Text:
     """A prompt encoded for every layer, with what its concepts changed in the text encoders, and with the texts of ``regions``."""
-    with attached(linear_layers(backbone.texts), text_deltas(said.concepts, said.strengths, backbone.device)):
+    with attach(linear_layers(backbone.texts), text_deltas(said.concepts, said.strengths, backbone.device)):
         text = encode_layerwise(backbone, [said.text], tables_of(said.concepts))
     return replace(text, plans=(row_plan(backbone, said, [region.rows for region in regions]),))
 
@@ -197,7 +197,7 @@ def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], dev
             for name, f in concept.text_factors.items():
                 layers.setdefault(name, []).append((f.to(device), strength))
     return {
-        name: Stack.of([f for f, _ in parts]).merged(torch.tensor([s for _, s in parts], device=device)) for name, parts in layers.items()
+        name: Stack.of([f for f, _ in parts]).merge(torch.tensor([s for _, s in parts], device=device)) for name, parts in layers.items()
     }
 
 
@@ -241,7 +241,7 @@ class Composition:
         """
         mixes = [self.whole, *(region.mix for region in self.regions)]
         return replace(
-            routed([mixes], self.how),
+            scene_beside([mixes], self.how),
             masks=tuple(region.mask for region in self.regions),
             texts=tuple(texts),
             negative=self.how.negative,
@@ -266,11 +266,11 @@ def compose_regions(
     return Composition(compose(backbone, bank, prompt, how), parts, how)
 
 
-def routed(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig | None = None) -> Scene:
-    """A scene of concepts beside the layers: for each image of a batch, or one for all, the mixes elsewhere and in each region."""
+def scene_beside(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig | None = None) -> Scene:
+    """Return the scene of concepts beside the layers: for each image of a batch, or one for all, the mixes elsewhere and in each region."""
     how = how or AggregationConfig()
     mixes = [mixed for image in images for mixed in image]
-    concepts, found = stacked([m.concepts for m in mixes], [m.weights for m in mixes])
+    concepts, found = stack_mixtures([m.concepts for m in mixes], [m.weights for m in mixes])
     stack = ConceptStack(concepts, found.unflatten(0, (len(images), len(images[0]))), how.negative, how.scope)
     return Scene((stack,) if concepts else (), negative=how.negative)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attached
+from ..adapters import attach
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..hub import Sites
@@ -77,7 +77,7 @@ def paint_latents(
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
     predict = predictor(backbone, replace(scene, infusion=config.infusion))
-    with attached(backbone.layers, factors):
+    with attach(backbone.layers, factors):
         return sample(
             backbone,
             wanted,

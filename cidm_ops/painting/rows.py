@@ -66,8 +66,8 @@ def rows_of(jobs: Sequence[Job], plans: Sequence[RowPlan | None], keys: Sequence
     return rows
 
 
-def packed(jobs: Sequence[Sequence[Job]], each: int, fits: Callable[[int], bool]) -> list[list[Job]]:
-    """Groups of jobs that have to go together, in as few calls as fit; ``fits`` says whether so many rows do. The first group always
+def pack_jobs(jobs: Sequence[Sequence[Job]], each: int, fits: Callable[[int], bool]) -> list[list[Job]]:
+    """Pack groups of jobs that have to go together into as few calls as fit; ``fits`` says whether so many rows do. The first group always
     goes first.
     """
     calls: list[list[Job]] = []

@@ -11,7 +11,7 @@ from ..hub import Sites
 from ..method.blending import blend
 from ..method.regions import cells
 from ..row_plan import RowPlan
-from .rows import ALL, NONE, Job, Row, has_residuals, packed, rows_of
+from .rows import ALL, NONE, Job, Row, has_residuals, pack_jobs, rows_of
 from .scene import NoiseEstimation
 from .state import RunState
 from .unet_call import UnetCall
@@ -49,7 +49,7 @@ class SceneRun(RunState):
         looking = bool(self.sought) and sigma > min(self.sought.values())
         if self.seen and not looking:
             self.find()
-        calls = packed(self.jobs(plans, each, len(keys), sigma), each, unet.fits)
+        calls = pack_jobs(self.jobs(plans, each, len(keys), sigma), each, unet.fits)
         answers: dict[Job, Tensor] = {}
         for jobs in calls:
             rows = rows_of(jobs, plans, keys, each)
@@ -57,10 +57,10 @@ class SceneRun(RunState):
             whole = at == list(range(len(x)))
             some, read = (x, text) if whole else (x[at], text[at])
             some = self.hidden(some, rows, unet.background)
-            with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).opened(some):
+            with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).open(some):
                 output = unet.call(jobs, at, some, read)
             answers |= dict(zip(jobs, output.split(each), strict=True))
-        return self.blended(answers, len(keys))
+        return self.blend_passes(answers, len(keys))
 
     def check(self, plans: Sequence[RowPlan | None]) -> None:
         for plan in plans:
@@ -115,8 +115,8 @@ class SceneRun(RunState):
         x[alone] = torch.where(inside, x[alone], background(x[alone]))
         return x
 
-    def blended(self, answers: dict[Job, Tensor], chunks: int) -> Tensor:
-        """The answers of the batch itself, each blended with those of the passes of its regions."""
+    def blend_passes(self, answers: dict[Job, Tensor], chunks: int) -> Tensor:
+        """Return the answers of the batch itself, each blended with those of the passes of its regions."""
         outputs = []
         for job, whole in list(answers.items())[:chunks]:
             passes = [answer for other, answer in answers.items() if other.chunk == job.chunk and other.region > 0 and not other.foundation]

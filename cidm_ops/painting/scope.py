@@ -39,8 +39,8 @@ def acts_everywhere(concepts: Sequence[Concept], scope: str) -> bool:
     return all(scope_of(concept, scope) == EVERYWHERE for concept in concepts)
 
 
-def scoped(concepts: Sequence[Concept], scope: str) -> list[Concept]:
-    """The concepts with what they change at all: acting on their words alone, they leave queries as they are."""
+def limit_to_scope(concepts: Sequence[Concept], scope: str) -> list[Concept]:
+    """Return the concepts with what they change at all: acting on their words alone, they leave queries as they are."""
     return [without_queries(concept) if scope_of(concept, scope) == WORDS else concept for concept in concepts]
 
 
@@ -73,12 +73,12 @@ def acting_at(masks: Mapping[str, Tensor], concepts: Sequence[Concept], scope: s
         how, own = scope_of(concept, scope), masks.get(concept.name, nowhere)
         if how == WORDS_AND_END and own.any():
             own = torch.maximum(own, masks.get(END_OF_TEXT, nowhere.to(own)))
-        columns.append(torch.ones(tokens) if how == EVERYWHERE else repeated(own, tokens))
+        columns.append(torch.ones(tokens) if how == EVERYWHERE else repeat_mask(own, tokens))
     return torch.stack([column.cpu() for column in columns], 1) if columns else torch.zeros(tokens, 0)
 
 
-def repeated(mask: Tensor, tokens: int) -> Tensor:
-    """A mask over the tokens of a text that stands several times in ``tokens``. Raises ``ValueError`` if it does not."""
+def repeat_mask(mask: Tensor, tokens: int) -> Tensor:
+    """Return the mask over the tokens of a text that stands several times in ``tokens``. Raises ``ValueError`` if it does not."""
     if tokens % len(mask):
         raise ValueError(
             f"a text of {len(mask)} tokens is read as {tokens}: another node made it longer in the model, where CIDM cannot see"

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attached
+from ..adapters import attach
 from ..concept_text import ConceptText, plain, plans_of, states_in_layer
-from ..hub import Attention, Sites, layerwise, meeting, observing
+from ..hub import Attention, Sites, intercept, observe_grid, read_layerwise
 from ..lowrank import LowRank
 from ..method.attention import word_attention
 from ..method.infusion import KEY, VALUE, infused_value, infusion
 from ..method.regions import AttentionPartition, pad_to_common_length, partition, region_attention
 from ..row_plan import RowPlan, TokenResidual
 from .rows import NONE, Row, has_residuals
-from .scope import acting_at, repeated
+from .scope import acting_at, repeat_mask
 from .state import Beside, RunState
 
 
@@ -28,7 +28,7 @@ class Weighted(LowRank):
 
     weigh: Callable[[Tensor], Tensor] = lambda h: h
 
-    def weighed(self, h: Tensor) -> Tensor:
+    def scale_ranks(self, h: Tensor) -> Tensor:
         return self.weigh(h)
 
 
@@ -66,16 +66,16 @@ class UnetCall:
         self.infused = self.carrying() if self.residuals else []
 
     @contextmanager
-    def opened(self, x: Tensor) -> Iterator[None]:
+    def open(self, x: Tensor) -> Iterator[None]:
         """Let the model's layers do what the rows say, while this is open."""
         with ExitStack() as hooks:
-            self.grid = hooks.enter_context(observing(self.sites.tokenizers))
-            hooks.enter_context(layerwise(self.sites.blocks.values()))
+            self.grid = hooks.enter_context(observe_grid(self.sites.tokenizers))
+            hooks.enter_context(read_layerwise(self.sites.blocks.values()))
             for layers in self.deltas(x):
-                hooks.enter_context(attached(self.sites.layers, layers))
+                hooks.enter_context(attach(self.sites.layers, layers))
             if self.regional or self.infused:
-                keyed = self.keyed if self.run.scene.infusion.stream == "released_code" and self.infused else None
-                hooks.enter_context(meeting(self.sites.cross_attention, self.attention, keyed))
+                keyed = self.change_keys if self.run.scene.infusion.stream == "released_code" and self.infused else None
+                hooks.enter_context(intercept(self.sites.cross_attention, self.attention, keyed))
             yield
 
     # concepts beside the layers
@@ -269,7 +269,7 @@ class UnetCall:
             return
         for u in self.run.sought:
             k, _ = self.region_keys(at, [(b, u) for b in numbers])
-            marks = torch.stack([repeated(self.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
+            marks = torch.stack([repeat_mask(self.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
             seen = word_attention(at.q[numbers], k, marks, at.heads).mean(1)
             half = [-(-side // 2) for side in self.size]
             seen = F.interpolate(seen.view(-1, 1, height, width), half, mode="bilinear")[:, 0].cpu()
@@ -332,8 +332,8 @@ class UnetCall:
             acting = acting * cells.to(like)
         return acting
 
-    def keyed(self, name: str, k: Tensor) -> Tensor:
-        """The keys ``[B, N, C]`` of a layer with the residuals of the released code in them."""
+    def change_keys(self, name: str, k: Tensor) -> Tensor:
+        """Return the keys ``[B, N, C]`` of a layer with the residuals of the released code in them."""
         if not any(f"{name}.{KEY}" in r.residuals for *_, plan in self.infused for r in plan.residuals):
             return k
         k = k.clone()
@@ -346,5 +346,5 @@ def keyed_text(name: str, k: Tensor, plan: RowPlan | None) -> Tensor:
     """Keys ``[B, N, C]`` of one text with the residuals of the released code."""
     for residual in plan.residuals if plan else ():
         if (own := residual.residuals.get(f"{name}.{KEY}")) is not None:
-            k = infused_value(k, repeated(residual.marks, k.shape[1]), own)
+            k = infused_value(k, repeat_mask(residual.marks, k.shape[1]), own)
     return k

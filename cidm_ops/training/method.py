@@ -80,7 +80,7 @@ class Learner(nn.Module):
     ``concept_parts``.
 
     The rest has answers here: all parameters at ``lr``, which decays to zero; the loss of the model's own objective with texts in which the
-    concept's words read ``tables``. What else changes the model acts while ``attached`` is open.
+    concept's words read ``tables``. What else changes the model acts while ``attach`` is open.
     """
 
     def __init__(self, backbone: Backbone, task: Task, words: Sequence[str]):
@@ -106,7 +106,7 @@ class Learner(nn.Module):
         return 1 - step / self.task.config.steps
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attach(self) -> Iterator[None]:
         """Make the model the base with the concept as far as it is learned while this is open, beside what its words do."""
         yield
 

@@ -205,7 +205,7 @@ def the_infusion_and_low_rank_concepts_share_a_prompt():
         model, text = scene.applied("a cat and a <rex>", model=routed)
         beside = sample(model, text, scene.nothing)
         merged = scene.applied(
-            "a cat and a <rex>", model=patches.merged(scene.model, mix(scene.backbone, scene.bank, "a <tom>").factors(scene.backbone))
+            "a cat and a <rex>", model=patches.merge(scene.model, mix(scene.backbone, scene.bank, "a <tom>").factors(scene.backbone))
         )
         near(beside, sample(*merged, scene.nothing))
 

@@ -99,7 +99,7 @@ def overlap(bench: Bench, training: str, seeds: Sequence[int]) -> float:
     """Mean cosine of the principal angles between what two concepts write, over pairs, layers and seeds; 0 is nothing in common."""
     found = []
     for seed in seeds:
-        cosines = overlaps([concept.factors for concept in bench.learned(training, seed).values()])
+        cosines = overlaps([concept.factors for concept in bench.learn(training, seed).values()])
         i, j = torch.triu_indices(len(cosines), len(cosines), 1)
         found.append(float(cosines[i, j].mean()))
     return statistics.mean(found)

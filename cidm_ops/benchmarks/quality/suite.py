@@ -18,7 +18,7 @@ from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
 from ...training.folder import from_folder
 from ...training.methods import configure, method_of
-from .asked import asked
+from .asked import scene_of
 
 THINGS = (
     "{} on the beach", "{} in the snow", "{} at night", "{} in the forest", "{} on the street",
@@ -83,7 +83,7 @@ def doodle_task(concept: DoodleConcept) -> BenchmarkTask:
     prompts = [prompt.replace("{}", subject) for prompt in (THINGS if concept.look else STYLES)]
 
     def drawn(prompt: str, seed: int) -> Tensor:
-        return from_pixels(render(asked(prompt, concept, seed))[0][None])[0]
+        return from_pixels(render(scene_of(prompt, concept, seed))[0][None])[0]
 
     def data(masked: bool) -> Dataset:
         return training_pictures(concept, masked)

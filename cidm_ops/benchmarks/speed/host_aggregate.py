@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 from pack.cidm_ops.bank.bank import Bank
-from pack.cidm_ops.benchmarks.speed.timing import figures, interleaved, ratio
+from pack.cidm_ops.benchmarks.speed.timing import figures, interleave, ratio
 from pack.cidm_ops.painting.compose import mix
 from pack.nodes import patches
 from pack.nodes.host import ComfyBackbone
@@ -58,8 +58,8 @@ def main():
             patched = patches.with_concepts(backbone, [mix(backbone, bank, prompt)])
             comfy.model_management.load_models_gpu([patched])
 
-        done = interleaved({"aggregate": aggregate, "encode": lambda: patches.conditioning(clip, [ten])}, 2 * ROUNDS)
-        named = interleaved(
+        done = interleave({"aggregate": aggregate, "encode": lambda: patches.conditioning(clip, [ten])}, 2 * ROUNDS)
+        named = interleave(
             {
                 "three_of_1000": lambda: patches.with_concepts(backbone, [mix(backbone, bank, THREE)]),
                 "three_of_3": lambda: patches.with_concepts(backbone, [mix(backbone, small, THREE)]),

@@ -68,9 +68,9 @@ class Studio:
         if way == "plain":
             return self.model, self.said(scene.plain), nothing
         if way == "merged":
-            return patches.merged(self.model, self.mixed(scene.handled).factors(self.backbone)), self.said(scene.handled), nothing
+            return patches.merge(self.model, self.mixed(scene.handled).factors(self.backbone)), self.said(scene.handled), nothing
         if way == "hooks":
-            return patches.merged(self.model, {}), *self.hooks(scene, nothing)
+            return patches.merge(self.model, {}), *self.hooks(scene, nothing)
         regions = [(part, RegionMask(box_mask(*box))) for part, box in zip(scene.parts, scene.boxes, strict=True)]
         composition = compose_regions(self.backbone, self.bank, scene.plain, regions)
         return *patches.in_regions(self.backbone, composition, PRESETS[way]), nothing

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...hub import attended
+from ...hub import change_attention
 from ...method.attention import word_attention
 from ...method.infusion import (
     KEY,
@@ -128,9 +128,9 @@ class Residuals(Learner):
             residual = residuals.get(f"{name}.{VALUE}")
             return foundation if residual is None else foundation + infusion(attention, residual).to(foundation)
 
-        with torch.no_grad(), attended(self.backbone.cross_attention, leave):
+        with torch.no_grad(), change_attention(self.backbone.cross_attention, leave):
             foundation = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-        during.enter_context(attended(self.backbone.cross_attention, take))
+        during.enter_context(change_attention(self.backbone.cross_attention, take))
         return foundation
 
     def take_own_maps(self, marks: Tensor, during: ExitStack) -> None:
@@ -145,7 +145,7 @@ class Residuals(Learner):
             residual = residuals.get(f"{name}.{KEY}")
             return k if residual is None else infused_value(k, marks, residual)
 
-        during.enter_context(attended(self.backbone.cross_attention, change, keyed))
+        during.enter_context(change_attention(self.backbone.cross_attention, change, keyed))
 
     def read(self, texts: Sequence[str]) -> tuple[Text, Tensor]:
         """Returns texts with the class word for the concept, and where it stands, ``[B, N]``."""
