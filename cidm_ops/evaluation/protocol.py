@@ -40,8 +40,8 @@ Picture = Path | Tensor  # a sample on disk, or [3, H, W] in [-1, 1]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How pictures are painted. A folder of samples belongs to one of these, and to one base model."""
+class SampleSettings:
+    """The settings say how samples are painted. A folder of samples belongs to one of these, and to one base model."""
 
     size: int
     steps: int = 50
@@ -51,9 +51,14 @@ class Sampling:
     strength: float = 1.0
     seed: int = 0
 
+    @property
+    def config(self) -> SamplingConfig:
+        """The sampling that these settings ask for, of a picture of their size from a seed that counts on from theirs."""
+        return SamplingConfig(self.steps, self.guidance, self.negative, AggregationConfig(mode=self.mode, strength=self.strength))
+
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """A concept, the prompts for it with ``<TOK>`` where it stands, and its reference pictures ``[3, H, W]`` in [-1, 1]."""
 
     name: str
@@ -105,7 +110,7 @@ def doodle_references(name: str) -> list[Tensor]:
     return list(pictured(examples(CONCEPTS[name], HELD_OUT, seed=1)))
 
 
-def claim(folder: Path, backbone: Backbone, sampling: Sampling, bank: Bank, names: Sequence[str]) -> None:
+def claim(folder: Path, backbone: Backbone, sampling: SampleSettings, bank: Bank, names: Sequence[str]) -> None:
     """Write down what the samples of this folder are. Raises ``ValueError`` where it holds samples of anything else."""
     file = folder / "settings.json"
     now: dict[str, Any] = {"base": [backbone.architecture, backbone.fingerprint], **vars(sampling)}
@@ -126,12 +131,14 @@ def sample_file(folder: Path, name: str, template: str, seed: int) -> Path:
     return folder / "samples" / name / f"{words}-{hashlib.sha256(template.encode()).hexdigest()[:6]}" / f"{seed}.png"
 
 
-def files_of(folder: Path, task: Task, seeds: Sequence[int]) -> list[tuple[Path, str]]:
+def files_of(folder: Path, task: EvaluationTask, seeds: Sequence[int]) -> list[tuple[Path, str]]:
     """Every picture of a concept and its prompt."""
     return [(sample_file(folder, task.name, template, seed), template) for template in task.prompts for seed in seeds]
 
 
-def missing(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], batch: int = 4) -> list[tuple[Task, str, list[int]]]:
+def missing(
+    folder: Path, tasks: Sequence[EvaluationTask], seeds: Sequence[int], batch: int = 4
+) -> list[tuple[EvaluationTask, str, list[int]]]:
     """Lists the pictures that are not there yet: at most ``batch`` seeds of one prompt at a time."""
     todo = []
     for task in tasks:
@@ -145,17 +152,15 @@ def paint_missing(
     folder: Path,
     backbone: Backbone,
     bank: Bank,
-    todo: Sequence[tuple[Task, str, list[int]]],
-    sampling: Sampling,
+    todo: Sequence[tuple[EvaluationTask, str, list[int]]],
+    sampling: SampleSettings,
     on_picture: OnPart = lambda done, count: None,
 ) -> int:
     """Paints what ``missing`` listed, each picture from its own seed; returns how many that were."""
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
         noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
-        how = AggregationConfig(mode=sampling.mode, strength=sampling.strength)
-        config = SamplingConfig(sampling.steps, sampling.guidance, sampling.negative, how)
-        pictures, _ = paint(backbone, bank, task.prompt(template), noise, config)
+        pictures, _ = paint(backbone, bank, task.prompt(template), noise, sampling.config)
         for seed, pixels in zip(some, to_pixels(pictures), strict=True):
             data = io.BytesIO()
             Image.fromarray(pixels).save(data, "PNG")
@@ -200,7 +205,9 @@ class Embeddings:
     meant: Tensor
 
 
-def embed_task(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None) -> Embeddings:
+def embed_task(
+    folder: Path, tower: Tower, task: EvaluationTask, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None
+) -> Embeddings:
     """Embed what was not embedded by this tower before, and keep that beside the samples."""
     samples: list[tuple[str, Picture]] = [(f"{file.parent.name}/{file.stem}", file) for file, _ in files_of(folder, task, seeds)]
     references: list[tuple[str, Picture]] = [(f"reference/{_digest(picture)}", picture) for picture in task.references]

@@ -19,7 +19,7 @@ from ..measure.report import Section, write_html
 from ..measure.scores import ImageAlignment, TextAlignment, align_images, align_texts
 from ..measure.sections import forgetting_section, image_section, presence_section, text_section
 from ..text_table import text_table
-from .protocol import Embeddings, Samples, Task, files_of
+from .protocol import Embeddings, EvaluationTask, Samples, files_of
 
 BLIND = 0.9  # area under the curve below which a tower's figures are not worth reading
 
@@ -45,7 +45,7 @@ class Scores:
     words: float
 
 
-def score(tasks: Sequence[Task], seen: Mapping[str, Embeddings], earlier: Sequence[Mapping[str, float]] = ()) -> Scores:
+def score(tasks: Sequence[EvaluationTask], seen: Mapping[str, Embeddings], earlier: Sequence[Mapping[str, float]] = ()) -> Scores:
     """Scores every concept's pictures; ``earlier`` are image alignments by concept after earlier tasks, in order."""
     concepts = {}
     for task in tasks:
@@ -89,7 +89,7 @@ def figures(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def words_told_apart(tasks: Sequence[Task], seen: Mapping[str, Embeddings]) -> float:
+def words_told_apart(tasks: Sequence[EvaluationTask], seen: Mapping[str, Embeddings]) -> float:
     """How often a picture lies nearer to a caption of its own than to one of another concept's class: 0.5 is chance; nan without words."""
     own: list[Tensor] = []
     other: list[Tensor] = []
@@ -137,7 +137,7 @@ class Report:
 
 def write(
     folder: Path,
-    tasks: Sequence[Task],
+    tasks: Sequence[EvaluationTask],
     seen: Mapping[str, Embeddings],
     seeds: Sequence[int],
     report: Report,
@@ -156,7 +156,9 @@ def write(
     return found
 
 
-def sections_of(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], scores: Scores, points: Sequence[str]) -> list[Section]:
+def sections_of(
+    folder: Path, tasks: Sequence[EvaluationTask], seeds: Sequence[int], scores: Scores, points: Sequence[str]
+) -> list[Section]:
     """The report's sections; ``points`` name the evaluations of the sequence, this one last."""
     listed = [(file, task.caption(template)) for task in tasks for file, template in files_of(folder, task, seeds)]
     shown, captions = Samples([file for file, _ in listed]), [caption for _, caption in listed]

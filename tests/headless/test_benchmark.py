@@ -22,7 +22,7 @@ from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.style import Style
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
-from cidm_ops.evaluation.protocol import Sampling
+from cidm_ops.evaluation.protocol import SampleSettings
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, name_factors
 from cidm_ops.models.sd import DOODLE
@@ -35,7 +35,7 @@ from cidm_ops.training.methods.baselines import DistilledLora, ElasticLora, Self
 from cidm_ops.training.task import Task
 from cidm_ops.training.trainer import Trainer
 
-SAMPLING = Sampling(128, 2, 2.0)
+SAMPLING = SampleSettings(128, 2, 2.0)
 
 
 @pytest.fixture(scope="module")

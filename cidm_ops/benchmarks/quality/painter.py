@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...backbone import Backbone
-from ...evaluation.protocol import Sampling
+from ...evaluation.protocol import SampleSettings
 from ...painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, scene_beside
 from ...painting.paint import predictor
 from ...painting.sampling import Predict, sample
@@ -19,7 +19,7 @@ def paint_mixtures(
     backbone: Backbone,
     mixtures: Sequence[ConceptMix],
     noise: Tensor,
-    sampling: Sampling,
+    sampling: SampleSettings,
     composite: bool = False,
     reach: str = BY_KIND,
 ) -> Tensor:
