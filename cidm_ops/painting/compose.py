@@ -19,13 +19,14 @@ from ..bank.mentions import Prompt
 from ..causal import linear_layers
 from ..concept_text import ConceptText
 from ..lowrank import LowRank, Stack
-from ..method.aggregation import RULES, Rule, aggregate, tables_of, weights
+from ..method.aggregation import RULES, Rule, aggregate, tables_of
 from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
 from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, encode_layerwise, stand_for
 from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stack_mixtures
 from .scope import BY_KIND, acts_everywhere, token_masks
+from .weights import weights
 
 
 @dataclass(frozen=True)

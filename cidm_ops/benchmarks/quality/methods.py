@@ -8,9 +8,10 @@ import torch
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...method.aggregation import MODES, weights
+from ...method.aggregation import MODES
 from ...painting.compose import ConceptMix
 from ...painting.scope import BY_KIND, EVERYWHERE, WORDS_AND_END
+from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
 from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
