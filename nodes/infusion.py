@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.infusion import STREAMS
+from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.painting.compose import AggregationConfig, compose, residual_masks
 from ..cidm_ops.painting.scene import ResidualConfig
 from ..cidm_ops.row_plan import TokenResidual
@@ -21,7 +22,7 @@ from .train import advanced, dataset_of, learn, task_of
 DEFAULTS = configure("infusion").settings()
 SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
 STREAM = "dual: the attention maps of the plain model beside it, as in the paper. single: its own, in half the time. "
-LAYERS = "all, decoder, or a regular expression on names such as up_blocks.1.attentions.0.transformer_blocks.0.attn2."
+LAYERS = f"all, decoder, or a regular expression on names such as {EXAMPLE}."
 
 
 class CIDMTrainInfusion(io.ComfyNode):

@@ -91,11 +91,12 @@ class Blocks:
 @dataclass(frozen=True)
 class Host:
     """The host's names say what ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not
-    by import.
+    by import, and how its attention patches tell where they are: part of the model, block and index in it.
     """
 
     models: Sequence[str] = ()
     text_model: str = ""
+    patch_place: Callable[[str], tuple[str, int, int]] = lambda module: (module, 0, 0)  # of an attention, by its module's name
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,13 @@ def layers_of(resnets: int) -> partial[str | None]:
     return partial(unet_layer, resnets=resnets)
 
 
+def patch_place(module: str) -> tuple[str, int, int]:
+    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
+    kind, number = module.split(".")[:2]
+    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
+    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
+
+
 def _of_diffusers(side: str | None, number: str | None, place: str, part: str, resnets: int) -> str:
     """``output_blocks_2_1_conv`` as ``up_blocks_0_upsamplers_0_conv``: every block has its resnets, then one that resamples."""
     kind = {"op": "downsamplers", "conv": "upsamplers"}.get(part, "resnets" if part in RESNET else "attentions")
