@@ -21,7 +21,7 @@ from .community import lora_concept
 from .concept import Concept, check_name
 from .concept_file import load_concept
 from .embedding import embedding_concept, is_embedding
-from .manage import rename_concept
+from .manage import renamed
 from .metadata import Settings, check_settings
 from .reference import is_reference, own_name, reference_concept
 
@@ -42,7 +42,7 @@ def import_file(
     content, metadata = read_tensors(file)
     if "cidm" in metadata:
         concept = load_concept(file)
-        concept = rename_concept(concept, check_name(name or concept.name))
+        concept = renamed(concept, check_name(name or concept.name))
         return [replace(concept, class_word=class_word or concept.class_word, triggers=tuple(triggers) or concept.triggers)], []
     try:
         found = name or handle(own_name(content) if is_reference(content) else "") or handle(file.stem)

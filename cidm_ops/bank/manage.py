@@ -49,7 +49,7 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
         if new != old and (new in now.headers or new in now.damaged):
             raise ValueError(f"the bank {now.folder.name!r} has a concept {new!r} already: choose another name or remove that one")
         file = now.folder / f"{old}.safetensors"
-        named = rename_concept(load_concept(file), new)
+        named = renamed(load_concept(file), new)
         now.headers.pop(old, None)
         now.damaged.pop(old, None)
         now.check_fits(named)
@@ -62,7 +62,7 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
     return Bank(bank.folder)
 
 
-def rename_concept(concept: Concept, new: str) -> Concept:
+def renamed(concept: Concept, new: str) -> Concept:
     """Return a concept under another name, its words with it."""
     before = f"<{concept.name}."
     return replace(concept, name=new, words=tuple(f"<{new}.{w[len(before) :]}" if w.startswith(before) else w for w in concept.words))
@@ -189,7 +189,7 @@ def repair(bank: Bank) -> Bank:
         wrong = verify(now)
         for name, header in now.headers.items():
             if header["name"] != name and not wrong[name]:
-                save_concept(rename_concept(load_concept(now.file(name)), name), now.file(name))
+                save_concept(renamed(load_concept(now.file(name)), name), now.file(name))
     return Bank(bank.folder)
 
 
