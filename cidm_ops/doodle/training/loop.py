@@ -90,9 +90,12 @@ def train(
     for step in range(start, how.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, how.steps, how.lr)
-        recent.append(_step(list(parameters.values()), optimiser, loss_at, how.seed * 10_000_019 + step * world + rank, world))
+        draw = how.seed * 10_000_019 + step * world + rank
+        loss = _gradients(list(parameters.values()), optimiser, loss_at, draw, world)
+        optimiser.step()
         keep = min(how.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
+        recent.append(float(loss.detach()))
         if not np.isfinite(recent[-1]):
             raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
         if (step + 1) % 50 == 0:
@@ -106,22 +109,21 @@ def train(
     return average
 
 
-def _step(
+def _gradients(
     parameters: list[nn.Parameter],
     optimiser: torch.optim.Optimizer,
     loss_at: Callable[[np.random.Generator, torch.Generator], Tensor],
     draw: int,
     world: int,
-) -> float:
-    """Take one step down the loss of the random numbers ``draw``, with gradients averaged over all processes; returns the loss."""
+) -> Tensor:
+    """Return the loss of the random numbers ``draw``, with its gradients, averaged over all processes, in the parameters."""
     loss = loss_at(np.random.default_rng(draw), torch.Generator(parameters[0].device).manual_seed(draw))
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if world > 1:
         _average([p.grad for p in parameters if p.grad is not None], world)
     nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
-    return float(loss.detach())
+    return loss
 
 
 def _average(gradients: list[Tensor], world: int) -> None:
