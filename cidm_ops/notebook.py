@@ -15,7 +15,7 @@ from .bank.bank import Bank
 from .engines.diffusers import fastest_device
 from .engines.diffusers import load as load_backbone
 from .engines.towers import load_tower
-from .evaluation.protocol import Sampling, Task, claim, embed_task, missing, paint_missing, usual_guidance
+from .evaluation.protocol import EvaluationTask, SampleSettings, claim, embed_task, missing, paint_missing, usual_guidance
 from .evaluation.results import Report, write
 from .measure.report import to_pixels
 from .method.regions import RegionMask, box_mask
@@ -23,7 +23,7 @@ from .painting.paint import SamplingConfig, paint, unit_noise
 from .training.config import TrainingConfig
 from .training.dataset import Dataset
 from .training.folder import from_folder
-from .training.method import Task as LearningTask
+from .training.method import Task
 from .training.methods import configure
 from .training.task import learn_into
 
@@ -54,7 +54,7 @@ def train(
     ``config`` comes from ``configure("cidm", steps=800, ...)``. Raises ``ValueError`` for what cannot be learned, before the first step.
     """
     data = images if isinstance(images, Dataset) else from_folder(images, base.family.size)
-    task = LearningTask(name=name, class_word=class_word, config=config or configure("cidm"))
+    task = Task(name=name, class_word=class_word, config=config or configure("cidm"))
     return learn_into(bank, base, data, task, on_step=on_step).bank
 
 
@@ -92,8 +92,10 @@ def evaluate(
     """
     out, side = Path(folder), base.family.size
     data = {name: own if isinstance(own, Dataset) else from_folder(own, side) for name, own in references.items()}
-    tasks = [Task(name, bank.headers[name]["class_word"], prompts, [p * 2 - 1 for p in own.pictures]) for name, own in data.items()]
-    sampling, seeds, tower = Sampling(side, guidance=usual_guidance(base.family)), range(samples), load_tower(str(vision))
+    tasks = [
+        EvaluationTask(name, bank.headers[name]["class_word"], prompts, [p * 2 - 1 for p in own.pictures]) for name, own in data.items()
+    ]
+    sampling, seeds, tower = SampleSettings(side, guidance=usual_guidance(base.family)), range(samples), load_tower(str(vision))
     claim(out, base, sampling, bank, list(data))
     paint_missing(out, base, bank, missing(out, tasks, seeds), sampling)
     seen = {task.name: embed_task(out, tower, task, seeds) for task in tasks}

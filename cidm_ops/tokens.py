@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .concept_text import ConceptText, RowPlan
+from .concept_text import ConceptText
+from .row_plan import RowPlan
 
 WORD = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_.-]*>")
 
@@ -97,12 +98,18 @@ def join(texts: Sequence[Text]) -> Text:
     layers = tuple(variants.index(chosen) for chosen in zip(*(t.layers for t in texts), strict=True))
     states = [t.states[:, [chosen[i] for chosen in variants]] for i, t in enumerate(texts)]
     pooled = [t.pooled for t in texts if t.pooled is not None]
-    plans = tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states)) if any(t.plans for t in texts) else ()
-    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None, plans)
+    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None, _join_plans(texts))
+
+
+def _join_plans(texts: Sequence[Text]) -> tuple[RowPlan | None, ...]:
+    """The plans of all rows in order, ``None`` for those of a text without plans; empty when no text has any."""
+    if not any(t.plans for t in texts):
+        return ()
+    return tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states))
 
 
 def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:
-    """Where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
+    """Find where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
     text, hidden = hide(prompt, words, backbone.family.placeholders)
     at = {hidden[token]: i for i, token in reversed([*enumerate(backbone.tokenize(text).flatten().tolist())]) if token in hidden}
     return [at[word] for word in words if word in at]

@@ -30,7 +30,7 @@ def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[
 
 
 def progress(node: str, text: str) -> Callable[[int, int], None]:
-    """For every part of something that is done before the bar moves: Cancel stops here, and the node says how far it is."""
+    """Count the parts of something that are done before the bar moves: Cancel stops here, and the node says how far it is."""
 
     def on_part(done: int, count: int) -> None:
         throw_exception_if_processing_interrupted()
@@ -40,8 +40,8 @@ def progress(node: str, text: str) -> Callable[[int, int], None]:
 
 
 def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "") -> Callable[[Trainer], None]:
-    """For every step: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node, and
-    every ``preview_every`` steps a picture of ``preview_prompt``.
+    """Report every step of a training: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node,
+    and every ``preview_every`` steps a picture of ``preview_prompt``.
     """
     bar, shown, began, first = ProgressBar(1), 0.0, 0.0, 0
     send = PromptServer.instance.send_progress_text

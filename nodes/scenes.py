@@ -16,18 +16,19 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
-from ..cidm_ops.concept_text import ConceptText, RowPlan, plain, plans_of
+from ..cidm_ops.concept_text import ConceptText, plain, plans_of
 from ..cidm_ops.hub import Sites
 from ..cidm_ops.painting.rows import Job
 from ..cidm_ops.painting.run import SceneRun, Unet
 from ..cidm_ops.painting.scene import Scene
-from .host import block_names, layer_names, text_sites
+from ..cidm_ops.row_plan import RowPlan
+from .host import block_names, known_family, layer_names, text_sites
 
 KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
 
 
 def scene_of(model: ModelPatcher) -> Scene:
-    """What a model has beside its weights already."""
+    """Return what a model has beside its weights already."""
     return model.get_attachment(KEY) or Scene()
 
 
@@ -55,13 +56,6 @@ def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
     return with_scene(model, replace(placed, stacks=stacks, infusion=before.infusion))
 
 
-def block_place(module: str) -> tuple[str, int, int]:
-    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
-    kind, number = module.split(".")[:2]
-    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
-    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
-
-
 class HostRun:
     """A scene on a MODEL of the host."""
 
@@ -69,8 +63,8 @@ class HostRun:
         self.model, self.scene = model, scene
         self.sampling = model.get_model_object("model_sampling")
         self.blocks, self.layers = block_names(model), layer_names(model)
-        self.attentions = text_sites(model)
-        self.places = {name: block_place(module) for name, module in self.attentions.items()}
+        self.attentions, place = text_sites(model), known_family(model).host.patch_place
+        self.places = {name: place(module) for name, module in self.attentions.items()}
         self.run = SceneRun(scene, list(self.places), attention, lambda part: float(self.sampling.percent_to_sigma(part)))
         self.sites: dict[nn.Module, Sites] = {}
         self.size: torch.Size | None = None  # of the latent that a run samples
@@ -176,8 +170,8 @@ def with_regions(text: Tensor, regions: Sequence[ConceptText]) -> ConceptText:
 
 
 def of_jobs(value: Any, jobs: Sequence[Job], rows: Sequence[int], count: int) -> Any:
-    """What an argument of the U-Net for a batch of ``count`` rows is for some of its ``rows``: tensors, ControlNet's lists, and the host's
-    options, which tell other packs how a batch is divided.
+    """Return what an argument of the U-Net for a batch of ``count`` rows is for some of its ``rows``: tensors, ControlNet's lists, and the
+    host's options, which tell other packs how a batch is divided.
     """
     if isinstance(value, Tensor):
         return value[list(rows)] if value.ndim and len(value) == count else value

@@ -68,14 +68,14 @@ def sync(folder: Path) -> None:
 
 
 def not_written(file: Path, error: OSError) -> OSError:
-    """What to say of a file that could not be written."""
+    """Say that a file could not be written, why, and what to do."""
     do = "make room and start again" if error.errno in FULL else "change that or choose another place"
     what = f"{file} cannot be written ({error.strerror}): nothing is lost, what was there before is unchanged; {do}"
     return type(error)(error.errno, what)
 
 
 def parts(folder: Path, pattern: str = ".*.partial") -> list[Path]:
-    """What writers of files in a folder are at, or left when they were interrupted."""
+    """List the files in a folder that writers are at, or left when they were interrupted."""
     return sorted(folder.glob(pattern))
 
 

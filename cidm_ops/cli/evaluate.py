@@ -77,9 +77,9 @@ def run(options: argparse.Namespace) -> None:
 
 def sampling_of(options: argparse.Namespace, backbone: Any) -> Any:
     """How the pictures of this evaluation are painted."""
-    from ..evaluation.protocol import Sampling, usual_guidance
+    from ..evaluation.protocol import SampleSettings, usual_guidance
 
-    return Sampling(
+    return SampleSettings(
         size=options.size or backbone.size,
         steps=options.steps,
         guidance=usual_guidance(backbone.family) if options.guidance is None else options.guidance,
@@ -92,7 +92,7 @@ def sampling_of(options: argparse.Namespace, backbone: Any) -> Any:
 
 def tasks_of(options: argparse.Namespace, bank: Bank) -> list[Any]:
     """The concepts to evaluate with their prompts and references, before anything is painted."""
-    from ..evaluation.protocol import Task, doodle_prompts, doodle_references, read_prompts, references_in
+    from ..evaluation.protocol import EvaluationTask, doodle_prompts, doodle_references, read_prompts, references_in
 
     names = options.concepts or bank.names
     if not names:
@@ -109,7 +109,7 @@ def tasks_of(options: argparse.Namespace, bank: Bank) -> list[Any]:
         else:
             own = Path(place) / name
             pictures = references_in(own if own.is_dir() or f"{name}={place}" not in options.references else Path(place))
-        tasks.append(Task(name, bank.headers[name]["class_word"], lines, pictures))
+        tasks.append(EvaluationTask(name, bank.headers[name]["class_word"], lines, pictures))
     return tasks
 
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ from .doodle import scene as doodle_scene
 
 TOKEN = re.compile(r"<TOK>|\{\}")
 OnPart = Callable[[int, int], None]
+Picture = Path | Tensor  # a sample on disk, or [3, H, W] in [-1, 1]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How pictures are painted. A folder of samples belongs to one of these, and to one base model."""
+class SampleSettings:
+    """The settings say how samples are painted. A folder of samples belongs to one of these, and to one base model."""
 
     size: int
     steps: int = 50
@@ -50,9 +51,14 @@ class Sampling:
     strength: float = 1.0
     seed: int = 0
 
+    @property
+    def config(self) -> SamplingConfig:
+        """The sampling that these settings ask for, of a picture of their size from a seed that counts on from theirs."""
+        return SamplingConfig(self.steps, self.guidance, self.negative, AggregationConfig(mode=self.mode, strength=self.strength))
+
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """A concept, the prompts for it with ``<TOK>`` where it stands, and its reference pictures ``[3, H, W]`` in [-1, 1]."""
 
     name: str
@@ -104,7 +110,7 @@ def doodle_references(name: str) -> list[Tensor]:
     return list(pictured(examples(CONCEPTS[name], HELD_OUT, seed=1)))
 
 
-def claim(folder: Path, backbone: Backbone, sampling: Sampling, bank: Bank, names: Sequence[str]) -> None:
+def claim(folder: Path, backbone: Backbone, sampling: SampleSettings, bank: Bank, names: Sequence[str]) -> None:
     """Write down what the samples of this folder are. Raises ``ValueError`` where it holds samples of anything else."""
     file = folder / "settings.json"
     now: dict[str, Any] = {"base": [backbone.architecture, backbone.fingerprint], **vars(sampling)}
@@ -120,17 +126,19 @@ def claim(folder: Path, backbone: Backbone, sampling: Sampling, bank: Bank, name
 
 
 def sample_file(folder: Path, name: str, template: str, seed: int) -> Path:
-    """Where the picture of a prompt and a seed is: readable, and the same wherever the prompt stands in its file."""
+    """Return where the picture of a prompt and a seed is: readable, and the same wherever the prompt stands in its file."""
     words = re.sub(r"[^a-z0-9]+", "-", template.lower()).strip("-")[:48]
     return folder / "samples" / name / f"{words}-{hashlib.sha256(template.encode()).hexdigest()[:6]}" / f"{seed}.png"
 
 
-def files_of(folder: Path, task: Task, seeds: Sequence[int]) -> list[tuple[Path, str]]:
+def files_of(folder: Path, task: EvaluationTask, seeds: Sequence[int]) -> list[tuple[Path, str]]:
     """Every picture of a concept and its prompt."""
     return [(sample_file(folder, task.name, template, seed), template) for template in task.prompts for seed in seeds]
 
 
-def missing(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], batch: int = 4) -> list[tuple[Task, str, list[int]]]:
+def missing(
+    folder: Path, tasks: Sequence[EvaluationTask], seeds: Sequence[int], batch: int = 4
+) -> list[tuple[EvaluationTask, str, list[int]]]:
     """Lists the pictures that are not there yet: at most ``batch`` seeds of one prompt at a time."""
     todo = []
     for task in tasks:
@@ -144,17 +152,15 @@ def paint_missing(
     folder: Path,
     backbone: Backbone,
     bank: Bank,
-    todo: Sequence[tuple[Task, str, list[int]]],
-    sampling: Sampling,
+    todo: Sequence[tuple[EvaluationTask, str, list[int]]],
+    sampling: SampleSettings,
     on_picture: OnPart = lambda done, count: None,
 ) -> int:
     """Paints what ``missing`` listed, each picture from its own seed; returns how many that were."""
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
         noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
-        how = AggregationConfig(mode=sampling.mode, strength=sampling.strength)
-        config = SamplingConfig(sampling.steps, sampling.guidance, sampling.negative, how)
-        pictures, _ = paint(backbone, bank, task.prompt(template), noise, config)
+        pictures, _ = paint(backbone, bank, task.prompt(template), noise, sampling.config)
         for seed, pixels in zip(some, to_pixels(pictures), strict=True):
             data = io.BytesIO()
             Image.fromarray(pixels).save(data, "PNG")
@@ -199,30 +205,41 @@ class Embeddings:
     meant: Tensor
 
 
-def embed_task(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None) -> Embeddings:
+def embed_task(
+    folder: Path, tower: Tower, task: EvaluationTask, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None
+) -> Embeddings:
     """Embed what was not embedded by this tower before, and keep that beside the samples."""
-    files = files_of(folder, task, seeds)
-    kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
-    known = _kept(kept)
-    keys = [f"{file.parent.name}/{file.stem}" for file, _ in files]
-    keys_of_references = [f"reference/{hashlib.sha256(to_pixels(r[None]).tobytes()).hexdigest()[:16]}" for r in task.references]
+    samples: list[tuple[str, Picture]] = [(f"{file.parent.name}/{file.stem}", file) for file, _ in files_of(folder, task, seeds)]
+    references: list[tuple[str, Picture]] = [(f"reference/{_digest(picture)}", picture) for picture in task.references]
     views = {"": tower} | ({"shown/": tower.shown} if tower.reads is not tower.see else {})
     last = list(views)[-1]
-    new = [(key, lambda file=file: read_sample(file)) for key, (file, _) in zip(keys, files, strict=True) if last + key not in known]
-    new += [(key, lambda r=r: r) for key, r in zip(keys_of_references, task.references, strict=True) if last + key not in known]
+    kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
+    known = _kept(kept)
+    new = [(key, picture) for key, picture in samples + references if last + key not in known]
     if new:
-        for start in range(0, len(new), 32):
-            part = new[start : start + 32]
-            pictures = [make() for _, make in part]
-            for view, see in views.items():
-                known |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
-            on_picture(start + len(part), len(new))
+        known |= _embed(views, new, on_picture)
         write_atomically(packed({k: v.contiguous() for k, v in known.items()}, {"tower": tower.fingerprint}), kept)
     captions = tower.captions([task.caption(template) for template in task.prompts])
     texts = torch.zeros(0) if captions is None else F.normalize(captions, dim=-1).repeat_interleave(len(seeds), 0)
-    seen, meant = (torch.stack([known[view + k] for k in keys_of_references]) for view in ("", last))
-    whole, shown = (torch.stack([known[view + k] for k in keys]) for view in ("", last))
+    seen, meant = (torch.stack([known[view + k] for k, _ in references]) for view in ("", last))
+    whole, shown = (torch.stack([known[view + k] for k, _ in samples]) for view in ("", last))
     return Embeddings(whole, seen, shown, texts, meant)
+
+
+def _digest(picture: Tensor) -> str:
+    return hashlib.sha256(to_pixels(picture[None]).tobytes()).hexdigest()[:16]
+
+
+def _embed(views: Mapping[str, Any], new: Sequence[tuple[str, Picture]], on_picture: OnPart) -> dict[str, Tensor]:
+    """The embeddings ``[E]`` of pictures in every view of a tower, 32 at a time, by the view's prefix and the picture's key."""
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(new), 32):
+        part = new[start : start + 32]
+        pictures = [read_sample(picture) if isinstance(picture, Path) else picture for _, picture in part]
+        for view, see in views.items():
+            found |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
+        on_picture(start + len(part), len(new))
+    return found
 
 
 def _kept(file: Path) -> dict[str, Tensor]:

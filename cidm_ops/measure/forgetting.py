@@ -32,7 +32,9 @@ def forgetting(scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ForgettingScore:
-    """What concepts lost along a sequence: their ``names``, ``scores [points, concepts]``, what each ``lost [concepts]``, and the mean."""
+    """The score says what concepts lost along a sequence: their ``names``, ``scores [points, concepts]``, what each ``lost [concepts]``,
+    and the mean.
+    """
 
     names: Sequence[str]
     scores: Tensor

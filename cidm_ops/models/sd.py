@@ -5,10 +5,11 @@ from typing import Any
 
 from . import clip
 from .family import Diffusers, Encoder, Family, Host, LoraFiles, register
-from .unet import KERNELS, ORDER, PROJECTIONS, TRANSFORMERS, layers_of
+from .unet import KERNELS, ORDER, PROJECTIONS, TRANSFORMERS, layers_of, patch_place
 
 ROOTS = ("lora_unet", "lycoris", "unet", "(?:model_)?diffusion_model")
 STAGE = r".+(?=\.transformer_blocks\.)"
+EXAMPLE = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"  # a layer that reads the text, for words that explain
 ABBREVIATIONS = (".transformer_blocks.0.attn2", "attentions.")
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VAE: dict[str, Any] = {
@@ -63,7 +64,7 @@ SD1 = register(
         halvings=3,
         kernels=(*KERNELS, *PROJECTIONS),
         abbreviations=ABBREVIATIONS,
-        host=Host(models=("SD15",), text_model="SD1ClipModel"),
+        host=Host(models=("SD15",), text_model="SD1ClipModel", patch_place=patch_place),
         diffusers=Diffusers(
             facts={"addition_embed_type": None},
             model={"sample_size": 64, "cross_attention_dim": 768, "layers_per_block": 2},
@@ -96,7 +97,7 @@ SDXL = register(
         halvings=2,
         kernels=KERNELS,
         abbreviations=ABBREVIATIONS,
-        host=Host(models=("SDXL",), text_model="SDXLClipModel"),
+        host=Host(models=("SDXL",), text_model="SDXLClipModel", patch_place=patch_place),
         diffusers=Diffusers(
             facts={"addition_embed_type": "text_time"},
             model={

@@ -76,8 +76,15 @@ def unet_layer(flat: str, resnets: int) -> str | None:
 
 
 def layers_of(resnets: int) -> partial[str | None]:
-    """What reads the names of a U-Net with so many resnets in each block of the down path."""
+    """Return what reads the names of a U-Net with so many resnets in each block of the down path."""
     return partial(unet_layer, resnets=resnets)
+
+
+def patch_place(module: str) -> tuple[str, int, int]:
+    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
+    kind, number = module.split(".")[:2]
+    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
+    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
 
 
 def _of_diffusers(side: str | None, number: str | None, place: str, part: str, resnets: int) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attached
+from ..adapters import attach
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..hub import Sites
@@ -77,7 +78,7 @@ def paint_latents(
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
     predict = predictor(backbone, replace(scene, infusion=config.infusion))
-    with attached(backbone.layers, factors):
+    with attach(backbone.layers, factors):
         return sample(
             backbone,
             wanted,
@@ -123,8 +124,8 @@ def level_at(levels: Tensor, part: float) -> float:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of queries ``[B, T, C]`` to keys and values ``[B, N, C]`` in so many heads."""
-    split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    q, k, v = (rearrange(x, "b t (h d) -> b h t d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h t d -> b t (h d)")
 
 
 def unit_noise(family: Family, seed: int, count: int, height: int, width: int) -> Tensor:

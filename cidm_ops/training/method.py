@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def mask(self) -> Tensor | None:
-        """Where to learn, ``[B, 1, h, w]``; ``None`` stands for everywhere in all pictures."""
+        """The mask says where to learn, ``[B, 1, h, w]``; ``None`` stands for everywhere in all pictures."""
         return masks_of(self.samples)
 
 
@@ -76,10 +76,11 @@ class ParameterGroup:
 
 
 class Learner(nn.Module):
-    """What one task trains, its parameters, and what the trainer asks of it. A subclass makes its parameters and gives ``concept_parts``.
+    """A learner is what one task trains, its parameters, and what the trainer asks of it. A subclass makes its parameters and gives
+    ``concept_parts``.
 
-    The rest has answers here: all parameters at ``lr``, which decays to zero; the loss of the model's own objective with texts in which
-    the concept's words read ``tables``. What else changes the model acts while ``attached`` is open.
+    The rest has answers here: all parameters at ``lr``, which decays to zero; the loss of the model's own objective with texts in which the
+    concept's words read ``tables``. What else changes the model acts while ``attach`` is open.
     """
 
     def __init__(self, backbone: Backbone, task: Task, words: Sequence[str]):
@@ -105,8 +106,8 @@ class Learner(nn.Module):
         return 1 - step / self.task.config.steps
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """While open, the model is the base with the concept as far as it is learned, beside what its words do."""
+    def attach(self) -> Iterator[None]:
+        """Make the model the base with the concept as far as it is learned while this is open, beside what its words do."""
         yield
 
     def tables(self) -> dict[str, Table]:

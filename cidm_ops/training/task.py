@@ -23,7 +23,7 @@ SAVE_EVERY = 50  # steps
 
 
 class Learned(NamedTuple):
-    """What a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
+    """This is what a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
 
     bank: Bank
     concept: Concept
@@ -126,7 +126,7 @@ def imagine_prior(backbone: Backbone, data: Dataset, task: Task, on_picture: Cal
 
 def run_to_end(trainer: Trainer, file: Path, digest: str, on_step: Callable[[Trainer], None]) -> None:
     """Takes the steps that are left; the state of the run stays in ``file`` from time to time, and when ``on_step`` raises."""
-    with trainer.attached():
+    with trainer.attach():
         while not trainer.done:
             trainer.advance()
             if trainer.step % SAVE_EVERY == 0 and not trainer.done:

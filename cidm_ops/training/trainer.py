@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..painting.sampling import sample
-from ..recompute import recomputed
+from ..recompute import recompute
 from .batches import Batches, Sample
 from .captions import concept_captions
 from .dataset import Dataset
@@ -74,12 +74,12 @@ class Trainer:
     def done(self) -> bool:
         return self.step >= self.config.steps
 
-    def attached(self) -> AbstractContextManager[None]:
-        """While open, the model is the base with the concept as far as it is learned."""
-        return self.learner.attached()
+    def attach(self) -> AbstractContextManager[None]:
+        """Make the model the base with the concept as far as it is learned, while this is open."""
+        return self.learner.attach()
 
     def advance(self) -> float:
-        """Takes one step, inside ``attached``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
+        """Takes one step, inside ``attach``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
         scale = self.learner.lr_scale(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
@@ -150,12 +150,12 @@ class Trainer:
 
     @contextmanager
     def computing(self, x: Tensor) -> Iterator[None]:
-        """While open, the model computes on ``x`` as ``plan`` says and can be differentiated."""
+        """Let the model compute on ``x`` as ``plan`` says and be differentiated, while this is open."""
         with (
             self.backbone.training_mode(x),
             torch.autocast(x.device.type, torch.bfloat16, enabled=self.plan.bf16),
-            self.bf16_weights.used() if self.plan.bf16 else nullcontext(),
-            recomputed(self.backbone.unet) if self.plan.checkpointing else nullcontext(),
+            self.bf16_weights.use() if self.plan.bf16 else nullcontext(),
+            recompute(self.backbone.unet) if self.plan.checkpointing else nullcontext(),
         ):
             yield
 
@@ -172,7 +172,7 @@ class Trainer:
 
     @torch.no_grad()
     def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
-        """Returns a picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attached``; ``<name>`` stands for the concept."""
+        """Returns a picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attach``; ``<name>`` stands for the concept."""
         wanted, nothing, predict = self.learner.preview(prompt)
         first = self.batches.draw(0, False, random.Random(0))[0]
         noise = torch.randn(1, *first.shape, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)

@@ -15,7 +15,7 @@ from test_training import RECIPE, Stopped, dataset, gradients, learn, task_of
 from cidm_ops.bank.bank import Bank
 from cidm_ops.causal import attention_layers
 from cidm_ops.engines.diffusers import load
-from cidm_ops.hub import watched
+from cidm_ops.hub import watch_attention
 from cidm_ops.method.attention import attention_loss
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
@@ -81,7 +81,7 @@ def test_the_prior_comes_from_a_folder_or_from_the_base(backbone, tmp_path):
 def test_attention_outside_the_mask_costs_and_no_mask_is_no_nan(backbone):
     text = "a <rex.1> <rex.2>"
     run = new_run(backbone)
-    with torch.no_grad(), watched(backbone.cross_attention.values()) as seen:
+    with torch.no_grad(), watch_attention(backbone.cross_attention.values()) as seen:
         encoded = encode_layerwise(backbone, [text], run.learner.tables())
         backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([500]), encoded.context)
     positions = positions_of(backbone, text, WORDS)
@@ -114,7 +114,7 @@ def test_attention_gradients_are_the_same_with_checkpointing(backbone):
 def test_a_flow_is_learned_and_painted_as_one(backbone, tmp_path, monkeypatch):
     straight = Schedule.straight(shift=3.0)
     clean, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([0, 999])
-    x = straight.noised(clean, noise, t)
+    x = straight.add_noise(clean, noise, t)
     torch.testing.assert_close(x[1], noise[1])
     sigma = straight.sigma[t].view(-1, 1, 1, 1)
     torch.testing.assert_close(x - sigma * straight.target(clean, noise, t), clean)
@@ -183,7 +183,7 @@ def step(memory, room, side):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
     try:
-        with run.attached():
+        with run.attach():
             run.advance()
         return {"means": str(run.plan), "warnings": run.warnings}
     except MemoryError as error:

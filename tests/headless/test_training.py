@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(backbone, tmp_path, mode, stop):
 
 def test_the_words_stop_in_the_middle_of_the_run(backbone):
     run = Trainer(backbone, dataset(), task_of(RECIPE))
-    with run.attached():
+    with run.attach():
         learning = [bool(run.advance()) and run.learner.words_learn for _ in range(12)]
     assert learning[2] and not learning[8]
 
@@ -120,7 +120,7 @@ def test_alpha_scales_while_learning_and_the_file_holds_the_full_scale(backbone)
     for alpha in (0.0, 2.0):
         recipe = RECIPE.update(alpha=alpha)
         runs.append(Trainer(backbone, dataset(), task_of(recipe)))
-        with runs[-1].attached():
+        with runs[-1].attach():
             for _ in range(3):
                 runs[-1].advance()
     run = runs[1]
@@ -141,7 +141,7 @@ def test_accumulated_batches_are_averaged(backbone):
 
 def gradients(run, number=None):
     """The gradients of a step, or of one batch of it."""
-    with run.attached():
+    with run.attach():
         if number is None:
             run.optimizer.step = lambda: None
             run.advance()
@@ -161,7 +161,7 @@ def test_a_picture_in_mid_run_changes_nothing(backbone):
     losses = []
     for painting in (False, True):
         run = Trainer(backbone, dataset(), task_of(RECIPE))
-        with run.attached():
+        with run.attach():
             for _ in range(4):
                 run.advance()
                 if painting:
@@ -173,7 +173,7 @@ def test_a_picture_in_mid_run_changes_nothing(backbone):
 def test_pictures_of_different_shapes_share_a_batch(backbone):
     data = dataset(((64, 64), (64, 128), (96, 64)), size=64, fit="buckets")
     run = Trainer(backbone, data, task_of(RECIPE.update(batch=3)))
-    with run.attached():
+    with run.attach():
         assert run.advance() > 0
     assert {tuple(latent.shape[1:]) for latent in run.batches.latents.values()} == {(8, 8), (5, 12), (10, 6)}
 
@@ -181,7 +181,7 @@ def test_pictures_of_different_shapes_share_a_batch(backbone):
 def test_a_mask_that_covers_nothing_learns_nothing_and_is_no_nan(backbone):
     data = dataset(((64, 64),), masks=[torch.zeros(1, 64, 64)])
     run = Trainer(backbone, data, task_of(RECIPE))
-    with run.attached():
+    with run.attach():
         assert run.advance() == 0
     assert all((up == 0).all() for up in run.learner.ups)
 

@@ -100,7 +100,7 @@ class Statements:
 
     def test_before_the_first_step_the_model_is_the_base(self, case):
         trainer, base = Trainer(case.backbone, pictures(), task(case.method)), case.predict()
-        with trainer.attached():
+        with trainer.attach():
             assert torch.equal(case.predict(), base)
         fresh = trainer.concept()
         new, plain = case.bank_of("fresh", fresh), case.bank_of("fresh-plain", without_weights(fresh))

@@ -24,6 +24,7 @@ FLOORS = {
     "recompute": 2,
     "lowrank": 1,
     "concept_text": 1,
+    "row_plan": 1,
     "text_table": 1,
     "tokens": 1,
     "backbone": 1,
