@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..bank.bank import Bank
+from ..bank.reading import read_text
 from ..method.aggregation import MODES
 from .arguments import add_model_and_bank, whole
 from .model import load_base
-from .progress import counting_bar
+from .progress import counting_bar, warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +109,8 @@ def tasks_of(options: argparse.Namespace, bank: Bank) -> list[Any]:
             pictures = doodle_references(name)
         else:
             own = Path(place) / name
-            pictures = references_in(own if own.is_dir() or f"{name}={place}" not in options.references else Path(place))
+            pictures, remarks = references_in(own if own.is_dir() or f"{name}={place}" not in options.references else Path(place))
+            warn(remarks)
         tasks.append(Task(name, bank.headers[name]["class_word"], lines, pictures))
     return tasks
 
@@ -131,5 +133,5 @@ def fisher(options: argparse.Namespace, backbone: Any, bank: Bank) -> Any:
     from ..measure.fisher import read_groups
     from ..measure.sections import divergence_section
 
-    groups = read_groups(options.fisher.read_text(encoding="utf-8"))
+    groups = read_groups(read_text(options.fisher))
     return divergence_section(*by_group(backbone, bank, groups, replace(sampling_of(options, backbone), guidance=5.0, seed=0)))

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...bank.files import write_picture
+from ...bank.picture_file import open_picture
 from ...measure.interval import Interval, mean_interval
 from ...measure.plots import interval_plot
 from ...measure.report import Section, contact_sheet, write_html
@@ -69,7 +71,7 @@ def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str
         about = "Each method at several strengths of what it learned, one seed; further up and to the right is better."
         plots["curves"] = curve_plot(curves, "Identity against obedience", about, "TA", "IA")
     for key, plot in plots.items():
-        plot.save(folder / f"{key}.png")
+        write_picture(plot, folder / f"{key}.png")
     columns = ("", "IA", "low", "high", "TA", "low", "high", "forgetting", "IA of seeds, spread")
     lines = []
     for name in rows:
@@ -97,7 +99,7 @@ def _sheet(folder: Path, name: str, suite: Suite, seed: int) -> Image.Image | No
         return None
     rows = []
     for concept, file in files.items():
-        strip = np.asarray(Image.open(file))
+        strip = np.asarray(open_picture(file))
         tiles = torch.from_numpy(strip.copy()).unflatten(1, (-1, strip.shape[0])).permute(1, 3, 0, 2)[:SHOWN]
         rows.append((concept, tiles.float() / 127.5 - 1))
     return contact_sheet(rows, side=96, label=110)

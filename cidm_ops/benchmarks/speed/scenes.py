@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from ...bank.files import write_atomically
+from ...bank.files import write_atomically, write_picture
 from ...engines.doodle import DoodleReader
 from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
@@ -48,7 +48,7 @@ def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequ
         add(
             figures, f"{way}_present_alike", [statistics.mean(x for s in scores[f"{way} {i}"][:seeds] for x in s["present"]) for i in alike]
         )
-    sheet(folder, ways).save(folder / "sheet.png")
+    write_picture(sheet(folder, ways), folder / "sheet.png")
     return figures | told | {"scenes": scenes, "seeds": seeds}
 
 
