@@ -3,6 +3,7 @@
 Each function is a few calls of the rooms below with their defaults; who needs more takes those.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,15 @@ def train(
 ) -> Bank:
     """Learns a concept from a dataset or a folder of images, after those that the bank has, and returns the bank with it.
 
-    ``config`` comes from ``configure("cidm", steps=800, ...)``. Raises ``ValueError`` for what cannot be learned, before the first step.
+    ``config`` comes from ``configure("cidm", steps=800, ...)``. What a person should know comes as a ``UserWarning``. Raises ``ValueError``
+    for what cannot be learned, before the first step.
     """
     data = images if isinstance(images, Dataset) else from_folder(images, base.family.size)
     task = LearningTask(name=name, class_word=class_word, config=config or configure("cidm"))
-    return learn_into(bank, base, data, task, on_step=on_step).bank
+    learned = learn_into(bank, base, data, task, on_step=on_step)
+    for remark in learned.warnings:
+        warnings.warn(remark, stacklevel=2)
+    return learned.bank
 
 
 def generate(

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=whole(1), default=50, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=50, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: 7.5, of Doodle 2)")
-    parser.add_argument("--negative", default="", help="what the pictures should not be")
+    parser.add_argument("--negative", default="", help="what the pictures should not be; <name> stands for a concept there too")
     parser.add_argument("--mode", choices=MODES, default=MODES[0], help="of the weights (default: %(default)s)")
     parser.add_argument("--strength", type=float, default=1.0, help="of the concepts (default: %(default)s)")
     parser.add_argument("--batch", type=whole(1), default=4, help="pictures painted together (default: %(default)s)")
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
     bank = Bank(options.bank)
     earlier = [(folder.name, scores_of(folder)) for folder in options.earlier]
+    bank.read(options.negative)
     tasks = tasks_of(options, bank)
     tower = load_tower(options.vision)
     backbone = load_base(options, on_cuda="float16")

@@ -18,7 +18,7 @@ from .progress import warn
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_and_bank(parser)
     parser.add_argument("--prompt", action="append", required=True, help="may be repeated; <name> stands for a concept")
-    parser.add_argument("--negative", default="", help="what the pictures should not be")
+    parser.add_argument("--negative", default="", help="what the pictures should not be; <name> stands for a concept there too")
     parser.add_argument(
         "--mode",
         choices=MODES,
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)
     infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
     config = SamplingConfig(options.steps, options.guidance, options.negative, how, infusion, passes)
-    for prompt in (*options.prompt, *(text for text, _ in regions)):
+    for prompt in (*options.prompt, options.negative, *(text for text, _ in regions)):
         bank.read(prompt)
     backbone = load_base(options, on_cuda="float16")
     size = options.size or backbone.size

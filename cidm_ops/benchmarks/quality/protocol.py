@@ -76,10 +76,10 @@ class Bench:
         folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
-            task = Task(name=lesson.name, class_word=lesson.class_word, config=suite.config_of(lesson, way.config(suite), seed))
-            method = way.method and way.method(folder)
+            config, method = suite.config_of(lesson, way.config(suite), seed), way.method and way.method(folder)
+            task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method)
             new = lesson.name not in bank.names
-            bank, _, losses, warnings = learn_into(bank, suite.backbone, lesson.data(way.infusion), task, method=method)
+            bank, _, losses, warnings = learn_into(bank, suite.backbone, lesson.data(way.infusion), task)
             if new:
                 for warning in warnings:
                     log.warning("%s", one_line(warning))
