@@ -19,6 +19,7 @@ MASK_FOLDERS = ("mask", "masks")
 MASK_ENDINGS = ("_mask", "-mask", ".mask", "_masklabel", "-masklabel")
 TEXT = ".txt"
 SYSTEM = ("desktop.ini", "ehthumbs.db", "thumbs.db")  # what Windows leaves in any folder of pictures
+NOT_READ = "only folders such as 10_dog, and masks beside pictures, are read, so it is left out"
 NAMED = 20  # names in one remark; more are counted
 
 
@@ -89,11 +90,11 @@ def list_folder(folder: Path) -> Listing:
         raise ValueError(f"{many}: its pictures would count {counts[many]} times: expected at most {MOST_REPEATS}; rename the folder")
     for sub in (sub for sub, count in counts.items() if not count):
         remarks.add(sub.name, "the folder counts 0 times, so it is left out: give it a number of at least 1")
-    for sub in root.folders:
-        if sub not in counts and sub.name.lower() not in MASK_FOLDERS:
-            remarks.add(sub.name, "folders of other names than 10_dog and masks are not read")
     places = {root.folder: 1} | {sub: count for sub, count in counts.items() if count}
     looked = {place: root if place == folder else look_into(place, folder, remarks) for place in places}
+    for sub in (sub for found in looked.values() for sub in found.folders):
+        if sub not in counts and sub.name.lower() not in MASK_FOLDERS:
+            remarks.add(str(sub.relative_to(folder)), NOT_READ)
     masks = Masks(looked, folder, remarks)
     listed = []
     for place, found in looked.items():
@@ -237,6 +238,8 @@ def by_owner(folders: list[Path], root: Path, remarks: Remarks) -> dict[str, lis
     for folder in folders:
         if folder.name.lower() in MASK_FOLDERS:
             place = look_into(folder, root, remarks)
+            for other in (*place.folders, *place.texts):
+                remarks.add(str(other.relative_to(root)), NOT_READ)
             for file in sorted([*place.pictures, *place.masks], key=lambda f: (f.suffix.lower() != ".png", f)):
                 found.setdefault(owner(file) or file.stem, []).append(file)
     return found

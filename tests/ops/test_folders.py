@@ -94,7 +94,7 @@ class TestPictures:
         (tmp_path / "more").mkdir()
         with pytest.raises(FileNotFoundError, match="no pictures in it.*g.heic.*convert it to JPEG") as refusal:
             from_folder(tmp_path, 64)
-        assert "more: folders of other names than 10_dog" in str(refusal.value)
+        assert "more: only folders such as 10_dog" in str(refusal.value)
 
     @pytest.mark.parametrize(
         ("head", "said"),
