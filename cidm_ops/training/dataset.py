@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..models.sd import SD1
@@ -77,11 +78,10 @@ class Dataset:
         out = list(self.warnings)
         if words := constant_words(self.captions, class_word):
             out.append(f"every caption says {', '.join(map(repr, words))}: the concept will not carry that by itself; leave it out of some")
-        thumbs = [resize(p, 8, 8) for p in self.pictures]
+        thumbs = torch.stack([resize(p, 8, 8).expand(3, 8, 8) for p in self.pictures]).flatten(1)
         for i, name in enumerate(self.names):
-            for j in range(i):
-                if (thumbs[i] - thumbs[j]).abs().mean() < 0.004:
-                    out.append(f"{name} and {self.names[j]} are the same picture")
+            for j in ((thumbs[:i] - thumbs[i]).abs().mean(1) < 0.004).nonzero()[:, 0].tolist():
+                out.append(f"{name} and {self.names[j]} are the same picture")
             if self.fit != "as_given" and min(self.pictures[i].shape[1:]) < self.size // 2:
                 out.append(f"{name} is {_size(self.pictures[i])}: much smaller than the training size of {self.size}, it will be blurred")
             mask, seen = self.masks[i], self.seen(i)
