@@ -108,6 +108,20 @@ def _join_plans(texts: Sequence[Text]) -> tuple[RowPlan | None, ...]:
     return tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states))
 
 
+def of_one_length(backbone: Backbone, texts: Sequence[Text]) -> list[Text]:
+    """Texts without plans, the shorter ones filled up with empty chunks as every trainer does, so that they can be joined."""
+    longest = max(t.states.shape[2] for t in texts)
+    if all(t.states.shape[2] == longest for t in texts):
+        return list(texts)
+    empty = _encode(backbone, "", {}, 1).states
+    filled = []
+    for text in texts:
+        chunks = (longest - text.states.shape[2]) // empty.shape[2]
+        rest = empty.to(text.states).repeat(1, 1, chunks, 1).expand(*text.states.shape[:2], -1, -1)
+        filled.append(replace(text, states=torch.cat([text.states, rest], 2)))
+    return filled
+
+
 def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:
     """Find where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
     text, hidden = hide(prompt, words, backbone.family.placeholders)
@@ -161,7 +175,7 @@ def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], chosen: Mapping[s
 
 
 def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping[str, Table]) -> Text:
-    """Encode prompts, differentiable in the tables' rows. All must take the same number of chunks.
+    """Encode prompts, differentiable in the tables' rows. Shorter ones are filled up with empty chunks.
 
     The states of several text encoders lie side by side in C; the pooled state is that of the first variant's first chunk.
     """
@@ -169,7 +183,7 @@ def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping
     if len(counts) > 1:
         raise ValueError(f"token tables of {sorted(counts)} layers cannot share a prompt: expected one number of layers")
     (count,) = counts
-    return join([_encode(backbone, prompt, tables, count) for prompt in prompts])
+    return join(of_one_length(backbone, [_encode(backbone, prompt, tables, count) for prompt in prompts]))
 
 
 def _encode(backbone: Backbone, prompt: str, tables: Mapping[str, Table], layers: int) -> Text:

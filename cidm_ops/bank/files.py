@@ -9,6 +9,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -93,6 +94,13 @@ def write_picture(picture: Image.Image, file: Path) -> None:
         raise ValueError(f"{file} is no name of a picture: expected one that ends in .png, .jpg or .webp")
     data = io.BytesIO()
     picture.save(data, kind)
+    write_atomically(data.getvalue(), file)
+
+
+def write_array(array: np.ndarray, file: Path) -> None:
+    """Write an array as NumPy keeps it. Raises ``OSError`` naming the file."""
+    data = io.BytesIO()
+    np.save(data, array)
     write_atomically(data.getvalue(), file)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bank.files import write_atomically
 from .arguments import add_model, whole
 from .model import load_base
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     page(options.folder, rows, suite, found, options.note)
     print(options.folder / "report.html")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+        write_atomically(json.dumps(found, indent=2).encode(), options.json)
 
 
 def _methods(options: argparse.Namespace) -> "dict[str, Method]":

@@ -4,7 +4,6 @@ What is in the folder is not made again: pictures (one PNG each), embeddings of 
 """
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,9 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..bank.bank import Bank
-from ..bank.files import packed, write_atomically
+from ..bank.files import packed, write_atomically, write_picture
+from ..bank.picture_file import in_colours, open_picture
+from ..bank.reading import read_json, read_text
 from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
 from ..measure.report import to_pixels
@@ -30,7 +31,7 @@ from ..models.family import Family
 from ..models.sd import DOODLE
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
-from ..training.folder import pictures_in, read_picture
+from ..training.folder import references
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene
 
@@ -81,7 +82,7 @@ def usual_guidance(family: Family) -> float:
 
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line, ``<TOK>`` or ``{}`` where the concept stands; empty lines are skipped. Raises ``ValueError`` for one without."""
-    lines = [" ".join(line.split()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [" ".join(line.split()) for line in read_text(file).splitlines() if line.strip()]
     if wrong := [line for line in lines if not TOKEN.search(line)]:
         raise ValueError(f"{file}: {wrong[0]!r} does not say where the concept stands: write <TOK> there")
     if not lines:
@@ -95,12 +96,15 @@ def doodle_prompts(name: str) -> list[str]:
     return [doodle_scene(known, "<TOK>", place) for place in PLACES]
 
 
-def references_in(folder: Path, size: int = 512) -> list[Tensor]:
-    """Pictures of a folder. Raises ``FileNotFoundError`` where there are none, ``ValueError`` for one that cannot be read."""
-    files = pictures_in(folder) if folder.is_dir() else []
-    if not files:
-        raise FileNotFoundError(f"{folder}: no reference pictures in it: expected a folder for each concept, of its name")
-    return [read_picture(file, size)[0] * 2 - 1 for file in files]
+def references_in(folder: Path, size: int = 512) -> tuple[list[Tensor], list[str]]:
+    """Pictures of a folder, and what a person should know about what else is in it. Raises ``FileNotFoundError`` where there are none,
+    ``ValueError`` for one that cannot be read.
+    """
+    pictures, remarks = references(folder, size) if folder.is_dir() else ([], [])
+    if not pictures:
+        left_out = "".join(f"; {remark}" for remark in remarks)
+        raise FileNotFoundError(f"{folder}: no reference pictures in it: expected a folder for each concept, of its name{left_out}")
+    return pictures, remarks
 
 
 def doodle_references(name: str) -> list[Tensor]:
@@ -115,7 +119,9 @@ def claim(folder: Path, backbone: Backbone, sampling: SampleSettings, bank: Bank
     file = folder / "settings.json"
     now: dict[str, Any] = {"base": [backbone.architecture, backbone.fingerprint], **vars(sampling)}
     concepts = {name: hashlib.sha256(bank.file(name).read_bytes()).hexdigest()[:16] for name in names}
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**now, "concepts": {}}
+    before = read_json(file) if file.exists() else {**now, "concepts": {}}
+    if not isinstance(before, dict) or not before.keys() >= {*now, "concepts"}:
+        raise ValueError(f"{file} does not say what the samples beside it are: give another --out, or remove that folder")
     for key, value in now.items():
         if before[key] != value:
             raise ValueError(f"{folder} holds samples with {key} {before[key]}, now it is {value}: give another --out")
@@ -162,9 +168,7 @@ def paint_missing(
         noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
         pictures, _ = paint(backbone, bank, task.prompt(template), noise, sampling.config)
         for seed, pixels in zip(some, to_pixels(pictures), strict=True):
-            data = io.BytesIO()
-            Image.fromarray(pixels).save(data, "PNG")
-            write_atomically(data.getvalue(), sample_file(folder, task.name, template, seed))
+            write_picture(Image.fromarray(pixels), sample_file(folder, task.name, template, seed))
             done += 1
             on_picture(done, count)
     return count
@@ -173,10 +177,10 @@ def paint_missing(
 def read_sample(file: Path) -> Tensor:
     """``[3, H, W]`` in [-1, 1]. Raises ``ValueError`` naming a file that is damaged."""
     try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
-    except (OSError, SyntaxError) as error:
+        pixels = np.asarray(in_colours(open_picture(file)))
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{file} cannot be read ({error}): remove it, it will be painted again") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 class Samples(Sequence[Tensor]):

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from ..adapters import attach
 from ..backbone import Backbone
-from ..bank.bank import Bank
+from ..bank.bank import Bank, check_base
 from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
-from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode
+from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
@@ -47,17 +47,19 @@ def paint(
 ) -> tuple[Tensor, list[str]]:
     """Images ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about what was asked for.
 
-    ``regions`` are prompts and their places. Raises ``ValueError`` for a word that no concept of the bank has and for a concept of another
-    architecture.
+    ``regions`` are prompts and their places. The negative prompt is read like the others: handles are written out. Raises ``ValueError``
+    for a word that no concept of the bank has and for a concept of another architecture.
     """
     config = config or SamplingConfig()
+    unwanted = read(bank, config.negative)
+    other = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in unwanted.strengths]
     if regions:
         composition = compose_regions(backbone, bank, prompt, regions, config.aggregation)
     else:
         whole = compose(backbone, bank, prompt, config.aggregation, layers=config.infusion.layers)
         composition = Composition(whole, (), config.aggregation)
-    latents = paint_latents(backbone, composition, noise, config, on_step)
-    return backbone.decode_latent(latents), composition.warnings
+    latents = paint_latents(backbone, composition, noise, config, on_step, unwanted)
+    return backbone.decode_latent(latents), list(dict.fromkeys([*composition.warnings, *filter(None, other)]))
 
 
 @torch.no_grad()
@@ -67,11 +69,12 @@ def paint_latents(
     noise: Tensor,
     config: SamplingConfig,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
+    unwanted: ParsedPrompt | None = None,
 ) -> Tensor:
-    """The latents ``[B, 4, h, w]`` of a composed prompt."""
+    """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text."""
     texts = [encode(backbone, region.mix) for region in composition.regions]
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
-    unwanted = encode(backbone, ParsedPrompt(config.negative)).expand(len(noise))
+    negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
     scene, factors = Scene(), {}
     if composition.mergeable:
         factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
@@ -82,7 +85,7 @@ def paint_latents(
         return sample(
             backbone,
             wanted,
-            unwanted,
+            negative,
             noise.to(backbone.device),
             steps=config.steps,
             guidance=config.guidance,

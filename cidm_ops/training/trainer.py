@@ -25,6 +25,7 @@ from .method import Batch, Method, Task
 from .methods import method_of
 from .objective import add_noise
 from .record import flat_settings
+from .stops import uninterrupted
 
 EXPLODED = 3.0  # the loss has exploded when its average is so many times what it was in the beginning
 
@@ -49,10 +50,12 @@ class Trainer:
         self.backbone, self.task, self.config = backbone, task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
         config = self.config
-        captions, self.warnings = concept_captions(data.captions, task.class_word, self.method.words(task.name, task.class_word))
+        words = self.method.words(task.name, task.class_word)
+        captions, self.warnings = concept_captions(data.captions, task.class_word, words, task.name)
         self.batches = Batches(backbone, data, captions, config.wording, str(config.seed))
         prior = task.prior if config.prior else None
-        self.prior = prior and Batches(backbone, prior, prior.captions, config.wording, f"{config.seed}/prior")
+        plain = [caption or task.class_word for caption in prior.captions] if prior else []
+        self.prior = prior and Batches(backbone, prior, plain, config.wording, f"{config.seed}/prior")
         generator = torch.Generator().manual_seed(config.seed)
         self.learner: Any = self.method.make_learner(backbone, task, earlier, generator)
         if start is not None:
@@ -64,6 +67,7 @@ class Trainer:
         self.plan = MemoryPlan.of(config, backbone)
         self.bf16_weights = Bf16Weights([backbone.unet, *backbone.texts.values()])
         self.losses: list[float] = []
+        self.whole = True  # no step was cut in two
 
     @property
     def step(self) -> int:
@@ -84,9 +88,12 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
         loss = self.compute_gradients()
-        self.optimizer.step()
-        self.losses.append(loss)
-        self.learner.after_step()
+        with uninterrupted():
+            self.whole = False
+            self.optimizer.step()
+            self.losses.append(loss)
+            self.learner.after_step()
+            self.whole = True
         return loss
 
     def compute_gradients(self) -> float:
@@ -119,7 +126,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return math.nan, str(error).splitlines()[0]
+            return math.nan, next(iter(str(error).splitlines()), "there is not enough memory")
         return sum(losses) / len(losses), ""
 
     def reduce_memory(self, shortage: str) -> MemoryPlan:

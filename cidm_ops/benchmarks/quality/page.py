@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...bank.files import write_picture
+from ...bank.picture_file import open_picture
 from ...measure.interval import Interval, mean_interval
 from ...measure.plots import interval_plot
 from ...measure.report import Section, contact_sheet, write_html
@@ -59,7 +61,7 @@ def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str
     titles = {name: row.method.title for name, row in rows.items()}
     plots = _plots(rows, found)
     for key, plot in plots.items():
-        plot.save(folder / f"{key}.png")
+        write_picture(plot, folder / f"{key}.png")
     columns = ("", "IA", "low", "high", "TA", "low", "high", "forgetting", "IA of seeds, spread")
     lines = [[titles[name], *_cells(name, found)] for name in rows]
     sections = [Section("Methods", "After the last task. IA and TA as in CIDM 4.1.", None, columns, lines, list(plots.values()))]
@@ -111,7 +113,7 @@ def _sheet(folder: Path, name: str, suite: Suite, seed: int) -> Image.Image | No
         return None
     rows = []
     for concept, file in files.items():
-        strip = np.asarray(Image.open(file))
+        strip = np.asarray(open_picture(file))
         tiles = torch.from_numpy(strip.copy()).unflatten(1, (-1, strip.shape[0])).permute(1, 3, 0, 2)[:SHOWN]
         rows.append((concept, tiles.float() / 127.5 - 1))
     return contact_sheet(rows, side=96, label=110)

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from ...bank.bank import Bank
 from ...bank.concept import Concept
-from ...bank.files import write_atomically
+from ...bank.files import write_atomically, write_picture
+from ...bank.printable import one_line
+from ...bank.reading import read_json
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
@@ -63,7 +65,7 @@ class Bench:
             "bf16": self.bf16,
         } | {f"training {name}": dict(training.change) for name, training in self.trainings.items()}
         now = json.loads(json.dumps(now))
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        before = read_json(file) if file.exists() else now
         for key, value in now.items():
             if before.get(key, value) != value:
                 raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
@@ -74,11 +76,13 @@ class Bench:
         folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
-            task = Task(name=lesson.name, class_word=lesson.class_word, config=suite.config_of(lesson, way.config(suite), seed))
-            method = way.method and way.method(folder)
+            config, method = suite.config_of(lesson, way.config(suite), seed), way.method and way.method(folder)
+            task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method)
             new = lesson.name not in bank.names
-            bank, _, losses, _ = learn_into(bank, suite.backbone, lesson.data(way.infusion), task, method=method)
+            bank, _, losses, warnings = learn_into(bank, suite.backbone, lesson.data(way.infusion), task)
             if new:
+                for warning in warnings:
+                    log.warning("%s", one_line(warning))
                 log.info("%s, seed %d: learned %s, loss %.4f", training, seed, lesson.name, sum(losses[-50:]) / len(losses[-50:]))
         return {lesson.name: bank.get(lesson.name) for lesson in suite.lessons}
 
@@ -98,7 +102,7 @@ class Bench:
                         self.keep(pictures[:: self.samples], folder / f"{lesson.name}.png")
                     write_atomically(json.dumps(found).encode(), files[lesson.name])
             log.info("%s, seed %d, %s, strength %g: scored", name, seed, "first" if first else "last", strength)
-        return {n: json.loads(file.read_text(encoding="utf-8")) for n, file in files.items()}
+        return {n: read_json(file) for n, file in files.items()}
 
     @torch.no_grad()
     def paint(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, seed: int, strength: float) -> Tensor:
@@ -143,9 +147,8 @@ class Bench:
 
     def keep(self, pictures: Tensor, file: Path) -> None:
         """One picture of every prompt, side by side."""
-        file.parent.mkdir(parents=True, exist_ok=True)
         strip = to_pixels(pictures)
-        Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)).save(file)
+        write_picture(Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)), file)
 
 
 def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:

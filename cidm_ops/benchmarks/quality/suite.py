@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...backbone import Backbone
+from ...bank.reading import read_text
 from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.world import article, render
 from ...engines.towers import Tower
@@ -16,7 +17,7 @@ from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_refere
 from ...measure.report import from_pixels
 from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
-from ...training.folder import from_folder
+from ...training.folder import LARGEST_CAPTION, from_folder
 from ...training.methods import configure, method_of
 from .asked import scene_of
 
@@ -103,7 +104,7 @@ def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, task
             name,
             class_word,
             read_prompts(folder / "evaluation_prompts" / f"test_{kind}.txt"),
-            references_in(folder / "images" / name),
+            references_in(folder / "images" / name)[0],
             lambda masked, name=name: captioned(folder, name, size),  # type: ignore[misc]
             "style" if kind == "style" else "thing",
         )
@@ -117,5 +118,5 @@ def captioned(folder: Path, name: str, size: int) -> Dataset:
     """The pictures of a task with the captions that lie in a folder of their own."""
     data = from_folder(folder / "images" / name, size)
     files = [folder / "caption" / name / re.sub(r"\.\w+$", ".txt", picture) for picture in data.names]
-    captions = [file.read_text(encoding="utf-8").strip() if file.exists() else "" for file in files]
-    return replace(data, captions=captions, warnings=())
+    captions = [read_text(file, LARGEST_CAPTION).strip() if file.exists() else "" for file in files]
+    return replace(data, captions=captions, warnings=[w for w in data.warnings if "no caption file" not in w])

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...adapters import attach
 from ...bank.bank import Bank
-from ...bank.files import write_atomically
+from ...bank.files import write_array, write_atomically, write_picture
 from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.figures import COLOURS, individual, plain
 from ...doodle.style import PLACES
@@ -117,10 +117,10 @@ class Bench:
     def scored(self, side: str) -> dict[str, float]:
         bank, subject = self.bank(side), SUBJECTS[side]
         pictures = [self.painted(bank, f"a {subject} {s} {IN_PLACE[p][0]}") for p, s in ASKED]
-        np.save(self.folder / f"{side}.npy", torch.stack([row[0] for row in pictures]).numpy())
+        write_array(torch.stack([row[0] for row in pictures]).numpy(), self.folder / f"{side}.npy")
         whole = torch.cat(pictures)
         seen = embed(self.doodle.tower, whole)
-        np.save(self.folder / f"{side}_seen.npy", seen.numpy())
+        write_array(seen.numpy(), self.folder / f"{side}_seen.npy")
         apart = wasserstein(torch.from_numpy(np.load(self.folder / "base_seen.npy")), seen)
         shown = self.painted(bank, f"a photo of a {subject}", NEUTRAL)
         neutral = [n / NEUTRAL for n in Counter(self.places(shown)).values()]
@@ -203,7 +203,7 @@ class Bench:
         rows = [("the training pictures", torch.stack(list(training_pictures(False).pictures)) * 2 - 1)]
         rows += [(f"{NAME}, held out", pictured(examples(CONCEPTS[NAME], 6, seed=1)))]
         rows += [(side.replace("_", ", "), torch.from_numpy(np.load(self.folder / f"{side}.npy"))) for side in SUBJECTS]
-        contact_sheet(rows, label=150).save(self.folder / "sheet.png")
+        write_picture(contact_sheet(rows, label=150), self.folder / "sheet.png")
 
 
 def training_pictures(masked: bool) -> Dataset:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from ...bank.files import write_atomically
+from ...bank.files import write_atomically, write_picture
 from ...engines.doodle import DoodleReader
 from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
@@ -47,7 +47,7 @@ def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequ
                 add(figures, f"{way}_{key}_{count}", [mean_in(scene, key) / foreign for scene in some])
             add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in some])
         add(figures, f"{way}_present_alike", [mean_in(scene, "present") for scene, same in zip(own, alike, strict=True) if same])
-    sheet(folder, ways).save(folder / "sheet.png")
+    write_picture(sheet(folder, ways), folder / "sheet.png")
     return figures | told | {"scenes": scenes, "seeds": seeds}
 
 

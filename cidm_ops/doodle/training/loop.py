@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...bank.files import packed, write_atomically
+from ...training.stops import held_signals, uninterrupted
 from .muon import Muon
 
 log = logging.getLogger("cidm.doodle")
@@ -87,25 +88,39 @@ def train(
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
     began, recent = time.monotonic(), []
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    for step in range(start, how.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, how.steps, how.lr)
-        draw = how.seed * 10_000_019 + step * world + rank
-        loss = _gradients(list(parameters.values()), optimiser, loss_at, draw, world)
-        optimiser.step()
-        keep = min(how.ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
-        recent.append(float(loss.detach()))
-        if not np.isfinite(recent[-1]):
-            raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
-        if (step + 1) % 50 == 0:
-            pace = (time.monotonic() - began) / (step + 1 - start)
-            log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
-        late = world == 1 and time.monotonic() - began > session.stop_after
-        if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
-            _save(file, step + 1, parameters, average, optimiser)
-        if late:
-            break
+    done = start
+
+    def keep_state() -> None:
+        if rank == 0 and done > start:
+            with held_signals():
+                _save(file, done, parameters, average, optimiser)
+
+    try:
+        for step in range(start, how.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, how.steps, how.lr)
+            draw = how.seed * 10_000_019 + step * world + rank
+            loss = _gradients(list(parameters.values()), optimiser, loss_at, draw, world)
+            with uninterrupted():
+                optimiser.step()
+                keep = min(how.ema, (step + 1) / (step + 10))
+                torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
+                done = step + 1
+            recent.append(float(loss.detach()))
+            if not np.isfinite(recent[-1]):
+                raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
+            if (step + 1) % 50 == 0:
+                pace = (time.monotonic() - began) / (step + 1 - start)
+                log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
+            late = world == 1 and time.monotonic() - began > session.stop_after
+            if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
+                keep_state()
+            if late:
+                break
+    except KeyboardInterrupt:
+        keep_state()
+        log.info("stopped %s at step %d of %d: the same again goes on from there", name, done, how.steps)
+        raise
     return average
 
 

@@ -102,9 +102,11 @@ class DistilledLearner(CidmLearner):
         some = batch.noised.part(slice(0, (count + 1) // 2))  # half of them, to stay near the others' time
         text = self.earlier_text(random.Random(f"{self.task.config.seed}/{batch.step}")).expand(len(some.x))
         self.as_before = True
-        with torch.no_grad():
-            wanted = self.backbone.predict(some.x, some.t, text.context, text.pooled)
-        self.as_before = False
+        try:
+            with torch.no_grad():
+                wanted = self.backbone.predict(some.x, some.t, text.context, text.pooled)
+        finally:
+            self.as_before = False
         apart = (self.backbone.predict(some.x, some.t, text.context, text.pooled) - wanted).float().square().mean()
         return told, extra + self.settings.consolidation * count * apart
 

@@ -151,7 +151,10 @@ class Residuals(Learner):
         """Returns texts with the class word for the concept, and where it stands, ``[B, N]``."""
         pairs = [stand_for(self.backbone, text, {self.words[0]: self.task.class_word}) for text in texts]
         encoded = self.encode([text for text, _ in pairs])
-        marks = torch.stack([m.get(self.words[0], torch.zeros(encoded.states.shape[2])) for _, m in pairs])
+        marks = torch.zeros(len(texts), encoded.states.shape[2])
+        for row, (_, found) in zip(marks, pairs, strict=True):
+            if (own := found.get(self.words[0])) is not None:
+                row[: len(own)] = own  # a shorter text is filled up
         return encoded, marks.to(self.backbone.device)
 
     def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
