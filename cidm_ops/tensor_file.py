@@ -57,13 +57,13 @@ KINDS: tuple[tuple[str, str], ...] = (
 def read_tensors(file: Path, device: str = "cpu") -> tuple[Mapping[str, Any], dict[str, str]]:
     """What a safetensors file or a checkpoint of torch holds, and its metadata; on the device "meta" shapes alone, which reads no tensor.
 
-    Raises ``FileNotFoundError``, and ``ValueError`` for a file that holds no tensors by name, or none that are whole: the text names it,
-    what it is and what to do.
+    Raises ``FileNotFoundError``, and ``ValueError`` for a file that holds no tensors by name, or none that are whole: the text says what
+    it is and what to do, and whoever called names the file.
     """
     file = Path(file)
     if not file.is_file():
         if file.exists():
-            raise ValueError(f"{file.name}: {'a folder' if file.is_dir() else 'no ordinary file'}: expected a file of tensors")
+            raise ValueError(f"{'a folder' if file.is_dir() else 'no ordinary file'}: expected a file of tensors")
         raise FileNotFoundError(f"there is no file {file}")
     size = file.stat().st_size
     with open(file, "rb") as f:
@@ -72,7 +72,7 @@ def read_tensors(file: Path, device: str = "cpu") -> tuple[Mapping[str, Any], di
     if head[8:9] == b"{" and 0 < length <= HEADER:
         return read_safetensors(file, size, device)
     if what := what_is(head, size):
-        raise ValueError(f"{file.name}: {what}")
+        raise ValueError(what)
     return read_pickle(file, head, size, device), {}
 
 
@@ -116,7 +116,7 @@ def read_safetensors(file: Path, size: int, device: str) -> tuple[dict[str, Tens
                 state = {key: f.get_tensor(key) for key in keys}
             return state, f.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{file.name}: {cut_off(file, size) or f'a damaged safetensors file: {AGAIN}'}") from error
+        raise ValueError(cut_off(file, size) or f"a damaged safetensors file: {AGAIN}") from error
 
 
 def cut_off(file: Path, size: int) -> str:
@@ -141,17 +141,17 @@ def read_pickle(file: Path, head: bytes, size: int, device: str) -> Mapping[str,
     except Exception as error:  # a broken file makes the reader fail in any way
         named = re.search(r"GLOBAL (\S+)", str(error))
         if code := named[1] if named else code_in(file):
-            raise ValueError(f"{file.name}: it wants to run code ({code}): refused, and nothing was executed") from None
-        raise ValueError(f"{file.name}: neither a safetensors file nor a checkpoint of torch that can be read: {AGAIN}") from error
+            raise ValueError(f"it wants to run code ({code}): refused, and nothing was executed") from None
+        raise ValueError(f"neither a safetensors file nor a checkpoint of torch that can be read: {AGAIN}") from error
     if isinstance(content, Mapping) and content and all(isinstance(key, int) for key in content if key not in HYPERNETWORK):
-        raise ValueError(f"{file.name}: a hypernetwork of AUTOMATIC1111, which is no sum of weights: look for a LoRA of the same")
+        raise ValueError("a hypernetwork of AUTOMATIC1111, which is no sum of weights: look for a LoRA of the same")
     if isinstance(content, list | tuple) and content and all(isinstance(entry, Tensor) for entry in content):
-        raise ValueError(f"{file.name}: a list of {len(content)} tensors without names, as the first LoRAs were: {NUMBERED}")
+        raise ValueError(f"a list of {len(content)} tensors without names, as the first LoRAs were: {NUMBERED}")
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{file.name}: it holds a {type(content).__name__}: expected tensors by name")
+        raise ValueError(f"it holds a {type(content).__name__}: expected tensors by name")
     for key, tensor in leaves(content):
         if isinstance(tensor, Tensor) and (wrong := wrong_with(tensor, size)):
-            raise ValueError(f"{file.name}: {key[:80]} is {wrong}")
+            raise ValueError(f"{key[:80]} is {wrong}")
     return content
 
 
@@ -161,17 +161,15 @@ def check_zip(file: Path, size: int) -> None:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{file.name}: a cut-off download or a damaged archive: {AGAIN}") from error
+        raise ValueError(f"a cut-off download or a damaged archive: {AGAIN}") from error
     names = [entry.filename for entry in entries]
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         inside = f", {names[0][:80]!r} among them" if names else ""
-        raise ValueError(f"{file.name}: a zip archive of {len(names)} files{inside}: unpack it and take the file in it")
+        raise ValueError(f"a zip archive of {len(names)} files{inside}: unpack it and take the file in it")
     if any("/code/" in name for name in names):
-        raise ValueError(f"{file.name}: a TorchScript program, which is not run: look for the weights of the same")
+        raise ValueError("a TorchScript program, which is not run: look for the weights of the same")
     if (claimed := sum(entry.file_size for entry in entries)) > 2 * size + HEAD:
-        raise ValueError(
-            f"{file.name}: its parts claim {claimed} bytes and it has {size}: torch packs nothing, so it is none of its checkpoints"
-        )
+        raise ValueError(f"its parts claim {claimed} bytes and it has {size}: torch packs nothing, so it is none of its checkpoints")
 
 
 def wrong_with(tensor: Tensor, size: int) -> str:

@@ -68,7 +68,10 @@ def import_file(
 def read_file(file: Path, labels: Labels = Labels()) -> Reading:
     """What a file is and what is used of it. Raises ``FileNotFoundError``, or ``ValueError`` naming the file and the key."""
     file = Path(file)
-    content, metadata = read_tensors(file)
+    try:
+        content, metadata = read_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
     if "cidm" in metadata:
         concept = load_concept(file)
         concept = renamed(concept, check_name(labels.name or concept.name))
