@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..lowrank import LowRank
 from ..models.family import Architecture, Family, families, family_of
+from .concept import Concept
 from .factorised import factors_of
 from .metadata import Settings
 from .names import PRODUCTS, LayerPart, Left, canonical, read_key
@@ -131,6 +132,17 @@ def scaled(parts: Mapping[str, Tensor], layer: str, settings: Mapping[str, Setti
     return LowRank(f.up * scale, f.down, f.kernel), error
 
 
+def check_sizes(concept: Concept) -> None:
+    """Raises ``ValueError`` naming the first layer whose factors are of another size than the base has, where that is known."""
+    known = family_of(concept.architecture)
+    for layer, f in concept.all_factors.items() if known.architecture == concept.architecture else ():
+        wanted = known.shapes.get(layer)
+        if wanted and shape_of(f) != wanted:
+            raise ValueError(
+                f"a change of a weight {list(shape_of(f))}, which does not fit {concept.architecture}: {layer} is {list(wanted)} there"
+            )
+
+
 def shape_of(factors: LowRank) -> tuple[int, int]:
     """The weight ``(out, in)`` that factors change."""
     return factors.up.shape[0], factors.down.shape[1]
@@ -151,9 +163,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"custom_diffusion\.", "a Custom Diffusion, whose weights stand in place of the base's own: look for a LoRA of the same"),
     (r"^(control_model|controlnet_cond_embedding|controlnet_|zero_convs|input_hint_block)", "a ControlNet: it is no concept"),
     (r"^(image_proj|ip_adapter)\b", "an IP-Adapter: it is no concept"),
-    (r"(double|single)_blocks|single_transformer_blocks", "a LoRA or a model of Flux: "),
-    (r"joint_blocks", "a LoRA or a model of Stable Diffusion 3: "),
-    (r"(^|\.|_)(layers|blocks|transformer_blocks)[._]\d+[._](attention|attn|self_attn|cross_attn|img_)", "of a diffusion transformer: "),
+    (r"(double|single)_blocks|single_transformer_blocks", "a LoRA or a model of Flux"),
+    (r"joint_blocks", "a LoRA or a model of Stable Diffusion 3"),
     (r"^(model\.diffusion_model|diffusion_model|unet)\..*(?<!lora)\.weight$", "weights of a model and no change of one: it is a base"),
     (r"^(first_stage_model|encoder\.down|decoder\.up|post_quant_conv)", "an autoencoder: it is no concept"),
     (r"^(text_model\.|cond_stage_model|conditioner|transformer\.text_model)", "a text encoder: it is no concept"),
@@ -166,7 +177,7 @@ def what_else(state: Mapping[str, Tensor]) -> str:
     said = f"no LoRA of {known}: none of its {len(state)} keys is one, such as {next(iter(state), '')!r}"
     for pattern, what in OTHERS:
         if any(re.search(pattern, key) for key in state):
-            return f"{what.removesuffix(': ')}; {said}"
+            return f"{what}; {said}"
     return said
 
 

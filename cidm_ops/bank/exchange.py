@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models.family import families, family_of
 from ..tensor_file import read_tensors, tensors_in
 from .bank import Bank
-from .community import Lora, read_lora, remarks, what_else
+from .community import Lora, check_sizes, read_lora, remarks, what_else
 from .concept import ABOUT, Concept, check_name
 from .concept_file import load_concept
 from .embedding import first_encoder, misfit, read_words, rows_in, spoken, words_concept
@@ -74,6 +74,10 @@ def read_file(file: Path, labels: Labels = Labels()) -> Reading:
         raise ValueError(f"{file.name}: {error}") from error
     if "cidm" in metadata:
         concept = load_concept(file)
+        try:
+            check_sizes(concept)
+        except ValueError as error:
+            raise ValueError(f"{file.name}: {error}") from error
         concept = renamed(concept, check_name(labels.name or concept.name))
         concept = replace(concept, class_word=labels.class_word or concept.class_word, triggers=tuple(labels.triggers) or concept.triggers)
         return Reading(OURS, concept, [], list(content))

@@ -106,3 +106,8 @@ def inventory(keys: Iterable[str]) -> Inventory:
         else:
             unused[key] = next((why for why, pattern in SPARE.items() if re.match(pattern, key)), "no part of a checkpoint that is known")
     return Inventory(parts, unused)
+
+
+def missing_parts(found: Inventory, family: Family) -> list[str]:
+    """The parts that a checkpoint of a family needs and does not have."""
+    return [part for part in PARTS if part not in found.parts and (part != "second text encoder" or len(family.encoders) > 1)]

@@ -15,6 +15,7 @@ FLOORS = {
     "doodle.training": 6,
     "evaluation": 6,
     "measure": 5,
+    "inspection": 5,
     "painting": 4,
     "training": 4,
     "method": 3,
