@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from .bank.printable import one_line
-from .cli import bank, bench, benchmark, demo, doodle, evaluate, generate, train
+from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train
 from .training.memory import is_out_of_memory
 from .training.stops import ending_as_interrupts
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": (generate, "paint prompts with the concepts of a bank"),
     "evaluate": (evaluate, "paint every concept in every prompt, score the pictures, write a report"),
     "benchmark": (benchmark, "learn ten concepts in order by every method, score them, compare"),
+    "doctor": (doctor, "what a file, a folder, a bank or a checkpoint is, what of it would be used, and why the rest not"),
     "bench": (bench, "compare sides in one run, in turns, on full-size models with random weights"),
 }
 GROUPS = {

@@ -137,7 +137,7 @@ def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     elif path.is_dir():
         modules, schedule = read_folder(path)
     elif path.is_file() and path.suffix in (".safetensors", ".ckpt"):
-        modules = read_checkpoint(path)
+        modules, schedule = read_checkpoint(path)
     elif path.exists():
         raise ValueError(f"{path} is no model file: expected a diffusers folder or a .safetensors or .ckpt file")
     else:

@@ -45,6 +45,7 @@ class Encoder:
     kohya: str = "lora_te_"  # begins the keys of its layers in a LoRA file
     roots: Sequence[str] = ()  # what begins its keys in the LoRA files of others, as regular expressions with ``_`` for every dot
     read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to the name of a layer in the encoder
+    rows: Sequence[str] = ()  # what files of embeddings call its rows, beside its name
 
     @property
     def room(self) -> int:
@@ -149,6 +150,7 @@ class Family:
     host: Host = Host()
     diffusers: Diffusers = Diffusers()
     files: LoraFiles = LoraFiles()
+    weigh: Callable[["Family"], Mapping[str, tuple[int, int]]] = lambda family: {}  # the shapes of its weights, where they are known
 
     def __repr__(self) -> str:
         return f"Family({self.architecture})"
@@ -252,6 +254,13 @@ class Family:
     def kernel_of(self, layer: str) -> tuple[int, ...]:
         """The kernel of a convolution by its canonical name, () of a linear layer."""
         return next((kernel for pattern, kernel in self.kernels if re.search(pattern, layer)), ())
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """The weights ``(out, in)`` of all layers by canonical name, at this size; of a convolution, ``in`` runs over channels, rows and
+        columns. Empty where they are not known.
+        """
+        return self.weigh(self)
 
     def kohya_key(self, layer: str) -> str:
         """The name of a layer in LoRA files of kohya's kind, by its canonical name."""

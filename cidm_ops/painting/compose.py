@@ -4,11 +4,12 @@ One way for the nodes, the command line, evaluation and previews: ``compose`` re
 says what lies beside the model's layers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..adapters import attach
@@ -152,9 +153,28 @@ def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig)
     names = sorted(said.strengths) if how.mode == "exact" else _low_rank(bank)
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
     concepts = [bank.get(name) for name in names]
+    for concept in concepts:
+        check_layers(concept, {**backbone.layers, **linear_layers(backbone.texts)})
     found = how.strength * weights(how.mode, backbone, said.text, concepts, said.strengths, how.mode_rule).cpu()
     strengths = {n: how.strength * s for n, s in said.strengths.items()}
     return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])
+
+
+def check_layers(concept: Concept, layers: Mapping[str, nn.Module]) -> None:
+    """Raises ``ValueError`` naming a layer of a model that is of another size than a concept's factors for it."""
+    for layer, f in concept.all_factors.items():
+        module = layers.get(layer)
+        if isinstance(module, nn.Linear):
+            size = module.out_features, module.in_features
+        elif isinstance(module, nn.Conv2d):
+            size = module.out_channels, module.in_channels // module.groups * math.prod(module.kernel_size)
+        else:
+            continue
+        if (given := (len(f.up), f.down.shape[1])) != size:
+            raise ValueError(
+                f"concept {concept.name!r}: its change of {layer} is of a weight {list(given)}, and this model's is {list(size)}: "
+                "it was learned on another base, import it for that one"
+            )
 
 
 def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dict[str, Tensor]:

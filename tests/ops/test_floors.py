@@ -15,6 +15,7 @@ FLOORS = {
     "doodle.training": 6,
     "evaluation": 6,
     "measure": 5,
+    "inspection": 5,
     "painting": 4,
     "training": 4,
     "method": 3,
@@ -31,10 +32,11 @@ FLOORS = {
     "causal": 1,
     "schedule": 1,
     "fingerprint": 1,
+    "tensor_file": 1,
     "models": 0,
 }
 BESIDE = {
-    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "doodle", "models"},
+    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "tensor_file", "doodle", "models"},
     "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "models"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
