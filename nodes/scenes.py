@@ -63,6 +63,18 @@ def block_place(module: str) -> tuple[str, int, int]:
     return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
 
 
+class HostAttention:
+    """The attention of queries ``[B, T, C]`` to keys and values ``[B, N, C]`` that the host computes, or another pack in its place:
+    ``options`` are the host's, of the call of the U-Net that is under way. It holds no model, which would keep that one in memory.
+    """
+
+    def __init__(self) -> None:
+        self.options: Mapping[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return optimized_attention(q, k, v, heads, transformer_options=self.options)
+
+
 class HostRun:
     """A scene on a MODEL of the host."""
 
@@ -72,10 +84,10 @@ class HostRun:
         self.blocks, self.layers = block_names(model), layer_names(model)
         self.attentions = text_sites(model)
         self.places = {name: block_place(module) for name, module in self.attentions.items()}
-        self.run = SceneRun(scene, list(self.places), self.attention, lambda part: float(self.sampling.percent_to_sigma(part)))
+        self.attend = HostAttention()
+        self.run = SceneRun(scene, list(self.places), self.attend, lambda part: float(self.sampling.percent_to_sigma(part)))
         self.sites: dict[nn.Module, Sites] = {}
         self.size: torch.Size | None = None  # of the latent that a run samples
-        self.options: dict[str, Any] = {}  # the host's, of the call of the U-Net that is under way
 
     def sample(self, executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """A run of the sampler: nothing is kept for the next."""
@@ -122,12 +134,12 @@ class HostRun:
 
         def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
             if list(rows) == list(range(count)):
-                self.options = options
+                self.attend.options = options
                 return executor(x, t, text, *args, **kwargs)
             check_added(options)
             picked = [of_jobs(value, jobs, rows, count) for value in (t, *args)]
             more = {key: of_jobs(value, jobs, rows, count) for key, value in kwargs.items()}
-            self.options = options_of(*picked, *more.values())
+            self.attend.options = options_of(*picked, *more.values())
             with naming(executor.wrappers[executor.idx + 1 :]):
                 return executor(x, picked[0], text, *picked[1:], **more)
 
@@ -145,13 +157,7 @@ class HostRun:
         try:
             return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, fits))
         finally:
-            self.options = {}
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """The attention that the host computes on this model, or another pack in its place, of queries ``[B, T, C]`` to keys and values
-        ``[B, N, C]``.
-        """
-        return optimized_attention(q, k, v, heads, transformer_options=self.options)
+            self.attend.options = {}
 
     def sites_of(self, unet: Any, replaced: Mapping[tuple, Any]) -> Sites:
         """The places of the U-Net, and the cross-attentions that another pack computes."""
