@@ -119,7 +119,8 @@ class UnetCall:
             return h * self.of_rows(own)
         if not self.regional or own.uniform:
             weights = self.of_rows(own)
-            self.check_rows(len(h), len(weights), "concepts that differ from row to row")
+            if len(weights) > 1:
+                self.check_rows(len(h), "concepts that differ from row to row")
             return h * weights.view(len(weights), *[1] * (h.ndim - 2), -1)
         height, width = (h.shape[1], h.shape[2]) if h.ndim == 4 else self.grid
         tokens = h.flatten(1, -2)
@@ -155,7 +156,8 @@ class UnetCall:
             if key not in self.run.scales:
                 self.run.scales[key] = weights * torch.stack([self.acting(own, row.plan, tokens) for row in self.rows])
             weights = self.run.scales[key]
-        self.check_rows(len(h), len(weights), "concepts that act on some texts or words only")
+        if len(weights) > 1 or self.run.by_token[own.number]:
+            self.check_rows(len(h), "concepts that act on some texts or words only")
         return h * weights
 
     def acting(self, own: Beside, plan: RowPlan | None, tokens: int) -> Tensor:
@@ -164,9 +166,9 @@ class UnetCall:
         at = acting_at(plan.token_masks if plan else {}, stack.concepts, stack.scope, tokens)
         return own.stack.spread(at[:, list(own.owners)].to(own.weights.device))
 
-    def check_rows(self, found: int, expected: int, what: str) -> None:
-        """Raises ``ValueError`` when another node has changed how many rows there are, and it matters."""
-        if found != expected != 1:
+    def check_rows(self, found: int, what: str) -> None:
+        """Raises ``ValueError`` when another node has changed how many rows there are, which matters to ``what``."""
+        if found != len(self.rows):
             raise ValueError(
                 f"a layer reads {found} rows where the sampler sent {len(self.rows)}: another node on this model, such as HyperTile or an "
                 f"attention couple, divides or multiplies them, which does not go together with {what}; take one of the two off the model"
@@ -187,8 +189,7 @@ class UnetCall:
 
     def attention(self, at: Attention, out: Tensor) -> Tensor:
         """The output ``[B, T, C]`` of a cross-attention that has answered ``out [B, S, C]``."""
-        if len(out) != len(self.rows):
-            self.check_rows(len(out), len(self.rows), "regions" if self.regional else "concepts of Infusion")
+        self.check_rows(len(out), "regions" if self.regional else "concepts of Infusion")
         if self.looking:
             self.look(at)
         if self.regional:
