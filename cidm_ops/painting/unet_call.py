@@ -125,12 +125,13 @@ class UnetCall:
         height, width = (h.shape[1], h.shape[2]) if h.ndim == 4 else self.grid
         tokens = h.flatten(1, -2)
         weights = self.by_token(own, height, width, h)
-        if weights.shape[1] != tokens.shape[1] or len(h) != len(self.rows):
+        if weights.shape[1] != tokens.shape[1]:
             raise ValueError(
                 f"a layer reads {len(h)} x {tokens.shape[1]} tokens of an image of {height} x {width} cells: another node, such as "
                 "HyperTile or Tome, has moved them, and nobody knows which of them are in which region; take it off this model, or take "
                 "concepts without factors on self-attention"
             )
+        self.check_rows(len(h), "regions")
         return (tokens * weights).view_as(h)
 
     def by_token(self, own: Beside, height: int, width: int, like: Tensor) -> Tensor:

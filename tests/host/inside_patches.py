@@ -332,11 +332,13 @@ def the_second_attention_couple_acts_or_is_refused():
                 label = f"{name}, guidance {guidance:g}, {order}"
                 found["another attention couple", label] = verdict(got, want)
                 TABLE.note("another attention couple", subject.column, label, verdict(got, want))
-    for guidance in (4.0, 1.0):  # which of the words of two texts the style's are, nobody knows
-        got = attempt(lambda: painted(SUBJECTS["a style"].lively, AFTER, cfg=guidance), because)  # noqa: B023
-        said = got if isinstance(got, str) else "FAILS: silent: the style acts at its words in a text that is not its own"
-        found["another attention couple", f"a style, guidance {guidance:g}"] = said
-        TABLE.note("another attention couple", "concepts", f"a style, guidance {guidance:g}", said)
+    silent = {"a style": "it acts at its words in a text that is not its own", "regions": "they lie in rows that are not theirs"}
+    for name, why in silent.items():
+        for guidance in (4.0, 1.0):
+            got = attempt(lambda: painted(SUBJECTS[name].lively, AFTER, cfg=guidance), because)  # noqa: B023
+            label, said = f"{name}, lively, guidance {guidance:g}", got if isinstance(got, str) else f"FAILS: silent: {why}"
+            found["another attention couple", label] = said
+            TABLE.note("another attention couple", SUBJECTS[name].column, label, said)
     check_all(found)
 
 
