@@ -14,8 +14,8 @@ from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.regions import RegionMask
-from cidm_ops.painting.compose import AggregationConfig
-from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
+from cidm_ops.painting.compose import AggregationConfig, compose_regions
+from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
 from cidm_ops.painting.scope import EVERYWHERE
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.config import TrainingConfig
@@ -33,7 +33,7 @@ MODELS = [
 ]
 IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in MODELS]
 STEPS, STOP = 4, 2
-ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest value of a picture
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest value of latents
 
 
 class Stopped(Exception):
@@ -48,7 +48,7 @@ class Case:
     backbone: Any
     folder: Path
     learned: Learned
-    pictures: dict[str, torch.Tensor] = field(default_factory=dict)
+    painted: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def make(cls, method: str, model: tuple[str, torch.dtype], request: pytest.FixtureRequest) -> "Case":
@@ -57,18 +57,23 @@ class Case:
         folder = request.getfixturevalue("tmp_path_factory").mktemp(f"{method}-{name}")
         return cls(method, backbone, folder, learn_into(Bank(folder / "whole"), backbone, pictures(), task(method)))
 
-    def paint(self, bank: Bank, prompt: str, *regions: tuple[str, RegionMask], **how: Any) -> torch.Tensor:
-        noise, config = unit_noise(self.backbone.family, 1, 1, 64, 64), SamplingConfig(2, 3.0, **how)
-        return paint(self.backbone, bank, prompt, noise, config, regions)[0]
+    def paint(self, bank: Bank, prompt: str) -> torch.Tensor:
+        return paint(self.backbone, bank, prompt, unit_noise(self.backbone.family, 1, 1, 64, 64), SamplingConfig(2, 3.0))[0]
 
-    def picture(self, prompt: str) -> torch.Tensor:
-        """What the bank paints, kept for the statements that compare with it."""
-        if prompt not in self.pictures:
-            self.pictures[prompt] = self.paint(self.learned.bank, prompt)
-        return self.pictures[prompt]
+    def latents(self, bank: Bank, prompt: str, *regions: tuple[str, RegionMask], **how: Any) -> torch.Tensor:
+        """What a picture is decoded from, which takes most of its time on small models."""
+        config = SamplingConfig(2, 3.0, **how)
+        composition = compose_regions(self.backbone, bank, prompt, regions, config.aggregation)
+        return paint_latents(self.backbone, composition, unit_noise(self.backbone.family, 1, 1, 64, 64), config)
+
+    def known(self, prompt: str) -> torch.Tensor:
+        """The latents of a prompt of the bank, kept for the statements that compare with them."""
+        if prompt not in self.painted:
+            self.painted[prompt] = self.latents(self.learned.bank, prompt)
+        return self.painted[prompt]
 
     def near(self, got: torch.Tensor, want: torch.Tensor) -> None:
-        """Both are one picture to the rounding of the model's precision."""
+        """Both are the same latents to the rounding of the model's precision."""
         off = float((got - want).abs().max() / want.abs().max())
         assert off <= ROUNDING[self.backbone.dtype], f"{off:.2g} apart"
 
@@ -144,10 +149,10 @@ class Statements:
         asleep = case.paint(case.learned.bank, "a <rex:0> on the beach")
         assert torch.equal(asleep, case.paint(plain, "a <rex:0> on the beach"))
         nothing = Bank(case.folder / "nothing")
-        assert torch.equal(case.picture("a cat"), case.paint(nothing, "a cat"))
+        assert torch.equal(case.paint(case.learned.bank, "a cat"), case.paint(nothing, "a cat"))
 
     def test_the_picture_is_new_and_the_same_after_opening_the_bank_again(self, case):
-        painted = case.picture("a <rex> on the beach")
+        painted = case.paint(case.learned.bank, "a <rex> on the beach")
         assert painted.isfinite().all()
         assert (painted - case.paint(case.learned.bank, "a dog on the beach")).abs().max() > 1e-3
         assert torch.equal(painted, case.paint(Bank(case.learned.bank.folder), "a <rex> on the beach"))
@@ -156,21 +161,21 @@ class Statements:
         concept = case.learned.concept
         words = case.bank_of("words", replace(concept, factors={}))
         with merged(case.backbone.layers, concept.factors):
-            want = case.paint(words, "a <rex> on the beach")
-        case.near(case.picture("a <rex> on the beach"), want)
+            want = case.latents(words, "a <rex> on the beach")
+        case.near(case.known("a <rex> on the beach"), want)
 
     def test_concepts_beside_the_layers_paint_what_merged_ones_do(self, case):
         routed = AggregationConfig(routed=True, scope=EVERYWHERE)
-        got = case.paint(case.learned.bank, "a <rex> on the beach", aggregation=routed)
-        case.near(got, case.picture("a <rex> on the beach"))
+        got = case.latents(case.learned.bank, "a <rex> on the beach", aggregation=routed)
+        case.near(got, case.known("a <rex> on the beach"))
 
     def test_no_regions_are_the_prompt_alone_and_one_has_its_place(self, case):
         bank, concept, other = case.learned.bank, "a <rex> on the beach", "a cat"
         nothing, half = torch.zeros(8, 8), torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], 1)
-        case.near(case.paint(bank, concept, (other, RegionMask(nothing))), case.picture(concept))
-        case.near(case.paint(bank, concept, (concept, RegionMask(half))), case.picture(concept))
-        painted = case.paint(bank, other, (concept, RegionMask(half)))
-        assert min(float((painted - case.picture(one)).abs().max()) for one in (concept, other)) > 1e-3
+        case.near(case.latents(bank, concept, (other, RegionMask(nothing))), case.known(concept))
+        case.near(case.latents(bank, concept, (concept, RegionMask(half))), case.known(concept))
+        painted = case.latents(bank, other, (concept, RegionMask(half)))
+        assert min(float((painted - case.known(one)).abs().max()) for one in (concept, other)) > 1e-3
 
     def test_the_file_is_the_concept(self, case):
         assert_same(Bank(case.learned.bank.folder).get("rex"), case.learned.concept)
