@@ -1,6 +1,7 @@
 """Files as people bring them: each is read right, or refused by name with what to do, and every tensor of it is used or named."""
 
 import json
+import re
 import zipfile
 
 import pytest
@@ -406,6 +407,15 @@ def test_a_file_that_is_none_is_told_by_what_it_is(what, ending, tmp_path, capsy
     assert main(["bank", "import", str(file), "--bank", str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and not any(word in said for word in ("Traceback", "Error while", "Weights only", "pickle"))
+
+
+@pytest.mark.parametrize("what", NOT_DOWNLOADED)
+def test_a_file_of_a_bank_that_is_none_is_told_by_what_it_is_too(what, tmp_path):
+    data, said = NOT_DOWNLOADED[what]
+    said = "an archive" if data.startswith(b"PK") else said
+    (tmp_path / "x.safetensors").write_bytes(data)
+    assert re.search(rf"^x\.safetensors: .*{said}", Bank(tmp_path).damaged["x"])
+    assert "Error while" not in Bank(tmp_path).damaged["x"]
 
 
 def test_an_archive_of_other_files_is_named_with_one_of_them(tmp_path):
