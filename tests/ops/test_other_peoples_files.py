@@ -101,6 +101,9 @@ def test_layers_by_number_are_refused_by_what_they_are_and_are_no_embedding(more
     save_file({key: t.half() for key, t in (NUMBERED | more).items()}, tmp_path / "old.safetensors", {"unet": '["CrossAttention"]'})
     with pytest.raises(ValueError, match=r"^old\.safetensors: a LoRA as lora_diffusion wrote the first ones.*diffusers' names"):
         import_file(tmp_path / "old.safetensors")
+    torch.save({"state_dict": NUMBERED | more}, tmp_path / "nested.pt")
+    with pytest.raises(ValueError, match=r"^nested\.pt: a LoRA as lora_diffusion"):
+        import_file(tmp_path / "nested.pt")
     torch.save(list(NUMBERED.values()), tmp_path / "old.pt")
     with pytest.raises(ValueError, match=r"^old\.pt: a list of 8 tensors without names.*lora_diffusion"):
         import_file(tmp_path / "old.pt")
