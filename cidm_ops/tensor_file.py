@@ -130,6 +130,17 @@ def cut_off(file: Path, size: int) -> str:
     return f"a cut-off download, {size} of {whole} bytes: {AGAIN}" if size < whole else ""
 
 
+def why_unreadable(file: Path) -> str:
+    """What a file is that cannot be read as safetensors, and what to do."""
+    said = ""
+    with suppress(OSError), open(file, "rb") as f:  # it may have gone since
+        head, size = f.read(HEAD), file.stat().st_size
+        whole = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER
+        said = cut_off(file, size) if whole else what_is(head, size)
+        said = said or ("an archive, as a checkpoint of torch is one: import it" if head[:2] == b"PK" else "")
+    return said or "its header or its tensors cannot be read"
+
+
 def read_pickle(file: Path, head: bytes, size: int, device: str) -> Mapping[str, Any]:
     """What a checkpoint of torch holds. Raises ``ValueError``; code in it is named and never run."""
     if head[:2] == b"PK":

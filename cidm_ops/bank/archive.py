@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..lowrank import LowRank
 from ..models.family import family_of
+from ..tensor_file import why_unreadable
 from .bank import Bank, alike
 from .compress import DTYPES, Compressed, Layer, compress
 from .concept import ABOUT, Concept, check_name
@@ -113,7 +114,7 @@ def load_compressed(file: Path) -> Compressed:
                 )
             state = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 -- an open file, not a dict
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(wrong.format(error)) from error
+        raise ValueError(wrong.format(why_unreadable(file))) from error
     try:
         header = json.loads(metadata["cidm.bank"])
         version = int(header.pop("format"))

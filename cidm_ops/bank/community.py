@@ -159,7 +159,7 @@ def no_layer(module: str, architecture: str) -> str:
 
 # What files of tensors hold that are no LoRA of a known family, by what their keys have in them.
 OTHERS: tuple[tuple[str, str], ...] = (
-    (r"^\w+:\d+:\w+$", NUMBERED),
+    (r"(^|\.)\w+:\d+:\w+$", NUMBERED),
     (r"custom_diffusion\.", "a Custom Diffusion, whose weights stand in place of the base's own: look for a LoRA of the same"),
     (r"^(control_model|controlnet_cond_embedding|controlnet_|zero_convs|input_hint_block)", "a ControlNet: it is no concept"),
     (r"^(image_proj|ip_adapter)\b", "an IP-Adapter: it is no concept"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..lowrank import LowRank
 from ..models.family import family_of
+from ..tensor_file import why_unreadable
 from .concept import ABOUT, METHODS, NAME, Concept, check_name
 from .files import packed, write_atomically
 
@@ -143,7 +144,7 @@ def _read_metadata(file: Path) -> tuple[Header, dict[str, str]]:
         with safe_open(file, "pt") as f:
             metadata = f.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(file, error) from error
+        raise damaged(file, why_unreadable(file)) from error
     if "cidm" not in metadata:
         raise ValueError(f"{file.name}: an ordinary safetensors file, not a concept (metadata key 'cidm' is missing): import it")
     try:
@@ -214,7 +215,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             try:
                 state[key] = f.get_tensor(key)
             except (SafetensorError, ValueError, RuntimeError) as error:
-                raise damaged(file, f"{key}: {error}") from error
+                raise damaged(file, f"{key} cannot be read") from error
     return state
 
 

@@ -7,13 +7,11 @@ rows by the name or the number of a text encoder, as for SDXL and of pivotal tun
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.family import Architecture, Family, families, family_of
-from ..tensor_file import tensors_in
 from .concept import Concept, check_name
 from .names import LayerPart, Rows, read_key
 
@@ -123,16 +121,6 @@ def spoken(words: Words, architecture: str, name: str) -> Spoken:
 def first_encoder(family: Family | None) -> str:
     """The text encoder that rows without one are for."""
     return family.encoder().name if family else ""
-
-
-def embedding_concept(content: Mapping[str, Any], *, name: str, architecture: str = "", class_word: str = "") -> Concept:
-    """An embedding as a concept of k words ``<name.1>`` ... without factors.
-
-    Raises ``ValueError`` for an embedding of another width, or for another number of text encoders than ``architecture`` has.
-    """
-    tensors = tensors_in(content)
-    words = read_words(tensors, rows_in(tensors), first_encoder(family_of(architecture)) if architecture else "")
-    return words_concept(words, name=name, architecture=architecture, class_word=class_word)[0]
 
 
 def words_concept(words: Words, *, name: str, architecture: str, class_word: str) -> tuple[Concept, list[str]]:

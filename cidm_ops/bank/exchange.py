@@ -104,9 +104,8 @@ def read_reference(content: Mapping[str, Any], labels: Labels) -> Reading:
     concept, warnings, unused = reference_concept(
         content, name=labels.name, architecture=labels.architecture, class_word=labels.class_word, rank=labels.rank
     )
-    known = [*labels.triggers]
     used = [key for key in tensors_in(content) if key not in unused]
-    return Reading("a checkpoint of the CIDM reference code", replace(concept, triggers=tuple(known)), warnings, used, unused)
+    return Reading("a checkpoint of the CIDM reference code", replace(concept, triggers=tuple(labels.triggers)), warnings, used, unused)
 
 
 def read_foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings: Mapping[str, Settings], labels: Labels) -> Reading:

@@ -36,7 +36,7 @@ PART = re.compile(
     rf"\.(?P<norm>{NORMS}))"
 )
 SIDES = {"A": "down", "B": "up"}
-NUMBERED = re.compile(r"\w+:\d+:\w+")  # the first layout there was: a part of the model, a number, up or down
+NUMBERED = re.compile(r"(?:.+\.)?\w+:\d+:\w+")  # the first layout there was: a part of the model, a number, up or down
 
 CONTAINERS = re.compile(r"(?:(?:state_dict|model|module|network|net|lora|params|params_ema|ema|generator|adapter|_orig_mod)\.)+(?=.)")
 WRAPPERS = re.compile(

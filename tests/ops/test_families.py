@@ -16,7 +16,6 @@ from cidm_ops.adapters import linears
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.bank.concept_file import load_concept, save_concept
-from cidm_ops.bank.embedding import embedding_concept
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept
 from cidm_ops.bank.names import canonical
@@ -257,8 +256,9 @@ def test_files_of_others_are_read_by_the_familys_own_words(made, tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     (read,), _ = import_file(tmp_path / "x.safetensors")
     assert read.architecture == "made-2x6" and list(read.factors) == ["stack.0.reads.k"]
+    save_file({"reader": torch.randn(1, 6)}, tmp_path / "words.safetensors")
     with pytest.raises(ValueError, match="it does not fit sdxl-70x2048"):
-        embedding_concept({"reader": torch.randn(1, 6)}, name="x", architecture="sdxl-70x2048")
+        import_file(tmp_path / "words.safetensors", architecture="sdxl-70x2048")
 
 
 def test_a_concept_of_an_unknown_family_is_named_and_stays_listed(backbone, tmp_path):

@@ -1,6 +1,7 @@
 """Files as people bring them: each is read right, or refused by name with what to do, and every tensor of it is used or named."""
 
 import json
+import re
 import zipfile
 
 import pytest
@@ -100,6 +101,9 @@ def test_layers_by_number_are_refused_by_what_they_are_and_are_no_embedding(more
     save_file({key: t.half() for key, t in (NUMBERED | more).items()}, tmp_path / "old.safetensors", {"unet": '["CrossAttention"]'})
     with pytest.raises(ValueError, match=r"^old\.safetensors: a LoRA as lora_diffusion wrote the first ones.*diffusers' names"):
         import_file(tmp_path / "old.safetensors")
+    torch.save({"state_dict": NUMBERED | more}, tmp_path / "nested.pt")
+    with pytest.raises(ValueError, match=r"^nested\.pt: a LoRA as lora_diffusion"):
+        import_file(tmp_path / "nested.pt")
     torch.save(list(NUMBERED.values()), tmp_path / "old.pt")
     with pytest.raises(ValueError, match=r"^old\.pt: a list of 8 tensors without names.*lora_diffusion"):
         import_file(tmp_path / "old.pt")
@@ -406,6 +410,15 @@ def test_a_file_that_is_none_is_told_by_what_it_is(what, ending, tmp_path, capsy
     assert main(["bank", "import", str(file), "--bank", str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and not any(word in said for word in ("Traceback", "Error while", "Weights only", "pickle"))
+
+
+@pytest.mark.parametrize("what", NOT_DOWNLOADED)
+def test_a_file_of_a_bank_that_is_none_is_told_by_what_it_is_too(what, tmp_path):
+    data, said = NOT_DOWNLOADED[what]
+    said = "an archive" if data.startswith(b"PK") else said
+    (tmp_path / "x.safetensors").write_bytes(data)
+    assert re.search(rf"^x\.safetensors: .*{said}", Bank(tmp_path).damaged["x"])
+    assert "Error while" not in Bank(tmp_path).damaged["x"]
 
 
 def test_an_archive_of_other_files_is_named_with_one_of_them(tmp_path):
