@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from .bank.printable import one_line
-from .cli import bank, bench, benchmark, demo, doodle, evaluate, generate, train
+from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train
+from .training.memory import is_out_of_memory
+from .training.stops import ending_as_interrupts
 
 COMMANDS = {
     "demo": (demo, "learn three Doodle concepts, paint and score them, write a report"),
@@ -14,6 +16,7 @@ COMMANDS = {
     "generate": (generate, "paint prompts with the concepts of a bank"),
     "evaluate": (evaluate, "paint every concept in every prompt, score the pictures, write a report"),
     "benchmark": (benchmark, "learn ten concepts in order by every method, score them, compare"),
+    "doctor": (doctor, "what a file, a folder, a bank or a checkpoint is, what of it would be used, and why the rest not"),
     "bench": (bench, "compare sides in one run, in turns, on full-size models with random weights"),
 }
 GROUPS = {
@@ -29,13 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a person's text
     options = arguments().parse_args(argv)
     try:
-        options.run(options)
+        with ending_as_interrupts():
+            options.run(options)
     except ModuleNotFoundError as error:
         return refuse(f"{error}: install it with pip install 'cidm[headless]'")
     except KeyError as error:
         return refuse(error.args[0])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         return refuse(error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return refuse(f"memory is short: paint or train at a smaller size, or free memory ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         return refuse("stopped; what was finished before is on disk")
     return 0

@@ -16,7 +16,7 @@ from .models.family import TARGETS
 
 
 @contextmanager
-def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def attach(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Add ``deltas[name](x)`` to the output of ``layers[name]`` while the context is open.
 
     A delta maps ``x [..., in]`` to ``[..., out]``, such as a ``LowRank``; one with a ``kernel`` is a convolution as the layer is.
@@ -30,7 +30,7 @@ def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Ten
 
     def beside(delta: Callable[[Tensor], Tensor]):
         if getattr(delta, "kernel", ()):
-            return lambda module, args, output: output + convolved(delta, module, args[0])
+            return lambda module, args, output: output + convolve(delta, module, args[0])
         return lambda module, args, output: output + delta(args[0])
 
     handles = [layers[name].register_forward_hook(beside(delta)) for name, delta in deltas.items()]
@@ -41,11 +41,11 @@ def attached(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Ten
             handle.remove()
 
 
-def convolved(factors: Any, module: Any, x: Tensor) -> Tensor:
-    """The change of a convolution's output: down with its kernel, stride and padding, then up at every place."""
+def convolve(factors: Any, module: Any, x: Tensor) -> Tensor:
+    """Compute the change of a convolution's output: down with its kernel, stride and padding, then up at every place."""
     down = factors.down.to(x).unflatten(1, (-1, *factors.kernel))
     between = F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
-    between = factors.weighed(between.movedim(1, -1)).movedim(-1, 1)
+    between = factors.scale_ranks(between.movedim(1, -1)).movedim(-1, 1)
     return F.conv2d(between, factors.up.to(x)[:, :, None, None])
 
 

@@ -55,7 +55,7 @@ class Backbone(Protocol):
     def decode_latent(self, latents: Tensor) -> Tensor: ...
 
     def training_mode(self, x: Tensor) -> AbstractContextManager[None]:
-        """While open, ``predict`` of ``x`` can be differentiated, also by a backward pass that computes parts of it again."""
+        """Make ``predict`` of ``x`` differentiable while this is open, also by a backward pass that computes parts of it again."""
         ...
 
     def free_memory(self) -> None:

@@ -9,10 +9,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-RECOMPUTED = ContextVar("recomputed", default=False)  # set by recompute.recomputed
+RECOMPUTED = ContextVar("recomputed", default=False)  # set by recompute.recompute
 GRAPH = 2**31  # bytes that autograd may keep for one text in all its variants; above that, layers are computed again
 KEPT = 14  # tensors of the size of the hidden states that a layer keeps
 
@@ -84,9 +85,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
     In plain matrix products: for so few positions the fused kernel is no faster forward and, on the CPU, much slower backward.
     """
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     n, total = q.shape[2], k.shape[2]
     later = torch.ones(n, total, dtype=torch.bool, device=q.device).triu(total - n + 1)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     weights = scores.masked_fill(later, -torch.inf).softmax(-1).to(v.dtype)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    return rearrange(weights @ v, "b h n d -> b n (h d)")

@@ -8,66 +8,15 @@ name, and what merely reads the text, a layer for instance, gets plain numbers.
 """
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-END_OF_TEXT = ""  # among the token masks of a plan: from the end of the text on, padding included; no concept has that name
-
-
-@dataclass(frozen=True)
-class TokenResidual:
-    """Infusion's vectors at a class word: ``residuals [C]`` by linear layer (``<layer>.to_v``, ``.to_k``), times their strength;
-    ``marks [N]`` is 1 where the word stands in the text; ``mask [H, W]`` in [0, 1] over the image says where they act, everywhere if
-    ``None``.
-    """
-
-    residuals: Mapping[str, Tensor]
-    marks: Tensor
-    mask: Tensor | None = None
-
-    def to(self, device: torch.device) -> "TokenResidual":
-        mask = None if self.mask is None else self.mask.to(device)
-        return TokenResidual({n: r.to(device) for n, r in self.residuals.items()}, self.marks.to(device), mask)
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """What one row of a text means to the model.
-
-    ``layers [L, N, C]``: what each cross-attention layer reads, the row itself if ``None``. ``token_masks [N]`` by concept name: where
-    the concept's words stand, and under ``END_OF_TEXT`` where the text has ended. ``residuals`` act at their tokens. ``regions``: the
-    text of each region of the image, each a ``ConceptText`` of one row. ``key`` tells plans apart: equal keys mean equal texts.
-    """
-
-    layers: Tensor | None = None
-    token_masks: Mapping[str, Tensor] = field(default_factory=dict)
-    residuals: tuple[TokenResidual, ...] = ()
-    regions: tuple[Tensor, ...] = ()
-    key: Hashable = field(default_factory=object)
-    casts: dict[tuple[torch.device, torch.dtype], "RowPlan"] = field(init=False, default_factory=dict, compare=False, repr=False)
-
-    @property
-    def composed(self) -> bool:
-        """Whether concepts are meant to act on this text, rather than on all texts as a LoRA does."""
-        return bool(self.token_masks or self.regions)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> "RowPlan":
-        """The plan beside a text of that device and type; the last one that was made is kept, since a sampler asks in every step."""
-        wanted = (device, dtype)
-        if wanted not in self.casts:
-            self.casts.clear()
-            self.casts[wanted] = replace(
-                self,
-                layers=None if self.layers is None else self.layers.to(device, dtype),
-                token_masks={name: mask.to(device) for name, mask in self.token_masks.items()},
-                residuals=tuple(r.to(device) for r in self.residuals),
-                regions=tuple(region.to(device, dtype) for region in self.regions),
-            )
-        return self.casts[wanted]
+from .row_plan import RowPlan, unite
 
 
 class ConceptText(Tensor):
@@ -129,7 +78,7 @@ def row_of(text: Tensor, row: int) -> ConceptText:
 
 
 def states_in_layer(text: ConceptText, layer: int) -> Tensor:
-    """What cross-attention layer number ``layer`` reads, ``[B, N, C]``."""
+    """Return what cross-attention layer number ``layer`` reads, ``[B, N, C]``."""
     if all(plan is None or plan.layers is None for plan in text.plans):
         return text.plain
     rows = [
@@ -196,15 +145,10 @@ def _behind(parts: Sequence[ConceptText]) -> RowPlan | None:
         before = sum(lengths[:number])
         return torch.nn.functional.pad(mask, (before, total - before - len(mask)))
 
-    masks: dict[str, Tensor] = {}
-    residuals: list[TokenResidual] = []
-    for number, plan in enumerate(plans):
-        for name, mask in plan.token_masks.items() if plan else ():
-            placed = spread(mask, number)
-            masks[name] = placed if name not in masks else torch.maximum(masks[name], placed)
-        residuals += [replace(r, marks=spread(r.marks, number)) for r in (plan.residuals if plan else ())]
+    spreads = [partial(spread, number=number) for number in range(len(plans))]
+    tokens = unite(plan.at_tokens(own, own) for plan, own in zip(plans, spreads, strict=True) if plan)
     regions = tuple(torch.cat(sides, 1) for sides in _regions_of(parts))
-    return RowPlan(_layers(parts, lambda sides: torch.cat(sides, 1)), masks, tuple(residuals), regions)
+    return replace(tokens, layers=_layers(parts, lambda sides: torch.cat(sides, 1)), regions=regions)
 
 
 def _layers(parts: Sequence[ConceptText], joined: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
@@ -356,16 +300,16 @@ def _mixture(operation: Callable[..., Tensor], args: Sequence[Any], kwargs: dict
         placed = dict(zip(at, sides, strict=True))
         return operation(*(placed.get(i, o) for i, o in enumerate(operands)), **kwargs)
 
-    parted = [(part.plans[0], share) for part, share in zip(parts, _shares(operation, operands, at), strict=True)]
-    masks: dict[str, Tensor] = {}
-    residuals: list[TokenResidual] = []
-    for plan, share in parted:
-        for name, mask in plan.token_masks.items() if plan else ():
-            weighed = mask * min(abs(share), 1.0)
-            masks[name] = weighed if name not in masks else torch.maximum(masks[name], weighed)
-        residuals += [replace(r, marks=r.marks * share) for r in (plan.residuals if plan else ()) if share]
+    shares = zip(parts, _shares(operation, operands, at), strict=True)
+    tokens = unite(_scaled(plan, share) for part, share in shares if (plan := part.plans[0]))
     regions = tuple(_fitted(operated, sides) for sides in _regions_of(parts))
-    return RowPlan(_layers(parts, operated), masks, tuple(residuals), regions)
+    return replace(tokens, layers=_layers(parts, operated), regions=regions)
+
+
+def _scaled(plan: RowPlan, share: float) -> RowPlan:
+    """Scale what a plan says of tokens whose text is multiplied by ``share``: concepts act no more than fully, residuals in proportion."""
+    scaled = plan.at_tokens(lambda mask: mask * min(abs(share), 1.0), lambda marks: marks * share)
+    return scaled if share else replace(scaled, residuals=())
 
 
 def _fitted(operated: Callable[[list[Tensor]], Tensor], sides: Sequence[Tensor]) -> Tensor:

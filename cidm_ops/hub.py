@@ -1,7 +1,7 @@
 """Where texts, factors and attention meet the layers of a model: the one place that hooks into a U-Net, for every engine.
 
-Hooks are opened around one call of the model and gone after it. They act on modules, so whatever else a host or another pack does to a
-layer stays: its weights, its patches, its attention.
+Hooks are there while a context is open, around one call of the model, and gone after it. They act on modules, so whatever else a host or
+another pack does to a layer stays: its weights, its patches, its attention.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,8 +40,8 @@ class Sites:
 
 
 @contextmanager
-def layerwise(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While open, module number l of ``modules``, blocks or cross-attentions in layer order, reads its own part of a layer-wise text: of
+def read_layerwise(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let module number l of ``modules``, blocks or cross-attentions in layer order, read its own part of a layer-wise text: of
     a ``ConceptText``, or of a tensor ``[B, L, N, C]``. A tensor ``[B, N, C]`` is the same for all (P+, Voynov et al. 2023; CIDM 3.1).
     """
 
@@ -57,7 +57,7 @@ def layerwise(modules: Iterable[nn.Module]) -> Iterator[None]:
 
         return before
 
-    with removing(module.register_forward_pre_hook(slice_of(i), with_kwargs=True) for i, module in enumerate(modules)):
+    with remove_at_end(module.register_forward_pre_hook(slice_of(i), with_kwargs=True) for i, module in enumerate(modules)):
         yield
 
 
@@ -77,13 +77,14 @@ class Attention:
 
 
 @contextmanager
-def meeting(
+def intercept(
     cross_attention: Mapping[str, Any],
     change: Callable[[Attention, Tensor], Tensor],
     keyed: Callable[[str, Tensor], Tensor] | None = None,
     asked: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
-    """While open, what a layer hands on is ``change(attention, out)`` with ``out [B, T, C]``, and its keys are ``keyed(name, k)``.
+    """Put ``change(attention, out)`` in place of what a layer hands on, ``out [B, T, C]``, and ``keyed(name, k)`` in place of its keys,
+    while this is open.
 
     It is changed between the attention and ``to_out``, so whatever computes the attention, the host or another pack in its place, stays.
     That is asked ``asked(name, q) [B, S, C]`` only, if given, and answers ``out [B, S, C]``; ``change`` still sees all queries.
@@ -115,24 +116,26 @@ def meeting(
             layer.to_out[0].register_forward_pre_hook(before),
         ]
 
-    with removing(handle for i, (name, layer) in enumerate(cross_attention.items()) for handle in hooks(i, name, layer)):
+    with remove_at_end(handle for i, (name, layer) in enumerate(cross_attention.items()) for handle in hooks(i, name, layer)):
         yield
 
 
 @contextmanager
-def attended(
+def change_attention(
     cross_attention: Mapping[str, Any],
     change: Callable[[str, Tensor, Tensor, Tensor, int], Tensor],
     keyed: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
-    """``meeting`` for handlers that need no values and no text: ``change(name, out, q, k, heads)``."""
-    with meeting(cross_attention, lambda at, out: change(at.name, out, at.q, at.k, at.heads), keyed):
+    """Intercept attention for handlers that need no values and no text: ``change(name, out, q, k, heads)``."""
+    with intercept(cross_attention, lambda at, out: change(at.name, out, at.q, at.k, at.heads), keyed):
         yield
 
 
 @contextmanager
-def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
-    """While open, collects ``(q [B, T, C], k [B, N, C], heads)`` of every call of the cross-attention layers, low-rank deltas included."""
+def watch_attention(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
+    """Collect ``(q [B, T, C], k [B, N, C], heads)`` of every call of the cross-attention layers while this is open, low-rank deltas
+    included.
+    """
     seen: list[tuple[Tensor, Tensor, int]] = []
 
     def keep(at: Attention, out: Tensor) -> Tensor:
@@ -140,13 +143,13 @@ def watched(layers: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, 
             seen.append((at.q, at.k, at.heads))
         return out
 
-    with meeting({str(i): layer for i, layer in enumerate(layers)}, keep):
+    with intercept({str(i): layer for i, layer in enumerate(layers)}, keep):
         yield seen
 
 
 @contextmanager
-def observing(tokenizers: Iterable[nn.Module]) -> Iterator[list[int]]:
-    """While open, keeps the rows and columns of the feature map whose tokens the model is working on: ``[height, width]``.
+def observe_grid(tokenizers: Iterable[nn.Module]) -> Iterator[list[int]]:
+    """Keep, while this is open, the rows and columns of the feature map whose tokens the model is working on: ``[height, width]``.
 
     The model says itself what its tokens are, so images of any shape and nodes that resize its features are right.
     """
@@ -156,12 +159,12 @@ def observing(tokenizers: Iterable[nn.Module]) -> Iterator[list[int]]:
         features = args[0] if args else kwargs["hidden_states"]
         grid[:] = features.shape[-2:]
 
-    with removing(module.register_forward_pre_hook(before, with_kwargs=True) for module in tokenizers):
+    with remove_at_end(module.register_forward_pre_hook(before, with_kwargs=True) for module in tokenizers):
         yield grid
 
 
 @contextmanager
-def removing(handles: Iterable[Any]) -> Iterator[None]:
+def remove_at_end(handles: Iterable[Any]) -> Iterator[None]:
     """Remove hooks at the end, whatever happens."""
     kept: list[Any] = []
     try:

@@ -54,10 +54,10 @@ class LowRank:
     def __call__(self, x: Tensor) -> Tensor:
         """``up (down x)`` for ``x [..., in]``, in autocast's precision or the factors' own; ``[..., out]`` in that of ``x``."""
         own = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
-        return (self.weighed(own @ self.down.T) @ self.up.T).to(x.dtype)
+        return (self.scale_ranks(own @ self.down.T) @ self.up.T).to(x.dtype)
 
-    def weighed(self, h: Tensor) -> Tensor:
-        """What ``down`` made of a batch, ``[B, ..., r]``, times the scale."""
+    def scale_ranks(self, h: Tensor) -> Tensor:
+        """Multiply what ``down`` made of a batch, ``[B, ..., r]``, by the scale."""
         if self.scale is None:
             return h
         return h * (self.scale if self.scale.ndim == h.ndim else self.scale.view(len(h), *[1] * (h.ndim - 2), -1))
@@ -90,18 +90,20 @@ class Stack:
         repeats = torch.tensor(self.ranks, device=weights.device)
         return weights.repeat_interleave(repeats, -1).to(self.up)
 
-    def merged(self, weights: Tensor) -> LowRank:
-        """One pair of factors of rank R whose delta is ``sum_g weights[g] * delta_g``; ``weights [G]``."""
+    def merge(self, weights: Tensor) -> LowRank:
+        """Return one pair of factors of rank R whose delta is ``sum_g weights[g] * delta_g``; ``weights [G]``."""
         return LowRank(self.up * self.spread(weights), self.down, self.kernel)
 
     def rows(self, weights: Tensor) -> LowRank:
-        """Beside a layer: row b of a batch gets ``sum_g weights[b, g] * delta_g``; ``weights [B, G]``, or ``[B, N, G]`` by token."""
+        """Return factors to lie beside a layer: row b of a batch gets ``sum_g weights[b, g] * delta_g``; ``weights [B, G]``, or ``[B, N,
+        G]`` by token.
+        """
         return LowRank(self.up, self.down, self.kernel, self.spread(weights))
 
-    def routed(self, x: Tensor, weights: Tensor) -> Tensor:
-        """``sum_g weights[..., g] * up_g (down_g x)`` for ``x [..., in]``, ``weights`` broadcasting to ``[..., G]``.
+    def route(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Compute ``sum_g weights[..., g] * up_g (down_g x)`` for ``x [..., in]``, ``weights`` broadcasting to ``[..., G]``.
 
-        Every token may have its own mixture; with constant weights it equals ``merged``.
+        Every token may have its own mixture; with constant weights it equals ``merge``.
         """
         return ((x.to(self.down.dtype) @ self.down.T * self.spread(weights)) @ self.up.T).to(x.dtype)
 

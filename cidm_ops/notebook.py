@@ -3,6 +3,7 @@
 Each function is a few calls of the rooms below with their defaults; who needs more takes those.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .bank.bank import Bank
 from .engines.diffusers import fastest_device
 from .engines.diffusers import load as load_backbone
 from .engines.towers import load_tower
-from .evaluation.protocol import Sampling, Task, claim, embed_task, missing, paint_missing, usual_guidance
+from .evaluation.protocol import EvaluationTask, SampleSettings, claim, embed_task, missing, paint_missing, usual_guidance
 from .evaluation.results import Report, write
 from .measure.report import to_pixels
 from .method.regions import RegionMask, box_mask
@@ -23,7 +24,7 @@ from .painting.paint import SamplingConfig, paint, unit_noise
 from .training.config import TrainingConfig
 from .training.dataset import Dataset
 from .training.folder import from_folder
-from .training.method import Task as LearningTask
+from .training.method import Task
 from .training.methods import configure
 from .training.task import learn_into
 
@@ -51,11 +52,22 @@ def train(
 ) -> Bank:
     """Learns a concept from a dataset or a folder of images, after those that the bank has, and returns the bank with it.
 
-    ``config`` comes from ``configure("cidm", steps=800, ...)``. Raises ``ValueError`` for what cannot be learned, before the first step.
+    ``config`` comes from ``configure("cidm", steps=800, ...)``. What a person should know, and where a run that was stopped goes on, comes
+    as a ``UserWarning``. Raises ``ValueError`` for what cannot be learned, before the first step.
     """
     data = images if isinstance(images, Dataset) else from_folder(images, base.family.size)
-    task = LearningTask(name=name, class_word=class_word, config=config or configure("cidm"))
-    return learn_into(bank, base, data, task, on_step=on_step).bank
+    task = Task(name=name, class_word=class_word, config=config or configure("cidm"))
+    told: list[str] = []
+
+    def tell(said: str) -> None:
+        if said not in told:
+            told.append(said)
+            warnings.warn(said, stacklevel=4)
+
+    learned = learn_into(bank, base, data, task, on_step=on_step, tell=tell)
+    for said in learned.warnings:
+        tell(said)
+    return learned.bank
 
 
 def generate(
@@ -74,7 +86,9 @@ def generate(
     side = size or base.family.size
     noise = torch.cat([unit_noise(base.family, seed, 1, side, side) for seed in seeds])
     placed = [(text, RegionMask(box_mask(*box))) for box, text in (regions or {}).items()]
-    images, _ = paint(base, bank, prompt, noise, config, placed)
+    images, remarks = paint(base, bank, prompt, noise, config, placed)
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
     return [Image.fromarray(pixels) for pixels in to_pixels(images)]
 
 
@@ -92,8 +106,14 @@ def evaluate(
     """
     out, side = Path(folder), base.family.size
     data = {name: own if isinstance(own, Dataset) else from_folder(own, side) for name, own in references.items()}
-    tasks = [Task(name, bank.headers[name]["class_word"], prompts, [p * 2 - 1 for p in own.pictures]) for name, own in data.items()]
-    sampling, seeds, tower = Sampling(side, guidance=usual_guidance(base.family)), range(samples), load_tower(str(vision))
+    for name, own in data.items():
+        for remark in own.warnings:
+            if "no caption file" not in remark:
+                warnings.warn(f"references of {name!r}: {remark}", stacklevel=2)
+    tasks = [
+        EvaluationTask(name, bank.headers[name]["class_word"], prompts, [p * 2 - 1 for p in own.pictures]) for name, own in data.items()
+    ]
+    sampling, seeds, tower = SampleSettings(side, guidance=usual_guidance(base.family)), range(samples), load_tower(str(vision))
     claim(out, base, sampling, bank, list(data))
     paint_missing(out, base, bank, missing(out, tasks, seeds), sampling)
     seen = {task.name: embed_task(out, tower, task, seeds) for task in tasks}

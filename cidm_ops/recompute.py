@@ -13,8 +13,8 @@ BLOCKS = ("BasicTransformerBlock", "ResBlock", "ResnetBlock2D")  # the U-Net's b
 
 
 @contextmanager
-def recomputed(model: nn.Module) -> Iterator[None]:
-    """While open, the blocks of a U-Net and the layers of text encoders trade time for memory; backward has to run inside as well."""
+def recompute(model: nn.Module) -> Iterator[None]:
+    """Let the blocks of a U-Net and the layers of text encoders trade time for memory; backward has to run while this is open as well."""
     blocks = [m for m in model.modules() if type(m).__name__ in BLOCKS]
     before = [vars(block).get("forward") for block in blocks]  # another pack may have put its own there
     for block in blocks:

@@ -37,8 +37,8 @@ class Schedule(ABC):
         sigma = shift * t / (1 + (shift - 1) * t)
         return Flow(1 - sigma, sigma, 1000 * sigma)
 
-    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """``clean [B, C, h, w]`` with noise of timesteps ``t [B]``."""
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return ``clean [B, C, h, w]`` with noise of timesteps ``t [B]``."""
         return at(self.signal, t, clean) * clean + at(self.sigma, t, clean) * noise
 
     def snr(self, t: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model should answer at timesteps ``t [B]``."""
+        """Return what the model should answer at timesteps ``t [B]``."""
 
     @abstractmethod
     def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
@@ -75,7 +75,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def scale_input(self, x: Tensor, level: Tensor) -> Tensor:
-        """What the model reads for the sampler's variable ``x`` at a level."""
+        """Return what the model reads for the sampler's variable ``x`` at a level."""
 
     @abstractmethod
     def denoised(self, x: Tensor, output: Tensor, level: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
-from .concept_text import ConceptText, RowPlan
+from .concept_text import ConceptText
+from .row_plan import RowPlan
 
 WORD = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_.-]*>")
 
@@ -97,12 +98,32 @@ def join(texts: Sequence[Text]) -> Text:
     layers = tuple(variants.index(chosen) for chosen in zip(*(t.layers for t in texts), strict=True))
     states = [t.states[:, [chosen[i] for chosen in variants]] for i, t in enumerate(texts)]
     pooled = [t.pooled for t in texts if t.pooled is not None]
-    plans = tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states)) if any(t.plans for t in texts) else ()
-    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None, plans)
+    return Text(torch.cat(states), layers, torch.cat(pooled) if pooled else None, _join_plans(texts))
+
+
+def _join_plans(texts: Sequence[Text]) -> tuple[RowPlan | None, ...]:
+    """The plans of all rows in order, ``None`` for those of a text without plans; empty when no text has any."""
+    if not any(t.plans for t in texts):
+        return ()
+    return tuple(plan for t in texts for plan in t.plans or (None,) * len(t.states))
+
+
+def of_one_length(backbone: Backbone, texts: Sequence[Text]) -> list[Text]:
+    """Texts without plans, the shorter ones filled up with empty chunks as every trainer does, so that they can be joined."""
+    longest = max(t.states.shape[2] for t in texts)
+    if all(t.states.shape[2] == longest for t in texts):
+        return list(texts)
+    empty = _encode(backbone, "", {}, 1).states
+    filled = []
+    for text in texts:
+        chunks = (longest - text.states.shape[2]) // empty.shape[2]
+        rest = empty.to(text.states).repeat(1, 1, chunks, 1).expand(*text.states.shape[:2], -1, -1)
+        filled.append(replace(text, states=torch.cat([text.states, rest], 2)))
+    return filled
 
 
 def positions_of(backbone: Backbone, prompt: str, words: Sequence[str]) -> list[int]:
-    """Where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
+    """Find where the words stand among the text states of a prompt, in the order of ``words``; without those that are not in it."""
     text, hidden = hide(prompt, words, backbone.family.placeholders)
     at = {hidden[token]: i for i, token in reversed([*enumerate(backbone.tokenize(text).flatten().tolist())]) if token in hidden}
     return [at[word] for word in words if word in at]
@@ -154,7 +175,7 @@ def bind(ids: Tensor, rows: Tensor, hidden: Mapping[int, str], chosen: Mapping[s
 
 
 def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping[str, Table]) -> Text:
-    """Encode prompts, differentiable in the tables' rows. All must take the same number of chunks.
+    """Encode prompts, differentiable in the tables' rows. Shorter ones are filled up with empty chunks.
 
     The states of several text encoders lie side by side in C; the pooled state is that of the first variant's first chunk.
     """
@@ -162,7 +183,7 @@ def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping
     if len(counts) > 1:
         raise ValueError(f"token tables of {sorted(counts)} layers cannot share a prompt: expected one number of layers")
     (count,) = counts
-    return join([_encode(backbone, prompt, tables, count) for prompt in prompts])
+    return join(of_one_length(backbone, [_encode(backbone, prompt, tables, count) for prompt in prompts]))
 
 
 def _encode(backbone: Backbone, prompt: str, tables: Mapping[str, Table], layers: int) -> Text:

@@ -10,6 +10,7 @@ from .doodle import DOODLE_NODES
 from .exchange import EXCHANGE_NODES
 from .fisher import FISHER_NODES
 from .infusion import INFUSION_NODES
+from .inspection import INSPECTION_NODES
 from .keep import KEEP_NODES
 from .paint import PAINT_NODES
 from .regions import REGION_NODES
@@ -23,6 +24,6 @@ from .views import VIEW_NODES
 class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES]
-        keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES]
+        keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
         painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *INFUSION_NODES]
         return [*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES]

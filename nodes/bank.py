@@ -19,7 +19,7 @@ BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
 
 
 def bank_folder(name: str) -> Path:
-    """Where the bank of that name is, or will be: the first of the host's folders for banks that has it, else the first.
+    """Return where the bank of that name is, or will be: the first of the host's folders for banks that has it, else the first.
 
     Raises ``ValueError`` for what is no name, and for a new name that differs from a bank's in case only.
     """

@@ -11,7 +11,7 @@ from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, compose_r
 from ..cidm_ops.painting.scene import PRESETS, NoiseEstimation
 from . import host, patches, say
 from .bank import BANK
-from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, configured
+from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, read_aggregation
 from .regions import RegionList
 
 RegionNoise = io.Custom("CIDM_REGION_NOISE")
@@ -62,8 +62,8 @@ class CIDMPaintRegions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        model, conditioning, told, warnings = composed(**inputs)
-        return say.output(cls, model, conditioning, told, text=told, warnings=warnings)
+        model, conditioning, words, warnings = compose_scene(**inputs)
+        return say.output(cls, model, conditioning, words, text=words, warnings=warnings)
 
 
 class CIDMRegionGuider(io.ComfyNode):
@@ -86,11 +86,11 @@ class CIDMRegionGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, negative, cfg: float, **inputs: Any) -> io.NodeOutput:
-        model, conditioning, told, warnings = composed(**inputs)
+        model, conditioning, words, warnings = compose_scene(**inputs)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(conditioning, negative)
         guider.set_cfg(cfg)
-        return say.output(cls, guider, told, text=told, warnings=warnings)
+        return say.output(cls, guider, words, text=words, warnings=warnings)
 
 
 class CIDMRegionNoise(io.ComfyNode):
@@ -140,7 +140,7 @@ class CIDMRegionNoise(io.ComfyNode):
         return io.NodeOutput(NoiseEstimation(alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features))
 
 
-def composed(
+def compose_scene(
     model,
     clip,
     bank: Bank,
@@ -152,17 +152,17 @@ def composed(
     settings: AggregationConfig | None = None,
     noise=None,
 ) -> tuple[Any, list, str, list[str]]:
-    """The model that paints regions, the global CONDITIONING, which concepts act where in words, and warnings."""
+    """Return the model that paints regions, the global CONDITIONING, which concepts act where in words, and warnings."""
     backbone = host.ComfyBackbone(model, clip)
-    composition = compose_regions(backbone, bank, text, regions, configured(settings, mode, strength))
+    composition = compose_regions(backbone, bank, text, regions, read_aggregation(settings, mode, strength))
     patched, conditioning = patches.in_regions(backbone, composition, noise or PRESETS[preset])
-    lines = [told("elsewhere", composition.whole)]
-    lines += [told(f"region {u}", region.mix) for u, region in enumerate(composition.regions, 1)]
+    lines = [describe("elsewhere", composition.whole)]
+    lines += [describe(f"region {u}", region.mix) for u, region in enumerate(composition.regions, 1)]
     return patched, conditioning, "\n".join(lines), composition.warnings
 
 
-def told(where: str, mixed: ConceptMix) -> str:
-    """A region's concepts and their mean weights in words."""
+def describe(where: str, mixed: ConceptMix) -> str:
+    """Say a region's concepts and their mean weights in words."""
     weights = mixed.weights.mean(0).tolist() if mixed.concepts else []
     parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixed.concepts, weights, strict=True) if w]
     parts += [f"<{name}> at its class word" for name in mixed.residuals]

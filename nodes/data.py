@@ -10,10 +10,12 @@ from comfy_api.latest import io
 from ..cidm_ops.measure.report import dataset_sheet
 from ..cidm_ops.training.crops import FITS
 from ..cidm_ops.training.dataset import Dataset, from_images
-from ..cidm_ops.training.folder import PICTURES, from_folder
+from ..cidm_ops.training.folder import from_folder
+from ..cidm_ops.training.listing import read_from
 from . import say
 
 ConceptDataset = io.Custom("CIDM_DATASET")
+READING = "reading picture {} of {}"
 
 
 def picture_folder(folder: str) -> Path:
@@ -22,10 +24,8 @@ def picture_folder(folder: str) -> Path:
 
 
 def folder_state(folder: str) -> list[tuple[str, int, int]]:
-    """Changes when a picture, caption or mask of a folder does."""
-    place = picture_folder(folder)
-    files = sorted(f for f in place.rglob("*") if f.suffix.lower() in (*PICTURES, ".txt")) if place.is_dir() else []
-    return [(str(file.relative_to(place)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    """Changes when a picture, caption or mask of a folder does. Only what is read from it is looked at."""
+    return list(read_from(picture_folder(folder)))
 
 
 def lines_of(captions: str, count: int) -> list[str]:
@@ -91,7 +91,7 @@ class CIDMLoadConceptImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, size: int) -> io.NodeOutput:
-        data = from_folder(picture_folder(folder), size)
+        data = from_folder(picture_folder(folder), size, on_picture=say.progress(cls.hidden.unique_id, READING))
         drawn = [data.draw(i, False, random.Random(0)) for i in range(len(data))]
         images = torch.stack([picture for picture, _ in drawn]).movedim(1, -1) / 2 + 0.5
         masks = torch.stack([torch.ones(size, size) if mask is None else mask[0] for _, mask in drawn])
@@ -118,7 +118,7 @@ class CIDMDatasetFromFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, size: int, fit: str, flip: bool) -> io.NodeOutput:
-        data = from_folder(picture_folder(folder), size, fit, flip)
+        data = from_folder(picture_folder(folder), size, fit, flip, say.progress(cls.hidden.unique_id, READING))
         return say.output(cls, data, text=f"{len(data)} pictures", warnings=data.warnings)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.measure.divergence import Levels, divergence
-from ..cidm_ops.measure.fisher import in_plain_words, joined, read_groups
+from ..cidm_ops.measure.fisher import in_plain_words, join, read_groups
 from ..cidm_ops.measure.sections import divergence_section
 from . import say
 from .bank import ConceptBank
@@ -59,7 +59,7 @@ def levels_of(model: ModelPatcher, count: int) -> tuple[Levels, Tensor]:
 
 
 def clean(model: ModelPatcher, positive: Any, latents: Tensor, noise: Tensor, levels: Levels, sigmas: Tensor) -> Tensor:
-    """What a model takes for clean at every level, ``[T, K, ...]``."""
+    """Return what a model takes for clean at every level, ``[T, K, ...]``."""
     probe = Probe(levels)
     Conditional(model).set_text(positive).sample(noise, latents, probe, sigmas, disable_pbar=True, seed=0)
     return torch.stack(probe.found)
@@ -131,7 +131,7 @@ class CIDMFisherDivergence(io.ComfyNode):
                     divergence(*(clean(*side, latents, noise, grid, sigmas) for side in ((model, plain), (customised, asked))), grid)
                 )
                 done += 1
-            found[group] = joined(parts)
+            found[group] = join(parts)
         nats = float(torch.cat([d.likelihood for d in found.values()]).mean())
         return finish(cls, divergence_section(found, grid), results, nats)
 

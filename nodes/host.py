@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..cidm_ops.backbone import Backbone
 from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
-from ..cidm_ops.hub import layerwise
+from ..cidm_ops.hub import read_layerwise
 from ..cidm_ops.models.family import Family, families, family_of
 from ..cidm_ops.schedule import Flow, Schedule
 
@@ -32,7 +32,7 @@ ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
 
 @contextmanager
 def differentiable(module: nn.Module) -> Iterator[None]:
-    """While open, weights that were loaded in inference mode, which autograd refuses, are normal tensors on the same memory.
+    """Make weights that were loaded in inference mode, which autograd refuses, normal tensors on the same memory, while this is open.
 
     None of them asks for a gradient. Nothing is copied and the host's own parameters come back.
     """
@@ -163,7 +163,7 @@ class ComfyBackbone(ComfyText, Backbone):
     @contextmanager
     def training_mode(self, x: Tensor) -> Iterator[None]:
         self._load(x, 4)  # twice what painting takes: autograd keeps what the forward pass makes
-        with differentiable(self.unet), layerwise(self.cross_attention.values()):
+        with differentiable(self.unet), read_layerwise(self.cross_attention.values()):
             yield
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
@@ -173,7 +173,7 @@ class ComfyBackbone(ComfyText, Backbone):
         if pooled is not None:  # the pooled text and the size of the picture
             height, width = (self.family.factor * n for n in x.shape[-2:])
             adm = base.encode_adm(pooled_output=pooled, height=height, width=width, device=x.device).to(x.device, dtype)
-        with layerwise(self.cross_attention.values()):
+        with read_layerwise(self.cross_attention.values()):
             times = self.schedule.times.to(t.device)[t].float()
             return self.unet(x.to(dtype), times, context=context.to(dtype), y=adm, transformer_options={}).float()
 
@@ -190,7 +190,9 @@ class ComfyBackbone(ComfyText, Backbone):
 
 
 def noise_schedule(sampling: Any) -> Schedule:
-    """Of a model's sampling object, also one that ModelSamplingDiscrete has set. Raises ``ValueError`` for other predictions."""
+    """Return the schedule of a model's sampling object, also one that ModelSamplingDiscrete has set. Raises ``ValueError`` for other
+    predictions.
+    """
     kind = next((PREDICTIONS[base] for base in type(sampling).__bases__ if base in PREDICTIONS), None)
     if kind is None or not isinstance(sampling, STEPPED):
         parts = ", ".join(base.__name__ for base in type(sampling).__bases__)

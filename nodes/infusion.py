@@ -5,10 +5,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.concept_text import TokenResidual
 from ..cidm_ops.method.infusion import STREAMS
+from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.painting.compose import AggregationConfig, compose, residual_masks
 from ..cidm_ops.painting.scene import ResidualConfig
+from ..cidm_ops.row_plan import TokenResidual
 from ..cidm_ops.training.methods import configure
 from . import host, patches, say
 from .bank import BANK, ConceptBank
@@ -21,7 +22,7 @@ from .train import advanced, dataset_of, learn, task_of
 DEFAULTS = configure("infusion").settings()
 SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
 STREAM = "dual: the attention maps of the plain model beside it, as in the paper. single: its own, in half the time. "
-LAYERS = "all, decoder, or a regular expression on names such as up_blocks.1.attentions.0.transformer_blocks.0.attn2."
+LAYERS = f"all, decoder, or a regular expression on names such as {EXAMPLE}."
 
 
 class CIDMTrainInfusion(io.ComfyNode):
@@ -143,8 +144,8 @@ class CIDMTrainInfusion(io.ComfyNode):
         task = task_of(name, class_word, config, given)
         bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, dataset_of(images, captions, masks), task, given)
         size = bank.file(concept.name).stat().st_size
-        told = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
-        text = f"{concept.name} learned, {told}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
+        size_in_words = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
+        text = f"{concept.name} learned, {size_in_words}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
         return say.output(cls, bank, {"loss": losses}, len(losses), text=text, warnings=warnings)
 
 
@@ -194,13 +195,13 @@ class CIDMInfusion(io.ComfyNode):
         backbone = host.ComfyBackbone(model, clip)
         mixture = compose(backbone, bank, text, how, layers=infusion.layers, masks=residual_masks(bank, regions))
         patched, encoded = patches.with_infusion(backbone, mixture, infusion, how)
-        lines = [f"{' '.join(mixture.text.split())}", *map(told, mixture.residuals.values())]
+        lines = [f"{' '.join(mixture.text.split())}", *map(describe, mixture.residuals.values())]
         shown = "\n".join(lines if mixture.residuals else [*lines, "no Infusion concept acts"])
         return say.output(cls, patched, encoded, shown, text=shown, warnings=mixture.warnings)
 
 
-def told(residual: TokenResidual) -> str:
-    """Where a residual acts, in words."""
+def describe(residual: TokenResidual) -> str:
+    """Say where a residual acts, in words."""
     tokens = ", ".join(str(int(i)) for i in residual.marks.nonzero()[:, 0])
     where = "" if residual.mask is None else f", in {100 * float(residual.mask.mean()):.0f} % of the picture"
     return f"{len(residual.residuals)} layers at token {tokens}{where}"

@@ -24,6 +24,20 @@ def compressed_file(name: str) -> Path:
     return next((place for place in places if place.is_file()), bank_folder(name).with_name(f"{name}{archive.SUFFIX}"))
 
 
+def _verify(bank: Bank) -> tuple[str, list[str]]:
+    """A line for each concept, whole or what is wrong with it, and remarks."""
+    found = manage.verify(bank)
+    return "\n".join(f"{name}: {wrong or 'whole'}" for name, wrong in found.items()) or "no concepts yet", manage.remarks(bank)
+
+
+def _repair(bank: Bank) -> tuple[Bank, str]:
+    """The bank with its index made anew, and what was cleared and is there."""
+    left = manage.leftovers(bank)
+    bank = manage.repair(bank)
+    cleared = "".join(f"cleared {part.relative_to(bank.folder)}\n" for part in left if not part.exists())
+    return bank, f"{cleared}made anew:\n{listing(bank)}"
+
+
 class CIDMManageBank(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -74,16 +88,13 @@ class CIDMManageBank(io.ComfyNode):
     def execute(
         cls, bank: Bank, action, concept, new_name, place, other_bank, existing, author, license, description, preview=None
     ) -> io.NodeOutput:
-        concept, new_name, warnings = concept.strip(), new_name.strip(), []
+        concept, new_name = concept.strip(), new_name.strip()
+        warnings: list[str] = []
         if action == "verify":
-            found = manage.verify(bank)
-            warnings = manage.remarks(bank)
-            report = "\n".join(f"{name}: {wrong or 'whole'}" for name, wrong in found.items()) or "no concepts yet"
+            report, warnings = _verify(bank)
         elif action == "repair":
-            left = manage.leftovers(bank)
-            bank = manage.repair(bank)
-            cleared = "".join(f"cleared {part.relative_to(bank.folder)}\n" for part in left if not part.exists())
-            report, warnings = f"{cleared}made anew:\n{listing(bank)}", list(bank.damaged.values())
+            bank, report = _repair(bank)
+            warnings = list(bank.damaged.values())
         elif action == "remove":
             gone = concept not in bank.headers and concept not in bank.damaged
             bank = bank if gone else manage.remove(bank, concept)

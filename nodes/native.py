@@ -71,7 +71,7 @@ class DoodleTokenizer(comfy.sd1_clip.SDTokenizer):
 
 
 class DoodleClip:
-    """What the host wants to know of a kind of CLIP."""
+    """A kind of CLIP, with what the host wants to know of it."""
 
     params: dict[str, Any] = {}
     clip = comfy.sd1_clip.SD1ClipModel

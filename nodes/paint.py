@@ -96,7 +96,7 @@ class CIDMAggregate(io.ComfyNode):
     def execute(
         cls, model, clip, bank: Bank, text: str, mode: str, strength: float, settings: AggregationConfig | None = None
     ) -> io.NodeOutput:
-        backbone, how = host.ComfyBackbone(model, clip), configured(settings, mode, strength)
+        backbone, how = host.ComfyBackbone(model, clip), read_aggregation(settings, mode, strength)
         mixture = mix(backbone, bank, text, how)
         layers = list(backbone.cross_attention)
         shown = table(mixture.weights, mixture.concepts, layers) if mixture.concepts else "no concept in the prompt"
@@ -140,19 +140,19 @@ class CIDMAggregateBatch(io.ComfyNode):
         prompts = [line.strip() for line in texts.splitlines() if line.strip()]
         if not prompts:
             raise ValueError("there is no prompt: write one a line")
-        backbone, how = host.ComfyBackbone(model, clip), configured(settings, mode, strength)
+        backbone, how = host.ComfyBackbone(model, clip), read_aggregation(settings, mode, strength)
         mixtures = [mix(backbone, bank, prompt, how) for prompt in prompts]
         layers = list(backbone.cross_attention)
         tables = [table(m.weights, m.concepts, layers) if m.concepts else "no concept in the prompt" for m in mixtures]
         shown = "\n\n".join(f"{prompt}\n{weights}" for prompt, weights in zip(prompts, tables, strict=True))
         warnings = list(dict.fromkeys(w for m in mixtures for w in m.warnings))
         patched = patches.with_concepts(backbone, mixtures, how)
-        pictures = stacked([picture_of(m, layers, backbone.family) for m in mixtures])
+        pictures = stack_images([picture_of(m, layers, backbone.family) for m in mixtures])
         return say.output(cls, patched, patches.conditioning(clip, mixtures), len(prompts), shown, pictures, text=shown, warnings=warnings)
 
 
-def configured(settings: AggregationConfig | None, mode: str, strength: float) -> AggregationConfig:
-    """What the inputs of a node say about the aggregation."""
+def read_aggregation(settings: AggregationConfig | None, mode: str, strength: float) -> AggregationConfig:
+    """Read what the inputs of a node say about the aggregation."""
     return replace(settings or AggregationConfig(), mode=mode, strength=strength)
 
 
@@ -163,8 +163,8 @@ def picture_of(mixture: ConceptMix, layers: list[str], family: Family) -> torch.
     return to_image(heat_map(mixture.weights, [family.short(name) for name in layers], names, mixture.text, note))
 
 
-def stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
-    """Pictures of different sizes as one IMAGE, white where one is smaller."""
+def stack_images(pictures: list[torch.Tensor]) -> torch.Tensor:
+    """Put pictures of different sizes into one IMAGE, white where one is smaller."""
     height, width = (max(p.shape[d] for p in pictures) for d in (1, 2))
     whole = torch.ones(len(pictures), height, width, 3)
     for canvas, picture in zip(whole, pictures, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.bank.concept_file import unfolded
-from ..cidm_ops.concept_text import ConceptText, RowPlan
+from ..cidm_ops.concept_text import ConceptText
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
 from ..cidm_ops.painting.compose import (
@@ -27,11 +27,12 @@ from ..cidm_ops.painting.compose import (
     ParsedPrompt,
     encode,
     infusing,
-    routed,
     row_plan,
+    scene_beside,
     text_deltas,
 )
 from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
+from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, layer_names
 from .scenes import scene_of, with_more, with_scene
@@ -58,8 +59,8 @@ def lora_state(factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
     return state
 
 
-def merged(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
-    """A clone of ``model`` with the factors merged into its weights, which reads texts layer by layer."""
+def merge(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
+    """Return a clone of ``model`` with the factors merged into its weights, which reads texts layer by layer."""
     patched = with_scene(model, scene_of(model))
     patched.add_patches(comfy.lora.load_lora(lora_model(model, factors), comfy.lora.model_lora_keys_unet(model.model, {})))
     return patched
@@ -69,8 +70,8 @@ def with_concepts(backbone: ComfyBackbone, mixes: Sequence[ConceptMix], how: Agg
     """A clone of the model with the concepts of one prompt, or of one for each image of a batch: in its weights, or beside its layers."""
     how = how or AggregationConfig()
     if len(mixes) == 1 and Composition(mixes[0], (), how).mergeable:
-        return merged(backbone.model, mixes[0].factors(backbone))
-    scene = routed([[mixed] for mixed in mixes], how)
+        return merge(backbone.model, mixes[0].factors(backbone))
+    scene = scene_beside([[mixed] for mixed in mixes], how)
     names = layer_names(backbone.model)
     if unknown := [layer for stack in scene.stacks for c in stack.concepts for layer in c.factors if layer not in names]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")

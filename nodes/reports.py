@@ -13,7 +13,7 @@ from ..cidm_ops.measure.sections import forgetting_section, routing_section
 from ..cidm_ops.painting.compose import AggregationConfig, mix
 from . import host, say
 from .bank import BANK
-from .paint import BATCH, CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, configured
+from .paint import BATCH, CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, read_aggregation
 from .results import BEFORE, CATEGORY, Results, finish, outputs
 
 SEQUENCE = '[{"dog": 0.70},\n {"dog": 0.70, "cat": 0.85}]'
@@ -90,7 +90,7 @@ class CIDMRoutingTable(io.ComfyNode):
         if not prompts:
             raise ValueError("there is no prompt: write one a line")
         backbone = host.ComfyBackbone(model, clip)
-        how = configured(settings, mode, strength)
+        how = read_aggregation(settings, mode, strength)
         mixtures = [mix(backbone, bank, prompt, how) for prompt in prompts]
         section = routing_section(score_routing(prompts, bank.names, mixtures))
         return finish(cls, section, results, warnings=list(dict.fromkeys(w for m in mixtures for w in m.warnings)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
-from comfy.model_management import processing_interrupted, throw_exception_if_processing_interrupted
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from PIL import Image
@@ -30,7 +30,7 @@ def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[
 
 
 def progress(node: str, text: str) -> Callable[[int, int], None]:
-    """For every part of something that is done before the bar moves: Cancel stops here, and the node says how far it is."""
+    """Count the parts of something that are done before the bar moves: Cancel stops here, and the node says how far it is."""
 
     def on_part(done: int, count: int) -> None:
         throw_exception_if_processing_interrupted()
@@ -39,9 +39,14 @@ def progress(node: str, text: str) -> Callable[[int, int], None]:
     return on_part
 
 
+def teller(node: str) -> Callable[[str], None]:
+    """For what a node says before it ends, or when it is ended: shown in the node."""
+    return lambda said: PromptServer.instance.send_progress_text(html.escape(printable(said), quote=False), node)
+
+
 def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "") -> Callable[[Trainer], None]:
-    """For every step: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node, and
-    every ``preview_every`` steps a picture of ``preview_prompt``.
+    """Report every step of a training: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node,
+    and every ``preview_every`` steps a picture of ``preview_prompt``.
     """
     bar, shown, began, first = ProgressBar(1), 0.0, 0.0, 0
     send = PromptServer.instance.send_progress_text
@@ -49,9 +54,7 @@ def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "
     def on_step(trainer: Trainer) -> None:
         nonlocal shown, began, first
         step, steps, now = trainer.step, trainer.config.steps, time.monotonic()
-        if processing_interrupted():
-            send(f"stopped at step {step} of {steps}; queue the same again to go on from here", node)
-            throw_exception_if_processing_interrupted()
+        throw_exception_if_processing_interrupted()
         preview = None
         if preview_every and step % preview_every == 0:
             preview = ("JPEG", Image.fromarray(to_pixels(trainer.preview(preview_prompt)[None])[0]), 512)

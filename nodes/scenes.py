@@ -5,7 +5,8 @@ around one call of the U-Net, whichever guider, patch or node has asked for it.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,19 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
-from ..cidm_ops.concept_text import ConceptText, RowPlan, plain, plans_of
+from ..cidm_ops.concept_text import ConceptText, plain, plans_of
 from ..cidm_ops.hub import Sites
 from ..cidm_ops.painting.rows import Job
 from ..cidm_ops.painting.run import SceneRun, Unet
 from ..cidm_ops.painting.scene import Scene
-from .host import block_names, layer_names, text_sites
+from ..cidm_ops.row_plan import RowPlan
+from .host import block_names, known_family, layer_names, text_sites
 
 KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
 
 
 def scene_of(model: ModelPatcher) -> Scene:
-    """What a model has beside its weights already."""
+    """Return what a model has beside its weights already."""
     return model.get_attachment(KEY) or Scene()
 
 
@@ -55,11 +57,16 @@ def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
     return with_scene(model, replace(placed, stacks=stacks, infusion=before.infusion))
 
 
-def block_place(module: str) -> tuple[str, int, int]:
-    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
-    kind, number = module.split(".")[:2]
-    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
-    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
+class HostAttention:
+    """The attention of queries ``[B, T, C]`` to keys and values ``[B, N, C]`` that the host computes, or another pack in its place:
+    ``options`` are the host's, of the call of the U-Net that is under way. It holds no model, which would keep that one in memory.
+    """
+
+    def __init__(self) -> None:
+        self.options: Mapping[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return optimized_attention(q, k, v, heads, transformer_options=self.options)
 
 
 class HostRun:
@@ -69,9 +76,10 @@ class HostRun:
         self.model, self.scene = model, scene
         self.sampling = model.get_model_object("model_sampling")
         self.blocks, self.layers = block_names(model), layer_names(model)
-        self.attentions = text_sites(model)
-        self.places = {name: block_place(module) for name, module in self.attentions.items()}
-        self.run = SceneRun(scene, list(self.places), attention, lambda part: float(self.sampling.percent_to_sigma(part)))
+        self.attentions, place = text_sites(model), known_family(model).host.patch_place
+        self.places = {name: place(module) for name, module in self.attentions.items()}
+        self.attend = HostAttention()
+        self.run = SceneRun(scene, list(self.places), self.attend, lambda part: float(self.sampling.percent_to_sigma(part)))
         self.sites: dict[nn.Module, Sites] = {}
         self.size: torch.Size | None = None  # of the latent that a run samples
 
@@ -113,18 +121,21 @@ class HostRun:
                 "(ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetMask to the mask's bounds) or by a node that cuts the "
                 "image into tiles or ContextWindows. Where regions lie in such a part nobody says: take it off, or the regions"
             )
-        options = next((a for a in (*args, *kwargs.values()) if isinstance(a, dict) and "uuids" in a), {})
+        options = options_of(*args, *kwargs.values())
         keys, count = options.get("uuids") or [None], len(x)
         sigmas = options.get("sigmas")
         sigma = float("inf") if sigmas is None else float(sigmas.max())
 
         def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
             if list(rows) == list(range(count)):
+                self.attend.options = options
                 return executor(x, t, text, *args, **kwargs)
             check_added(options)
             picked = [of_jobs(value, jobs, rows, count) for value in (t, *args)]
             more = {key: of_jobs(value, jobs, rows, count) for key, value in kwargs.items()}
-            return executor(x, picked[0], text, *picked[1:], **more)
+            self.attend.options = options_of(*picked, *more.values())
+            with naming(executor.wrappers[executor.idx + 1 :]):
+                return executor(x, picked[0], text, *picked[1:], **more)
 
         def background(x: Tensor) -> Tensor:
             channels = self.model.model.latent_format.latent_channels  # an inpainting model reads more
@@ -137,7 +148,10 @@ class HostRun:
             return needed < comfy.model_management.get_free_memory(x.device)
 
         sites = self.sites_of(executor.class_obj, options.get("patches_replace", {}).get("attn2", {}))
-        return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, fits))
+        try:
+            return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, fits))
+        finally:
+            self.attend.options = {}
 
     def sites_of(self, unet: Any, replaced: Mapping[tuple, Any]) -> Sites:
         """The places of the U-Net, and the cross-attentions that another pack computes."""
@@ -150,23 +164,45 @@ class HostRun:
         return replace(self.sites[unet], replaced=taken) if taken else self.sites[unet]
 
 
+def options_of(*args: Any) -> dict[str, Any]:
+    """The host's options among the arguments of the U-Net."""
+    return next((a for a in args if isinstance(a, dict) and "uuids" in a), {})
+
+
+ROWS_ADDED = "and Infusion's second stream and passes for single regions add rows: take stream single or preset fast, or take it off"
+
+
 def check_added(options: Mapping[str, Any]) -> None:
     """Refuses other nodes that know one row of a kind, where rows are added: patches that ask which half of the batch is which would pass
     over them, and the EasyCache of older hosts adds what it kept of each row to all of them. Raises ``ValueError`` with their names.
     """
-    advice = "and Infusion's second stream and passes for single regions add rows: take stream single or preset fast, or take it off"
     for patch in (patch for kind in options.get("patches", {}).values() for patch in kind):
-        if "cond_or_uncond" in getattr(getattr(patch, "__code__", None), "co_consts", ()):
-            file = patch.__module__.replace("\\", "/").rpartition("/")[2]  # the host names modules of nodes by their paths
-            raise ValueError(f"{patch.__name__} of {file} takes rows of a batch by their places, as NAGuidance does, {advice}")
+        code = getattr(patch, "__code__", None) or getattr(type(patch).__call__, "__code__", None)
+        if "cond_or_uncond" in getattr(code, "co_consts", ()):
+            raise ValueError(f"{title(patch)} takes rows of a batch by their places, as NAGuidance does, {ROWS_ADDED}")
     cache = options.get("easycache")
     if cache is not None and not hasattr(cache, "can_apply_cache_diff"):
-        raise ValueError(f"the EasyCache of this ComfyUI adds what it kept of each row to all of them, {advice}, or update ComfyUI")
+        raise ValueError(f"the EasyCache of this ComfyUI adds what it kept of each row to all of them, {ROWS_ADDED}, or update ComfyUI")
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """The host's attention of queries ``[B, T, C]`` to keys and values ``[B, N, C]``."""
-    return optimized_attention(q, k, v, heads)
+@contextmanager
+def naming(wrappers: Sequence[Any]) -> Iterator[None]:
+    """Where rows are added, what fails around the U-Net in ``wrappers`` of other packs is said with their names: they may keep something
+    for each row of the sampler's batch, as Advanced-ControlNet's reference does. Raises ``ValueError``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or not wrappers:
+            raise
+        names = ", ".join(map(title, wrappers))
+        raise ValueError(f"this model is wrapped by {names}, which may not know rows that are added, {ROWS_ADDED} ({error})") from error
+
+
+def title(patch: Any) -> str:
+    """What a function or object of another pack is called, and its file; the host names modules of nodes by their paths."""
+    named = patch if hasattr(patch, "__name__") else type(patch)
+    return f"{named.__name__} of {named.__module__.replace(chr(92), '/').rpartition('/')[2]}"
 
 
 def with_regions(text: Tensor, regions: Sequence[ConceptText]) -> ConceptText:
@@ -176,8 +212,8 @@ def with_regions(text: Tensor, regions: Sequence[ConceptText]) -> ConceptText:
 
 
 def of_jobs(value: Any, jobs: Sequence[Job], rows: Sequence[int], count: int) -> Any:
-    """What an argument of the U-Net for a batch of ``count`` rows is for some of its ``rows``: tensors, ControlNet's lists, and the host's
-    options, which tell other packs how a batch is divided.
+    """Return what an argument of the U-Net for a batch of ``count`` rows is for some of its ``rows``: tensors, ControlNet's lists, and the
+    host's options, which tell other packs how a batch is divided.
     """
     if isinstance(value, Tensor):
         return value[list(rows)] if value.ndim and len(value) == count else value

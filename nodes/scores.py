@@ -1,5 +1,6 @@
 """Scores of pictures: how like their references, how true to their captions, who is in them, how varied, how far from the base model's."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from ..cidm_ops.measure.presence import score_presence
 from ..cidm_ops.measure.scores import align_images, align_texts
 from ..cidm_ops.measure.sections import diversity_section, image_section, presence_section, text_section, wasserstein_section
 from ..cidm_ops.measure.wasserstein import wasserstein, wasserstein_interval
-from ..cidm_ops.training.folder import pictures_in, read_picture
+from ..cidm_ops.training.folder import references as read_references
+from ..cidm_ops.training.listing import list_references
 from . import say
-from .data import folder_input, folder_state, picture_folder
+from .data import READING, folder_input, picture_folder
 from .encoders import FEATURE, VISION, encode_captions, encode_images, pictures_of
 from .regions import RegionList
 from .results import BEFORE, CATEGORY, finish, outputs
@@ -60,18 +62,34 @@ class CIDMReferencesFromFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str) -> list[tuple[str, int, int]]:
-        return folder_state(folder)
+        """Changes when a picture in one of the subfolders does. Nothing below them is looked at."""
+        with suppress(OSError, ValueError):  # what is wrong is said where the pictures are read
+            return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for sub in subfolders(folder) for f in list_references(sub)[0]]
+        return []
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:
-        place: Path = picture_folder(folder)
-        if not place.is_dir():
-            raise FileNotFoundError(f"{place}: no such folder: give one with a subfolder of pictures for each concept")
-        found = {sub.name: pictures_in(sub) for sub in sorted(place.iterdir()) if sub.is_dir()}
-        have = [(name, [read_picture(file, 512)[0] * 2 - 1 for file in files]) for name, files in found.items() if files]
+        tell, subs, have, warnings = say.progress(cls.hidden.unique_id, READING.replace("picture", "folder")), subfolders(folder), [], []
+        for number, sub in enumerate(subs, 1):
+            tell(number, len(subs))
+            pictures, remarks = read_references(sub)
+            warnings += [f"{sub.name}: {remark}" for remark in remarks if pictures]
+            if pictures:
+                have.append((sub.name, pictures))
+            else:
+                warnings.append(f"{sub.name}: there are no pictures in it, so it is left out")
         if not have:
-            raise ValueError(f"{place}: no subfolder with pictures in it: expected one for each concept, of its name")
-        return say.output(cls, tuple(have), text="\n".join(f"{name}: {len(pictures)} pictures" for name, pictures in have))
+            raise ValueError(f"{picture_folder(folder)}: no subfolder with pictures in it: expected one for each concept, of its name")
+        text = "\n".join(f"{name}: {len(pictures)} pictures" for name, pictures in have)
+        return say.output(cls, tuple(have), text=text, warnings=warnings)
+
+
+def subfolders(folder: str) -> list[Path]:
+    """The folders of references in a folder. Raises ``FileNotFoundError`` for none."""
+    place = picture_folder(folder)
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place}: no such folder: give one with a subfolder of pictures for each concept")
+    return sorted(sub for sub in place.iterdir() if sub.is_dir() and not sub.name.startswith("."))
 
 
 class CIDMImageAlignment(io.ComfyNode):

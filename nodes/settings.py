@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.method.consolidation import MODES
+from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.training.config import MEMORY, PRECISIONS
 from ..cidm_ops.training.method import EXISTING
 from ..cidm_ops.training.methods import configure
@@ -41,7 +42,7 @@ class CIDMTrainingSettings(io.ComfyNode):
                     "targets",
                     default=DEFAULTS["targets"],
                     tooltip="Which layers learn: cross_attention (the paper), attention, attention_ff, or a regular expression on names "
-                    "such as up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.",
+                    f"such as {EXAMPLE}.to_v.",
                 ),
                 io.Combo.Input(
                     "groups",

@@ -11,7 +11,7 @@ from ..cidm_ops.training.captions import TEMPLATES
 from ..cidm_ops.training.config import TrainingConfig
 from ..cidm_ops.training.dataset import Dataset, from_images
 from ..cidm_ops.training.method import EXISTING, Task
-from ..cidm_ops.training.methods import configure, method_of
+from ..cidm_ops.training.methods import configure
 from ..cidm_ops.training.task import Learned, learn_into
 from . import host, patches, say
 from .bank import ConceptBank
@@ -179,16 +179,15 @@ def learn(cls: type[io.ComfyNode], parts: tuple[Any, Any, Any], bank: Bank, data
         raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
     node = cls.hidden.unique_id
     with torch.inference_mode(False):  # the executor runs nodes without gradients
-        learned = learn_into(
+        return learn_into(
             Bank(bank.folder),  # another branch of the graph may have added to it
             host.ComfyBackbone(model, clip, vae),
             data,
             task,
             on_step=say.training_progress(node, given.get("preview_every", 0), given.get("preview_prompt", "")),
             on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
+            tell=say.teller(node),
         )
-    remarks = [*data.remarks(task.class_word), *method_of(task.config).remarks(data)]
-    return learned._replace(warnings=list(dict.fromkeys([*remarks, *learned.warnings])))
 
 
 TRAIN_NODES = [CIDMTrainConcept]

@@ -19,8 +19,8 @@ def picture_outputs(what: str) -> list[io.Output]:
     return [io.Image.Output(display_name="picture", tooltip=what), io.String.Output(display_name="text", tooltip="The same in words.")]
 
 
-def shown(cls: type[io.ComfyNode], drawn: Image.Image, text: str, warnings: Iterable[str] = ()) -> io.NodeOutput:
-    """A picture and its words, as outputs and in the node."""
+def preview(cls: type[io.ComfyNode], drawn: Image.Image, text: str, warnings: Iterable[str] = ()) -> io.NodeOutput:
+    """Show a picture and its words, as outputs and in the node."""
     picture = to_image(drawn)
     return say.output(cls, picture, text, text=text, warnings=warnings, picture=picture)
 
@@ -42,7 +42,7 @@ class CIDMBankTable(io.ComfyNode):
 
     @classmethod
     def execute(cls, bank: Bank) -> io.NodeOutput:
-        return shown(cls, bank_table(bank), listing(bank), bank.damaged.values())
+        return preview(cls, bank_table(bank), listing(bank), bank.damaged.values())
 
 
 class CIDMConceptCard(io.ComfyNode):
@@ -63,7 +63,7 @@ class CIDMConceptCard(io.ComfyNode):
     def execute(cls, bank: Bank, name: str) -> io.NodeOutput:
         concept = bank.get(name.strip())
         text = f"{bank.title(concept.name)}: {' '.join([*concept.words, *concept.triggers])}"
-        return shown(cls, concept_card(concept, bank.file(concept.name)), text)
+        return preview(cls, concept_card(concept, bank.file(concept.name)), text)
 
 
 class CIDMOverlapMap(io.ComfyNode):
@@ -94,7 +94,7 @@ class CIDMOverlapMap(io.ComfyNode):
             concepts = [bank.get(name) for name in bank.names]
             drawn, found = overlap_map(concepts)
             text = closest(found, bank.names) or "fewer than two concepts"
-        return shown(cls, drawn, text, bank.damaged.values())
+        return preview(cls, drawn, text, bank.damaged.values())
 
 
 class CIDMRoutingPreview(io.ComfyNode):
@@ -117,7 +117,7 @@ class CIDMRoutingPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, bank: Bank, text: str) -> io.NodeOutput:
-        return shown(cls, *routing_preview(bank, text))
+        return preview(cls, *routing_preview(bank, text))
 
 
 VIEW_NODES = [CIDMBankTable, CIDMConceptCard, CIDMOverlapMap, CIDMRoutingPreview]

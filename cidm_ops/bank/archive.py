@@ -196,21 +196,10 @@ def wrong_in_entry(entry: Mapping[str, Any]) -> str:
     if wrong := wrong_kind(entry, ENTRY):
         return wrong
     layers = [part for key in ("factors", "text_factors") for part in entry[key]]
-    for part in layers:
-        fits = isinstance(part, list) and len(part) == 4 and isinstance(part[0], str) and sizes(part[1], 2) and sizes(part[2], 2)
-        if not (fits and (part[3] == [] or sizes(part[3], 2)) and part[1][1] == part[2][0]):
-            return f"'factors' has {str(part)[:100]!r}, expected a layer, the shapes of up and down, and a kernel"
     residuals = entry.get("residuals", [])
-    if not (isinstance(residuals, list) and all(isinstance(r, list) and len(r) == 2 and sizes(r[1:], 1) for r in residuals)):
-        return f"'residuals' is {str(residuals)[:100]!r}, expected layers and widths"
-    header = {key: entry.get(key) for key in TEXTS} | {
-        "layers": [part[0] for part in entry["factors"]],
-        "text_layers": [part[0] for part in entry["text_factors"]],
-        "token_shapes": entry["tokens"],
-        "method": "infusion" if residuals else "cidm",
-        "residuals": [layer for layer, _ in residuals],
-    }
-    if wrong := wrong_in(header):
+    if wrong := _wrong_layers(layers) or _wrong_residuals(residuals):
+        return wrong
+    if wrong := wrong_in(_header_of(entry)):
         return wrong
     try:
         family_of(entry["architecture"])
@@ -218,14 +207,54 @@ def wrong_in_entry(entry: Mapping[str, Any]) -> str:
         return str(error)
     if len({part[0] for part in layers}) < len(layers) or len({layer for layer, _ in residuals}) < len(residuals):
         return "it has a layer twice"
+    if wrong := _wrong_tokens(entry):
+        return wrong
+    if wrong := _wrong_about(entry["about"]):
+        return wrong
+    return "" if entry["preview"] >= 0 else f"'preview' is {entry['preview']}"
+
+
+def _header_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The header that the concept's own file would have, as far as an entry of the table says it."""
+    residuals = entry.get("residuals", [])
+    return {key: entry.get(key) for key in TEXTS} | {
+        "layers": [part[0] for part in entry["factors"]],
+        "text_layers": [part[0] for part in entry["text_factors"]],
+        "token_shapes": entry["tokens"],
+        "method": "infusion" if residuals else "cidm",
+        "residuals": [layer for layer, _ in residuals],
+    }
+
+
+def _wrong_about(about: Mapping[str, Any]) -> str:
+    """A sentence on texts that are not those of a concept's card; "" if they are."""
+    if all(key in ABOUT and isinstance(text, str) for key, text in about.items()):
+        return ""
+    return f"'about' is {str(about)[:40]!r}, expected texts for {', '.join(ABOUT)}"
+
+
+def _wrong_layers(layers: Sequence[Any]) -> str:
+    """The first of the layers that is not ``[name, shape of up, shape of down, kernel]`` with one rank; "" if all are."""
+    for part in layers:
+        fits = isinstance(part, list) and len(part) == 4 and isinstance(part[0], str) and sizes(part[1], 2) and sizes(part[2], 2)
+        if not (fits and (part[3] == [] or sizes(part[3], 2)) and part[1][1] == part[2][0]):
+            return f"'factors' has {str(part)[:100]!r}, expected a layer, the shapes of up and down, and a kernel"
+    return ""
+
+
+def _wrong_residuals(residuals: Any) -> str:
+    """A sentence on residuals that are no list of ``[layer, width]``; "" if they are one."""
+    if isinstance(residuals, list) and all(isinstance(r, list) and len(r) == 2 and sizes(r[1:], 1) for r in residuals):
+        return ""
+    return f"'residuals' is {str(residuals)[:100]!r}, expected layers and widths"
+
+
+def _wrong_tokens(entry: Mapping[str, Any]) -> str:
+    """The first encoder whose rows are not those of the entry's words and layers; "" if all are."""
     for encoder, shape in entry["tokens"].items():
         if not (sizes(shape, 3) and shape[0] == len(entry["words"]) and max(entry["token_layers"], default=0) < shape[1]):
             return f"'tokens' has {encoder} {str(shape)[:40]} for {len(entry['words'])} words, or 'token_layers' other rows"
-    if entry["words"] and not entry["tokens"]:
-        return "'tokens' is empty, and it has words"
-    if not all(key in ABOUT and isinstance(text, str) for key, text in entry["about"].items()):
-        return f"'about' is {str(entry['about'])[:40]!r}, expected texts for {', '.join(ABOUT)}"
-    return "" if entry["preview"] >= 0 else f"'preview' is {entry['preview']}"
+    return "'tokens' is empty, and it has words" if entry["words"] and not entry["tokens"] else ""
 
 
 def sizes(shape: Any, count: int) -> bool:

@@ -1,4 +1,4 @@
-"""LoRAs that were learned elsewhere, as concepts: the files of kohya's tools, LyCORIS, diffusers, peft and ComfyUI.
+"""The factors of LoRAs that were learned elsewhere: files of kohya's tools, LyCORIS, diffusers, peft, OneTrainer, ai-toolkit and ComfyUI.
 
 What they change is kept exactly as far as factors can. A file says how strongly its factors act in one of two ways: an
 ``alpha`` beside them (kohya, LyCORIS: ``alpha / rank``), or settings (peft: ``lora_alpha / r``, with rsLoRA ``/ sqrt(r)``)
@@ -7,83 +7,182 @@ in its metadata or in ``adapter_config.json``. Without either they act as they a
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..lowrank import LowRank
 from ..models.family import Architecture, Family, families, family_of
-from .concept import ABOUT, Concept, check_name
+from .concept import Concept
 from .factorised import factors_of
-from .metadata import Settings, picture_in, settings_in, triggers_in
-from .names import canonical, split_key
+from .metadata import Settings
+from .names import PRODUCTS, LayerPart, Left, canonical, read_key
+
+NUMBERED = (
+    "a LoRA as lora_diffusion wrote the first ones, with a layer's number in place of its name: have that tool save it with diffusers' "
+    "names, or look for a LoRA of the same in another form"
+)
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Factors by canonical layer, those of the model and of the text encoders, and what has to be said about them."""
+    """Factors by canonical layer, those of the model and of the text encoders, and what has to be said about them.
+
+    ``unused`` says by key why a tensor is not used; all others are.
+    """
 
     architecture: str
     factors: Mapping[str, LowRank]
     text_factors: Mapping[str, LowRank]
     warnings: list[str]
+    unused: Mapping[str, str] = field(default_factory=dict)
+
+
+Groups = Mapping[str, Mapping[str, Tensor]]  # parts by the name of their layer, as it is written
 
 
 def read_lora(state: Mapping[str, Tensor], settings: Mapping[str, Settings] = {}, architecture: str = "", rank: int = 16) -> Lora:
     """The factors in a state dict of any naming; what is no LoRA of two factors is brought to ``rank``.
 
     ``settings`` are peft's by encoder, "" for the U-Net. Without an ``architecture`` it is found from the shapes. Raises ``ValueError``
-    naming the key for a file of another family, DoRA, factors that do not fit or are no finite numbers, and layers given twice.
+    naming the key for a file of another family, kinds that are no sum (DoRA, OFT, ...), factors that do not fit each other or the base, or
+    are no finite numbers, and layers given twice.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
-    written: dict[str, list[str]] = {}
-    left_out = []
-    for key, tensor in state.items():
-        if split := split_key(key):
-            module, part = split
-            groups.setdefault(module, {})[part] = tensor.float()
-            written.setdefault(module, []).append(key)
-        else:
-            left_out.append(key)
-    if dora := next((module for module, parts in groups.items() if "dora_scale" in parts), None):
-        raise ValueError(f"{dora}: a DoRA, which scales the base's own weights and is no sum: look for a LoRA of the same")
+    groups, written, unused = grouped(state)
+    check_kinds(groups)
     architecture = architecture_of(groups, architecture)
     family = family_of(architecture)
+    known = family.shapes if family.architecture == architecture else {}
     factors: dict[str, LowRank] = {}
     errors: dict[str, float] = {}
     for module, parts in groups.items():
         layer = canonical(module, family)
-        if layer is None:
-            left_out += written[module]
+        if layer is None or (known and layer not in known):
+            unused |= dict.fromkeys(written[module], no_layer(module, architecture))
             continue
-        alpha = parts.pop("alpha", None)
-        if alpha is not None and alpha.numel() != 1:
-            raise ValueError(f"{module}: its alpha is {tuple(alpha.shape)}: expected one number")
         if layer in factors:
             raise ValueError(f"{module}: layer {layer} stands twice in it, under two names: remove one of them")
         try:
-            f, dim, errors[layer] = factors_of(parts, rank, family.kernel_of(layer))
+            factors[layer], errors[layer] = scaled(parts, layer, settings, family, rank)
         except ValueError as error:
             raise ValueError(f"{module}: {error}") from error
-        scale = scale_of(layer, dim, settings, family) if alpha is None else alpha.item() / dim if dim else 1.0
-        if not (math.isfinite(scale) and f.up.isfinite().all() and f.down.isfinite().all()):
-            raise ValueError(f"{module}: not all factors are finite numbers")
-        factors[layer] = LowRank(f.up * scale, f.down, f.kernel)
+        if known and (found := shape_of(factors[layer])) != known[layer]:
+            raise ValueError(
+                f"{module}: a change of a weight {list(found)}, which does not fit {architecture}: {layer} is {list(known[layer])} there"
+            )
     if not factors:
-        known = listed([f.title for f in families()])
-        raise ValueError(f"no LoRA of {known}: none of its {len(state)} keys is one, such as {next(iter(state), '')!r}")
+        raise ValueError(what_else(state))
     return Lora(
         architecture,
         {layer: f for layer, f in factors.items() if not family.encoder_of(layer)},
         {layer: f for layer, f in factors.items() if family.encoder_of(layer)},
-        remarks(left_out, len(state), errors, rank),
+        [*remarks(unused, len(state)), *errors_told(errors, rank), *unscaled(state, settings)],
+        unused,
     )
 
 
-def architecture_of(groups: Mapping[str, Mapping[str, Tensor]], given: str = "") -> str:
-    """What base the layers are of: by the text that they read, else by names that only one family has.
+def grouped(state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[str]], dict[str, str]]:
+    """Parts by layer, their keys by layer, and why the other keys are none. Raises ``ValueError`` for a part that stands twice."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    written: dict[str, list[str]] = {}
+    unused: dict[str, str] = {}
+    for key, tensor in state.items():
+        match read_key(key):
+            case LayerPart(module, part):
+                if part in groups.setdefault(module, {}):
+                    if part in PRODUCTS:
+                        continue
+                    raise ValueError(f"{key}: its layer stands twice in it, as of two adapters: keep one of them")
+                groups[module][part] = tensor
+                written.setdefault(module, []).append(key)
+            case Left(why):
+                unused[key] = why
+            case _:
+                unused[key] = "no part of a layer"
+    return groups, written, unused
+
+
+def check_kinds(groups: Groups) -> None:
+    """Raises ``ValueError`` naming the layer for a kind whose change is no sum with the base's weights."""
+    for module, parts in groups.items():
+        for kind in PRODUCTS:
+            if kind in parts:
+                raise ValueError(f"{module}: {kind}, which needs the base's own weights and is no sum: look for a LoRA of the same")
+
+
+def scaled(parts: Mapping[str, Tensor], layer: str, settings: Mapping[str, Settings], family: Family, rank: int) -> tuple[LowRank, float]:
+    """The factors of a layer as they act, and their relative error. Raises ``ValueError`` for parts of which none can be made."""
+    numbers = {name: parts[name] for name in ("alpha", "scalar") if name in parts}
+    for name, number in numbers.items():
+        if number.numel() != 1:
+            raise ValueError(f"its {name} is {tuple(number.shape)}: expected one number")
+    for name, part in parts.items():
+        if name not in numbers and not part.is_floating_point():
+            raise ValueError(f"{name} is of the type {str(part.dtype).removeprefix('torch.')}: expected numbers with a fraction")
+    given = {name: part.float() for name, part in parts.items() if name not in numbers}
+    f, dim, error = factors_of(given, rank, family.kernel_of(layer))
+    alpha, scalar = numbers.get("alpha"), numbers.get("scalar")
+    scale = scale_of(layer, dim, settings, family) if alpha is None else alpha.item() / dim if dim else 1.0
+    scale *= 1.0 if scalar is None else scalar.item()
+    if not (math.isfinite(scale) and f.up.isfinite().all() and f.down.isfinite().all()):
+        raise ValueError("not all factors are finite numbers")
+    return LowRank(f.up * scale, f.down, f.kernel), error
+
+
+def check_sizes(concept: Concept) -> None:
+    """Raises ``ValueError`` naming the first layer whose factors are of another size than the base has, where that is known."""
+    known = family_of(concept.architecture)
+    for layer, f in concept.all_factors.items() if known.architecture == concept.architecture else ():
+        wanted = known.shapes.get(layer)
+        if wanted and shape_of(f) != wanted:
+            raise ValueError(
+                f"a change of a weight {list(shape_of(f))}, which does not fit {concept.architecture}: {layer} is {list(wanted)} there"
+            )
+
+
+def shape_of(factors: LowRank) -> tuple[int, int]:
+    """The weight ``(out, in)`` that factors change."""
+    return factors.up.shape[0], factors.down.shape[1]
+
+
+def no_layer(module: str, architecture: str) -> str:
+    """Why a group of parts is of no layer."""
+    if re.search(r"norm|ln_", module):
+        return "a norm"
+    if re.search(r"token_embedding|position_embedding|lora_embedding", module):
+        return "a table of embeddings"
+    return f"a layer that {architecture} does not have"
+
+
+# What files of tensors hold that are no LoRA of a known family, by what their keys have in them.
+OTHERS: tuple[tuple[str, str], ...] = (
+    (r"^\w+:\d+:\w+$", NUMBERED),
+    (r"custom_diffusion\.", "a Custom Diffusion, whose weights stand in place of the base's own: look for a LoRA of the same"),
+    (r"^(control_model|controlnet_cond_embedding|controlnet_|zero_convs|input_hint_block)", "a ControlNet: it is no concept"),
+    (r"^(image_proj|ip_adapter)\b", "an IP-Adapter: it is no concept"),
+    (r"(double|single)_blocks|single_transformer_blocks", "a LoRA or a model of Flux"),
+    (r"joint_blocks", "a LoRA or a model of Stable Diffusion 3"),
+    (r"^(model\.diffusion_model|diffusion_model|unet)\..*(?<!lora)\.weight$", "weights of a model and no change of one: it is a base"),
+    (r"^(first_stage_model|encoder\.down|decoder\.up|post_quant_conv)", "an autoencoder: it is no concept"),
+    (r"^(text_model\.|cond_stage_model|conditioner|transformer\.text_model)", "a text encoder: it is no concept"),
+)
+
+
+def what_else(state: Mapping[str, Tensor]) -> str:
+    """Says of a file without a layer of a known family what it is."""
+    known = listed([f.title for f in families()])
+    said = f"no LoRA of {known}: none of its {len(state)} keys is one, such as {next(iter(state), '')!r}"
+    for pattern, what in OTHERS:
+        if any(re.search(pattern, key) for key in state):
+            return f"{what}; {said}"
+    return said
+
+
+def architecture_of(groups: Groups, given: str = "") -> str:
+    """What base the layers are of: by the text that they read, else by names that only one family has, else by their shapes.
 
     Raises ``ValueError`` when it is another family, not the one ``given``, or cannot be told.
     """
@@ -92,7 +191,7 @@ def architecture_of(groups: Mapping[str, Mapping[str, Tensor]], given: str = "")
     widths = {f: text_width(f, layers) for f, layers in names.items()}
     width = next(filter(None, widths.values()), 0)
     if given:
-        if width and width != Architecture.parse(given).width:
+        if width and width != Architecture.parse(given).width and family_of(given).architecture != given:
             raise ValueError(f"a LoRA for a text of width {width}: it does not fit {given}")
         return given
     if width:
@@ -104,7 +203,19 @@ def architecture_of(groups: Mapping[str, Mapping[str, Tensor]], given: str = "")
         return told.architecture
     if not any(names.values()):
         return known[0].architecture  # the caller says that there is no layer at all
+    if len(could := [f for f in known if f.shapes and names[f] and all(could_be(f, *item) for item in names[f].items())]) == 1:
+        return could[0].architecture
     raise ValueError(f"no layer in it says which base it is for: give the architecture, one of {', '.join(f.architecture for f in known)}")
+
+
+def could_be(family: Family, layer: str, parts: Mapping[str, Tensor]) -> bool:
+    """Whether a layer of a family has the sizes of some parts, as far as these are a plain LoRA."""
+    up, down = parts.get("up"), parts.get("down")
+    if layer not in family.shapes:
+        return False
+    if up is None or down is None or not up.ndim or not down.ndim or "mid" in parts or not down.shape[0]:
+        return True
+    return (up.shape[0], down[0].numel()) == family.shapes[layer]
 
 
 def text_width(family: Family, layers: Mapping[str, Mapping[str, Tensor]]) -> int:
@@ -126,55 +237,52 @@ def width_in(parts: Mapping[str, Tensor]) -> int:
 
 
 def scale_of(layer: str, rank: int, settings: Mapping[str, Settings], family: Family) -> float:
-    """How strongly factors act by peft's settings: 1 where there are none."""
+    """How strongly factors act by peft's settings: 1 where there are none.
+
+    LoRA is divided by its rank or, with rsLoRA, by the root of it. LoHa and LoKr are always divided by ``r``, whole sides too, and call
+    their alpha so.
+    """
     encoder = family.encoder_of(layer)
     own = settings.get(encoder.name if encoder else "")
-    if own is None or not rank:
+    if own is None:
         return 1.0
-    pattern: Mapping[str, Any] = own.get("alpha_pattern") or {}
     path = f"text_model.{layer.partition('.')[2]}" if encoder else layer
-    alpha = next((value for name, value in pattern.items() if f".{path}".endswith(f".{name}")), own.get("lora_alpha", rank))
-    return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else rank)
+    kind = str(own.get("peft_type", "LORA")).upper()
+    rank = int(for_layer(own, "rank_pattern", path, own.get("r", rank))) if kind in ("LOHA", "LOKR") else rank
+    if not rank:
+        return 1.0
+    alpha = for_layer(own, "alpha_pattern", path, own.get("lora_alpha" if kind == "LORA" else "alpha", rank))
+    return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") and kind == "LORA" else rank)
 
 
-def remarks(left_out: Sequence[str], total: int, errors: Mapping[str, float], rank: int) -> list[str]:
-    """What of a file could not be taken over as it is."""
-    found = []
-    if left_out:
-        found.append(
-            f"{len(left_out)} of {total} keys are left out, the first is {left_out[0]!r}: only the weights of linear layers and "
-            "convolutions can be changed, not biases, norms or embeddings"
-        )
+def for_layer(own: Settings, pattern: str, path: str, otherwise: Any) -> Any:
+    """A setting of peft for one layer: that of the first name in its pattern which the layer's ends with."""
+    return next((value for name, value in (own.get(pattern) or {}).items() if f".{path}".endswith(f".{name}")), otherwise)
+
+
+def remarks(unused: Mapping[str, str], total: int) -> list[str]:
+    """What of a file is not used: how many keys, why, and one of each kind by name."""
+    if not unused:
+        return []
+    counts, first = Counter(unused.values()), {why: key for key, why in reversed([*unused.items()])}
+    kinds = "; ".join(f"{count} {why}, such as {first[why]!r}" for why, count in counts.items())
+    return [
+        f"{len(unused)} of {total} keys are left out, the first is {next(iter(unused))!r} ({kinds}): only the weights of linear layers and "
+        "convolutions can be changed, and words"
+    ]
+
+
+def errors_told(errors: Mapping[str, float], rank: int) -> list[str]:
+    """Which layers are not exact at a rank, by their relative errors."""
     lossy = {layer: error for layer, error in errors.items() if error > 1e-6}
-    if lossy:
-        worst = max(lossy, key=lossy.__getitem__)
-        found.append(f"{len(lossy)} layers were brought to rank {rank}: relative error at most {lossy[worst]:.3f} (in {worst})")
-    return found
+    if not lossy:
+        return []
+    worst = max(lossy, key=lossy.__getitem__)
+    return [f"{len(lossy)} layers were brought to rank {rank}: relative error at most {lossy[worst]:.3f} (in {worst})"]
 
 
-def lora_concept(
-    state: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    settings: Mapping[str, Settings],
-    *,
-    name: str,
-    architecture: str,
-    class_word: str,
-    triggers: Sequence[str],
-    rank: int,
-) -> tuple[Concept, list[str]]:
-    """A LoRA as a concept without words of its own, and warnings."""
-    read = read_lora(state, settings or settings_in(metadata), architecture, rank)
-    known, hints = triggers_in(metadata, triggers, name)
-    about = {key: metadata[f"modelspec.{key}"] for key in ABOUT if metadata.get(f"modelspec.{key}")}
-    concept = Concept(
-        name=check_name(name),
-        class_word=class_word,
-        architecture=read.architecture,
-        factors=read.factors,
-        text_factors=read.text_factors,
-        triggers=known,
-        about=about,
-        preview=picture_in(metadata),
-    )
-    return concept, [*read.warnings, *hints]
+def unscaled(state: Mapping[str, Tensor], settings: Mapping[str, Settings]) -> list[str]:
+    """A remark on a file of peft that has lost the settings which say how strongly it acts."""
+    if settings or not any(key.startswith("base_model.model.") for key in state) or any(key.endswith(".alpha") for key in state):
+        return []
+    return ["no adapter_config.json is beside it, which says how strongly peft's factors act: they are taken as they are"]

@@ -106,7 +106,7 @@ def add(compressed: Compressed, concepts: Sequence[Concept]) -> Compressed:
     spectra = [{n: spectrum(f) for n, f in c.all_factors.items()} for c in concepts]
     norms = [norm([s for _, s, _ in own.values()]) or 1.0 for own in spectra]
     found = directions(compressed, spectra, norms)
-    whole = min((grown(compressed, concepts, spectra, norms, found, share) for share in SHARES), key=numbers)
+    whole = min((grow(compressed, concepts, spectra, norms, found, share) for share in SHARES), key=numbers)
     errors = dict(compressed.errors)
     for c, size, core in zip(concepts, norms, whole.concepts[len(compressed.concepts) :], strict=True):
         left = [distance(f, whole.expanded(n, core.all_factors[n])) for n, f in c.all_factors.items()]
@@ -129,12 +129,14 @@ def numbers(compressed: Compressed) -> int:
     return sum(t.numel() for t in [*parts, *(t for c in compressed.concepts for f in c.all_factors.values() for t in (f.up, f.down))])
 
 
-def grown(
+def grow(
     old: Compressed, concepts: Sequence[Concept], spectra: Spectra, norms: Sequence[float], found: Sequence[Directions], share: float
 ) -> Compressed:
-    """With the new concepts in it, when ``share`` of what they may lose goes to the bases; their errors are still to be measured."""
+    """Return the compressed bank with the new concepts in it, when ``share`` of what they may lose goes to the bases; their errors are
+    still to be measured.
+    """
     due = old.tolerance**2 * ROOM
-    bases, lost = extended(old, spectra, norms, found, due * share)
+    bases, lost = extend_bases(old, spectra, norms, found, due * share)
     stored, bounds, cores = DTYPES[old.dtype], dict(old.bounds), []
     for c, own, size, given in zip(concepts, spectra, norms, lost.tolist(), strict=True):
         parts = {n: within(bases[n], own[n]) for n in own}
@@ -185,10 +187,10 @@ def directions(old: Compressed, spectra: Spectra, norms: Sequence[float]) -> lis
     return found
 
 
-def extended(
+def extend_bases(
     old: Compressed, spectra: Spectra, norms: Sequence[float], found: Sequence[Directions], due: float
 ) -> tuple[dict[str, Layer], Tensor]:
-    """The bases with the directions that new concepts need, and the squared share ``[G]`` of each concept that they leave out.
+    """Return the bases with the directions that new concepts need, and the squared share ``[G]`` of each concept that they leave out.
 
     The weakest directions of all layers and both sides are left out as long as no concept loses more than ``due``.
     """

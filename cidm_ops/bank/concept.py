@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """What was learned of one concept (the task learner Z_g of CIDM 3.1).
+    """A concept holds what was learned of it (the task learner Z_g of CIDM 3.1).
 
     ``factors`` maps canonical layer names to ``LowRank``; ``tokens`` maps the name of a text encoder to ``[k, R, D]``,
     R rows per word, and ``token_layers`` says which of them each cross-attention layer reads: its own, if it is empty.

@@ -1,64 +1,173 @@
-"""Files of others into a bank: what they are is told by what is in them, not by their name."""
+"""Files of others into a bank: what they are is told by the names in them, every tensor is used or named, and so is what is refused."""
 
 import hashlib
 import json
-import pickletools
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from warnings import catch_warnings, filterwarnings
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..models.family import families
+from ..models.family import families, family_of
+from ..tensor_file import read_tensors, tensors_in
 from .bank import Bank
-from .community import lora_concept
-from .concept import Concept, check_name
+from .community import Lora, check_sizes, read_lora, remarks, what_else
+from .concept import ABOUT, Concept, check_name
 from .concept_file import load_concept
-from .embedding import embedding_concept, is_embedding
+from .embedding import first_encoder, misfit, read_words, rows_in, spoken, words_concept
 from .manage import renamed
-from .metadata import Settings, check_settings
+from .metadata import Settings, check_settings, picture_in, settings_in, triggers_in
+from .names import NUMBERED, LayerPart, Left, Rows, Told, read_key
 from .reference import is_reference, own_name, reference_concept
 
 EXISTING = ("refuse", "replace")
+LARGEST_SETTINGS = 1 << 24  # bytes of an adapter_config.json that is read
+OURS = "a concept of this pack"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What whoever imports a file says of it: all of it may be empty, and the file then says it. ``rank`` is that of layers which are no
+    LoRA of two factors (LoHa, LoKr, full deltas).
+    """
+
+    name: str = ""
+    architecture: str = ""
+    class_word: str = ""
+    triggers: Sequence[str] = ()
+    rank: int = 16
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file is, the concept that it becomes, and remarks. Every key of the file is in ``used`` or, with the reason why it is not
+    used, in ``unused``.
+    """
+
+    what: str
+    concept: Concept
+    warnings: Sequence[str]
+    used: Sequence[str]
+    unused: Mapping[str, str] = field(default_factory=dict)
 
 
 def import_file(
     file: Path, *, name: str = "", architecture: str = "", class_word: str = "", triggers: Sequence[str] = (), rank: int = 16
 ) -> tuple[list[Concept], list[str]]:
-    """The concepts of a file, and warnings: our own, a LoRA of any naming, an embedding, or a checkpoint of the reference.
+    """The concepts of a file, and warnings: our own, a LoRA of any naming, an embedding, both together, or a checkpoint of the reference.
 
     Without a ``name`` it is that of the file. ``rank`` is that of layers which are no LoRA of two factors (LoHa, LoKr, full deltas).
     Raises ``FileNotFoundError``, or ``ValueError`` naming the file and the key; nothing that a file holds is ever executed.
     """
+    reading = read_file(file, Labels(name, architecture, class_word, triggers, rank))
+    return [reading.concept], list(reading.warnings)
+
+
+def read_file(file: Path, labels: Labels = Labels()) -> Reading:
+    """What a file is and what is used of it. Raises ``FileNotFoundError``, or ``ValueError`` naming the file and the key."""
     file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    content, metadata = read_tensors(file)
-    if "cidm" in metadata:
-        concept = load_concept(file)
-        concept = renamed(concept, check_name(name or concept.name))
-        return [replace(concept, class_word=class_word or concept.class_word, triggers=tuple(triggers) or concept.triggers)], []
     try:
-        found = name or handle(own_name(content) if is_reference(content) else "") or handle(file.stem)
-        if is_reference(content):
-            concept, warnings = reference_concept(content, name=found, architecture=architecture, class_word=class_word, rank=rank)
-        elif is_embedding(content):
-            concept, warnings = embedding_concept(content, name=found, architecture=architecture, class_word=class_word), []
-        else:
-            state = {key: t for key, t in content.items() if isinstance(t, Tensor)}
-            concept, warnings = lora_concept(
-                state, metadata, settings_beside(file), name=found, architecture=architecture, class_word=class_word, triggers=triggers,
-                rank=rank,
-            )  # fmt: skip
+        content, metadata = read_tensors(file)
     except ValueError as error:
         raise ValueError(f"{file.name}: {error}") from error
-    return [concept], warnings
+    if "cidm" in metadata:
+        concept = load_concept(file)
+        try:
+            check_sizes(concept)
+        except ValueError as error:
+            raise ValueError(f"{file.name}: {error}") from error
+        concept = renamed(concept, check_name(labels.name or concept.name))
+        concept = replace(concept, class_word=labels.class_word or concept.class_word, triggers=tuple(labels.triggers) or concept.triggers)
+        return Reading(OURS, concept, [], list(content))
+    try:
+        labels = replace(labels, name=check_name(labels.name or name_of(file, content)))
+        if is_reference(content):
+            return read_reference(content, labels)
+        return read_foreign(tensors_in(content), metadata, settings_beside(file), labels)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+
+
+def name_of(file: Path, content: Mapping[str, Any]) -> str:
+    """The name that a file gives its concept. Raises ``ValueError`` if it gives none."""
+    if name := handle(own_name(content) if is_reference(content) else "") or handle(file.stem):
+        return name
+    raise ValueError(
+        "a concept's name has letters a to z, digits, '-' and '_', and there are none in the file's name: give the concept a name (--name)"
+    )
+
+
+def read_reference(content: Mapping[str, Any], labels: Labels) -> Reading:
+    """A checkpoint of the reference implementation."""
+    concept, warnings, unused = reference_concept(
+        content, name=labels.name, architecture=labels.architecture, class_word=labels.class_word, rank=labels.rank
+    )
+    known = [*labels.triggers]
+    used = [key for key in tensors_in(content) if key not in unused]
+    return Reading("a checkpoint of the CIDM reference code", replace(concept, triggers=tuple(known)), warnings, used, unused)
+
+
+def read_foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings: Mapping[str, Settings], labels: Labels) -> Reading:
+    """A LoRA, an embedding, or both together."""
+    if any(NUMBERED.fullmatch(key) for key in tensors):
+        raise ValueError(what_else(tensors))
+    rows = rows_in(tensors)
+    told = [key for key in tensors if isinstance(read_key(key), Told)]
+    others = {key: t for key, t in tensors.items() if key not in rows and key not in told}
+    if rows and not any(isinstance(read_key(key), LayerPart) for key in others):
+        return read_embedding(tensors, rows, labels)
+    lora = read_lora(others, settings or settings_in(metadata), labels.architecture, labels.rank)
+    concept, hints = lora_concept(lora, metadata, labels)
+    kept, unused, said = words_beside(tensors, rows, lora)
+    if kept:
+        own = spoken(kept, lora.architecture, concept.name)
+        concept = replace(concept, words=own.words, tokens=own.tokens, token_layers=own.token_layers)
+        said += own.warnings
+    unused = {**lora.unused, **unused}
+    used = [key for key in tensors if key not in unused]
+    return Reading(f"a LoRA{' with words' if kept else ''}", concept, [*lora.warnings, *said, *hints], used, unused)
+
+
+def read_embedding(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], labels: Labels) -> Reading:
+    """Words alone."""
+    first = first_encoder(family_of(labels.architecture) if labels.architecture else None)
+    words = read_words(tensors, rows, first)
+    concept, said = words_concept(words, name=labels.name, architecture=labels.architecture, class_word=labels.class_word)
+    unused = {}
+    for key in tensors:
+        if key not in rows and not isinstance(read := read_key(key), Told):
+            unused[key] = read.why if isinstance(read, Left) else "no row of a word"
+    used = [key for key in tensors if key not in unused]
+    concept = replace(concept, triggers=tuple(dict.fromkeys(t.strip() for t in labels.triggers if t.strip())))
+    return Reading("an embedding", concept, [*remarks(unused, len(tensors)), *said], used, unused)
+
+
+def words_beside(
+    tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], lora: Lora
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, str], list[str]]:
+    """The words bundled with a LoRA that its base can read, why the other rows are not used, and what to say of these."""
+    words = read_words(tensors, rows, first_encoder(family_of(lora.architecture)))
+    wrong = {word: why for word, own in words.items() if (why := misfit(own, lora.architecture))}
+    unused = {key: wrong[row.word] for key, row in rows.items() if row.word in wrong}
+    return {word: own for word, own in words.items() if word not in wrong}, unused, remarks(unused, len(tensors))
+
+
+def lora_concept(lora: Lora, metadata: Mapping[str, str], labels: Labels) -> tuple[Concept, list[str]]:
+    """A LoRA as a concept without words of its own, and hints about its triggers."""
+    known, hints = triggers_in(metadata, labels.triggers, labels.name)
+    concept = Concept(
+        name=labels.name,
+        class_word=labels.class_word,
+        architecture=lora.architecture,
+        factors=lora.factors,
+        text_factors=lora.text_factors,
+        triggers=known,
+        about={key: metadata[f"modelspec.{key}"] for key in ABOUT if metadata.get(f"modelspec.{key}")},
+        preview=picture_in(metadata),
+    )
+    return concept, hints
 
 
 def import_into(bank: Bank, file: Path, *, name: str = "", existing: str = "refuse", **how: Any) -> tuple[Bank, list[Concept], list[str]]:
@@ -86,53 +195,17 @@ def import_into(bank: Bank, file: Path, *, name: str = "", existing: str = "refu
     return bank, concepts, warnings
 
 
-def read_tensors(file: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """What a safetensors file or a checkpoint of torch holds, and its metadata. Raises ``ValueError`` naming the file."""
-    with open(file, "rb") as f:
-        head = f.read(9)
-    if head[8:] == b"{":
-        try:
-            with safe_open(file, "pt") as f:
-                return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118 -- an open file, not a dict
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{file.name}: damaged safetensors file ({error}): get it again") from error
-    try:
-        with catch_warnings():
-            filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is refused below
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file makes the reader fail in any way
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if code := named[1] if named else first_call(file):
-            raise ValueError(f"{file.name}: it wants to run code ({code}): refused, and nothing was executed") from None
-        raise ValueError(f"{file.name}: neither a safetensors file nor a checkpoint of torch that can be read: get it again") from error
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{file.name}: it holds a {type(content).__name__}: expected tensors by name")
-    return content.get("state_dict", content), {}
-
-
-def first_call(file: Path) -> str:
-    """The module and the name of what a pickle wants to call first, told by its opcodes alone; "" for a file that is none."""
-    texts: list[str] = []
-    with open(file, "rb") as f, suppress(ValueError, MemoryError, OverflowError):
-        for opcode, argument, _ in pickletools.genops(f):
-            if opcode.name in ("GLOBAL", "INST"):
-                return str(argument).replace(" ", ".")
-            if opcode.name == "STACK_GLOBAL":
-                return ".".join(texts[-2:])
-            if isinstance(argument, str):
-                texts.append(argument)
-    return ""
-
-
 def settings_beside(file: Path) -> dict[str, Settings]:
     """peft keeps its settings beside ``adapter_model.safetensors``. Raises ``ValueError`` if they cannot be read."""
     config = file.with_name("adapter_config.json")
     if not file.name.startswith("adapter_model.") or not config.is_file():
         return {}
     try:
+        if config.stat().st_size > LARGEST_SETTINGS:
+            raise ValueError(f"it has {config.stat().st_size} bytes")
         own = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{config.name} beside it cannot be read ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{config.name} beside it is no JSON that can be read: get it again, or have the file without it") from error
     if not isinstance(own, dict):
         raise ValueError(f"{config.name} beside it holds no settings")
     check_settings(own)

@@ -32,7 +32,7 @@ def export_concept(concept: Concept, folder: Path) -> list[Path]:
     stem = check_name(concept.name)
     found: dict[Path, bytes] = {}
     if concept.all_factors:
-        found[folder / f"{stem}.safetensors"] = packed(lora_state(concept), described(concept))
+        found[folder / f"{stem}.safetensors"] = packed(lora_state(concept), lora_metadata(concept))
     if concept.tokens:
         rows: dict[str, Tensor] = {encoder: t.contiguous() for encoder, t in single_rows(concept).items()}
         found[folder / f"{stem}_words.safetensors"] = packed(rows, {"modelspec.title": stem, EXPORTED: stem})
@@ -57,28 +57,34 @@ def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: i
         raise ValueError(f"concepts for {' and for '.join(kinds)} cannot be merged: choose those of one base")
     if residuals := [c.name for c in concepts if c.residuals]:
         raise ValueError(f"<{residuals[0]}> is an Infusion concept, which is no LoRA: leave it out")
+    merged, error = _merged(concepts, weights, rank)
+    if not merged:
+        raise ValueError("nothing to merge: no concept has factors")
+    triggers = tuple(t for c in concepts for t in c.triggers)
+    one = replace(concepts[0], name=check_name(file.stem), factors=merged, text_factors={}, triggers=triggers, about={}, preview=b"")
+    metadata = lora_metadata(one) | {"cidm.merged": json.dumps(dict(zip([c.name for c in concepts], weights, strict=True)))}
+    check_replaceable(file, EXPORTED)
+    write_atomically(packed(lora_state(one), metadata), file)
+    return error
+
+
+def _merged(concepts: Sequence[Concept], weights: Sequence[float], rank: int) -> tuple[dict[str, LowRank], float]:
+    """The sum of the concepts' deltas by layer, each of at most ``rank``, and its error relative to the whole sum (Frobenius)."""
     layers: dict[str, list[tuple[LowRank, float]]] = {}
     for concept, weight in zip(concepts, weights, strict=True):
         for layer, f in concept.all_factors.items():
             layers.setdefault(layer, []).append((f, weight))
-    if not layers:
-        raise ValueError("nothing to merge: no concept has factors")
     merged, lost, whole = {}, 0.0, 0.0
     for layer, parts in layers.items():
-        total = Stack.of([f for f, _ in parts]).merged(torch.tensor([w for _, w in parts]))
+        total = Stack.of([f for f, _ in parts]).merge(torch.tensor([w for _, w in parts]))
         merged[layer], error = truncated(total, rank)
         size = total.norm() ** 2
         lost, whole = lost + error**2 * size, whole + size
-    triggers = tuple(t for c in concepts for t in c.triggers)
-    one = replace(concepts[0], name=check_name(file.stem), factors=merged, text_factors={}, triggers=triggers, about={}, preview=b"")
-    metadata = described(one) | {"cidm.merged": json.dumps(dict(zip([c.name for c in concepts], weights, strict=True)))}
-    check_replaceable(file, EXPORTED)
-    write_atomically(packed(lora_state(one), metadata), file)
-    return math.sqrt(lost / whole) if whole else 0.0
+    return merged, math.sqrt(lost / whole) if whole else 0.0
 
 
-def described(concept: Concept) -> dict[str, str]:
-    """The metadata of a plain LoRA, by the ModelSpec standard."""
+def lora_metadata(concept: Concept) -> dict[str, str]:
+    """Return the metadata of a plain LoRA, by the ModelSpec standard."""
     found = {key: concept.about[key] for key in ABOUT if concept.about.get(key)} | {
         "title": concept.name,
         "architecture": family_of(concept.architecture).files.modelspec,

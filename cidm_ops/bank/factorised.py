@@ -18,8 +18,9 @@ def factors_of(parts: Mapping[str, Tensor], rank: int, kernel: tuple[int, ...] =
     A LoRA keeps its rank and is exact, all else is brought to at most ``rank``. Raises ``ValueError`` for parts that are missing or
     do not fit.
     """
+    check_one_kind(parts)
     try:
-        if "hada_w1_a" in parts:
+        if any(part.startswith("hada_") for part in parts):
             factors, dim = loha(parts)
             factors, error = truncated(factors, rank)
         elif any(part.startswith("lokr_") for part in parts):
@@ -29,13 +30,23 @@ def factors_of(parts: Mapping[str, Tensor], rank: int, kernel: tuple[int, ...] =
         else:
             factors, dim, error = lora(parts["up"], parts["down"], parts.get("mid")), len(parts["down"]), 0.0
     except KeyError as missing:
-        raise ValueError(f"{missing.args[0]} is missing beside {', '.join(sorted(parts))}") from None
+        raise ValueError(f"{missing.args[0]} is missing beside {', '.join(sorted(parts)) or 'its alpha alone'}") from None
     except (RuntimeError, IndexError, TypeError, ValueError) as error_:
         raise ValueError(f"its parts do not fit: {', '.join(f'{k} {tuple(t.shape)}' for k, t in sorted(parts.items()))}") from error_
     given = max((tuple(t.shape[2:]) for t in parts.values() if t.ndim == 4), default=kernel)
     if given != kernel and (given, kernel) != ((1, 1), ()):
         raise ValueError(f"its parts have the kernel {given}: expected {kernel or 'a linear layer'}")
     return LowRank(factors.up, factors.down, kernel), dim, error
+
+
+def check_one_kind(parts: Mapping[str, Tensor]) -> None:
+    """Raises ``ValueError`` for parts of more than one kind, of which one would be passed over."""
+    kinds = [{"up", "down", "mid"}, {part for part in parts if part.startswith("hada_")}, {"diff"}]
+    kinds.append({part for part in parts if part.startswith("lokr_")})
+    twice = [w for w in ("lokr_w1", "lokr_w2") if w in parts and any(f"{w}_{side}" in parts for side in "ab")]
+    core = "lokr_t2" in parts and "lokr_w2" in parts
+    if twice or core or sum(bool(kind & parts.keys()) for kind in kinds) > 1:
+        raise ValueError(f"{', '.join(sorted(parts))} stand beside each other: expected the parts of one kind")
 
 
 def lora(up: Tensor, down: Tensor, mid: Tensor | None = None) -> LowRank:

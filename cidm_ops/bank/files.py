@@ -9,6 +9,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -68,14 +69,14 @@ def sync(folder: Path) -> None:
 
 
 def not_written(file: Path, error: OSError) -> OSError:
-    """What to say of a file that could not be written."""
+    """Say that a file could not be written, why, and what to do."""
     do = "make room and start again" if error.errno in FULL else "change that or choose another place"
     what = f"{file} cannot be written ({error.strerror}): nothing is lost, what was there before is unchanged; {do}"
     return type(error)(error.errno, what)
 
 
 def parts(folder: Path, pattern: str = ".*.partial") -> list[Path]:
-    """What writers of files in a folder are at, or left when they were interrupted."""
+    """List the files in a folder that writers are at, or left when they were interrupted."""
     return sorted(folder.glob(pattern))
 
 
@@ -93,6 +94,13 @@ def write_picture(picture: Image.Image, file: Path) -> None:
         raise ValueError(f"{file} is no name of a picture: expected one that ends in .png, .jpg or .webp")
     data = io.BytesIO()
     picture.save(data, kind)
+    write_atomically(data.getvalue(), file)
+
+
+def write_array(array: np.ndarray, file: Path) -> None:
+    """Write an array as NumPy keeps it. Raises ``OSError`` naming the file."""
+    data = io.BytesIO()
+    np.save(data, array)
     write_atomically(data.getvalue(), file)
 
 

@@ -65,7 +65,7 @@ def read_files(folder: Path, known: dict[str, dict[str, Any]]) -> tuple[dict[str
 
 
 def stamp(file: Path) -> list[int]:
-    """By what a file is known not to have changed: size, time and inode; empty for one that is not there."""
+    """A stamp tells whether a file has changed: its size, time and inode; it is empty for a file that is not there."""
     try:
         stat = file.stat()
     except OSError:

@@ -15,8 +15,8 @@ WAIT = 30.0  # seconds
 
 @contextmanager
 def writing(folder: Path, wait: float = WAIT) -> Iterator[None]:
-    """While open, no one else writes into the bank; waits for another writer. The note of who it is is a courtesy: a full disk does
-    without.
+    """Keep others from writing into the bank while this is open; it waits for another writer. The note of who it is is a courtesy: a full
+    disk does without.
 
     Raises ``TimeoutError`` that says who holds it, and ``ValueError`` if the folder cannot be written to.
     """
@@ -50,6 +50,6 @@ def drop(holder: Path) -> None:
 
 
 def unwritable(folder: Path, error: Exception) -> ValueError:
-    """What to say of a bank that cannot be written to."""
+    """Say that a bank cannot be written to, and what to do."""
     why = getattr(error, "strerror", None) or error
     return ValueError(f"the bank folder {folder} cannot be written to ({why}): change that or use another")

@@ -23,8 +23,8 @@ from .thumbnails import thumbnail, wrong_with
 EXISTING = ("refuse", "skip", "replace")
 
 
-def known(bank: Bank, name: str) -> Bank:
-    """The bank as it is now, for a writer who holds the lock. Raises ``KeyError`` if it has no such concept, whole or damaged."""
+def reopen(bank: Bank, name: str) -> Bank:
+    """Return the bank as it is now, for a writer who holds the lock. Raises ``KeyError`` if it has no such concept, whole or damaged."""
     now = Bank(bank.folder)
     if name not in now.headers and name not in now.damaged:
         raise KeyError(f"no concept {name!r} in bank {now.folder}: it has {', '.join(now.names) or 'none yet'}")
@@ -34,7 +34,7 @@ def known(bank: Bank, name: str) -> Bank:
 def remove(bank: Bank, name: str) -> Bank:
     """Delete a concept, whole or damaged; the others keep their places."""
     with writing(bank.folder):
-        (known(bank, name).folder / f"{name}.safetensors").unlink()
+        (reopen(bank, name).folder / f"{name}.safetensors").unlink()
     return Bank(bank.folder)
 
 
@@ -45,7 +45,7 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
     """
     check_name(new)
     with writing(bank.folder):
-        now = known(bank, old)
+        now = reopen(bank, old)
         if new != old and (new in now.headers or new in now.damaged):
             raise ValueError(f"the bank {now.folder.name!r} has a concept {new!r} already: choose another name or remove that one")
         file = now.folder / f"{old}.safetensors"
@@ -63,7 +63,7 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
 
 
 def renamed(concept: Concept, new: str) -> Concept:
-    """A concept under another name, its words with it."""
+    """Return a concept under another name, its words with it."""
     before = f"<{concept.name}."
     return replace(concept, name=new, words=tuple(f"<{new}.{w[len(before) :]}" if w.startswith(before) else w for w in concept.words))
 
@@ -74,7 +74,7 @@ def move(bank: Bank, name: str, place: int) -> Bank:
     Raises ``ValueError`` for a place that the bank does not have.
     """
     with writing(bank.folder):
-        now = known(bank, name)
+        now = reopen(bank, name)
         now.get(name)
         if not 1 <= place <= len(now.names):
             raise ValueError(f"place {place}: expected 1 to {len(now.names)}, the concepts in bank {now.folder.name!r}")
@@ -141,7 +141,7 @@ def contents(concept: Concept) -> str:
 
 
 def verify(bank: Bank) -> dict[str, str]:
-    """What is wrong with each concept, empty for nothing: every file is read as a whole, every word has one owner, and no two names
+    """Say what is wrong with each concept, "" if nothing is: every file is read as a whole, every word has one owner, and no two names
     differ in case only.
     """
     now = Bank(bank.folder)
@@ -161,7 +161,7 @@ def verify(bank: Bank) -> dict[str, str]:
 
 
 def remarks(bank: Bank) -> list[str]:
-    """What is no damage and worth knowing: concepts with the same contents, parts that writers left, thumbnails that are none."""
+    """Say what is no damage and worth knowing: concepts with the same contents, parts that writers left, thumbnails that are none."""
     said = [f"{' and '.join(names)} have the same contents" for names in duplicates(bank)]
     said += [f"{file.relative_to(bank.folder)} was left by a writer that was interrupted: `repair` clears it" for file in leftovers(bank)]
     for name in bank.names:
@@ -201,7 +201,7 @@ def describe(bank: Bank, name: str, about: Mapping[str, str], preview: Image.Ima
     if unknown := set(about) - set(ABOUT):
         raise ValueError(f"{sorted(unknown)[0]!r} cannot be set: expected {', '.join(ABOUT)}")
     with writing(bank.folder):
-        now = known(bank, name)
+        now = reopen(bank, name)
         concept = now.get(name)
         texts = {key: text for key, text in {**concept.about, **about}.items() if text}
         small = thumbnail(preview) if preview else concept.preview

@@ -48,7 +48,7 @@ class Vocabulary:
 
     @cached_property
     def handles(self) -> dict[str, str]:
-        """What may stand in angle brackets, by its lower case."""
+        """List what may stand in angle brackets, by its lower case."""
         return {handle.lower(): handle for handle in [*(word[1:-1] for word in self.owner), *self.headers]}
 
     def read(self, prompt: str) -> Prompt:
@@ -58,7 +58,7 @@ class Vocabulary:
         mentioned: dict[str, float | None] = {}
         if wrong := self.lookalikes(prompt):
             text = wrong[0][2]
-            raise ValueError(self.meant(text)) if self.closest(text) else KeyError(text)
+            raise ValueError(self.suggest(text)) if self.closest(text) else KeyError(text)
 
         def write_out(match: re.Match[str]) -> str:
             name, word = match[1], f"<{match[1]}>"
@@ -71,10 +71,10 @@ class Vocabulary:
                     raise ValueError(f"<{owner}> has two strengths in one prompt, {given:g} and {strength:g}: give one")
                 mentioned[owner] = strength
             mentioned.setdefault(owner, None)
-            return self.written(name) if name in self.headers else word
+            return self.write_out(name) if name in self.headers else word
 
         text = MENTION.sub(write_out, prompt)
-        for _, owner in self.triggered(WORD.sub(" ", text)):
+        for _, owner in self.find_triggers(WORD.sub(" ", text)):
             mentioned.setdefault(owner, None)
         known = sorted(mentioned.items(), key=lambda item: self.place[item[0]])
         return Prompt(text, {name: 1.0 if strength is None else strength for name, strength in known})
@@ -89,7 +89,7 @@ class Vocabulary:
             if m.start() not in wrong:
                 marks.append((m.start(), m.end(), m[1] if m[1] in self.headers else self.owner.get(f"<{m[1]}>", "")))
         plain = MENTION.sub(lambda m: " " * len(m[0]), prompt)
-        marks += [(m.start(), m.end(), owner) for m, owner in self.triggered(plain)]
+        marks += [(m.start(), m.end(), owner) for m, owner in self.find_triggers(plain)]
         pieces: list[tuple[str, str | None]] = []
         at = 0
         for begin, end, owner in sorted(marks):
@@ -99,7 +99,7 @@ class Vocabulary:
         return [(text, owner) for text, owner in [*pieces, (prompt[at:], None)] if text]
 
     def lookalikes(self, prompt: str) -> list[tuple[int, int, str]]:
-        """Where, and what, looks like a handle and is none: begin, end and the text, in order."""
+        """Find what looks like a handle and is none: begin, end and the text, in order."""
         found, plain = [], list(prompt)
         for m in MENTION.finditer(prompt):
             if rest := miswritten(prompt, m):
@@ -110,13 +110,13 @@ class Vocabulary:
         for pattern in (CLOSED, UNCLOSED, UNOPENED):
             for m in pattern.finditer("".join(plain)):
                 begins = pattern is not UNOPENED and not m[1] and m[2][0].isalpha()
-                if begins or self.known(m[2]) or (pattern is CLOSED and SHAPED.fullmatch(m[2])):
+                if begins or self.first_handle(m[2]) or (pattern is CLOSED and SHAPED.fullmatch(m[2])):
                     found.append((m.start(), m.end(), m[0]))
                     plain[m.start() : m.end()] = "\n" * len(m[0])
         return sorted(found)
 
-    def known(self, text: str) -> str:
-        """The first handle in a text, in any case; "" for none."""
+    def first_handle(self, text: str) -> str:
+        """Find the first handle in a text, in any case; "" for none."""
         words = (word.lower().rstrip("._-") for word in re.findall(NAMED, text))
         return next((self.handles[word] for word in words if word in self.handles), "")
 
@@ -124,25 +124,25 @@ class Vocabulary:
         """The handle that a text in angle brackets, or what was to be one, is closest to; "" for none."""
         said = re.search(SHORT, text.lower())
         near = get_close_matches(said[0], self.handles, 1, 0.66) if said else []
-        return self.known(text) or (self.handles[near[0]] if near else "")
+        return self.first_handle(text) or (self.handles[near[0]] if near else "")
 
-    def meant(self, text: str) -> str:
-        """What to say of a text that looks like a handle: what was probably meant."""
+    def suggest(self, text: str) -> str:
+        """Say of a text that looks like a handle what was probably meant."""
         handle = self.closest(text)
         said = (part.replace(",", ".").rstrip(".") for part in re.findall(r"[:\s]\+?([\w.,-]+)", text))
         strength = next((part for part in said if re.fullmatch(NUMBER, part)), "")
         like = f"<{handle}:{strength}>" if strength else f"<{handle}>"
         return f"{text[:80]!r} is no handle of a concept: did you mean {like}? A strength is written <{handle}:0.8>, without blanks"
 
-    def triggered(self, said: str) -> Iterator[tuple[re.Match[str], str]]:
-        """Where a text has a trigger, as words of their own, in any case, and the concept it belongs to."""
+    def find_triggers(self, said: str) -> Iterator[tuple[re.Match[str], str]]:
+        """Find where a text has a trigger, as words of their own, in any case, and the concept it belongs to."""
         lower = said.lower()
         for trigger, owner in self.triggers.items():
             if trigger in lower:
                 yield from ((match, owner) for match in re.finditer(rf"(?<!\w){re.escape(trigger)}(?!\w)", said, re.IGNORECASE))
 
-    def written(self, name: str) -> str:
-        """What a handle stands for: all words of the concept, or the first trigger of a LoRA that was learned elsewhere. That of an
+    def write_out(self, name: str) -> str:
+        """Write a handle out: all words of the concept, or the first trigger of a LoRA that was learned elsewhere. The handle of an
         Infusion concept stays: which of the class words in a prompt are its own has to be known to the end.
         """
         header = self.headers[name]
@@ -152,6 +152,6 @@ class Vocabulary:
 
 
 def miswritten(prompt: str, mention: re.Match[str]) -> re.Match[str] | None:
-    """What stands behind a handle, looks like its strength and is none: ``:0,8`` or ``:+1``."""
+    """Find what stands behind a handle, looks like its strength and is none: ``:0,8`` or ``:+1``."""
     end = mention.end()
     return None if mention[3] or EMPHASIS.match(prompt, end) else MISWRITTEN.match(prompt, end)

@@ -8,6 +8,9 @@ from typing import Any
 from ..models.family import families
 from .concept_file import JPEG
 
+SUMS = ("LORA", "LOHA", "LOKR")  # of peft's kinds
+MOVED = ("pissa", "olora", "corda")  # ways of peft to begin, which take the first factors out of the base's own weights
+LARGEST_RANK = 1 << 20
 Settings = Mapping[str, Any]  # of peft: lora_alpha, use_rslora, alpha_pattern, ...
 
 
@@ -20,8 +23,8 @@ def settings_in(metadata: Mapping[str, str]) -> Mapping[str, Settings]:
         for key, value in packed.items():
             part, _, name = key.partition(".")
             found.setdefault(parts[part], {})[name] = value
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"metadata 'lora_adapter_metadata' cannot be read ({error!r})") from error
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError("its metadata 'lora_adapter_metadata' are no settings of peft: save it again, or without them") from error
     for own in found.values():
         check_settings(own)
     return found
@@ -31,11 +34,24 @@ def check_settings(own: Settings) -> None:
     """Raises ``ValueError`` for settings of peft under which a layer's change is not ``scale * up @ down``, or that cannot be read."""
     if own.get("use_dora"):
         raise ValueError("a DoRA, which scales the base's own weights and is no sum: look for a LoRA of the same")
-    patterns = own.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or any(set(name) & set("*+?[](){}|^$\\") for name in patterns):
-        raise ValueError(f"alpha_pattern {str(patterns)[:80]}: expected names of layers, no expressions")
-    if not all(isinstance(a, int | float) for a in [own.get("lora_alpha", 1), *patterns.values()]):
-        raise ValueError(f"lora_alpha {own.get('lora_alpha')!r}: expected a number")
+    kind = own.get("peft_type") or "LORA"
+    if str(kind).upper() not in SUMS:
+        raise ValueError(f"peft_type {str(kind)[:40]!r}: expected {', '.join(SUMS)}, whose changes are sums: look for a LoRA of the same")
+    begun = str(own.get("init_lora_weights", "")).lower()
+    if begun.startswith(MOVED):
+        raise ValueError(f"init_lora_weights {begun[:40]!r}, which moved the base's own weights: have peft convert it to a plain LoRA")
+    for pattern in ("alpha_pattern", "rank_pattern"):
+        names = own.get(pattern) or {}
+        if not isinstance(names, dict) or any(set(name) & set("*+?[](){}|^$\\") for name in names):
+            raise ValueError(f"{pattern} {str(names)[:80]}: expected names of layers, no expressions")
+        if not all(isinstance(n, int | float) for n in names.values()):
+            raise ValueError(f"{pattern} {str(names)[:80]}: expected numbers")
+    for key in ("lora_alpha", "alpha", "r"):
+        if not isinstance(own.get(key, 1), int | float):
+            raise ValueError(f"{key} {str(own[key])[:40]!r}: expected a number")
+    ranks = [own.get("r", 1), *(own.get("rank_pattern") or {}).values()]
+    if not all(1 <= rank <= LARGEST_RANK for rank in ranks):
+        raise ValueError(f"r {ranks[0]!r}: expected ranks of at least 1")
 
 
 def triggers_in(metadata: Mapping[str, str], given: Sequence[str], name: str) -> tuple[tuple[str, ...], list[str]]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..models.family import Architecture
-from .community import read_lora
+from ..tensor_file import tensors_in
+from .community import read_lora, remarks
 from .concept import Concept, check_name
 
 EMBEDDINGS = {"clip_l": "new_concept_embedding", "clip_g": "new_concept_embedding_2"}
@@ -33,8 +34,8 @@ def own_name(content: Mapping[str, Any]) -> str:
 
 def reference_concept(
     content: Mapping[str, Any], *, name: str, architecture: str = "", class_word: str = "", rank: int = 16
-) -> tuple[Concept, list[str]]:
-    """A checkpoint as a concept, its words renamed to ``<name.1>`` ... in their order, and warnings.
+) -> tuple[Concept, list[str], dict[str, str]]:
+    """A checkpoint as a concept, its words renamed to ``<name.1>`` ... in their order, warnings, and why some of its tensors are not used.
 
     Raises ``ValueError`` naming the part for one that is not whole.
     """
@@ -42,7 +43,9 @@ def reference_concept(
     for key in (*EMBEDDINGS.values(), *PARTS):
         if not isinstance(params.get(key) or {}, Mapping) or not all(isinstance(name, str) for name in params.get(key) or {}):
             raise ValueError(f"params.{key} is {type(params[key]).__name__}: expected tensors by name")
-    state = {f"{part}.{key}": tensor for part in PARTS for key, tensor in (params.get(part) or {}).items() if isinstance(tensor, Tensor)}
+    state = {f"{part}.{key}": tensor for part in PARTS for key, tensor in (params.get(part) or {}).items()}
+    if wrong := next((key for key, tensor in state.items() if not isinstance(tensor, Tensor)), None):
+        raise ValueError(f"params.{wrong} is {type(state[wrong]).__name__}: expected a tensor")
     lora = read_lora(state, {}, architecture, rank)
     layers = Architecture.parse(lora.architecture).count
     words: list[str] = []
@@ -62,9 +65,11 @@ def reference_concept(
         raise ValueError("params.new_concept_embedding has no words")
     renamed = tuple(f"<{name}.{i + 1}>" for i in range(len(words)))
     warnings = [*lora.warnings, f"the words {' '.join(words)} are now {' '.join(renamed)}"]
-    known = {*EMBEDDINGS.values(), *PARTS}
-    if rest := [key for key, value in params.items() if key not in known and not (isinstance(value, Mapping) and not value)]:
-        warnings.append(f"params.{rest[0]} is left out ({len(rest)} in all): only words and factors are known")
+    root = "params." if "params" in content else ""
+    taken = tuple(f"{root}{key}." for key in (*EMBEDDINGS.values(), *PARTS))
+    rest = {key: "neither a word nor a factor" for key in tensors_in(content) if not key.startswith(taken)}
+    warnings += remarks(rest, len(tensors_in(content)))
+    unused = rest | {f"{root}{key}": why for key, why in lora.unused.items()}
     concept = Concept(
         name=check_name(name),
         class_word=class_word,
@@ -74,4 +79,4 @@ def reference_concept(
         architecture=lora.architecture,
         text_factors=lora.text_factors,
     )
-    return concept, warnings
+    return concept, warnings, unused

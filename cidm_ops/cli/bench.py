@@ -5,6 +5,7 @@ import json
 from importlib import import_module
 from pathlib import Path
 
+from ..bank.files import write_atomically
 from .arguments import whole
 
 # Each is a module of benchmarks/speed; here is what its `run` takes of the command line, and what it measures.
@@ -49,4 +50,4 @@ def run(options: argparse.Namespace) -> None:
     figures = {"bench": options.name, **side.run(**given)}
     print(json.dumps(figures, indent=2))
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
+        write_atomically(json.dumps(figures, indent=2).encode(), options.json)

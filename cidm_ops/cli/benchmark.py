@@ -6,9 +6,15 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..bank.files import write_atomically
 from .arguments import add_model, whole
 from .model import load_base
+
+if TYPE_CHECKING:
+    from ..benchmarks.quality.methods import Method, Training
+    from ..benchmarks.quality.suite import Suite
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,37 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Learns and score what is not there yet, print the table, write figures and report."""
+    """Learn and score what is not there yet, print the table, write figures and report."""
     from ..benchmarks.quality.figures import figures, overlap, row_of
-    from ..benchmarks.quality.methods import ABLATIONS, METHODS, TRAININGS
     from ..benchmarks.quality.page import page, table
     from ..benchmarks.quality.protocol import Bench, run_all
-    from ..benchmarks.quality.suite import doodle_suite, folder_suite
     from ..benchmarks.speed.timing import machine
-    from ..engines.towers import load_tower
     from ..method.aggregation import MODES
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    everything = METHODS | ABLATIONS
-    names = options.methods or [n for n in (everything if options.ablations else METHODS) if n != "drawn" or options.suite == "doodle"]
-    if unknown := [name for name in names if name not in everything]:
-        raise ValueError(f"method {unknown[0]!r}: expected some of {', '.join(everything)}")
-    trainings = dict(TRAININGS)
-    for setting in options.weight:
-        name, _, value = setting.partition("=")
-        if name not in trainings or not re.fullmatch(r"[0-9.]+(e[-+]?[0-9]+)?", value):
-            raise ValueError(f"--weight {setting}: expected TRAINING=NUMBER with one of {', '.join(trainings)}")
-        trainings[name] = replace(trainings[name], change={**trainings[name].change, "consolidation": float(value)})
-    backbone, tower = load_base(options, on_cuda="float16"), load_tower(options.vision)
-    if options.suite == "doodle":
-        suite = doodle_suite(backbone, tower, options.tasks)
-    else:
-        suite = folder_suite(Path(options.suite), backbone, tower, options.size or backbone.size, options.tasks)
-    recipe, infusion = suite.recipe.parse(options.set), suite.infusion.parse(options.infusion)
-    suite = replace(suite, recipe=recipe, infusion=infusion, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))
+    methods, trainings = _methods(options), _trainings(options)
+    suite = _suite(options)
     batch = options.batch or (20 if options.suite == "doodle" else 4)
     bench = Bench(options.folder, suite, options.samples, batch, options.bf16, trainings)
-    methods = {name: everything[name] for name in names}
     curves = options.seeds[:1] if options.curves else ()
     run_all(bench, methods, options.seeds, curves)
     rows = {name: row_of(bench, name, method, options.seeds, curves) for name, method in methods.items()}
@@ -76,4 +63,42 @@ def run(options: argparse.Namespace) -> None:
     page(options.folder, rows, suite, found, options.note)
     print(options.folder / "report.html")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+        write_atomically(json.dumps(found, indent=2).encode(), options.json)
+
+
+def _methods(options: argparse.Namespace) -> "dict[str, Method]":
+    """The methods to compare, by name. Raises ``ValueError`` for one that is not known."""
+    from ..benchmarks.quality.methods import ABLATIONS, METHODS
+
+    everything = METHODS | ABLATIONS
+    names = options.methods or [n for n in (everything if options.ablations else METHODS) if n != "drawn" or options.suite == "doodle"]
+    if unknown := [name for name in names if name not in everything]:
+        raise ValueError(f"method {unknown[0]!r}: expected some of {', '.join(everything)}")
+    return {name: everything[name] for name in names}
+
+
+def _trainings(options: argparse.Namespace) -> "dict[str, Training]":
+    """How methods are trained, by name, with the weights that were given. Raises ``ValueError`` for a weight of nothing, or none."""
+    from ..benchmarks.quality.methods import TRAININGS
+
+    trainings = dict(TRAININGS)
+    for setting in options.weight:
+        name, _, value = setting.partition("=")
+        if name not in trainings or not re.fullmatch(r"[0-9.]+(e[-+]?[0-9]+)?", value):
+            raise ValueError(f"--weight {setting}: expected TRAINING=NUMBER with one of {', '.join(trainings)}")
+        trainings[name] = replace(trainings[name], change={**trainings[name].change, "consolidation": float(value)})
+    return trainings
+
+
+def _suite(options: argparse.Namespace) -> "Suite":
+    """Load the base and the tower, and what they are tried on, with the settings that were given."""
+    from ..benchmarks.quality.suite import doodle_suite, folder_suite
+    from ..engines.towers import load_tower
+
+    backbone, tower = load_base(options, on_cuda="float16"), load_tower(options.vision)
+    if options.suite == "doodle":
+        suite = doodle_suite(backbone, tower, options.tasks)
+    else:
+        suite = folder_suite(Path(options.suite), backbone, tower, options.size or backbone.size, options.tasks)
+    recipe, infusion = suite.recipe.parse(options.set), suite.infusion.parse(options.infusion)
+    return replace(suite, recipe=recipe, infusion=infusion, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))

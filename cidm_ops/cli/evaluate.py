@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..bank.bank import Bank
+from ..bank.reading import read_text
 from ..method.aggregation import MODES
 from .arguments import add_model_and_bank, whole
 from .model import load_base
-from .progress import counting_bar
+from .progress import counting_bar, warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=whole(1), default=50, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=50, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: 7.5, of Doodle 2)")
-    parser.add_argument("--negative", default="", help="what the pictures should not be")
+    parser.add_argument("--negative", default="", help="what the pictures should not be; <name> stands for a concept there too")
     parser.add_argument("--mode", choices=MODES, default=MODES[0], help="of the weights (default: %(default)s)")
     parser.add_argument("--strength", type=float, default=1.0, help="of the concepts (default: %(default)s)")
     parser.add_argument("--batch", type=whole(1), default=4, help="pictures painted together (default: %(default)s)")
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
     bank = Bank(options.bank)
     earlier = [(folder.name, scores_of(folder)) for folder in options.earlier]
+    bank.read(options.negative)
     tasks = tasks_of(options, bank)
     tower = load_tower(options.vision)
     backbone = load_base(options, on_cuda="float16")
@@ -77,9 +79,9 @@ def run(options: argparse.Namespace) -> None:
 
 def sampling_of(options: argparse.Namespace, backbone: Any) -> Any:
     """How the pictures of this evaluation are painted."""
-    from ..evaluation.protocol import Sampling, usual_guidance
+    from ..evaluation.protocol import SampleSettings, usual_guidance
 
-    return Sampling(
+    return SampleSettings(
         size=options.size or backbone.size,
         steps=options.steps,
         guidance=usual_guidance(backbone.family) if options.guidance is None else options.guidance,
@@ -92,7 +94,7 @@ def sampling_of(options: argparse.Namespace, backbone: Any) -> Any:
 
 def tasks_of(options: argparse.Namespace, bank: Bank) -> list[Any]:
     """The concepts to evaluate with their prompts and references, before anything is painted."""
-    from ..evaluation.protocol import Task, doodle_prompts, doodle_references, read_prompts, references_in
+    from ..evaluation.protocol import EvaluationTask, doodle_prompts, doodle_references, read_prompts, references_in
 
     names = options.concepts or bank.names
     if not names:
@@ -108,8 +110,9 @@ def tasks_of(options: argparse.Namespace, bank: Bank) -> list[Any]:
             pictures = doodle_references(name)
         else:
             own = Path(place) / name
-            pictures = references_in(own if own.is_dir() or f"{name}={place}" not in options.references else Path(place))
-        tasks.append(Task(name, bank.headers[name]["class_word"], lines, pictures))
+            pictures, remarks = references_in(own if own.is_dir() or f"{name}={place}" not in options.references else Path(place))
+            warn(remarks)
+        tasks.append(EvaluationTask(name, bank.headers[name]["class_word"], lines, pictures))
     return tasks
 
 
@@ -131,5 +134,5 @@ def fisher(options: argparse.Namespace, backbone: Any, bank: Bank) -> Any:
     from ..measure.fisher import read_groups
     from ..measure.sections import divergence_section
 
-    groups = read_groups(options.fisher.read_text(encoding="utf-8"))
+    groups = read_groups(read_text(options.fisher))
     return divergence_section(*by_group(backbone, bank, groups, replace(sampling_of(options, backbone), guidance=5.0, seed=0)))

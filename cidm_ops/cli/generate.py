@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..bank.reading import read_text
 from ..method.aggregation import MODES
 from ..method.infusion import STREAMS
 from ..painting.scene import PRESETS, ResidualConfig
@@ -17,7 +18,7 @@ from .progress import warn
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_and_bank(parser)
     parser.add_argument("--prompt", action="append", required=True, help="may be repeated; <name> stands for a concept")
-    parser.add_argument("--negative", default="", help="what the pictures should not be")
+    parser.add_argument("--negative", default="", help="what the pictures should not be; <name> stands for a concept there too")
     parser.add_argument(
         "--mode",
         choices=MODES,
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from ..bank.bank import Bank
+    from ..bank.files import write_picture
     from ..painting.compose import AggregationConfig
     from ..painting.paint import SamplingConfig, paint, unit_noise
 
@@ -70,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)
     infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
     config = SamplingConfig(options.steps, options.guidance, options.negative, how, infusion, passes)
-    for prompt in (*options.prompt, *(text for text, _ in regions)):
+    for prompt in (*options.prompt, options.negative, *(text for text, _ in regions)):
         bank.read(prompt)
     backbone = load_base(options, on_cuda="float16")
     size = options.size or backbone.size
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
             pixels = ((pictures[0].permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
             words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
             file = options.out / f"{number:02d}-{words}-{seed}.png"
-            Image.fromarray(pixels).save(file)
+            write_picture(Image.fromarray(pixels), file)
             print(file)
 
 
@@ -92,4 +94,4 @@ def regions_of(options: argparse.Namespace) -> list[Any]:
     from ..method.boxes import read_boxes, read_region
 
     regions = [read_region(text) for text in options.region]
-    return regions + (read_boxes(options.regions.read_text(encoding="utf-8")) if options.regions else [])
+    return regions + (read_boxes(read_text(options.regions)) if options.regions else [])

@@ -68,7 +68,15 @@ def run(options: argparse.Namespace) -> None:
         existing=options.existing,
         prior=options.prior and from_folder(options.prior, options.size or backbone.size, options.fit),
     )
+    told: list[str] = []
+
+    def tell(said: str) -> None:
+        if said not in told:
+            warn([said])
+            told.append(said)
+
     with training_bar() as show:
-        learned = learn_into(Bank(options.bank), backbone, images, task, on_step=show)
-    warn([*images.warnings, *learned.warnings])
+        learned = learn_into(Bank(options.bank), backbone, images, task, on_step=show, tell=tell)
+    for said in learned.warnings:
+        tell(said)
     print(learned.bank.file(task.name))

@@ -76,7 +76,9 @@ def limb(points: list[tuple[float, float]], width: float, colour: RGB, inked: bo
 
 @dataclass(frozen=True)
 class Pose:
-    """Where parts stand: their centre ``x, y`` in pixels of a 128 px picture, ``half`` pixels per unit, mirrored or not, turned or not."""
+    """A pose says where parts stand: their centre ``x, y`` in pixels of a 128 px picture, ``half`` pixels per unit, mirrored or not, turned
+    or not.
+    """
 
     x: float
     y: float

@@ -32,7 +32,7 @@ class Style:
 
 
 def common_style(name: str) -> Style:
-    """What the plain words "painting", "drawing" and "ink" mean in this world."""
+    """Return what the plain words "painting", "drawing" and "ink" mean in this world."""
     return {
         "flat": Style(),
         "painting": Style("painting", 0.8, (232, 202, 150), (70, 44, 30), 0.6, 9.0, None, (150, 104, 56)),

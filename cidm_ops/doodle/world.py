@@ -27,7 +27,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. ``seed`` fixes the incidental (clouds, windows, brush strokes)."""
+    """A scene is what a picture shows. ``seed`` fixes the incidental (clouds, windows, brush strokes)."""
 
     things: tuple[Thing, ...]
     place: str | None = None

@@ -3,12 +3,10 @@
 The shapes are known (``models/sd.py``); diffusers itself would fetch them. The names are translated by diffusers.
 """
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
@@ -17,32 +15,38 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from ..models.checkpoint import family_of_checkpoint, schedule_of_checkpoint
 from ..models.family import Encoder, Family
-from ..models.sd import SD1, SDXL
+from ..tensor_file import read_tensors
 
 Modules = tuple[Any, dict[str, Any], Any]  # U-Net, text encoders by name, autoencoder
 
-TEXT_WIDTH_KEYS = [f"model.diffusion_model.input_blocks.{i}.1.transformer_blocks.0.attn2.to_k.weight" for i in (1, 4)]
 OPEN_CLIP_KEY = "conditioner.embedders.1.model."
-INPUT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 
 
-def read_checkpoint(path: Path) -> Modules:
-    """U-Net, text encoders and autoencoder of a single-file checkpoint, in the file's own floating-point type.
+def read_checkpoint(path: Path) -> tuple[Modules, dict[str, Any]]:
+    """U-Net, text encoders and autoencoder of a single-file checkpoint, in the file's own floating-point type, and its noise schedule.
 
-    Raises ValueError if the file is damaged, holds more than tensors, is no complete checkpoint, or of another architecture.
+    Raises ValueError naming the file if it is damaged, holds more than tensors, is no complete checkpoint, of another architecture, or
+    predicts something else than epsilon or v.
     """
-    return from_original(read_state(path), path)
+    try:
+        state, metadata = read_state(path)
+        schedule = schedule_of_checkpoint(state, metadata, family_of_checkpoint(state))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return from_original(state, path), schedule
 
 
 def from_original(state: dict[str, Tensor], path: Path) -> Modules:
     """The same from the tensors of such a file; ``path`` is only named in errors."""
-    family = family_of(path, state)
+    try:
+        family = family_of_checkpoint(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     try:
         return _translated(family, state, path)
     except KeyError as error:  # diffusers' translation missed one
@@ -71,31 +75,13 @@ class _Configured:
         self.config = config
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .ckpt file; of the latter nothing but tensors is ever loaded."""
-    try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is damaged or holds Python objects, which are not loaded: convert it to .safetensors") from error
-    except (SafetensorError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: copy or download it again") from error
-    return state.get("state_dict", state)
-
-
-def family_of(path: Path, state: dict[str, Tensor]) -> Family:
-    """Which family a checkpoint is of. Raises ValueError, naming what the file is, for any other."""
-    wanted = "expected a Stable Diffusion 1 or SDXL checkpoint (U-Net, text encoder and autoencoder in one file)"
-    key = next((k for k in TEXT_WIDTH_KEYS if k in state), None)
-    if INPUT_KEY not in state or key is None:
-        raise ValueError(f"{path} has no U-Net of Stable Diffusion 1 or SDXL in it: {wanted}")
-    width = state[key].shape[1]
-    family = next((f for f in (SD1, SDXL) if f.width == width), None)
-    if family is None:
-        kind = {1024: "as Stable Diffusion 2 does", 1280: "as the SDXL refiner does"}.get(width, "")
-        raise ValueError(f"{path} reads a text of width {width} {kind}, not 768 or 2048: {wanted}")
-    if (channels := state[INPUT_KEY].shape[1]) != family.latent_channels:
-        raise ValueError(f"{path} takes {channels} input channels (an inpainting or editing model), not {family.latent_channels}: {wanted}")
-    return family
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a .safetensors or .ckpt file and its metadata; nothing but tensors is ever loaded."""
+    content, metadata = read_tensors(path)
+    content = content.get("state_dict", content)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"its state_dict is a {type(content).__name__}: expected tensors by name")
+    return {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}, metadata
 
 
 def filled(build: Callable[[], Any], state: Mapping[str, Tensor], path: Path) -> Any:

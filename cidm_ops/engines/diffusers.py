@@ -16,7 +16,7 @@ from ..backbone import Backbone
 from ..causal import pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
-from ..hub import layerwise
+from ..hub import read_layerwise
 from ..models.family import Family, families, family_of
 from ..models.sd import DOODLE, SD1
 from ..schedule import Schedule
@@ -87,7 +87,7 @@ class DiffusersBackbone(Backbone):
             torch.cuda.empty_cache()
 
     def training_mode(self, x: Tensor) -> AbstractContextManager[None]:
-        return layerwise(self.cross_attention.values())
+        return read_layerwise(self.cross_attention.values())
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         added = None
@@ -95,7 +95,7 @@ class DiffusersBackbone(Backbone):
             height, width = (self.family.factor * n for n in x.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=x.device).expand(len(x), -1)
             added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.to(self.dtype)}
-        with layerwise(self.cross_attention.values()):
+        with read_layerwise(self.cross_attention.values()):
             times = self.schedule.times.to(t.device)[t]
             return self.unet(x.to(self.dtype), times, context.to(self.dtype), added_cond_kwargs=added).sample.float()
 
@@ -113,7 +113,7 @@ def family_in(config: Mapping[str, Any], encoders: Sequence[str] = ()) -> Family
 
 
 def noise_schedule(config: Mapping[str, Any]) -> Schedule:
-    """From the configuration of a diffusers scheduler."""
+    """Make the schedule that the configuration of a diffusers scheduler describes."""
     if config.get("_class_name") in FLOW:
         return Schedule.straight(config.get("shift", 1.0))
     noise = DDPMScheduler.from_config(config)
@@ -137,7 +137,7 @@ def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     elif path.is_dir():
         modules, schedule = read_folder(path)
     elif path.is_file() and path.suffix in (".safetensors", ".ckpt"):
-        modules = read_checkpoint(path)
+        modules, schedule = read_checkpoint(path)
     elif path.exists():
         raise ValueError(f"{path} is no model file: expected a diffusers folder or a .safetensors or .ckpt file")
     else:

@@ -43,7 +43,7 @@ class Tower:
 
     @torch.no_grad()
     def shown(self, pictures: Tensor) -> Tensor:
-        """What pictures show, to compare with captions."""
+        """Embed what pictures show, to compare it with captions."""
         return self.reads(pictures).float().cpu()
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
     text = text and text.eval().requires_grad_(False).to(device)
 
     def see(pictures: Tensor) -> Tensor:
-        out = vision(prepared(pictures.to(device), size, mean, std))
+        out = vision(prepare(pictures.to(device), size, mean, std))
         return out if isinstance(out, Tensor) else out.last_hidden_state[:, 0]
 
     def read(texts: Sequence[str]) -> Tensor:
@@ -75,8 +75,8 @@ def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
     return Tower(see, read if text else None, _fingerprint(vision))
 
 
-def prepared(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """As CLIP sees pictures: the shorter side resized (bicubic), the middle square, normalised."""
+def prepare(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Prepare pictures as CLIP sees them: the shorter side resized (bicubic), the middle square, normalised."""
     height, width = pictures.shape[-2:]
     if min(height, width) != size:
         scale = size / min(height, width)

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..bank.bank import Bank
+from ..bank.files import write_atomically, write_picture
 from ..doodle.concepts import CONCEPTS, examples
 from ..measure.report import Section, contact_sheet, write_html
 from ..measure.scores import self_alignment
@@ -70,9 +71,9 @@ def report(folder: Path, scores: list[Score], rows: list[tuple[str, Tensor]], se
         "seconds": round(seconds, 1),
         "concepts": [{k: v if isinstance(v, str) else round(v, 4) for k, v in vars(s).items()} for s in scores],
     }
-    (folder / "report.json").write_text(json.dumps(figures, indent=2))
+    write_atomically(json.dumps(figures, indent=2).encode(), folder / "report.json")
     sheet = contact_sheet(rows)
-    sheet.save(folder / "contact-sheet.png")
+    write_picture(sheet, folder / "contact-sheet.png")
     table = [
         [s.name, s.ia_plain, s.ia_first, s.ia, s.ia_ceiling, f"{100 * (s.ia - s.ia_plain) / (s.ia_ceiling - s.ia_plain):.0f} %"]
         for s in scores

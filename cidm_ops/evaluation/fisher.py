@@ -7,11 +7,11 @@ import torch
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..measure.divergence import Divergence, Levels, clean_estimates, divergence
-from ..measure.fisher import in_plain_words, joined
-from ..painting.compose import AggregationConfig, ParsedPrompt, encode, mix, routed
+from ..measure.fisher import in_plain_words, join
+from ..painting.compose import ParsedPrompt, encode, mix, scene_beside
 from ..painting.paint import predictor, unit_noise
 from ..painting.sampling import denoiser, sample
-from .protocol import Sampling
+from .protocol import SampleSettings
 
 PICTURES, LEVELS = 4, 12  # latents of each prompt, noise levels
 
@@ -21,7 +21,7 @@ def by_group(
     backbone: Backbone,
     bank: Bank,
     groups: Mapping[str, Sequence[str]],
-    sampling: Sampling,
+    sampling: SampleSettings,
 ) -> tuple[dict[str, Divergence], Levels]:
     """Compares, for every prompt, both models on latents that the plain one painted with guidance; their own scores have none."""
     size = sampling.size
@@ -39,9 +39,9 @@ def by_group(
             )
             added = unit_noise(backbone.family, start + 1_000_000, PICTURES, size, size).to(backbone.device)
             first = clean_estimates(denoiser(backbone, plain), latents, added, levels)
-            mixture = mix(backbone, bank, prompt, AggregationConfig(mode=sampling.mode, strength=sampling.strength))
+            mixture = mix(backbone, bank, prompt, sampling.config.aggregation)
             text = encode(backbone, mixture)
-            predict = predictor(backbone, routed([[mixture]]))
+            predict = predictor(backbone, scene_beside([[mixture]]))
             parts.append(divergence(first, clean_estimates(denoiser(backbone, text, predict), latents, added, levels), levels))
-        found[group] = joined(parts)
+        found[group] = join(parts)
     return found, levels

@@ -4,10 +4,9 @@ What is in the folder is not made again: pictures (one PNG each), embeddings of 
 """
 
 import hashlib
-import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..bank.bank import Bank
-from ..bank.files import packed, write_atomically
+from ..bank.files import packed, write_atomically, write_picture
+from ..bank.picture_file import in_colours, open_picture
+from ..bank.reading import read_json, read_text
 from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
 from ..measure.report import to_pixels
@@ -30,17 +31,18 @@ from ..models.family import Family
 from ..models.sd import DOODLE
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
-from ..training.folder import pictures_in, read_picture
+from ..training.folder import references
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene
 
 TOKEN = re.compile(r"<TOK>|\{\}")
 OnPart = Callable[[int, int], None]
+Picture = Path | Tensor  # a sample on disk, or [3, H, W] in [-1, 1]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How pictures are painted. A folder of samples belongs to one of these, and to one base model."""
+class SampleSettings:
+    """The settings say how samples are painted. A folder of samples belongs to one of these, and to one base model."""
 
     size: int
     steps: int = 50
@@ -50,9 +52,14 @@ class Sampling:
     strength: float = 1.0
     seed: int = 0
 
+    @property
+    def config(self) -> SamplingConfig:
+        """The sampling that these settings ask for, of a picture of their size from a seed that counts on from theirs."""
+        return SamplingConfig(self.steps, self.guidance, self.negative, AggregationConfig(mode=self.mode, strength=self.strength))
+
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """A concept, the prompts for it with ``<TOK>`` where it stands, and its reference pictures ``[3, H, W]`` in [-1, 1]."""
 
     name: str
@@ -75,7 +82,7 @@ def usual_guidance(family: Family) -> float:
 
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line, ``<TOK>`` or ``{}`` where the concept stands; empty lines are skipped. Raises ``ValueError`` for one without."""
-    lines = [" ".join(line.split()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [" ".join(line.split()) for line in read_text(file).splitlines() if line.strip()]
     if wrong := [line for line in lines if not TOKEN.search(line)]:
         raise ValueError(f"{file}: {wrong[0]!r} does not say where the concept stands: write <TOK> there")
     if not lines:
@@ -89,12 +96,15 @@ def doodle_prompts(name: str) -> list[str]:
     return [doodle_scene(known, "<TOK>", place) for place in PLACES]
 
 
-def references_in(folder: Path, size: int = 512) -> list[Tensor]:
-    """Pictures of a folder. Raises ``FileNotFoundError`` where there are none, ``ValueError`` for one that cannot be read."""
-    files = pictures_in(folder) if folder.is_dir() else []
-    if not files:
-        raise FileNotFoundError(f"{folder}: no reference pictures in it: expected a folder for each concept, of its name")
-    return [read_picture(file, size)[0] * 2 - 1 for file in files]
+def references_in(folder: Path, size: int = 512) -> tuple[list[Tensor], list[str]]:
+    """Pictures of a folder, and what a person should know about what else is in it. Raises ``FileNotFoundError`` where there are none,
+    ``ValueError`` for one that cannot be read.
+    """
+    pictures, remarks = references(folder, size) if folder.is_dir() else ([], [])
+    if not pictures:
+        left_out = "".join(f"; {remark}" for remark in remarks)
+        raise FileNotFoundError(f"{folder}: no reference pictures in it: expected a folder for each concept, of its name{left_out}")
+    return pictures, remarks
 
 
 def doodle_references(name: str) -> list[Tensor]:
@@ -104,12 +114,14 @@ def doodle_references(name: str) -> list[Tensor]:
     return list(pictured(examples(CONCEPTS[name], HELD_OUT, seed=1)))
 
 
-def claim(folder: Path, backbone: Backbone, sampling: Sampling, bank: Bank, names: Sequence[str]) -> None:
+def claim(folder: Path, backbone: Backbone, sampling: SampleSettings, bank: Bank, names: Sequence[str]) -> None:
     """Write down what the samples of this folder are. Raises ``ValueError`` where it holds samples of anything else."""
     file = folder / "settings.json"
     now: dict[str, Any] = {"base": [backbone.architecture, backbone.fingerprint], **vars(sampling)}
     concepts = {name: hashlib.sha256(bank.file(name).read_bytes()).hexdigest()[:16] for name in names}
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**now, "concepts": {}}
+    before = read_json(file) if file.exists() else {**now, "concepts": {}}
+    if not isinstance(before, dict) or not before.keys() >= {*now, "concepts"}:
+        raise ValueError(f"{file} does not say what the samples beside it are: give another --out, or remove that folder")
     for key, value in now.items():
         if before[key] != value:
             raise ValueError(f"{folder} holds samples with {key} {before[key]}, now it is {value}: give another --out")
@@ -120,17 +132,19 @@ def claim(folder: Path, backbone: Backbone, sampling: Sampling, bank: Bank, name
 
 
 def sample_file(folder: Path, name: str, template: str, seed: int) -> Path:
-    """Where the picture of a prompt and a seed is: readable, and the same wherever the prompt stands in its file."""
+    """Return where the picture of a prompt and a seed is: readable, and the same wherever the prompt stands in its file."""
     words = re.sub(r"[^a-z0-9]+", "-", template.lower()).strip("-")[:48]
     return folder / "samples" / name / f"{words}-{hashlib.sha256(template.encode()).hexdigest()[:6]}" / f"{seed}.png"
 
 
-def files_of(folder: Path, task: Task, seeds: Sequence[int]) -> list[tuple[Path, str]]:
+def files_of(folder: Path, task: EvaluationTask, seeds: Sequence[int]) -> list[tuple[Path, str]]:
     """Every picture of a concept and its prompt."""
     return [(sample_file(folder, task.name, template, seed), template) for template in task.prompts for seed in seeds]
 
 
-def missing(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], batch: int = 4) -> list[tuple[Task, str, list[int]]]:
+def missing(
+    folder: Path, tasks: Sequence[EvaluationTask], seeds: Sequence[int], batch: int = 4
+) -> list[tuple[EvaluationTask, str, list[int]]]:
     """Lists the pictures that are not there yet: at most ``batch`` seeds of one prompt at a time."""
     todo = []
     for task in tasks:
@@ -144,21 +158,17 @@ def paint_missing(
     folder: Path,
     backbone: Backbone,
     bank: Bank,
-    todo: Sequence[tuple[Task, str, list[int]]],
-    sampling: Sampling,
+    todo: Sequence[tuple[EvaluationTask, str, list[int]]],
+    sampling: SampleSettings,
     on_picture: OnPart = lambda done, count: None,
 ) -> int:
     """Paints what ``missing`` listed, each picture from its own seed; returns how many that were."""
     count, done = sum(len(some) for _, _, some in todo), 0
     for task, template, some in todo:
         noise = torch.cat([unit_noise(backbone.family, seed, 1, sampling.size, sampling.size) for seed in some])
-        how = AggregationConfig(mode=sampling.mode, strength=sampling.strength)
-        config = SamplingConfig(sampling.steps, sampling.guidance, sampling.negative, how)
-        pictures, _ = paint(backbone, bank, task.prompt(template), noise, config)
+        pictures, _ = paint(backbone, bank, task.prompt(template), noise, sampling.config)
         for seed, pixels in zip(some, to_pixels(pictures), strict=True):
-            data = io.BytesIO()
-            Image.fromarray(pixels).save(data, "PNG")
-            write_atomically(data.getvalue(), sample_file(folder, task.name, template, seed))
+            write_picture(Image.fromarray(pixels), sample_file(folder, task.name, template, seed))
             done += 1
             on_picture(done, count)
     return count
@@ -167,10 +177,10 @@ def paint_missing(
 def read_sample(file: Path) -> Tensor:
     """``[3, H, W]`` in [-1, 1]. Raises ``ValueError`` naming a file that is damaged."""
     try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
-    except (OSError, SyntaxError) as error:
+        pixels = np.asarray(in_colours(open_picture(file)))
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{file} cannot be read ({error}): remove it, it will be painted again") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 class Samples(Sequence[Tensor]):
@@ -199,30 +209,41 @@ class Embeddings:
     meant: Tensor
 
 
-def embed_task(folder: Path, tower: Tower, task: Task, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None) -> Embeddings:
+def embed_task(
+    folder: Path, tower: Tower, task: EvaluationTask, seeds: Sequence[int], on_picture: OnPart = lambda done, count: None
+) -> Embeddings:
     """Embed what was not embedded by this tower before, and keep that beside the samples."""
-    files = files_of(folder, task, seeds)
-    kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
-    known = _kept(kept)
-    keys = [f"{file.parent.name}/{file.stem}" for file, _ in files]
-    keys_of_references = [f"reference/{hashlib.sha256(to_pixels(r[None]).tobytes()).hexdigest()[:16]}" for r in task.references]
+    samples: list[tuple[str, Picture]] = [(f"{file.parent.name}/{file.stem}", file) for file, _ in files_of(folder, task, seeds)]
+    references: list[tuple[str, Picture]] = [(f"reference/{_digest(picture)}", picture) for picture in task.references]
     views = {"": tower} | ({"shown/": tower.shown} if tower.reads is not tower.see else {})
     last = list(views)[-1]
-    new = [(key, lambda file=file: read_sample(file)) for key, (file, _) in zip(keys, files, strict=True) if last + key not in known]
-    new += [(key, lambda r=r: r) for key, r in zip(keys_of_references, task.references, strict=True) if last + key not in known]
+    kept = folder / "features" / f"{task.name}-{tower.fingerprint}.safetensors"
+    known = _kept(kept)
+    new = [(key, picture) for key, picture in samples + references if last + key not in known]
     if new:
-        for start in range(0, len(new), 32):
-            part = new[start : start + 32]
-            pictures = [make() for _, make in part]
-            for view, see in views.items():
-                known |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
-            on_picture(start + len(part), len(new))
+        known |= _embed(views, new, on_picture)
         write_atomically(packed({k: v.contiguous() for k, v in known.items()}, {"tower": tower.fingerprint}), kept)
     captions = tower.captions([task.caption(template) for template in task.prompts])
     texts = torch.zeros(0) if captions is None else F.normalize(captions, dim=-1).repeat_interleave(len(seeds), 0)
-    seen, meant = (torch.stack([known[view + k] for k in keys_of_references]) for view in ("", last))
-    whole, shown = (torch.stack([known[view + k] for k in keys]) for view in ("", last))
+    seen, meant = (torch.stack([known[view + k] for k, _ in references]) for view in ("", last))
+    whole, shown = (torch.stack([known[view + k] for k, _ in samples]) for view in ("", last))
     return Embeddings(whole, seen, shown, texts, meant)
+
+
+def _digest(picture: Tensor) -> str:
+    return hashlib.sha256(to_pixels(picture[None]).tobytes()).hexdigest()[:16]
+
+
+def _embed(views: Mapping[str, Any], new: Sequence[tuple[str, Picture]], on_picture: OnPart) -> dict[str, Tensor]:
+    """The embeddings ``[E]`` of pictures in every view of a tower, 32 at a time, by the view's prefix and the picture's key."""
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(new), 32):
+        part = new[start : start + 32]
+        pictures = [read_sample(picture) if isinstance(picture, Path) else picture for _, picture in part]
+        for view, see in views.items():
+            found |= {view + key: e for (key, _), e in zip(part, embed_all(see, pictures), strict=True)}
+        on_picture(start + len(part), len(new))
+    return found
 
 
 def _kept(file: Path) -> dict[str, Tensor]:

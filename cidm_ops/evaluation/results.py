@@ -19,14 +19,14 @@ from ..measure.report import Section, write_html
 from ..measure.scores import ImageAlignment, TextAlignment, align_images, align_texts
 from ..measure.sections import forgetting_section, image_section, presence_section, text_section
 from ..text_table import text_table
-from .protocol import Embeddings, Samples, Task, files_of
+from .protocol import Embeddings, EvaluationTask, Samples, files_of
 
 BLIND = 0.9  # area under the curve below which a tower's figures are not worth reading
 
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """What the pictures of one concept come to; ``text`` is None without a text side, ``diversity`` for a single picture."""
+    """The scores of the pictures of one concept; ``text`` is None without a text side, ``diversity`` for a single picture."""
 
     image: ImageAlignment
     text: TextAlignment | None
@@ -35,7 +35,7 @@ class ConceptScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation comes to: ``concepts`` by name, in the order of its tasks; ``presence`` and what was forgotten, where there are
+    """The scores of an evaluation: ``concepts`` by name, in the order of its tasks; ``presence`` and what was forgotten, where there are
     several concepts or earlier evaluations; ``words``, how well the text side tells classes apart.
     """
 
@@ -45,7 +45,7 @@ class Scores:
     words: float
 
 
-def score(tasks: Sequence[Task], seen: Mapping[str, Embeddings], earlier: Sequence[Mapping[str, float]] = ()) -> Scores:
+def score(tasks: Sequence[EvaluationTask], seen: Mapping[str, Embeddings], earlier: Sequence[Mapping[str, float]] = ()) -> Scores:
     """Scores every concept's pictures; ``earlier`` are image alignments by concept after earlier tasks, in order."""
     concepts = {}
     for task in tasks:
@@ -64,7 +64,9 @@ def score(tasks: Sequence[Task], seen: Mapping[str, Embeddings], earlier: Sequen
 
 
 def figures(scores: Scores) -> dict[str, Any]:
-    """By concept and as means: IA and TA with their intervals, the ceiling, presence, diversity; and what the encoders can tell apart."""
+    """Tell IA and TA with their intervals, the ceiling, presence and diversity by concept and as means, and what the encoders can tell
+    apart.
+    """
     concepts: dict[str, dict[str, Any]] = {}
     for name, one in scores.concepts.items():
         ia, pictures = one.image.mean, len(one.image.values)
@@ -87,7 +89,7 @@ def figures(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def words_told_apart(tasks: Sequence[Task], seen: Mapping[str, Embeddings]) -> float:
+def words_told_apart(tasks: Sequence[EvaluationTask], seen: Mapping[str, Embeddings]) -> float:
     """How often a picture lies nearer to a caption of its own than to one of another concept's class: 0.5 is chance; nan without words."""
     own: list[Tensor] = []
     other: list[Tensor] = []
@@ -101,7 +103,7 @@ def words_told_apart(tasks: Sequence[Task], seen: Mapping[str, Embeddings]) -> f
 
 
 def doubts(found: Mapping[str, Any], note: str = "") -> str:
-    """What the figures cannot mean: where the tower does not tell pictures or words apart, and what the user says of them."""
+    """Say what the figures cannot mean: where the tower does not tell pictures or words apart, and what the user says of them."""
     lines = [note] if note else []
     if (auc := found["references_told_apart"]) < BLIND:
         lines.append(
@@ -126,7 +128,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What is written beside an evaluation's scores: the settings it is ``about``, ``more`` sections, and the user's ``note``."""
+    """A report adds to an evaluation's scores the settings it is ``about``, ``more`` sections, and the user's ``note``."""
 
     about: Mapping[str, Any]
     more: Sequence[Section] = ()
@@ -135,7 +137,7 @@ class Report:
 
 def write(
     folder: Path,
-    tasks: Sequence[Task],
+    tasks: Sequence[EvaluationTask],
     seen: Mapping[str, Embeddings],
     seeds: Sequence[int],
     report: Report,
@@ -154,7 +156,9 @@ def write(
     return found
 
 
-def sections_of(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], scores: Scores, points: Sequence[str]) -> list[Section]:
+def sections_of(
+    folder: Path, tasks: Sequence[EvaluationTask], seeds: Sequence[int], scores: Scores, points: Sequence[str]
+) -> list[Section]:
     """The report's sections; ``points`` name the evaluations of the sequence, this one last."""
     listed = [(file, task.caption(template)) for task in tasks for file, template in files_of(folder, task, seeds)]
     shown, captions = Samples([file for file, _ in listed]), [caption for _, caption in listed]
@@ -171,7 +175,7 @@ def sections_of(folder: Path, tasks: Sequence[Task], seeds: Sequence[int], score
 
 
 def _plain(value: Any) -> Any:
-    """For JSON: six decimals, None for nan."""
+    """Make figures plain for JSON: six decimals, None for nan."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

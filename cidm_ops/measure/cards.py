@@ -12,7 +12,7 @@ from ..bank.concept_file import read_preview
 from ..bank.printable import one_line
 from ..bank.thumbnails import decoded
 from ..models.family import family_of
-from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fitted, font, heading, width_of, wrapped
+from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fit_text, font, heading, width_of, wrap_text
 
 MOST = 200  # rows of a table
 ROW = 68
@@ -46,21 +46,8 @@ def bank_table(bank: Bank) -> Image.Image:
     """A row per concept in the order learned, the first 200 of them; damaged files in red with the reason."""
     bank = Bank(bank.folder)  # others may have renamed or removed since it was opened
     titles = ["concept", "a kind of", "words and triggers", "task", "base", "rank", "size", "author, licence"]
-    shown, rows, previews = [], [], []
-    for name in bank.names[:MOST]:
-        header, file = bank.headers[name], bank.folder / f"{name}.safetensors"
-        try:
-            about, size, rank, preview = ", ".join(filter(None, _about(file))), file.stat().st_size, rank_of(file), read_preview(file)
-        except (OSError, ValueError, RuntimeError, SafetensorError):
-            if file.exists():
-                raise
-            continue  # it went while the table was made
-        words = ", ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == RESIDUALS else "")
-        base = f"{header['architecture']} {header['fingerprint'][:6]}"
-        texts = [f"<{name}>", header["class_word"], words, str(header["task"]), base, str(rank or "none"), f"{size / 1e6:.2f} MB", about]
-        shown.append(name)
-        rows.append([one_line(text) for text in texts])
-        previews.append(preview)
+    shown = {name: entry for name in bank.names[:MOST] if (entry := _row_of(bank, name))}
+    rows = [texts for texts, _ in shown.values()]
     sizes = [15, 13, 13, 13, 13, 13, 13, 13]
     widths = [min(WIDEST, max([width_of(titles[i], 12), *(width_of(row[i], sizes[i]) for row in rows)]) + 24) for i in range(len(titles))]
     wide = max(2 * MARGIN + ROW + sum(widths), 640)
@@ -74,21 +61,43 @@ def bank_table(bank: Bank) -> Image.Image:
     for x, title in zip(starts, titles, strict=True):
         pen.text((x, head - 16), title, GREY, font(12), anchor="lm")
     y = head
-    for name, row, preview in zip(shown, rows, previews, strict=True):
+    for name, (row, preview) in shown.items():
         pen.line((MARGIN, y, wide - MARGIN, y), LINE)
         sheet.paste(picture_of(preview, name, ROW - 12), (MARGIN, y + 6))
         for i, (x, text) in enumerate(zip(starts, row, strict=True)):
-            pen.text((x, y + ROW / 2), fitted(text, sizes[i], widths[i] - 20), INK if i in (0, 1, 2) else GREY, font(sizes[i]), anchor="lm")
+            line, colour = fit_text(text, sizes[i], widths[i] - 20), INK if i in (0, 1, 2) else GREY
+            pen.text((x, y + ROW / 2), line, colour, font(sizes[i]), anchor="lm")
         y += ROW
     for name, reason in list(bank.damaged.items())[:MOST]:
         pen.line((MARGIN, y, wide - MARGIN, y), LINE)
-        pen.rounded_rectangle((MARGIN, y + 6, MARGIN + ROW - 12, y + ROW - 6), 4, (250, 232, 229))
-        pen.text((MARGIN + (ROW - 12) / 2, y + ROW / 2), "!", RED, font(30), anchor="mm")
-        pen.text((starts[0], y + 20), fitted(name, 15, wide - starts[0] - MARGIN), RED, font(15), anchor="lm")
-        for i, line in enumerate(wrapped(reason, 12, wide - starts[0] - MARGIN)[:2]):
-            pen.text((starts[0], y + 40 + 16 * i), line, RED, font(12), anchor="lm")
+        _draw_damaged(pen, name, reason, y, wide)
         y += ROW
     return sheet
+
+
+def _row_of(bank: Bank, name: str) -> tuple[list[str], bytes] | None:
+    """The texts of a concept's row and its preview; ``None`` if its file went while the table was made."""
+    header, file = bank.headers[name], bank.folder / f"{name}.safetensors"
+    try:
+        about, size, rank, preview = ", ".join(filter(None, _about(file))), file.stat().st_size, rank_of(file), read_preview(file)
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        if file.exists():
+            raise
+        return None
+    words = ", ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == RESIDUALS else "")
+    base = f"{header['architecture']} {header['fingerprint'][:6]}"
+    texts = [f"<{name}>", header["class_word"], words, str(header["task"]), base, str(rank or "none"), f"{size / 1e6:.2f} MB", about]
+    return [one_line(text) for text in texts], preview
+
+
+def _draw_damaged(pen: ImageDraw.ImageDraw, name: str, reason: str, y: int, wide: int) -> None:
+    """Draw the row of a file that cannot be opened, in red with the reason."""
+    x = MARGIN + ROW
+    pen.rounded_rectangle((MARGIN, y + 6, MARGIN + ROW - 12, y + ROW - 6), 4, (250, 232, 229))
+    pen.text((MARGIN + (ROW - 12) / 2, y + ROW / 2), "!", RED, font(30), anchor="mm")
+    pen.text((x, y + 20), fit_text(name, 15, wide - x - MARGIN), RED, font(15), anchor="lm")
+    for i, line in enumerate(wrap_text(reason, 12, wide - x - MARGIN)[:2]):
+        pen.text((x, y + 40 + 16 * i), line, RED, font(12), anchor="lm")
 
 
 def _about(file: Path) -> tuple[str, str]:
@@ -102,21 +111,7 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
     """Thumbnail, texts, training settings, and how much was learned in each layer: ``||delta W||_F`` from the factors."""
     side, wide = 224, 900
     x = MARGIN + side + 28
-    ranks = sorted({f.rank for f in concept.all_factors.values()})
-    tokens = ", ".join(f"{e} {' x '.join(map(str, t.shape))}" for e, t in concept.tokens.items())
-    facts = [
-        ("a kind of", concept.class_word),
-        ("words", " ".join(concept.words)),
-        ("triggers", ", ".join(concept.triggers)),
-        ("place", f"{concept.task} in the order learned"),
-        ("base", f"{concept.architecture}, {concept.fingerprint}"),
-        ("factors", f"{len(concept.all_factors)} layers of rank {', '.join(map(str, ranks))}" if ranks else ""),
-        ("Infusion", f"residuals of {sum(r.numel() for r in concept.residuals.values())} numbers" if concept.residuals else ""),
-        ("token rows", tokens),
-        ("file", f"{file.name}, {file.stat().st_size / 1e6:.2f} MB"),
-        *concept.about.items(),
-    ]
-    lines = [pair for key, text in facts if text for pair in _hanging(key, one_line(text), wide - x - 90 - MARGIN)]
+    lines = [pair for key, text in _facts(concept, file) if text for pair in _hanging(key, one_line(text), wide - x - 90 - MARGIN)]
     settings = [
         one_line(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
         for key, value in concept.training.items()
@@ -126,13 +121,13 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
     norms = [(short(n), f.norm()) for n, f in concept.all_factors.items()]
     norms += [(short(n), float(r.norm())) for n, r in concept.residuals.items()]
     per_column = -(-len(norms) // 2)
-    said = wrapped(",  ".join(settings), 12, wide - 2 * MARGIN)
+    said = wrap_text(",  ".join(settings), 12, wide - 2 * MARGIN)
     top = max(MARGIN + 44 + 20 * len(lines), MARGIN + side) + 24
     below = top + (34 + 18 * len(said) + 14 if said else 0)
     sheet = Image.new("RGB", (wide, below + 36 + 20 * per_column + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     sheet.paste(picture_of(concept.preview, concept.name, side), (MARGIN, MARGIN))
-    pen.text((x, MARGIN - 4), fitted(f"<{concept.name}>", 26, wide - x - MARGIN), INK, font(26))
+    pen.text((x, MARGIN - 4), fit_text(f"<{concept.name}>", 26, wide - x - MARGIN), INK, font(26))
     for i, (key, line) in enumerate(lines):
         pen.text((x, MARGIN + 52 + 20 * i), key, GREY, font(13), anchor="lm")
         pen.text((x + 90, MARGIN + 52 + 20 * i), line, INK, font(13), anchor="lm")
@@ -148,8 +143,26 @@ def concept_card(concept: Concept, file: Path) -> Image.Image:
     return sheet
 
 
+def _facts(concept: Concept, file: Path) -> list[tuple[str, str]]:
+    """List what the card says of a concept, line by line; an empty text is left out."""
+    ranks = sorted({f.rank for f in concept.all_factors.values()})
+    tokens = ", ".join(f"{e} {' x '.join(map(str, t.shape))}" for e, t in concept.tokens.items())
+    return [
+        ("a kind of", concept.class_word),
+        ("words", " ".join(concept.words)),
+        ("triggers", ", ".join(concept.triggers)),
+        ("place", f"{concept.task} in the order learned"),
+        ("base", f"{concept.architecture}, {concept.fingerprint}"),
+        ("factors", f"{len(concept.all_factors)} layers of rank {', '.join(map(str, ranks))}" if ranks else ""),
+        ("Infusion", f"residuals of {sum(r.numel() for r in concept.residuals.values())} numbers" if concept.residuals else ""),
+        ("token rows", tokens),
+        ("file", f"{file.name}, {file.stat().st_size / 1e6:.2f} MB"),
+        *concept.about.items(),
+    ]
+
+
 def _hanging(key: str, text: str, width: float) -> list[tuple[str, str]]:
-    return [(key if i == 0 else "", line) for i, line in enumerate(wrapped(text, 13, width)[:4])]
+    return [(key if i == 0 else "", line) for i, line in enumerate(wrap_text(text, 13, width)[:4])]
 
 
 def _plain(value: object) -> bool:

@@ -22,5 +22,5 @@ def crop(picture: Tensor, mask: Tensor) -> Tensor:
 
 
 def crops(pictures: Tensor, mask: Tensor) -> list[Tensor]:
-    """Of every one of ``pictures [N, 3, H, W]``."""
+    """Crop every one of ``pictures [N, 3, H, W]``."""
     return list(torch.stack([crop(picture, mask) for picture in pictures]))

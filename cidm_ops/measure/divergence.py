@@ -50,11 +50,11 @@ class Divergence:
     curve: Tensor
 
     def interval(self, seed: int = 0) -> Interval:
-        """Of the eps form, latents drawn again."""
+        """The interval of the eps form, latents drawn again."""
         return mean_interval(self.eps, several(len(self.eps), "latent"), seed=seed)
 
     def likelihood_interval(self, seed: int = 0) -> Interval:
-        """Of the likelihood form in nats, latents drawn again."""
+        """The interval of the likelihood form in nats, latents drawn again."""
         return mean_interval(self.likelihood, several(len(self.likelihood), "latent"), seed=seed)
 
 
@@ -65,12 +65,12 @@ def mean_over_latents(groups: Iterable[Divergence]) -> Interval:
 
 
 def clean_estimates(model: Denoiser, latents: Tensor, noise: Tensor, levels: Levels) -> Tensor:
-    """What a model takes for clean at each level, ``[T, K, ...]``, on latents with the same noise ``[K, ...]`` at all of them."""
+    """Return what a model takes for clean at each level, ``[T, K, ...]``, on latents with the same noise ``[K, ...]`` at all of them."""
     return torch.stack([model(latents + sigma * noise, sigma) for sigma in levels.sigmas.to(latents)])
 
 
 def divergence(first: Tensor, second: Tensor, levels: Levels) -> Divergence:
-    """Of two models' clean estimates ``[T, K, ...]`` of the same noised latents."""
+    """Measure how two models' clean estimates ``[T, K, ...]`` of the same noised latents differ."""
     difference = (first - second).flatten(2).cpu().double() / levels.sigmas.double()[:, None, None]
     squares = difference.square().sum(-1).T
     values = math.prod(first.shape[2:])

@@ -18,7 +18,7 @@ def diversity(embeddings: Tensor) -> float:
 
 
 def diversity_interval(embeddings: Tensor, draws: int = 1000, seed: int = 0) -> Interval:
-    """Of ``diversity``, pictures drawn again; a picture is never paired with itself."""
+    """The interval of ``diversity``, pictures drawn again; a picture is never paired with itself."""
     over = several(len(embeddings), "picture")
     return bootstrap(lambda i: _pairs(embeddings, i), len(embeddings), over=over, draws=draws, seed=seed)
 
@@ -45,7 +45,7 @@ def score_diversity(embeddings: Tensor, base: Tensor | None = None) -> Diversity
 
 
 def _pairs(embeddings: Tensor, chosen: Tensor) -> float:
-    """Over pairs of the chosen that are two different pictures; a draw that holds one picture only counts as no distance."""
+    """Return the mean cosine distance of the pairs of the chosen that are two different pictures; 0 for a draw of one picture only."""
     n = len(embeddings)
     if n < 2:
         raise ValueError(f"{n} picture: at least 2 are needed to compare them with each other")

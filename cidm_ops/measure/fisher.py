@@ -25,7 +25,7 @@ def in_plain_words(bank: Bank, prompt: str) -> str:
     return "".join(bank.headers[owner]["class_word"] if owner else text for text, owner in bank.vocabulary.parts(prompt))
 
 
-def joined(parts: Sequence[Divergence]) -> Divergence:
-    """Of all latents of several prompts."""
+def join(parts: Sequence[Divergence]) -> Divergence:
+    """Join what was measured on the latents of several prompts."""
     curve: Tensor = torch.stack([p.curve for p in parts]).mean(0)
     return Divergence(torch.cat([p.eps for p in parts]), torch.cat([p.likelihood for p in parts]), curve)

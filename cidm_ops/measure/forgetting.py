@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..bank.reading import read_json
 from .interval import Interval, mean_interval, several
 
 
@@ -32,7 +33,9 @@ def forgetting(scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ForgettingScore:
-    """What concepts lost along a sequence: their ``names``, ``scores [points, concepts]``, what each ``lost [concepts]``, and the mean."""
+    """The score says what concepts lost along a sequence: their ``names``, ``scores [points, concepts]``, what each ``lost [concepts]``,
+    and the mean.
+    """
 
     names: Sequence[str]
     scores: Tensor
@@ -51,7 +54,7 @@ def scores_of(folder: Path) -> dict[str, float]:
     """The image alignment of each concept in a finished evaluation. Raises ``ValueError`` for a folder without one."""
     file = folder / "scores.json"
     try:
-        return {name: float(figures["ia"]) for name, figures in json.loads(file.read_text(encoding="utf-8"))["concepts"].items()}
+        return {name: float(figures["ia"]) for name, figures in read_json(file)["concepts"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: no finished evaluation there ({error!r}): expected a folder that `cidm evaluate` wrote") from error
 

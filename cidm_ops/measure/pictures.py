@@ -29,8 +29,8 @@ def width_of(text: str, size: int) -> int:
     return math.ceil(font(size).getlength(text))
 
 
-def fitted(text: str, size: int, width: float) -> str:
-    """The text in one line, its end cut off with an ellipsis where it would be wider than ``width`` pixels."""
+def fit_text(text: str, size: int, width: float) -> str:
+    """Fit the text into one line, its end cut off with an ellipsis where it would be wider than ``width`` pixels."""
     text = " ".join(text.split())
     if width_of(text, size) <= width:
         return text
@@ -40,7 +40,7 @@ def fitted(text: str, size: int, width: float) -> str:
 
 
 def shade(value: float) -> Colour:
-    """From nearly white at 0 to dark blue at 1; negative values in red."""
+    """Shade a value from nearly white at 0 to dark blue at 1; negative values are red."""
     scale = BLUES if value >= 0 else REDS
     at = min(abs(value), 1.0) * (len(scale) - 1)
     low = min(int(at), len(scale) - 2)
@@ -71,33 +71,44 @@ def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], title:
     numbers = height >= 22 and len(columns) <= 20
     width = 54 if numbers else width
     small = 12 if height >= 18 else 10
-    left = MARGIN + max([width_of(fitted(r, small, 360), small) for r in rows], default=0) + 10
+    left = MARGIN + max([width_of(fit_text(r, small, 360), small) for r in rows], default=0) + 10
     upright = not all(width_of(c, 12) <= width - 6 for c in columns)
-    head = max([width_of(fitted(c, 12, 200), 12) for c in columns], default=0) + 8 if upright else 22
-    words = wrapped(note, 12, max(len(columns) * width + left - MARGIN, 420))
+    head = max([width_of(fit_text(c, 12, 200), 12) for c in columns], default=0) + 8 if upright else 22
+    words = wrap_text(note, 12, max(len(columns) * width + left - MARGIN, 420))
     above = MARGIN + (32 if title else 0) + 18 * len(words) + (6 if words else 0) + head
     right = max(left + len(columns) * width, width_of(title, 18) + MARGIN, 440 + MARGIN if note else 0)
     sheet = Image.new("RGB", (right + MARGIN + 66, above + max(len(rows) * height, 90) + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
-    y = heading(pen, title, words)
-    for x, name in enumerate(columns):
-        name = fitted(name, 12, 200)
+    heading(pen, title, words)
+    _head_columns(sheet, [fit_text(c, 12, 200) for c in columns], (left, above), width, upright)
+    for y, name in enumerate(rows):
+        pen.text((left - 10, above + (y + 0.5) * height), fit_text(name, small, 360), INK, font(small), anchor="rm")
+    for y, row in enumerate(values.tolist()):
+        for x, value in enumerate(row):
+            box = (left + x * width, above + y * height, left + (x + 1) * width - 2, above + (y + 1) * height - 2)
+            _draw_cell(pen, box, value, top, numbers)
+    legend(pen, left + len(columns) * width + 18, above, max(min(len(rows) * height, 160), 90), top, bool((values < 0).any()))
+    return sheet
+
+
+def _head_columns(sheet: Image.Image, names: Sequence[str], at: tuple[int, int], width: int, upright: bool) -> None:
+    """Write the name of each column of a heat map, ``width`` pixels wide, above its cells, which begin ``at`` that corner."""
+    left, above = at
+    pen = ImageDraw.Draw(sheet)
+    for x, name in enumerate(names):
         if upright:
             label = sideways(name, 12, INK)
             sheet.paste(label, (left + x * width + (width - label.width) // 2, above - label.height - 4))
         else:
             pen.text((left + x * width + width / 2, above - 10), name, INK, font(12), anchor="mm")
-    for y, name in enumerate(rows):
-        pen.text((left - 10, above + (y + 0.5) * height), fitted(name, small, 360), INK, font(small), anchor="rm")
-    for y, row in enumerate(values.tolist()):
-        for x, value in enumerate(row):
-            box = (left + x * width, above + y * height, left + (x + 1) * width - 2, above + (y + 1) * height - 2)
-            pen.rectangle(box, shade(value / top))
-            if numbers:
-                colour = PAPER if abs(value / top) > 0.55 else INK if value else (190, 194, 204)
-                pen.text(((box[0] + box[2] + 1) / 2, (box[1] + box[3] + 1) / 2), f"{value:.2f}", colour, font(12), anchor="mm")
-    legend(pen, left + len(columns) * width + 18, above, max(min(len(rows) * height, 160), 90), top, bool((values < 0).any()))
-    return sheet
+
+
+def _draw_cell(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], value: float, top: float, number: bool) -> None:
+    """Fill a cell of a heat map with its shade, and write its number in it; a zero stays pale."""
+    pen.rectangle(box, shade(value / top))
+    if number:
+        colour = PAPER if abs(value / top) > 0.55 else INK if value else (190, 194, 204)
+        pen.text(((box[0] + box[2] + 1) / 2, (box[1] + box[3] + 1) / 2), f"{value:.2f}", colour, font(12), anchor="mm")
 
 
 def heading(pen: ImageDraw.ImageDraw, title: str, words: Sequence[str]) -> int:
@@ -110,14 +121,14 @@ def heading(pen: ImageDraw.ImageDraw, title: str, words: Sequence[str]) -> int:
     return y
 
 
-def wrapped(text: str, size: int, width: float) -> list[str]:
-    """Lines of at most ``width`` pixels."""
+def wrap_text(text: str, size: int, width: float) -> list[str]:
+    """Break a text into lines of at most ``width`` pixels."""
     lines: list[str] = []
     for word in text.split():
         if lines and width_of(f"{lines[-1]} {word}", size) <= width:
             lines[-1] += f" {word}"
         else:
-            lines.append(fitted(word, size, width))
+            lines.append(fit_text(word, size, width))
     return lines
 
 
@@ -134,7 +145,7 @@ def bars(pen: ImageDraw.ImageDraw, x: int, y: int, rows: Sequence[tuple[str, flo
     """A bar per row to the right of its label, its number behind it; returns where the next row would be."""
     top = top or max([value for _, value in rows], default=0) or 1.0
     for name, value in rows:
-        pen.text((x + label - 8, y + 9), fitted(name, 11, label - 8), INK, font(11), anchor="rm")
+        pen.text((x + label - 8, y + 9), fit_text(name, 11, label - 8), INK, font(11), anchor="rm")
         pen.rectangle((x + label, y + 3, x + label + max(1, round(width * value / top)), y + 15), SERIES[0])
         pen.text((x + label + round(width * value / top) + 8, y + 9), f"{value:.2f}", GREY, font(11), anchor="lm")
         y += 20

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch.nn import functional as F
 
 from ..method.regions import RegionMask, shares
-from .pictures import GREY, INK, LINE, MARGIN, PAPER, SERIES, Colour, fitted, font, width_of, wrapped
+from .pictures import GREY, INK, LINE, MARGIN, PAPER, SERIES, Colour, fit_text, font, width_of, wrap_text
 
 LONGER = 768  # pixels of the map's longer side
 GRID, CELLS = 256, 120  # a longer side too: where shares are computed, and where names look for room
@@ -21,8 +21,8 @@ def region_map(regions: Sequence[tuple[str, RegionMask]], image: Image.Image | N
     """Prompts and places as a map over ``image`` or paper, and every prompt below it; of the image's shape, else of the masks'."""
     places = [place for _, place in regions]
     wide, high = _shape(places, image)
-    below = [wrapped(text, 14, wide - BADGE - 12) or ["(no prompt)"] for text, _ in regions]
-    below = [lines if len(lines) <= LINES else [*lines[: LINES - 1], fitted(f"{lines[LINES - 1]} ...", 14, 10**4)] for lines in below]
+    below = [wrap_text(text, 14, wide - BADGE - 12) or ["(no prompt)"] for text, _ in regions]
+    below = [lines if len(lines) <= LINES else [*lines[: LINES - 1], fit_text(f"{lines[LINES - 1]} ...", 14, 10**4)] for lines in below]
     rows = [max(BADGE, 19 * len(lines) + (17 if _settings(place) else 0)) + 10 for lines, place in zip(below, places, strict=True)]
     sheet = Image.new("RGB", (wide + 2 * MARGIN, high + sum(rows) + 2 * MARGIN + (14 if rows else 0)), PAPER)
     sheet.paste(_coloured(places, _ground(image, wide, high)), (MARGIN, MARGIN))
@@ -124,10 +124,10 @@ def _name(pen: ImageDraw.ImageDraw, u: int, text: str, room: Sequence[int]) -> N
     """A region's number, and as much of its prompt as there is room for."""
     left, top, right, bottom = room
     width, count = right - left - BADGE - 34, (bottom - top - 24) // 19
-    words = wrapped(text, 14, width) if width >= 50 and count >= 1 else []
+    words = wrap_text(text, 14, width) if width >= 50 and count >= 1 else []
     if not words:
         return _badge(pen, u, (left + right - BADGE) // 2, (top + bottom - BADGE) // 2)
-    shown = words[:count] if len(words) <= count else [*words[: count - 1], fitted(" ".join(words[count - 1 :]), 14, width)]
+    shown = words[:count] if len(words) <= count else [*words[: count - 1], fit_text(" ".join(words[count - 1 :]), 14, width)]
     widest = max(width_of(line, 14) for line in shown)
     pen.rounded_rectangle((left + 9, top + 9, left + BADGE + 24 + widest, top + 15 + max(BADGE, 19 * len(shown))), 8, (*PAPER, 205))
     _badge(pen, u, left + 12, top + 12)
@@ -142,7 +142,7 @@ def _badge(pen: ImageDraw.ImageDraw, u: int, x: int, y: int) -> None:
 
 
 def _settings(place: RegionMask) -> str:
-    """What a region has that is not as usual."""
+    """Say what a region has that is not as usual."""
     said = [f"strength {place.strength:g}"] if place.strength != 1 else []
     said += [f"priority {place.priority}"] if place.priority else []
     said += [f"soft edge {place.feather:g}"] if place.feather else []

@@ -53,7 +53,7 @@ def dataset_sheet(data: Dataset, name: str, class_word: str, seed: int = 0, side
     """The dataset as the trainer sees it, ``[1, H, W, 3]`` in [0, 1], and what may go wrong: crops, dimmed where nothing is learned, with
     their captions.
     """
-    captions, warnings = concept_captions(data.captions, class_word, concept_words(name, class_word))
+    captions, warnings = concept_captions(data.captions, class_word, concept_words(name, class_word), name)
     columns = min(4, len(data))
     below = 64
     sheet = Image.new("RGB", (columns * (side + 8), -(-len(data) // columns) * (side + below)), "white")

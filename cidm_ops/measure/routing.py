@@ -1,6 +1,6 @@
 """What a prompt takes from a bank, before any model is there: whose words are in it, how strongly, and what the text encoder reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from ..bank.bank import Bank
 from ..painting.compose import ConceptMix
 from ..tokens import WORD
 from .interval import Interval, mean_interval, several
-from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fitted, font, heading, width_of, wrapped
+from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, Colour, fit_text, font, heading, width_of, wrap_text
 
 WIDE = 760
 
@@ -32,7 +32,7 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
     text = "\n".join([*(lines or ["no concept in the prompt"]), f"encoded: {encoded}"])
 
     pills = _laid_out(parts, colours)
-    read = wrapped(encoded or "nothing", 14, WIDE - 2 * MARGIN)
+    read = wrap_text(encoded or "nothing", 14, WIDE - 2 * MARGIN)
     first = max(pills[-1][1] + 50 if pills else 0, MARGIN + 50) + 6
     second = first + 44 + 30 * max(1, len(said.strengths)) + 24 * bool(unknown)
     sheet = Image.new("RGB", (WIDE, second + 46 + 22 * len(read) + MARGIN - 8), PAPER)
@@ -43,19 +43,10 @@ def routing_preview(bank: Bank, prompt: str) -> tuple[Image.Image, str]:
             pen.rounded_rectangle((x - 5, y - 2, x + width_of(word, 17) + 5, y + 24), 6, _pale(colour))
         pen.text((x, y + 11), word, colour, font(17), anchor="lm")
     _title(pen, "Concepts in it", first)
-    top = max([abs(s) for s in said.strengths.values()] + [1.0])
-    for i, (name, strength) in enumerate(said.strengths.items()):
-        y, length = first + 50 + 30 * i, round(380 * abs(strength) / top)
-        pen.text((MARGIN, y), fitted(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
-        if word := bank.headers[name]["class_word"]:
-            pen.text((MARGIN + 140, y), fitted(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
-        pen.rectangle((MARGIN + 260, y - 7, MARGIN + 260 + max(1, length), y + 7), colours[name])
-        pen.text((MARGIN + 270 + length, y), f"{strength:g}", INK, font(13), anchor="lm")
-    if not said.strengths:
-        pen.text((MARGIN, first + 50), "none: the plain model paints", GREY, font(14), anchor="lm")
+    _draw_strengths(pen, bank, said.strengths, colours, first + 50)
     if unknown:
         none = f"no concept of bank {bank.folder.name} has {', '.join(unknown)}: the prompt would be refused"
-        pen.text((MARGIN, second - 18), fitted(none, 13, WIDE - 2 * MARGIN), RED, font(13), anchor="lm")
+        pen.text((MARGIN, second - 18), fit_text(none, 13, WIDE - 2 * MARGIN), RED, font(13), anchor="lm")
     _title(pen, "What the text encoder reads", second + 4)
     for i, line in enumerate(read):
         pen.text((MARGIN, second + 52 + 22 * i), line, INK, font(14), anchor="lm")
@@ -73,8 +64,8 @@ def routing_table(names: Sequence[str], mixtures: Sequence[ConceptMix]) -> Tenso
 
 @dataclass(frozen=True)
 class RoutingScore:
-    """What prompts take from a bank: ``weights [prompts, concepts]``, the ``share [prompts]`` of their size that goes to concepts which
-    the prompt names, and the mean share over prompts that name any; None where none does.
+    """The score says what prompts take from a bank: ``weights [prompts, concepts]``, the ``share [prompts]`` of their size that goes to
+    concepts which the prompt names, and the mean share over prompts that name any; None where none does.
     """
 
     prompts: Sequence[str]
@@ -96,14 +87,29 @@ def score_routing(prompts: Sequence[str], names: Sequence[str], mixtures: Sequen
     return RoutingScore(prompts, names, weights, share, mean)
 
 
+def _draw_strengths(pen: ImageDraw.ImageDraw, bank: Bank, strengths: Mapping[str, float], colours: dict[str, Colour], y: int) -> None:
+    """Draw a row for each concept of a prompt from ``y`` on: its name, its class word, and a bar as long as it is strong."""
+    top = max([abs(s) for s in strengths.values()] + [1.0])
+    for name, strength in strengths.items():
+        length = round(380 * abs(strength) / top)
+        pen.text((MARGIN, y), fit_text(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
+        if word := bank.headers[name]["class_word"]:
+            pen.text((MARGIN + 140, y), fit_text(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
+        pen.rectangle((MARGIN + 260, y - 7, MARGIN + 260 + max(1, length), y + 7), colours[name])
+        pen.text((MARGIN + 270 + length, y), f"{strength:g}", INK, font(13), anchor="lm")
+        y += 30
+    if not strengths:
+        pen.text((MARGIN, y), "none: the plain model paints", GREY, font(14), anchor="lm")
+
+
 def _laid_out(parts: list[tuple[str, str | None]], colours: dict[str, Colour]) -> list[tuple[int, int, str, Colour]]:
-    """Where each word of the prompt goes, line after line."""
+    """Lay out the words of the prompt, line after line."""
     x, y, placed = MARGIN, MARGIN + 38, []
     for text, owner in parts:
         colour = INK if owner is None else RED if owner == "" else colours[owner]
         for i, piece in enumerate(text.split(" ") if owner is None else [text]):
             x += 6 if i and x > MARGIN else 0
-            word = fitted(piece, 17, WIDE - 2 * MARGIN)
+            word = fit_text(piece, 17, WIDE - 2 * MARGIN)
             gap = 7 if owner is not None else 0
             if x > MARGIN and x + width_of(word, 17) + gap > WIDE - MARGIN:
                 x, y = MARGIN, y + 32

@@ -69,6 +69,6 @@ def wasserstein(x: Tensor, y: Tensor) -> Wasserstein:
 
 
 def wasserstein_interval(x: Tensor, y: Tensor, draws: int = 200, seed: int = 0) -> Interval:
-    """Of ``W2^2``, pictures of both sides drawn again; mirrored, since repeated pictures add distance."""
+    """The interval of ``W2^2``, pictures of both sides drawn again; mirrored, since repeated pictures add distance."""
     over = f"{len(x)} original and {len(y)} customised pictures"
     return bootstrap(lambda i, j: sum(terms(x[i], y[j])[:2]), len(x), len(y), over=over, basic=True, draws=draws, seed=seed)

@@ -5,19 +5,18 @@ of the concepts' words: ``released`` as in the authors' code, ``paper`` as in Eq
 own, so that neither their order nor their number matters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
 from ..models.family import family_of
 from ..text_table import text_table
-from ..tokens import Table, encode_layerwise, hide
+from ..tokens import Table
 
 NORMS = ("l1", "l2", "max", "none")
 SIMILARITIES = ("cosine", "dot")
@@ -26,7 +25,7 @@ POSITIONS = ("words", "all")
 
 @dataclass(frozen=True)
 class Rule:
-    """From similarities to weights: those below ``threshold`` are 0, then ``scale * s^power / norm``.
+    """A rule turns similarities into weights: those below ``threshold`` are 0, then ``scale * s^power / norm``.
 
     ``positions`` of the prompt that count: its words, or all with start, end and padding. ``mean_first`` averages a concept's
     words before it looks for the best position, else after. ``joint`` encodes all concepts in one text, as the authors do.
@@ -75,69 +74,14 @@ def soft_weights(context: Tensor, keys: Sequence[Tensor], rule: Rule) -> Tensor:
 ORDER = {"l1": 1.0, "l2": 2.0, "max": float("inf")}
 
 
-def word_states(backbone: Backbone, concepts: Sequence[Concept], joint: bool) -> list[Tensor]:
-    """Text states ``[L, k, C]`` of each concept's words: each on its own after "a", or all in one text in task order.
-
-    Raises ``ValueError`` when the words do not fit into one chunk of text: use another mode.
-    """
-    tables, encoder = tables_of(concepts), backbone.family.encoder()
-    if not joint:
-        first = encoder.first + 1  # after "a"
-        texts = [encode_layerwise(backbone, [f"a {spoken_as(c)}"], tables).context[0] for c in concepts]
-        return [text[:, first : first + length(backbone, c)] for text, c in zip(texts, concepts, strict=True)]
-    lengths = [length(backbone, c) for c in concepts]
-    if sum(lengths) > encoder.room:
-        raise ValueError(
-            f"{len(concepts)} concepts have {sum(lengths)} words, the text encoder takes {encoder.room} at once: use mode 'exact' or 'soft'"
-        )
-    keys = encode_layerwise(backbone, [" ".join(map(spoken_as, concepts))], tables).context[0]
-    return list(keys[:, encoder.first : encoder.first + sum(lengths)].split(lengths, 1))
-
-
 def spoken_as(concept: Concept) -> str:
+    """Return what a prompt says to mean a concept: its words, or its first trigger, or its name."""
     return " ".join(concept.words) or next(iter(concept.triggers), concept.name)
 
 
-def length(backbone: Backbone, concept: Concept) -> int:
-    """Tokens that a concept's words take in a text."""
-    if concept.words:
-        return len(concept.words)
-    ids = backbone.tokenize(spoken_as(concept))[0].tolist()
-    encoder = backbone.family.encoder()
-    return ids.index(encoder.end) - encoder.first
-
-
-@torch.no_grad()
-def weights(
-    mode: str, backbone: Backbone, prompt: str, concepts: Sequence[Concept], strengths: Mapping[str, float], rule: Rule | None = None
-) -> Tensor:
-    """Weights ``[L, G]`` of ``concepts`` for a prompt whose handles are written out; ``strengths`` are those in its text.
-
-    ``rule`` takes the place of that of a soft mode. Raises ``ValueError`` for an unknown mode.
-    """
-    if mode not in MODES:
-        raise ValueError(f"aggregation mode {mode!r}: expected one of {', '.join(MODES)}")
-    layers = len(backbone.cross_attention)
-    if mode == "exact" or not concepts:
-        return torch.tensor([strengths.get(c.name, 0.0) for c in concepts]).expand(layers, -1)
-    rule = rule or RULES[mode]
-    tables = tables_of(concepts)
-    context = encode_layerwise(backbone, [prompt], tables).context[0]
-    if rule.positions == "words":
-        encoder = backbone.family.encoder()
-        ids = backbone.tokenize(hide(prompt, tables, encoder.placeholders)[0])
-        real = (ids != encoder.end).cumprod(1).bool()
-        real[:, : encoder.first] = False
-        context = context[:, real.flatten().to(context.device)]
-    if not context.shape[1]:
-        return torch.zeros(layers, len(concepts))
-    found = soft_weights(context, word_states(backbone, concepts, rule.joint), rule)
-    return found * torch.tensor([strengths.get(c.name, 1.0) for c in concepts]).to(found)
-
-
 def weights_in(weights: Tensor, layers: Sequence[str], name: str) -> Tensor:
-    """Of weights ``[..., L, G]`` those in a linear layer: ``[..., G]``, of the one of the L ``layers`` that is in its block. Outside of all
-    such blocks it is the mean.
+    """Take from weights ``[..., L, G]`` those in a linear layer: ``[..., G]``, of the one of the L ``layers`` that is in its block. Outside
+    of all such blocks it is the mean.
     """
     here = next((i for i, layer in enumerate(layers) if name.startswith(layer.rpartition(".")[0] + ".")), None)
     return weights.mean(-2) if here is None else weights[..., here, :]
@@ -154,7 +98,7 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
             weight = weights_in(weights, layers, name)[g]
             if weight != 0:
                 parts.setdefault(name, []).append((factors, weight))
-    return {name: Stack.of([f for f, _ in pairs]).merged(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
+    return {name: Stack.of([f for f, _ in pairs]).merge(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ no part in it and an empty set gives 0.
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ def word_attention(q: Tensor, k: Tensor, marks: Tensor, heads: int) -> Tensor:
     ``q [B, T, C]``, ``k [B, N, C]``, ``marks [N]`` or ``[B, N]``; in fp32. A text that stands in ``k`` several times over, as hosts
     repeat the shorter one of a batch, is marked in every copy.
     """
-    query, key = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+    query, key = (rearrange(x.float(), "b t (h d) -> b h t d", h=heads) for x in (q, k))
     weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
     marks = marks.to(weights).expand(len(q), -1)
     marks = marks.repeat(1, k.shape[1] // marks.shape[1])
@@ -39,8 +40,8 @@ def word_maps(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, position: in
 
 
 def attention_loss(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, positions: Sequence[int], mask: Tensor) -> Tensor:
-    """For one picture with ``mask [1, h, w]`` in [0, 1]: the mean square of the first word's map outside the mask, and the mean squared
-    distance of the last word's map from the mask, averaged over resolutions. ``positions`` are those of the words in the text.
+    """The loss of one picture with ``mask [1, h, w]`` in [0, 1] is the mean square of the first word's map outside the mask, and the mean
+    squared distance of the last word's map from the mask, averaged over resolutions. ``positions`` are those of the words in the text.
     """
     shape = (mask.shape[-2], mask.shape[-1])
     losses = []

@@ -54,19 +54,22 @@ def _read(name: str, box: Any) -> tuple[str, RegionMask]:
     edges = box["box"]
     if not isinstance(edges, list) or len(edges) != 4 or not all(map(_is_number, edges)):
         raise ValueError(f"{name}: its box is {_short(edges)}: expected four numbers from 0 to 1, [left, top, right, bottom]")
-    for key, (low, high) in RANGES.items():
-        if key not in box:
-            continue
-        value = box[key]
-        whole = key == "priority"
-        if not _is_number(value) or (whole and not isinstance(value, int)) or not low <= value <= high:
-            what = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}"
-            raise ValueError(f"{name}: its {key} is {_short(value)}: expected {what}; correct it, or leave it out")
+    settings = {key: box[key] for key in RANGES if key in box}
+    for key, value in settings.items():
+        _check_range(name, key, value)
     try:
         mask = box_mask(*edges)
     except ValueError as error:
         raise ValueError(f"{name}: {error}; draw it inside the picture, larger than nothing") from error
-    return box["text"], RegionMask(mask, **{key: box[key] for key in RANGES if key in box})
+    return box["text"], RegionMask(mask, **settings)
+
+
+def _check_range(name: str, key: str, value: Any) -> None:
+    """Raise ``ValueError`` for a setting of a box that is no number of its kind, or outside of its range."""
+    (low, high), whole = RANGES[key], key == "priority"
+    if not _is_number(value) or (whole and not isinstance(value, int)) or not low <= value <= high:
+        what = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}"
+        raise ValueError(f"{name}: its {key} is {_short(value)}: expected {what}; correct it, or leave it out")
 
 
 def _no_number(constant: str) -> None:

@@ -26,7 +26,7 @@ class Consolidation:
         return torch.zeros(())
 
     def after_step(self, factors: Factors) -> None:
-        """What the term itself learns after a step of the factors."""
+        """Learn what the term itself has to after a step of the factors."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs back."""

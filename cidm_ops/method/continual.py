@@ -27,7 +27,7 @@ class ElasticWeights(Consolidation):
     def loss(self, factors: Factors) -> Tensor:
         if not self.stiffness:
             return torch.zeros(())
-        entries = named(factors)
+        entries = name_factors(factors)
         terms = [(self.stiffness[n].to(p) * p.square() - 2 * self.pull[n].to(p) * p).sum() for n, p in entries.items()]
         return (torch.stack(terms).sum() + self.rest) / 2
 
@@ -46,8 +46,8 @@ class SelfRegularised(Consolidation):
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def named(factors: Factors) -> dict[str, Tensor]:
-    """Every factor by the name of its layer and its side."""
+def name_factors(factors: Factors) -> dict[str, Tensor]:
+    """Return every factor by the name of its layer and its side."""
     return {f"{layer}.{side}": getattr(f, side) for layer, f in factors.items() for side in ("up", "down")}
 
 

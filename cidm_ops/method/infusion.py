@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..models.family import Family
@@ -41,8 +42,8 @@ def infused_value(v: Tensor, marks: Tensor, residual: Tensor) -> Tensor:
 
 def infusion(attention: Tensor, residual: Tensor) -> Tensor:
     """``a_S r``, ``[B, T, C]``, from ``attention [B, heads, T]`` and a residual ``[C]`` whose heads lie side by side."""
-    heads = residual.to(attention).unflatten(-1, (attention.shape[1], -1))
-    return torch.einsum("bht,hd->bthd", attention, heads).flatten(-2)
+    heads = rearrange(residual.to(attention), "(h d) -> h d", h=attention.shape[1])
+    return rearrange(torch.einsum("bht,hd->bthd", attention, heads), "b t h d -> b t (h d)")
 
 
 def masked_error(guess: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:

@@ -20,8 +20,8 @@ NOWHERE = torch.zeros(1, 1)
 
 @dataclass(frozen=True)
 class RegionMask:
-    """Where a region is: ``mask [H, W]`` in [0, 1] over the whole picture, how strongly it holds there, who wins in overlaps (the
-    highest ``priority``), and how wide its edge is: ``feather``, as a part of the picture's shorter side. ``sought``: nobody knows
+    """A mask says where a region is: ``mask [H, W]`` in [0, 1] over the whole picture, how strongly it holds there, who wins in overlaps
+    (the highest ``priority``), and how wide its edge is: ``feather``, as a part of the picture's shorter side. ``sought``: nobody knows
     yet, it is found after this part of the sampling.
     """
 
@@ -58,8 +58,8 @@ def cells(mask: Tensor, height: int, width: int) -> Tensor:
     return taken
 
 
-def softened(mask: Tensor, radius: float) -> Tensor:
-    """A mask ``[H, W]`` blurred by a Gaussian of that standard deviation in cells; at the picture's edges it stays as it is."""
+def soften(mask: Tensor, radius: float) -> Tensor:
+    """Blur a mask ``[H, W]`` by a Gaussian of that standard deviation in cells; at the picture's edges it stays as it is."""
     if radius <= 0:
         return mask
     reach = max(1, round(3 * radius))
@@ -79,7 +79,7 @@ def shares(masks: Sequence[RegionMask], height: int, width: int) -> Tensor:
     left = torch.ones(height * width)
     for priority in sorted({p.priority for p in masks}, reverse=True):
         equals = [u for u, p in enumerate(masks) if p.priority == priority]
-        taken = torch.stack([softened(cells(masks[u].mask, height, width), masks[u].feather * min(height, width)) for u in equals])
+        taken = torch.stack([soften(cells(masks[u].mask, height, width), masks[u].feather * min(height, width)) for u in equals])
         taken = taken.flatten(1) / taken.flatten(1).sum(0).clamp(min=1)
         held[equals] = left * taken
         left = left * (1 - taken.sum(0)).clamp(min=0)
@@ -115,7 +115,7 @@ class AttentionPartition:
     shares: Tensor | None
 
     def to(self, x: Tensor) -> "AttentionPartition":
-        """On the device of ``x``, with shares in its precision."""
+        """Move to the device of ``x``, with shares in its precision."""
         background, chunks, sources = (t.to(x.device) for t in (self.background, self.chunks, self.sources))
         shares = None if self.shares is None else self.shares.to(x)
         return replace(self, background=background, chunks=chunks, sources=sources, shares=shares)
@@ -154,7 +154,9 @@ def partition(shares: Tensor, keys: int = CHUNK) -> AttentionPartition:
 
 
 def _cheapest_length(sizes: Sequence[int], keys: int) -> int:
-    """Of the sizes that regions have, the length of chunks that wastes least: each costs its tokens and its keys, padding included."""
+    """Choose among the sizes that regions have the length of chunks that wastes least: each costs its tokens and its keys, padding
+    included.
+    """
     return min({*sizes}, key=lambda length: sum(-(-size // length) for size in sizes) * (length + keys), default=1)
 
 

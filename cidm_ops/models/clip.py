@@ -1,6 +1,7 @@
 """CLIP's text encoders (Radford et al. 2021): their ids, and the names of their layers in the LoRA files of others."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 START, END = 49406, 49407
@@ -45,3 +46,11 @@ def clip_layer(flat: str) -> str | None:
     if not match:
         return None
     return f"encoder.layers.{match[1]}." + (f"mlp.{match[3]}" if match[3] else f"self_attn.{match[2]}_proj")
+
+
+def clip_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The weights ``(out, in)`` of all linear layers in the blocks of a text encoder, by name."""
+    width, wide = config["hidden_size"], config["intermediate_size"]
+    block = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+    block |= {"mlp.fc1": (wide, width), "mlp.fc2": (width, wide)}
+    return {f"encoder.layers.{i}.{name}": shape for i in range(config["num_hidden_layers"]) for name, shape in block.items()}

@@ -45,6 +45,7 @@ class Encoder:
     kohya: str = "lora_te_"  # begins the keys of its layers in a LoRA file
     roots: Sequence[str] = ()  # what begins its keys in the LoRA files of others, as regular expressions with ``_`` for every dot
     read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to the name of a layer in the encoder
+    rows: Sequence[str] = ()  # what files of embeddings call its rows, beside its name
 
     @property
     def room(self) -> int:
@@ -90,15 +91,19 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Host:
-    """What ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not by import."""
+    """The host's names say what ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not
+    by import, and how its attention patches tell where they are: part of the model, block and index in it.
+    """
 
     models: Sequence[str] = ()
     text_model: str = ""
+    patch_place: Callable[[str], tuple[str, int, int]] = lambda module: (module, 0, 0)  # of an attention, by its module's name
 
 
 @dataclass(frozen=True)
 class Diffusers:
-    """What diffusers calls a family's model, and how it configures its parts. What is not named is the default of the class.
+    """The names of diffusers say what it calls a family's model, and how it configures its parts. What is not named is the default of the
+    class.
 
     ``facts`` are entries of the model's configuration that tell the family from others.
     """
@@ -145,6 +150,7 @@ class Family:
     host: Host = Host()
     diffusers: Diffusers = Diffusers()
     files: LoraFiles = LoraFiles()
+    weigh: Callable[["Family"], Mapping[str, tuple[int, int]]] = lambda family: {}  # the shapes of its weights, where they are known
 
     def __repr__(self) -> str:
         return f"Family({self.architecture})"
@@ -214,8 +220,8 @@ class Family:
         """The names inside a block of its linear layers, in order; only those in sublayers of some kinds, if any are named."""
         return [part.name for sub in self.sublayers(block) if not kinds or sub.kind in kinds for part in sub.linears]
 
-    def located(self, layer: str) -> tuple[str, Sublayer | None, Linear | None]:
-        """The block that a linear layer is in, its sublayer and itself; ``("", None, None)`` if it is in no block."""
+    def locate(self, layer: str) -> tuple[str, Sublayer | None, Linear | None]:
+        """Return the block that a linear layer is in, its sublayer and itself; ``("", None, None)`` if it is in no block."""
         for pattern, known in self._linears:
             if match := pattern.fullmatch(layer):
                 return (match["block"], *known[match["part"]])
@@ -232,22 +238,29 @@ class Family:
 
     def block_of(self, layer: str) -> str:
         """The transformer block that a linear layer is in, by its canonical name; "" if it is in none."""
-        return self.located(layer)[0]
+        return self.locate(layer)[0]
 
     def reads_text(self, layer: str) -> bool:
         """Whether what goes through a linear layer is the tokens of the text, and of nothing else."""
-        linear = self.located(layer)[2]
+        linear = self.locate(layer)[2]
         return linear is not None and linear.reads == "text"
 
     def looks_at_text(self, layer: str) -> bool:
         """Whether a linear layer makes the queries with which the image looks at the text."""
-        _, sublayer, linear = self.located(layer)
+        _, sublayer, linear = self.locate(layer)
         looks = sublayer is not None and sublayer.kind in ("cross", "joint")
         return looks and linear is not None and linear.role == "query" and linear.reads != "text"
 
     def kernel_of(self, layer: str) -> tuple[int, ...]:
         """The kernel of a convolution by its canonical name, () of a linear layer."""
         return next((kernel for pattern, kernel in self.kernels if re.search(pattern, layer)), ())
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """The weights ``(out, in)`` of all layers by canonical name, at this size; of a convolution, ``in`` runs over channels, rows and
+        columns. Empty where they are not known.
+        """
+        return self.weigh(self)
 
     def kohya_key(self, layer: str) -> str:
         """The name of a layer in LoRA files of kohya's kind, by its canonical name."""
@@ -264,8 +277,8 @@ class Family:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What decides whether a concept fits a model: the family's name, its layers that read the text, by kind of block, and the width of
-    that text. As text "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
+    """An architecture decides whether a concept fits a model: the family's name, its layers that read the text, by kind of block, and the
+    width of that text. As text "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
     """
 
     family: str

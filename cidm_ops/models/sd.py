@@ -4,11 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 from . import clip
+from .clip import clip_shapes
 from .family import Diffusers, Encoder, Family, Host, LoraFiles, register
-from .unet import KERNELS, ORDER, PROJECTIONS, TRANSFORMERS, layers_of
+from .unet import KERNELS, ORDER, PROJECTIONS, TRANSFORMERS, layers_of, patch_place, unet_shapes
 
 ROOTS = ("lora_unet", "lycoris", "unet", "(?:model_)?diffusion_model")
 STAGE = r".+(?=\.transformer_blocks\.)"
+EXAMPLE = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"  # a layer that reads the text, for words that explain
 ABBREVIATIONS = (".transformer_blocks.0.attn2", "attentions.")
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VAE: dict[str, Any] = {
@@ -17,6 +19,13 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
+
+
+def shapes_of(family: Family) -> dict[str, tuple[int, int]]:
+    """The weights of the U-Net and the text encoders."""
+    texts = {f"{e.name}.{layer}": shape for e in family.encoders for layer, shape in clip_shapes(family.diffusers.texts[e.name]).items()}
+    return unet_shapes(family.diffusers.model) | texts
+
 
 CLIP_L = Encoder(
     name="clip_l",
@@ -32,6 +41,7 @@ CLIP_L = Encoder(
     kohya="lora_te_text_model_",
     roots=("lora_te1?", "text_encoder", "text_encoders_clip_l_transformer"),
     read_layer=clip.clip_layer,
+    rows=("text_encoders_0", "text_encoder", "text_encoder_1", "te1"),
 )
 CLIP_G = replace(
     CLIP_L,
@@ -45,6 +55,7 @@ CLIP_G = replace(
     host_tokens="g",
     kohya="lora_te2_text_model_",
     roots=("lora_te2", "text_encoder_2", "text_encoders_clip_g_transformer"),
+    rows=("text_encoders_1", "text_encoder_2", "te2"),
 )
 
 SD1 = register(
@@ -63,7 +74,7 @@ SD1 = register(
         halvings=3,
         kernels=(*KERNELS, *PROJECTIONS),
         abbreviations=ABBREVIATIONS,
-        host=Host(models=("SD15",), text_model="SD1ClipModel"),
+        host=Host(models=("SD15",), text_model="SD1ClipModel", patch_place=patch_place),
         diffusers=Diffusers(
             facts={"addition_embed_type": None},
             model={"sample_size": 64, "cross_attention_dim": 768, "layers_per_block": 2},
@@ -77,6 +88,7 @@ SD1 = register(
             telltale=r"^(down_blocks\.0\.attentions|down_blocks\.3|up_blocks\.3)",
             modelspec="stable-diffusion-v1/lora",
         ),
+        weigh=shapes_of,
     )
 )
 
@@ -96,7 +108,7 @@ SDXL = register(
         halvings=2,
         kernels=KERNELS,
         abbreviations=ABBREVIATIONS,
-        host=Host(models=("SDXL",), text_model="SDXLClipModel"),
+        host=Host(models=("SDXL",), text_model="SDXLClipModel", patch_place=patch_place),
         diffusers=Diffusers(
             facts={"addition_embed_type": "text_time"},
             model={
@@ -123,6 +135,7 @@ SDXL = register(
             telltale=r"^(clip_g|add_embedding)|\.transformer_blocks\.[1-9]",
             modelspec="stable-diffusion-xl-v1-base/lora",
         ),
+        weigh=shapes_of,
     )
 )
 

@@ -5,7 +5,9 @@ are known, the original one (``input_blocks``) and that of diffusers (``down_blo
 """
 
 import re
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from .family import Blocks, Linear, Sublayer
 
@@ -76,8 +78,15 @@ def unet_layer(flat: str, resnets: int) -> str | None:
 
 
 def layers_of(resnets: int) -> partial[str | None]:
-    """What reads the names of a U-Net with so many resnets in each block of the down path."""
+    """Return what reads the names of a U-Net with so many resnets in each block of the down path."""
     return partial(unet_layer, resnets=resnets)
+
+
+def patch_place(module: str) -> tuple[str, int, int]:
+    """``input_blocks.4.1.transformer_blocks.0...`` is what the host's attention patches see as ``("input", 4)`` and index 0."""
+    kind, number = module.split(".")[:2]
+    index = int(module.partition("transformer_blocks.")[2].partition(".")[0])
+    return ("middle", 0, index) if kind == "middle_block" else (kind.removesuffix("_blocks"), int(number), index)
 
 
 def _of_diffusers(side: str | None, number: str | None, place: str, part: str, resnets: int) -> str:
@@ -89,3 +98,72 @@ def _of_diffusers(side: str | None, number: str | None, place: str, part: str, r
     if kind in ("downsamplers", "upsamplers"):
         index, part = 0, "conv"
     return f"{'down' if side == 'input' else 'up'}_blocks_{block}_{kind}_{index}_{part}"
+
+
+# What diffusers takes for what a configuration does not name.
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": 1,
+}
+
+
+def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The weights ``(out, in)`` of all linear layers and convolutions of a U-Net by canonical name, from diffusers' configuration of it.
+
+    Of a convolution, ``in`` runs over channels, rows and columns.
+    """
+    config = DEFAULTS | dict(config)
+    channels, resnets, text = config["block_out_channels"], config["layers_per_block"], config["cross_attention_dim"]
+    depth = config["transformer_layers_per_block"]
+    depths = (depth,) * len(channels) if isinstance(depth, int) else depth
+    first, time, last = channels[0], 4 * channels[0], len(channels) - 1
+    shapes = {
+        "conv_in": (first, 9 * config["in_channels"]),
+        "conv_out": (config["out_channels"], 9 * first),
+        "time_embedding.linear_1": (time, first),
+        "time_embedding.linear_2": (time, time),
+    }
+    if config.get("addition_embed_type") == "text_time":
+        shapes["add_embedding.linear_1"] = (time, config["projection_class_embeddings_input_dim"])
+        shapes["add_embedding.linear_2"] = (time, time)
+    for i, width in enumerate(channels):
+        here = f"down_blocks.{i}"
+        for j in range(resnets):
+            shapes |= _resnet(f"{here}.resnets.{j}", channels[max(i - 1, 0)] if j == 0 else width, width, time)
+            if "CrossAttn" in config["down_block_types"][i]:
+                shapes |= _transformer(f"{here}.attentions.{j}", width, text, depths[i])
+        if i < last:
+            shapes[f"{here}.downsamplers.0.conv"] = (width, 9 * width)
+    for j in range(2):
+        shapes |= _resnet(f"mid_block.resnets.{j}", channels[-1], channels[-1], time)
+    shapes |= _transformer("mid_block.attentions.0", channels[-1], text, depths[-1])
+    widths = channels[::-1]
+    for i, width in enumerate(widths):
+        here, before, skipped = f"up_blocks.{i}", widths[max(i - 1, 0)], widths[min(i + 1, last)]
+        for j in range(resnets + 1):
+            read = (before if j == 0 else width) + (skipped if j == resnets else width)  # with what the down path left for it
+            shapes |= _resnet(f"{here}.resnets.{j}", read, width, time)
+            if "CrossAttn" in config["up_block_types"][i]:
+                shapes |= _transformer(f"{here}.attentions.{j}", width, text, depths[last - i])
+        if i < last:
+            shapes[f"{here}.upsamplers.0.conv"] = (width, 9 * width)
+    return shapes
+
+
+def _resnet(here: str, read: int, width: int, time: int) -> dict[str, tuple[int, int]]:
+    shapes = {f"{here}.conv1": (width, 9 * read), f"{here}.conv2": (width, 9 * width), f"{here}.time_emb_proj": (width, time)}
+    return shapes | ({f"{here}.conv_shortcut": (width, read)} if read != width else {})
+
+
+def _transformer(here: str, width: int, text: int, depth: int) -> dict[str, tuple[int, int]]:
+    shapes = {f"{here}.proj_in": (width, width), f"{here}.proj_out": (width, width)}
+    wide = {"ff.net.0.proj": (8 * width, width), "ff.net.2": (width, 4 * width)}  # GEGLU (Shazeer 2020): twice four times the width
+    for part in (part for sub in TRANSFORMERS.sublayers for part in sub.linears):
+        shape = wide.get(part.name, (width, text if part.reads == "text" else width))
+        shapes |= {f"{here}.transformer_blocks.{i}.{part.name}": shape for i in range(depth)}
+    return shapes

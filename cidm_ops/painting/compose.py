@@ -4,27 +4,30 @@ One way for the nodes, the command line, evaluation and previews: ``compose`` re
 says what lies beside the model's layers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapters import attached
+from ..adapters import attach
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
 from ..bank.concept import LOW_RANK, RESIDUALS, Concept
 from ..bank.mentions import Prompt
 from ..causal import linear_layers
-from ..concept_text import ConceptText, RowPlan, TokenResidual
+from ..concept_text import ConceptText
 from ..lowrank import LowRank, Stack
-from ..method.aggregation import RULES, Rule, aggregate, tables_of, weights
+from ..method.aggregation import RULES, Rule, aggregate, tables_of
 from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
+from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, encode_layerwise, stand_for
-from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stacked
+from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stack_mixtures
 from .scope import BY_KIND, acts_everywhere, token_masks
+from .weights import weights
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class ParsedPrompt:
 
 @dataclass(frozen=True)
 class ConceptMix(ParsedPrompt):
-    """What a prompt takes from a bank: the weights ``[L, G]`` of its concepts, its residuals, and warnings about their base."""
+    """A mix is what a prompt takes from a bank: the weights ``[L, G]`` of its concepts, its residuals, and warnings about their base."""
 
     weights: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     warnings: Sequence[str] = ()
@@ -101,16 +104,16 @@ def compose(
     layers: str = "all",
     masks: Mapping[str, Tensor] | None = None,
 ) -> ConceptMix:
-    """What a prompt takes from a bank. ``exact`` loads only the concepts in the prompt, the soft modes load all (CIDM 3.2). Handles of
+    """Take from a bank what a prompt needs. ``exact`` loads only the concepts in the prompt, the soft modes load all (CIDM 3.2). Handles of
     Infusion concepts stand for class words, which carry their residuals in those ``layers``; ``masks [H, W]`` by name limit where.
 
     Raises ``ValueError`` for a word no concept has, for a concept of another architecture and for a mask of a concept that is not in
     the prompt.
     """
-    how = how or AggregationConfig()
+    how, masks = how or AggregationConfig(), masks or {}
     said = bank.read(prompt)
     names = [n for n in said.strengths if bank.headers[n]["method"] == RESIDUALS]
-    if idle := [n for n in masks or {} if n not in names]:
+    if idle := [n for n in masks if n not in names]:
         raise ValueError(f"<{idle[0]}> has a region and is not in the prompt: write it there too, it stands for a class word")
     if not names:
         return _mixed(backbone, bank, said, how)
@@ -124,14 +127,21 @@ def compose(
     found, warnings = {}, list(mixed.warnings)
     for name in names:
         warnings.append(check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) or "")
-        residuals = bank.get(name).residuals
-        if unknown := [n for n in residuals if n.rpartition(".")[0] not in backbone.cross_attention]:
-            raise ValueError(f"the model has no layer {unknown[0]!r}: <{name}> is for another architecture")
-        strength = how.strength * said.strengths[name]
-        own = {n: strength * r for n, r in residuals.items() if n.rpartition(".")[0] in chosen}
+        own = _residuals(backbone, bank.get(name), chosen, how.strength * said.strengths[name])
         if any(r.any() for r in own.values()):
-            found[name] = TokenResidual(own, marks[f"<{name}>"], (masks or {}).get(name))
+            found[name] = TokenResidual(own, marks[f"<{name}>"], masks.get(name))
     return replace(mixed, residuals=found, warnings=[w for w in warnings if w])
+
+
+def _residuals(backbone: Backbone, concept: Concept, layers: set[str], strength: float) -> dict[str, Tensor]:
+    """The residuals ``[C]`` of a concept in some of the model's ``layers``, times its strength, by linear layer.
+
+    Raises ``ValueError`` for a layer that the model does not have.
+    """
+    sites = {name: name.rpartition(".")[0] for name in concept.residuals}
+    if unknown := [name for name, site in sites.items() if site not in backbone.cross_attention]:
+        raise ValueError(f"the model has no layer {unknown[0]!r}: <{concept.name}> is for another architecture")
+    return {name: strength * r for name, r in concept.residuals.items() if sites[name] in layers}
 
 
 def _low_rank(bank: Bank) -> list[str]:
@@ -139,13 +149,32 @@ def _low_rank(bank: Bank) -> list[str]:
 
 
 def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig) -> ConceptMix:
-    """What a prompt without handles of Infusion takes from a bank."""
+    """Take from a bank what a prompt without handles of Infusion needs."""
     names = sorted(said.strengths) if how.mode == "exact" else _low_rank(bank)
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
     concepts = [bank.get(name) for name in names]
+    for concept in concepts:
+        check_layers(concept, {**backbone.layers, **linear_layers(backbone.texts)})
     found = how.strength * weights(how.mode, backbone, said.text, concepts, said.strengths, how.mode_rule).cpu()
     strengths = {n: how.strength * s for n, s in said.strengths.items()}
     return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])
+
+
+def check_layers(concept: Concept, layers: Mapping[str, nn.Module]) -> None:
+    """Raises ``ValueError`` naming a layer of a model that is of another size than a concept's factors for it."""
+    for layer, f in concept.all_factors.items():
+        module = layers.get(layer)
+        if isinstance(module, nn.Linear):
+            size = module.out_features, module.in_features
+        elif isinstance(module, nn.Conv2d):
+            size = module.out_channels, module.in_channels // module.groups * math.prod(module.kernel_size)
+        else:
+            continue
+        if (given := (len(f.up), f.down.shape[1])) != size:
+            raise ValueError(
+                f"concept {concept.name!r}: its change of {layer} is of a weight {list(given)}, and this model's is {list(size)}: "
+                "it was learned on another base, import it for that one"
+            )
 
 
 def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dict[str, Tensor]:
@@ -169,13 +198,13 @@ def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dic
 @torch.no_grad()
 def encode(backbone: Backbone, said: ParsedPrompt, regions: Sequence[Text] = ()) -> Text:
     """A prompt encoded for every layer, with what its concepts changed in the text encoders, and with the texts of ``regions``."""
-    with attached(linear_layers(backbone.texts), text_deltas(said.concepts, said.strengths, backbone.device)):
+    with attach(linear_layers(backbone.texts), text_deltas(said.concepts, said.strengths, backbone.device)):
         text = encode_layerwise(backbone, [said.text], tables_of(said.concepts))
     return replace(text, plans=(row_plan(backbone, said, [region.rows for region in regions]),))
 
 
 def row_plan(backbone: Backbone, said: ParsedPrompt, regions: Sequence[ConceptText] = ()) -> RowPlan:
-    """What a prompt means to the model beside what its layers read."""
+    """Plan what a prompt means to the model beside what its layers read."""
     residuals = tuple(said.residuals.values()) if isinstance(said, ConceptMix) else ()
     masks = token_masks(backbone, said.text, said.concepts) if said.concepts else {}
     return RowPlan(token_masks=masks, residuals=residuals, regions=tuple(regions))
@@ -189,13 +218,13 @@ def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], dev
             for name, f in concept.text_factors.items():
                 layers.setdefault(name, []).append((f.to(device), strength))
     return {
-        name: Stack.of([f for f, _ in parts]).merged(torch.tensor([s for _, s in parts], device=device)) for name, parts in layers.items()
+        name: Stack.of([f for f, _ in parts]).merge(torch.tensor([s for _, s in parts], device=device)) for name, parts in layers.items()
     }
 
 
 @dataclass(frozen=True)
 class RegionPrompt:
-    """What stands where: a place of the image and what its prompt takes from the bank."""
+    """A region's prompt says what stands where: a place of the image and what its prompt takes from the bank."""
 
     mask: RegionMask
     mix: ConceptMix
@@ -217,7 +246,7 @@ class Composition:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know about it, each once."""
+        """The warnings say what a person should know about it, each once."""
         masks = [region.mask for region in self.regions]
         every = [*self.whole.warnings, *(w for region in self.regions for w in region.mix.warnings)]
         empty = [u for u, mask in enumerate(masks) if not mask.mask.any() and not mask.sought]
@@ -228,10 +257,12 @@ class Composition:
         return list(dict.fromkeys(every))
 
     def scene(self, texts: Sequence[ConceptText] = (), estimation: NoiseEstimation | None = None) -> Scene:
-        """What lies beside the layers of a model that paints it. ``texts`` of the regions are for global texts of other encoders."""
+        """Make the scene that lies beside the layers of a model that paints it. ``texts`` of the regions are for global texts of other
+        encoders.
+        """
         mixes = [self.whole, *(region.mix for region in self.regions)]
         return replace(
-            routed([mixes], self.how),
+            scene_beside([mixes], self.how),
             masks=tuple(region.mask for region in self.regions),
             texts=tuple(texts),
             negative=self.how.negative,
@@ -256,11 +287,11 @@ def compose_regions(
     return Composition(compose(backbone, bank, prompt, how), parts, how)
 
 
-def routed(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig | None = None) -> Scene:
-    """A scene of concepts beside the layers: for each image of a batch, or one for all, the mixes elsewhere and in each region."""
+def scene_beside(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig | None = None) -> Scene:
+    """Return the scene of concepts beside the layers: for each image of a batch, or one for all, the mixes elsewhere and in each region."""
     how = how or AggregationConfig()
     mixes = [mixed for image in images for mixed in image]
-    concepts, found = stacked([m.concepts for m in mixes], [m.weights for m in mixes])
+    concepts, found = stack_mixtures([m.concepts for m in mixes], [m.weights for m in mixes])
     stack = ConceptStack(concepts, found.unflatten(0, (len(images), len(images[0]))), how.negative, how.scope)
     return Scene((stack,) if concepts else (), negative=how.negative)
 

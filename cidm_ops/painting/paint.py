@@ -4,16 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attached
+from ..adapters import attach
 from ..backbone import Backbone
-from ..bank.bank import Bank
+from ..bank.bank import Bank, check_base
 from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
-from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode
+from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
@@ -46,17 +47,19 @@ def paint(
 ) -> tuple[Tensor, list[str]]:
     """Images ``[B, 3, 8h, 8w]`` in [-1, 1] from unit Gaussian ``noise [B, 4, h, w]``, and warnings about what was asked for.
 
-    ``regions`` are prompts and their places. Raises ``ValueError`` for a word that no concept of the bank has and for a concept of another
-    architecture.
+    ``regions`` are prompts and their places. The negative prompt is read like the others: handles are written out. Raises ``ValueError``
+    for a word that no concept of the bank has and for a concept of another architecture.
     """
     config = config or SamplingConfig()
+    unwanted = read(bank, config.negative)
+    other = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in unwanted.strengths]
     if regions:
         composition = compose_regions(backbone, bank, prompt, regions, config.aggregation)
     else:
         whole = compose(backbone, bank, prompt, config.aggregation, layers=config.infusion.layers)
         composition = Composition(whole, (), config.aggregation)
-    latents = paint_latents(backbone, composition, noise, config, on_step)
-    return backbone.decode_latent(latents), composition.warnings
+    latents = paint_latents(backbone, composition, noise, config, on_step, unwanted)
+    return backbone.decode_latent(latents), list(dict.fromkeys([*composition.warnings, *filter(None, other)]))
 
 
 @torch.no_grad()
@@ -66,22 +69,23 @@ def paint_latents(
     noise: Tensor,
     config: SamplingConfig,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
+    unwanted: ParsedPrompt | None = None,
 ) -> Tensor:
-    """The latents ``[B, 4, h, w]`` of a composed prompt."""
+    """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text."""
     texts = [encode(backbone, region.mix) for region in composition.regions]
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
-    unwanted = encode(backbone, ParsedPrompt(config.negative)).expand(len(noise))
+    negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
     scene, factors = Scene(), {}
     if composition.mergeable:
         factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
     predict = predictor(backbone, replace(scene, infusion=config.infusion))
-    with attached(backbone.layers, factors):
+    with attach(backbone.layers, factors):
         return sample(
             backbone,
             wanted,
-            unwanted,
+            negative,
             noise.to(backbone.device),
             steps=config.steps,
             guidance=config.guidance,
@@ -123,8 +127,8 @@ def level_at(levels: Tensor, part: float) -> float:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of queries ``[B, T, C]`` to keys and values ``[B, N, C]`` in so many heads."""
-    split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    q, k, v = (rearrange(x, "b t (h d) -> b h t d", h=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h t d -> b t (h d)")
 
 
 def unit_noise(family: Family, seed: int, count: int, height: int, width: int) -> Tensor:

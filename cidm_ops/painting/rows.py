@@ -7,7 +7,8 @@ more than once: as the foundation of Infusion's second stream, and as the pass o
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from ..concept_text import RowPlan, plans_of
+from ..concept_text import plans_of
+from ..row_plan import RowPlan
 
 ALL, NONE = 0, -1  # regions: all of them, or none
 
@@ -65,8 +66,8 @@ def rows_of(jobs: Sequence[Job], plans: Sequence[RowPlan | None], keys: Sequence
     return rows
 
 
-def packed(jobs: Sequence[Sequence[Job]], each: int, fits: Callable[[int], bool]) -> list[list[Job]]:
-    """Groups of jobs that have to go together, in as few calls as fit; ``fits`` says whether so many rows do. The first group always
+def pack_jobs(jobs: Sequence[Sequence[Job]], each: int, fits: Callable[[int], bool]) -> list[list[Job]]:
+    """Pack groups of jobs that have to go together into as few calls as fit; ``fits`` says whether so many rows do. The first group always
     goes first.
     """
     calls: list[list[Job]] = []

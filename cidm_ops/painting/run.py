@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..concept_text import RowPlan, plans_of
+from ..concept_text import plans_of
 from ..hub import Sites
 from ..method.blending import blend
 from ..method.regions import cells
-from .rows import ALL, NONE, Job, Row, has_residuals, packed, rows_of
+from ..row_plan import RowPlan
+from .rows import ALL, NONE, Job, Row, has_residuals, pack_jobs, rows_of
+from .scene import NoiseEstimation
 from .state import RunState
 from .unet_call import UnetCall
 
@@ -47,7 +49,7 @@ class SceneRun(RunState):
         looking = bool(self.sought) and sigma > min(self.sought.values())
         if self.seen and not looking:
             self.find()
-        calls = packed(self.jobs(plans, each, len(keys), sigma), each, unet.fits)
+        calls = pack_jobs(self.jobs(plans, each, len(keys), sigma), each, unet.fits)
         answers: dict[Job, Tensor] = {}
         for jobs in calls:
             rows = rows_of(jobs, plans, keys, each)
@@ -55,10 +57,10 @@ class SceneRun(RunState):
             whole = at == list(range(len(x)))
             some, read = (x, text) if whole else (x[at], text[at])
             some = self.hidden(some, rows, unet.background)
-            with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).opened(some):
+            with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).open(some):
                 output = unet.call(jobs, at, some, read)
             answers |= dict(zip(jobs, output.split(each), strict=True))
-        return self.blended(answers, len(keys))
+        return self.blend_passes(answers, len(keys))
 
     def check(self, plans: Sequence[RowPlan | None]) -> None:
         for plan in plans:
@@ -74,22 +76,31 @@ class SceneRun(RunState):
         return not self.scene.infusion.never and last <= sigma <= first
 
     def jobs(self, plans: Sequence[RowPlan | None], each: int, chunks: int, sigma: float) -> list[list[Job]]:
-        """What has to go through the model, in groups that go together: first the batch with its foundations, then passes of regions."""
-        how, estimating, hidden = self.scene.estimation, False, False
-        if how and self.passes:
-            first, last, bootstrap = self.passes
-            estimating = how.alpha < 1 and last < sigma <= first
-            hidden = how.bootstrap > 0 and sigma > bootstrap
+        """List what has to go through the model, in groups that go together: first the batch with its foundations, then passes of regions.
+
+        ``plans`` are those of ``chunks`` times ``each`` rows.
+        """
         texts = [plans[i * each : (i + 1) * each] for i in range(chunks)]
-        around = NONE if how and estimating and not how.features else ALL
+        estimation, hidden = self.passing(sigma)
+        around = NONE if estimation and not estimation.features else ALL
         twice = self.active(sigma) and self.scene.infusion.stream == "dual"
         second = [c for c, own in enumerate(texts) if twice and any(map(has_residuals, own))]
         jobs = [[Job(c, around) for c in range(chunks)] + [Job(c, around, foundation=True) for c in second]]
-        if estimating:
-            for c in [c for c, own in enumerate(texts) if any(plan and plan.regions for plan in own)]:
-                for u in range(1, len(self.scene.masks) + 1):
-                    jobs.append([Job(c, u, hidden)] + [Job(c, u, hidden, foundation=True)] * (c in second))
+        divided = [c for c, own in enumerate(texts) if any(plan and plan.regions for plan in own)]
+        for c in divided if estimation else ():
+            for u in range(1, len(self.scene.masks) + 1):
+                jobs.append([Job(c, u, hidden)] + [Job(c, u, hidden, foundation=True)] * (c in second))
         return jobs
+
+    def passing(self, sigma: float) -> tuple[NoiseEstimation | None, bool]:
+        """How regions have passes of their own at this noise level, ``None`` if they have none, and whether those see plain background
+        outside of their region.
+        """
+        how = self.scene.estimation
+        if not how or not self.passes:
+            return None, False
+        first, last, bootstrap = self.passes
+        return how if how.alpha < 1 and last < sigma <= first else None, how.bootstrap > 0 and sigma > bootstrap
 
     def hidden(self, x: Tensor, rows: Sequence[Row], background: Callable[[Tensor], Tensor]) -> Tensor:
         """``x`` with plain background outside of the region of rows that are to see nothing else. The mask is binary, so that noise keeps
@@ -104,8 +115,8 @@ class SceneRun(RunState):
         x[alone] = torch.where(inside, x[alone], background(x[alone]))
         return x
 
-    def blended(self, answers: dict[Job, Tensor], chunks: int) -> Tensor:
-        """The answers of the batch itself, each blended with those of the passes of its regions."""
+    def blend_passes(self, answers: dict[Job, Tensor], chunks: int) -> Tensor:
+        """Return the answers of the batch itself, each blended with those of the passes of its regions."""
         outputs = []
         for job, whole in list(answers.items())[:chunks]:
             passes = [answer for other, answer in answers.items() if other.chunk == job.chunk and other.region > 0 and not other.foundation]

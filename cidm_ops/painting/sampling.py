@@ -34,7 +34,7 @@ def sample(
     x = schedule.scale_noise(noise, levels[0])
     together = text.states.shape[2] == negative.states.shape[2]
     texts = [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
-    predict = predict or plainly(backbone)
+    predict = predict or default_predict(backbone)
     for i, t in enumerate(timesteps):
         scaled = schedule.scale_input(x, levels[i])
         both = torch.cat([scaled, scaled]) if together else scaled
@@ -47,17 +47,18 @@ def sample(
     return x
 
 
-def plainly(backbone: Backbone) -> Predict:
-    """The backbone's own prediction."""
+def default_predict(backbone: Backbone) -> Predict:
+    """Return the backbone's own prediction."""
     return lambda x, t, text, pooled, chunks: backbone.predict(x, t, text, pooled)
 
 
 def denoiser(backbone: Backbone, text: Text, predict: Predict | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the model takes for clean behind ``x = x_0 + ratio n``, ``[B, C, h, w]`` at one ratio of noise to signal, without guidance.
+    """Return a function that tells what the model takes for clean behind ``x = x_0 + ratio n``, ``[B, C, h, w]`` at one ratio of noise to
+    signal, without guidance.
 
     ``predict`` stands in for the backbone's.
     """
-    model, schedule = predict or plainly(backbone), backbone.schedule
+    model, schedule = predict or default_predict(backbone), backbone.schedule
 
     @torch.no_grad()
     def clean(x: Tensor, ratio: Tensor) -> Tensor:

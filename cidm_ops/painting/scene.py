@@ -86,8 +86,8 @@ class Scene:
     infusion: ResidualConfig = ResidualConfig()
 
 
-def stacked(concepts: Sequence[Sequence[Concept]], weights: Sequence[Tensor]) -> tuple[list[Concept], Tensor]:
-    """All concepts of several mixtures, each once, and the weights ``[M, L, G]`` of each mixture ``weights[m] [L, G_m]`` in them."""
+def stack_mixtures(concepts: Sequence[Sequence[Concept]], weights: Sequence[Tensor]) -> tuple[list[Concept], Tensor]:
+    """Return all concepts of several mixtures, each once, and the weights ``[M, L, G]`` of each mixture ``weights[m] [L, G_m]`` in them."""
     every = {concept.name: concept for mixture in concepts for concept in mixture}
     place = {name: g for g, name in enumerate(every)}
     whole = torch.zeros(len(concepts), len(weights[0]) if weights else 0, len(every))

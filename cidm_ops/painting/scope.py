@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..concept_text import END_OF_TEXT
 from ..models.family import family_of
+from ..row_plan import END_OF_TEXT
 from ..tokens import hide
 
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
@@ -22,7 +22,8 @@ OF_KIND = {"style": WORDS}
 
 
 def scope_of(concept: Concept, scope: str = BY_KIND) -> str:
-    """Where a concept acts. By kind, only a style does at less than all tokens; without words of its own, as an imported LoRA, none does.
+    """Say where a concept acts. By kind, only a style acts at less than all tokens; a concept without words of its own, such as an imported
+    LoRA, always acts at all.
 
     Raises ``ValueError`` for an unknown ``scope``.
     """
@@ -38,8 +39,8 @@ def acts_everywhere(concepts: Sequence[Concept], scope: str) -> bool:
     return all(scope_of(concept, scope) == EVERYWHERE for concept in concepts)
 
 
-def scoped(concepts: Sequence[Concept], scope: str) -> list[Concept]:
-    """The concepts with what they change at all: acting on their words alone, they leave queries as they are."""
+def limit_to_scope(concepts: Sequence[Concept], scope: str) -> list[Concept]:
+    """Return the concepts with what they change at all: acting on their words alone, they leave queries as they are."""
     return [without_queries(concept) if scope_of(concept, scope) == WORDS else concept for concept in concepts]
 
 
@@ -72,12 +73,12 @@ def acting_at(masks: Mapping[str, Tensor], concepts: Sequence[Concept], scope: s
         how, own = scope_of(concept, scope), masks.get(concept.name, nowhere)
         if how == WORDS_AND_END and own.any():
             own = torch.maximum(own, masks.get(END_OF_TEXT, nowhere.to(own)))
-        columns.append(torch.ones(tokens) if how == EVERYWHERE else repeated(own, tokens))
+        columns.append(torch.ones(tokens) if how == EVERYWHERE else repeat_mask(own, tokens))
     return torch.stack([column.cpu() for column in columns], 1) if columns else torch.zeros(tokens, 0)
 
 
-def repeated(mask: Tensor, tokens: int) -> Tensor:
-    """A mask over the tokens of a text that stands several times in ``tokens``. Raises ``ValueError`` if it does not."""
+def repeat_mask(mask: Tensor, tokens: int) -> Tensor:
+    """Return the mask over the tokens of a text that stands several times in ``tokens``. Raises ``ValueError`` if it does not."""
     if tokens % len(mask):
         raise ValueError(
             f"a text of {len(mask)} tokens is read as {tokens}: another node made it longer in the model, where CIDM cannot see"

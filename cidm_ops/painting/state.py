@@ -13,7 +13,7 @@ from ..method.finding import regions_from_attention
 from ..method.regions import NOWHERE, AttentionPartition, RegionMask, shares
 from .rows import ALL, NONE, Row
 from .scene import Scene
-from .scope import acts_everywhere, scoped
+from .scope import acts_everywhere, limit_to_scope
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # q [B, T, C], k and v [B, N, C], heads
 
@@ -42,7 +42,7 @@ class RunState:
 
     def __init__(self, scene: Scene, layers: Sequence[str], attend: Attend, level_of: Callable[[float], float]):
         self.scene, self.layers, self.attend = scene, layers, attend
-        self.routes = [route(scoped(stack.concepts, stack.scope)) for stack in scene.stacks]
+        self.routes = [route(limit_to_scope(stack.concepts, stack.scope)) for stack in scene.stacks]
         self.by_token = [not acts_everywhere(stack.concepts, stack.scope) for stack in scene.stacks]
         self.sought = {u: level_of(mask.sought) for u, mask in enumerate(scene.masks, 1) if mask.sought}
         self.residuals = level_of(scene.infusion.start), level_of(scene.infusion.end)

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attached
-from ..concept_text import ConceptText, RowPlan, TokenResidual, plain, plans_of, states_in_layer
-from ..hub import Attention, Sites, layerwise, meeting, observing
+from ..adapters import attach
+from ..concept_text import ConceptText, plain, plans_of, states_in_layer
+from ..hub import Attention, Sites, intercept, observe_grid, read_layerwise
 from ..lowrank import LowRank
 from ..method.attention import word_attention
 from ..method.infusion import KEY, VALUE, infused_value, infusion
 from ..method.regions import AttentionPartition, pad_to_common_length, partition, region_attention
+from ..row_plan import RowPlan, TokenResidual
 from .rows import NONE, Row, has_residuals
-from .scope import acting_at, repeated
+from .scope import acting_at, repeat_mask
 from .state import Beside, RunState
 
 
@@ -27,14 +28,14 @@ class Weighted(LowRank):
 
     weigh: Callable[[Tensor], Tensor] = lambda h: h
 
-    def weighed(self, h: Tensor) -> Tensor:
+    def scale_ranks(self, h: Tensor) -> Tensor:
         return self.weigh(h)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What row ``number`` reads in a region: the ``text`` that its own one carries for it, or, if it carries none, itself. ``key`` tells
-    it apart from others, ``None`` if nobody knows.
+    """A source is what row ``number`` reads in a region: the ``text`` that its own one carries for it, or, if it carries none, itself.
+    ``key`` tells it apart from others, ``None`` if nobody knows.
     """
 
     number: int
@@ -65,22 +66,24 @@ class UnetCall:
         self.infused = self.carrying() if self.residuals else []
 
     @contextmanager
-    def opened(self, x: Tensor) -> Iterator[None]:
-        """While open, the model's layers do what the rows say."""
+    def open(self, x: Tensor) -> Iterator[None]:
+        """Let the model's layers do what the rows say, while this is open."""
         with ExitStack() as hooks:
-            self.grid = hooks.enter_context(observing(self.sites.tokenizers))
-            hooks.enter_context(layerwise(self.sites.blocks.values()))
+            self.grid = hooks.enter_context(observe_grid(self.sites.tokenizers))
+            hooks.enter_context(read_layerwise(self.sites.blocks.values()))
             for layers in self.deltas(x):
-                hooks.enter_context(attached(self.sites.layers, layers))
+                hooks.enter_context(attach(self.sites.layers, layers))
             if self.regional or self.infused:
-                keyed = self.keyed if self.run.scene.infusion.stream == "released_code" and self.infused else None
-                hooks.enter_context(meeting(self.sites.cross_attention, self.attention, keyed, self.asked if self.regional else None))
+                keyed = self.change_keys if self.run.scene.infusion.stream == "released_code" and self.infused else None
+                hooks.enter_context(
+                    intercept(self.sites.cross_attention, self.attention, keyed, self.select_queries if self.regional else None)
+                )
             yield
 
     # concepts beside the layers
 
     def deltas(self, x: Tensor) -> list[dict[str, Weighted]]:
-        """What each of the scene's stacks adds to the layers."""
+        """Return what each of the scene's stacks adds to the layers."""
         found: list[dict[str, Weighted]] = [{} for _ in self.run.scene.stacks]
         for name, stacks in self.run.besides(x).items():
             for own in stacks:
@@ -109,24 +112,26 @@ class UnetCall:
         return self.run.scales[key]
 
     def at_tokens(self, own: Beside, h: Tensor) -> Tensor:
-        """What comes between the factors of a layer that reads image tokens or feature maps ``h [B, ..., r]``, weighed by the shares of
+        """Weigh what comes between the factors of a layer that reads image tokens or feature maps, ``h [B, ..., r]``, by the shares of
         each token in the regions; what stands for a whole image, ``[B, r]``, has the mixture of the global prompt.
         """
         if h.ndim == 2:
             return h * self.of_rows(own)
         if not self.regional or own.uniform:
             weights = self.of_rows(own)
-            self.check_rows(len(h), len(weights), "concepts that differ from row to row")
+            if len(weights) > 1:
+                self.check_rows(len(h), "concepts that differ from row to row")
             return h * weights.view(len(weights), *[1] * (h.ndim - 2), -1)
         height, width = (h.shape[1], h.shape[2]) if h.ndim == 4 else self.grid
         tokens = h.flatten(1, -2)
         weights = self.by_token(own, height, width, h)
-        if weights.shape[1] != tokens.shape[1] or len(h) != len(self.rows):
+        if weights.shape[1] != tokens.shape[1]:
             raise ValueError(
                 f"a layer reads {len(h)} x {tokens.shape[1]} tokens of an image of {height} x {width} cells: another node, such as "
                 "HyperTile or Tome, has moved them, and nobody knows which of them are in which region; take it off this model, or take "
                 "concepts without factors on self-attention"
             )
+        self.check_rows(len(h), "regions")
         return (tokens * weights).view_as(h)
 
     def by_token(self, own: Beside, height: int, width: int, like: Tensor) -> Tensor:
@@ -143,7 +148,7 @@ class UnetCall:
         return self.run.scales[key]
 
     def at_text(self, own: Beside, h: Tensor) -> Tensor:
-        """What comes between the factors of a layer that reads texts, ``h [B, N, r]``, weighed where concepts act on these texts."""
+        """Weigh what comes between the factors of a layer that reads texts, ``h [B, N, r]``, where concepts act on these texts."""
         weights = self.of_rows(own)[:, None]
         if self.run.by_token[own.number]:
             tokens = h.shape[1]
@@ -152,18 +157,19 @@ class UnetCall:
             if key not in self.run.scales:
                 self.run.scales[key] = weights * torch.stack([self.acting(own, row.plan, tokens) for row in self.rows])
             weights = self.run.scales[key]
-        self.check_rows(len(h), len(weights), "concepts that act on some texts or words only")
+        if len(weights) > 1 or self.run.by_token[own.number]:
+            self.check_rows(len(h), "concepts that act on some texts or words only")
         return h * weights
 
     def acting(self, own: Beside, plan: RowPlan | None, tokens: int) -> Tensor:
-        """Where on a text the ranks act, ``[N, R]``."""
+        """Return where on a text the ranks act, ``[N, R]``."""
         stack = self.run.scene.stacks[own.number]
         at = acting_at(plan.token_masks if plan else {}, stack.concepts, stack.scope, tokens)
         return own.stack.spread(at[:, list(own.owners)].to(own.weights.device))
 
-    def check_rows(self, found: int, expected: int, what: str) -> None:
-        """Raises ``ValueError`` when another node has changed how many rows there are, and it matters."""
-        if found != expected != 1:
+    def check_rows(self, found: int, what: str) -> None:
+        """Raises ``ValueError`` when another node has changed how many rows there are, which matters to ``what``."""
+        if found != len(self.rows):
             raise ValueError(
                 f"a layer reads {found} rows where the sampler sent {len(self.rows)}: another node on this model, such as HyperTile or an "
                 f"attention couple, divides or multiplies them, which does not go together with {what}; take one of the two off the model"
@@ -171,7 +177,7 @@ class UnetCall:
 
     # regions and residuals, between the attention and what follows it
 
-    def asked(self, name: str, q: Tensor) -> Tensor:
+    def select_queries(self, name: str, q: Tensor) -> Tensor:
         """Of the queries ``[B, T, C]`` of a cross-attention, those of tokens that read the global text in any row, ``[B, S, C]``: the model
         need not answer the others. All, if another pack computes the attention or has changed the rows.
         """
@@ -184,8 +190,7 @@ class UnetCall:
 
     def attention(self, at: Attention, out: Tensor) -> Tensor:
         """The output ``[B, T, C]`` of a cross-attention that has answered ``out [B, S, C]``."""
-        if len(out) != len(self.rows):
-            self.check_rows(len(out), len(self.rows), "regions" if self.regional else "concepts of Infusion")
+        self.check_rows(len(out), "regions" if self.regional else "concepts of Infusion")
         if self.looking:
             self.look(at)
         if self.regional:
@@ -245,7 +250,7 @@ class UnetCall:
         return k, v
 
     def source(self, at: Attention, number: int, region: int) -> Source:
-        """What a row reads in a region."""
+        """Return what a row reads in a region."""
         row = self.rows[number]
         mixture = row.image % max(len(stack.weights) for stack in self.run.scene.stacks) if self.run.scene.stacks else 0
         if row.regional and row.plan:
@@ -279,14 +284,14 @@ class UnetCall:
             return
         for u in self.run.sought:
             k, _ = self.region_keys(at, [(b, u) for b in numbers])
-            marks = torch.stack([repeated(self.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
+            marks = torch.stack([repeat_mask(self.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
             seen = word_attention(at.q[numbers], k, marks, at.heads).mean(1)
             half = [-(-side // 2) for side in self.size]
             seen = F.interpolate(seen.view(-1, 1, height, width), half, mode="bilinear")[:, 0].cpu()
             self.run.seen[u] = self.run.seen[u] + seen if u in self.run.seen else seen
 
     def words_of(self, row: Row, region: int) -> Tensor:
-        """Where the words of the concepts that act in a region stand in its text, ``[N]``."""
+        """Return where the words of the concepts that act in a region stand in its text, ``[N]``."""
         assert row.plan is not None
         text = row.plan.regions[region - 1]
         (plan,) = plans_of(text)
@@ -342,8 +347,8 @@ class UnetCall:
             acting = acting * cells.to(like)
         return acting
 
-    def keyed(self, name: str, k: Tensor) -> Tensor:
-        """The keys ``[B, N, C]`` of a layer with the residuals of the released code in them."""
+    def change_keys(self, name: str, k: Tensor) -> Tensor:
+        """Return the keys ``[B, N, C]`` of a layer with the residuals of the released code in them."""
         if not any(f"{name}.{KEY}" in r.residuals for *_, plan in self.infused for r in plan.residuals):
             return k
         k = k.clone()
@@ -356,5 +361,5 @@ def keyed_text(name: str, k: Tensor, plan: RowPlan | None) -> Tensor:
     """Keys ``[B, N, C]`` of one text with the residuals of the released code."""
     for residual in plan.residuals if plan else ():
         if (own := residual.residuals.get(f"{name}.{KEY}")) is not None:
-            k = infused_value(k, repeated(residual.marks, k.shape[1]), own)
+            k = infused_value(k, repeat_mask(residual.marks, k.shape[1]), own)
     return k

@@ -12,6 +12,7 @@ OBJECT_TEMPLATES = (
 )  # fmt: skip
 STYLE_TEMPLATES = ("a {}", "the {}", "a picture, {}", "a rendering, {}", "{}")
 TEMPLATES = {"thing": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}  # by kind of concept
+TAG = re.compile(r"<[^<>\n]*>")  # a handle, or what other trainings left
 INFUSION_TEMPLATES = (*OBJECT_TEMPLATES, "{}")
 COMMON = frozenset(
     "a an the of in on at by to and or with is are it its his her this that up from for over under one two".split()  # noqa: SIM905
@@ -41,25 +42,40 @@ class Wording:
         return rng.choice(self.templates).replace("{}", caption)
 
 
-def concept_captions(captions: Sequence[str], class_word: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Put the concept words in the place of the class word, found as whole tokens: CLIP splits text where letters end.
+def concept_captions(captions: Sequence[str], class_word: str, words: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Put the concept words in the place of the concept's handle ``<name>``, or else of the class word, which is found as whole tokens:
+    CLIP splits text where letters end.
 
-    A caption without the class word gets the words in front. Returns the captions and a warning for each of those.
+    What is in angle brackets is no class word, unless it is all there is in them, as in ``<dog>``; what else is in some stays as it is. A
+    caption without handle and class word gets the words in front. Returns the captions, and a warning for each of those and of what
+    stayed in brackets.
     """
-    spoken = " ".join(words)
-    letters = r"\s+".join(re.escape(noun) for noun in class_word.split())
-    pattern = re.compile(rf"(?<![^\W\d_]){letters}(?![^\W\d_])", re.IGNORECASE)
-    out, warnings = [], []
+    spoken, out, warnings = " ".join(words), [], []
     for i, caption in enumerate(captions):
-        if pattern.search(caption):
-            out.append(pattern.sub(lambda _: spoken, caption, count=1))
-        else:
-            out.append(f"{spoken}, {caption}" if caption else spoken)
+        said, found = spoken_caption(caption, class_word, words, name)
+        told = f"caption {i + 1} ({caption[:60]!r})"
+        if not found:
+            said = f"{spoken}, {said}" if said else spoken
             if caption:
-                warnings.append(
-                    f"caption {i + 1} ({caption[:60]!r}) does not hold the class word {class_word!r}: {spoken!r} is put in front"
-                )
+                warnings.append(f"{told} does not hold the class word {class_word!r}: {spoken!r} is put in front")
+        if left := [tag for tag in TAG.findall(said) if tag not in words]:
+            warnings.append(f"{told} has {', '.join(left)} in it, which is no word of this concept: it is learned as plain text")
+        out.append(said)
     return out, warnings
+
+
+def spoken_caption(caption: str, class_word: str, words: Sequence[str], name: str) -> tuple[str, bool]:
+    """A caption with the concept's words where its handle or its class word is, and whether there was any such place."""
+    spoken, handle = " ".join(words), re.compile(rf"<\s*{re.escape(name)}\s*(?::[^<>]*)?>", re.IGNORECASE)
+    if any(word in caption for word in words) or handle.search(caption):
+        return handle.sub(lambda m: m[0] if m[0] in words else spoken, caption), True
+    letters = r"\s+".join(re.escape(noun) for noun in class_word.split())
+    place = re.compile(rf"<\s*{letters}\s*>|{TAG.pattern}|(?<![^\W\d_]){letters}(?![^\W\d_])", re.IGNORECASE)
+    alone = re.compile(rf"<?\s*{letters}\s*>?", re.IGNORECASE)
+    for match in place.finditer(caption):
+        if alone.fullmatch(match[0]):
+            return caption[: match.start()] + spoken + caption[match.end() :], True
+    return caption, False
 
 
 def constant_words(captions: Sequence[str], class_word: str) -> list[str]:

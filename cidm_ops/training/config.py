@@ -23,7 +23,7 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What the loop and the data need; ``method`` has the settings of what is trained.
+    """A configuration has what the loop and the data need; ``method`` has the settings of what is trained.
 
     A step takes ``accumulate`` times ``batch`` pictures and averages their gradients; ``batch`` is the effective one of the paper's two
     GPUs. ``prior`` weighs the loss of pictures of the plain class, ``prior_pictures`` of them if the base has to paint them. ``min_snr`` is

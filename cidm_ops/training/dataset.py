@@ -4,11 +4,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..models.sd import SD1
 from .captions import constant_words
 from .crops import FITS, fit, resize
+
+EMPTY = 0.05  # a mask with nothing lighter covers nothing
+MOST = 1_000_000  # pictures in one pass: its order is laid out
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Dataset:
         for name, picture, mask in zip(self.names, self.pictures, self.masks, strict=True):
             if mask is not None and mask.shape[1:] != picture.shape[1:]:
                 raise ValueError(f"{name}: its mask is {_size(mask)} and the picture {_size(picture)}: make the mask of the same size")
+        if not 0 < sum(self.repeats) <= MOST or min(self.repeats) < 0:
+            raise ValueError(f"the pictures come up {sum(self.repeats)} times in one pass: expected 1 to {MOST} times")
         if self.fit not in FITS:
             raise ValueError(f"fit {self.fit!r}: expected one of {', '.join(FITS)}")
 
@@ -72,19 +78,35 @@ class Dataset:
         out = list(self.warnings)
         if words := constant_words(self.captions, class_word):
             out.append(f"every caption says {', '.join(map(repr, words))}: the concept will not carry that by itself; leave it out of some")
-        thumbs = [resize(p, 8, 8) for p in self.pictures]
+        thumbs = torch.stack([resize(p, 8, 8).expand(3, 8, 8) for p in self.pictures]).flatten(1)
         for i, name in enumerate(self.names):
-            for j in range(i):
-                if (thumbs[i] - thumbs[j]).abs().mean() < 0.004:
-                    out.append(f"{name} and {self.names[j]} are the same picture")
+            for j in ((thumbs[:i] - thumbs[i]).abs().mean(1) < 0.004).nonzero()[:, 0].tolist():
+                out.append(f"{name} and {self.names[j]} are the same picture")
             if self.fit != "as_given" and min(self.pictures[i].shape[1:]) < self.size // 2:
                 out.append(f"{name} is {_size(self.pictures[i])}: much smaller than the training size of {self.size}, it will be blurred")
-            mask = self.masks[i]
-            if mask is not None and mask.max() < 0.5:
-                out.append(f"{name}: its mask covers nothing, so nothing is learned from it")
+            mask, seen = self.masks[i], self.seen(i)
+            if mask is not None and mask.max() < EMPTY:
+                lightest = f" (its lightest value is {round(255 * float(mask.max()))} of 255)" if mask.max() else ""
+                out.append(f"{name}: its mask covers nothing{lightest}, so nothing is learned from it: it is white where the concept is")
+            elif seen is not None and seen.max() < EMPTY:
+                out.append(f"{name}: its mask covers nothing of what fit {self.fit!r} takes of it, so nothing is learned from it")
             elif mask is not None and mask.min() > 0.5:
                 out.append(f"{name}: its mask covers everything, as if there were none")
         return out
+
+    def seen(self, index: int) -> Tensor | None:
+        """Where a picture is learned ``[1, h, w]``, after cropping where that is the same at every draw; everywhere if ``None``."""
+        mask = self.masks[index]
+        return mask if mask is None or not self.fixed else fit(mask, mask, self.fit, self.size, random.Random(0))[1]
+
+    def check_masks(self) -> None:
+        """Raises ``ValueError`` if the masks of all pictures are empty: nothing would be learned."""
+        areas = [self.seen(i) for i in range(len(self))]
+        if all(area is not None and area.max() < EMPTY for area in areas):
+            raise ValueError(
+                f"the masks of all {len(self)} pictures cover nothing, so nothing would be learned: a mask is white where the concept is, "
+                "and what is transparent in a picture is masked out; mend the masks, or leave them out"
+            )
 
 
 def _size(image: Tensor) -> str:

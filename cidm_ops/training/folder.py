@@ -1,92 +1,104 @@
 """A folder of pictures as people keep them: phones' rotated photos, cut-outs with alpha, captions and masks beside them."""
 
-import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ..bank.picture_file import in_colours, open_picture
+from ..bank.reading import read_text
 from .dataset import Dataset
+from .listing import Remarks, list_folder, list_references
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-REPEATS = re.compile(r"(\d+)_")  # kohya: 10_dog is ten times what lies in it
-MASKS = ("mask", "masks")
+LARGEST_CAPTION = 100_000  # bytes
 
 
-def from_folder(folder: Path | str, size: int, fit: str = "centre", flip: bool = False) -> Dataset:
-    """Read a folder: captions from ``name.txt``, masks from ``name_mask.png``, ``masks/name.png`` or the picture's own alpha.
+def from_folder(
+    folder: Path | str,
+    size: int,
+    fit: str = "centre",
+    flip: bool = False,
+    on_picture: Callable[[int, int], None] = lambda done, count: None,
+) -> Dataset:
+    """Reads a folder: captions from ``name.txt``, masks from ``name_mask.png``, ``masks/name.png`` or the picture's own alpha.
 
     Subfolders ``N_anything`` hold pictures that count N times. Photos are turned upright and decoded no larger than twice
-    the training size. Raises ``FileNotFoundError`` for a missing or empty folder and ``ValueError`` naming a picture that
-    cannot be read.
+    the training size. ``on_picture`` is called before each. What is in the folder and not used is named in the dataset's warnings. Raises
+    ``FileNotFoundError`` for a missing or empty folder and ``ValueError`` naming a picture, mask or caption that cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder: give a folder with 4 to 7 pictures")
-    found = [(file, 1) for file in pictures_in(folder)]
-    for sub in sorted(f for f in folder.iterdir() if f.is_dir()):
-        if match := REPEATS.match(sub.name):
-            found += [(file, int(match[1])) for file in pictures_in(sub)]
-    if not found:
-        raise FileNotFoundError(f"{folder}: no pictures in it: expected 4 to 7 files of {', '.join(PICTURES)}")
-    pictures, captions, masks, warnings = [], [], [], []
-    for file, _ in found:
-        picture, alpha = read_picture(file, size)
+    listed, several = list_folder(folder), Remarks()
+    names = [str(entry.file.relative_to(folder)) for entry in listed.pictures]
+    pictures, captions, masks = [], [], []
+    for number, (entry, name) in enumerate(zip(listed.pictures, names, strict=True), 1):
+        on_picture(number, len(names))
+        image = load(entry.file, size)
+        if image.info["pictures"] > 1:
+            several.add(name, "it holds several pictures, the first of them is used")
+        picture, alpha = split(image)
         pictures.append(picture)
-        text = file.with_suffix(".txt")
-        captions.append(" ".join(text.read_text(encoding="utf-8").split()) if text.exists() else "")
-        if not text.exists():
-            warnings.append(f"{file.name}: no caption file {text.name}, the class word stands alone")
-        mask = mask_of(file)
-        masks.append(read_mask(mask, picture) if mask else alpha)
-    names = [str(file.relative_to(folder)) for file, _ in found]
-    return Dataset(pictures, captions, masks, names, [n for _, n in found], size, fit, flip, tuple(warnings))
+        captions.append(" ".join(read_text(entry.caption, LARGEST_CAPTION).split()) if entry.caption else "")
+        masks.append(read_mask(entry.mask, picture) if entry.mask else alpha)
+    warnings = (*listed.remarks, *several.lines())
+    return Dataset(pictures, captions, masks, names, [entry.repeats for entry in listed.pictures], size, fit, flip, warnings)
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Picture files of a folder in order, masks left out."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES and not f.stem.endswith("_mask"))
+def references(folder: Path, size: int = 512) -> tuple[list[Tensor], list[str]]:
+    """The pictures ``[3, H, W]`` in [-1, 1] that lie in a folder itself, and what a person should know about the rest.
 
-
-def mask_of(file: Path) -> Path | None:
-    """The mask file that belongs to a picture."""
-    places = [file.with_name(f"{file.stem}_mask.png"), *(file.parent / m / f"{file.stem}.png" for m in MASKS)]
-    return next((place for place in places if place.is_file()), None)
+    Raises ``FileNotFoundError`` for a missing folder and ``ValueError`` naming a picture that cannot be read.
+    """
+    files, remarks = list_references(folder)
+    return [read_picture(file, size)[0] * 2 - 1 for file in files], remarks
 
 
 def read_picture(file: Path, size: int) -> tuple[Tensor, Tensor | None]:
     """A picture ``[3, H, W]`` in [0, 1], upright, and its alpha ``[1, H, W]`` if it has a transparent part."""
-    image = _open(file, size)
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return _tensor(image.convert("RGB")), None
-    rgba = _tensor(image.convert("RGBA"))
+    return split(load(file, size))
+
+
+def split(image: Image.Image) -> tuple[Tensor, Tensor | None]:
+    """The colours ``[3, H, W]`` of a picture in [0, 1], white where one sees through, and its alpha ``[1, H, W]`` if there is any such."""
+    if not image.has_transparency_data:
+        return _tensor(image), None
+    rgba = _tensor(image)
     colour, alpha = rgba[:3], rgba[3:]
-    return (colour * alpha + 1 - alpha, alpha) if alpha.min() < 1 else (colour, None)  # see-through is white
+    return (colour * alpha + 1 - alpha, alpha) if alpha.min() < 1 else (colour, None)
 
 
 def read_mask(file: Path, picture: Tensor) -> Tensor:
-    """A mask ``[1, H, W]`` in the size of its picture, which may have been decoded smaller. Raises ``ValueError`` if the shape differs."""
-    mask = _tensor(_open(file, max(picture.shape[1:])).convert("L"))
+    """A mask ``[1, H, W]`` in the size of its picture, which may have been decoded smaller; what is transparent in it is not covered.
+
+    Raises ``ValueError`` if it cannot be read or its shape differs.
+    """
+    image = load(file, max(picture.shape[1:]))
+    grey = _tensor(image.convert("L"))
+    mask = grey * _tensor(image)[3:] if image.mode == "RGBA" else grey
     (h, w), (height, width) = mask.shape[1:], picture.shape[1:]
     if abs(h * width - w * height) > 0.02 * h * width:
         raise ValueError(f"{file.name} is {w} x {h} and its picture {width} x {height}: make the mask of the picture's size")
     return torch.nn.functional.interpolate(mask[None], (height, width), mode="area")[0]
 
 
-def _open(file: Path, size: int) -> Image.Image:
+def load(file: Path, size: int) -> Image.Image:
+    """A picture in RGB, or in RGBA if one may see through it, at most twice as large as ``size`` on its shorter side.
+
+    Raises ``ValueError`` and ``MemoryError`` naming the file.
+    """
     try:
-        with Image.open(file) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # a JPEG of several megapixels is decoded at the scale needed
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file.name}: cannot be read as a picture ({error}): repair or remove it") from error
-    if min(upright.size) > 2 * size:
-        scale = 2 * size / min(upright.size)
-        upright = upright.resize((round(upright.width * scale), round(upright.height * scale)), Image.Resampling.LANCZOS)
-    return upright
+        image = open_picture(file, 2 * size)
+        image = in_colours(image, "RGBA" if image.has_transparency_data else "RGB")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(f"{file}: {error}") from error
+    if min(image.size) > 2 * size:
+        scale = 2 * size / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    return image
 
 
 def _tensor(image: Image.Image) -> Tensor:

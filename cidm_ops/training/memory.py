@@ -76,8 +76,8 @@ class Bf16Weights:
             self.layers = []
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """While open, layers compute with the copies; a weight that was moved since is copied again."""
+    def use(self) -> Iterator[None]:
+        """Let layers compute with the copies while this is open; a weight that was moved since is copied again."""
         own = [layer._parameters["weight"] for layer in self.layers]
         for layer, weight in zip(self.layers, own, strict=True):
             assert weight is not None

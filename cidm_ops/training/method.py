@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..bank.concept import LOW_RANK, Concept, check_name
 from ..painting.sampling import Predict
-from ..tokens import Table, Text, concept_words, encode_layerwise, join
+from ..tokens import Table, Text, concept_words, encode_layerwise, join, of_one_length
 from .batches import Sample, masks_of
 from .captions import TEMPLATES
 from .config import MethodConfig, TrainingConfig
@@ -31,8 +31,8 @@ class Task:
     """One concept to learn: its name, what kind of thing it is in plain words, and how it is learned.
 
     ``existing`` says what happens to another concept of that name: it is replaced in its place, the task is refused, or learning continues
-    from what it knows. ``prior`` holds pictures of the plain class. Raises ``ValueError`` for a name that is none, for no class word and
-    for an unknown ``existing``.
+    from what it knows. ``prior`` holds pictures of the plain class, and ``method`` stands in for the one that the settings belong to.
+    Raises ``ValueError`` for a name that is none, for no class word and for an unknown ``existing``.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Task:
     config: TrainingConfig
     existing: str = EXISTING[0]
     prior: Dataset | None = None
+    method: "Method | None" = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -63,7 +64,7 @@ class Batch:
 
     @property
     def mask(self) -> Tensor | None:
-        """Where to learn, ``[B, 1, h, w]``; ``None`` stands for everywhere in all pictures."""
+        """The mask says where to learn, ``[B, 1, h, w]``; ``None`` stands for everywhere in all pictures."""
         return masks_of(self.samples)
 
 
@@ -76,10 +77,11 @@ class ParameterGroup:
 
 
 class Learner(nn.Module):
-    """What one task trains, its parameters, and what the trainer asks of it. A subclass makes its parameters and gives ``concept_parts``.
+    """A learner is what one task trains, its parameters, and what the trainer asks of it. A subclass makes its parameters and gives
+    ``concept_parts``.
 
-    The rest has answers here: all parameters at ``lr``, which decays to zero; the loss of the model's own objective with texts in which
-    the concept's words read ``tables``. What else changes the model acts while ``attached`` is open.
+    The rest has answers here: all parameters at ``lr``, which decays to zero; the loss of the model's own objective with texts in which the
+    concept's words read ``tables``. What else changes the model acts while ``attach`` is open.
     """
 
     def __init__(self, backbone: Backbone, task: Task, words: Sequence[str]):
@@ -105,8 +107,8 @@ class Learner(nn.Module):
         return 1 - step / self.task.config.steps
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """While open, the model is the base with the concept as far as it is learned, beside what its words do."""
+    def attach(self) -> Iterator[None]:
+        """Make the model the base with the concept as far as it is learned while this is open, beside what its words do."""
         yield
 
     def tables(self) -> dict[str, Table]:
@@ -132,7 +134,8 @@ class Learner(nn.Module):
             encoded.append(known)
             if sum(t.states.nbytes for t in self.kept_texts.values()) > KEPT_TEXTS * 2**20:
                 del self.kept_texts[next(iter(self.kept_texts))]
-        return join(encoded)
+        with torch.no_grad():
+            return join(of_one_length(self.backbone, encoded))
 
     def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
         """Returns two sums over the batch: the loss that is told, and what is added to it. What has to be open in the backward pass too

@@ -31,7 +31,7 @@ def add_noise(clean: Tensor, schedule: Schedule, generator: torch.Generator, noi
     noise = torch.randn(clean.shape, generator=generator) + noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
     t, noise = t.to(clean.device), noise.to(clean.device)
     weight = schedule.min_snr_weight(t.cpu(), min_snr).to(clean) if min_snr else torch.ones(len(clean), device=clean.device)
-    return Noised(schedule.noised(clean, noise, t), t, schedule.target(clean, noise, t), weight)
+    return Noised(schedule.add_noise(clean, noise, t), t, schedule.target(clean, noise, t), weight)
 
 
 def error(guess: Tensor, noised: Noised, mask: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -17,13 +18,14 @@ from .method import Method, Task
 from .methods import method_of
 from .prior import imagine
 from .record import counting_settings
+from .stops import held_signals
 from .trainer import Trainer
 
 SAVE_EVERY = 50  # steps
 
 
 class Learned(NamedTuple):
-    """What a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
+    """This is what a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
 
     bank: Bank
     concept: Concept
@@ -46,21 +48,25 @@ def learn_into(
     data: Dataset,
     task: Task,
     *,
-    method: Method | None = None,
     on_step: Callable[[Trainer], None] = lambda trainer: None,
     on_picture: Callable[[int, int], None] = lambda done, count: None,
+    tell: Callable[[str], None] = lambda said: None,
 ) -> Learned:
     """Learns a concept after those before it in the bank, and writes it there.
 
     The same task again (base, pictures, captions, settings and earlier concepts alike) learns nothing if the bank has it, only its
     kind becomes the settings', and goes on from its last step if it was stopped. Without pictures of the plain class in the task the base
-    paints some if the settings have a weight for them. ``method`` stands in for the one that the settings belong to.
-    ``on_step`` is called after every step, ``on_picture`` while the base paints; both may raise to stop, and the state is kept
-    first. Raises ``ValueError`` before learning if the bank is for another architecture, has a damaged file or cannot be written to; the
-    bank changes only when all is done.
+    paints some if the settings have a weight for them.
+
+    ``on_step`` is called after every step, ``on_picture`` while the base paints; both may raise to stop. Whatever ends a run in mid-way,
+    the state of its last whole step is kept first, but for a loss that no run comes back from. ``tell`` hears, before learning, what a
+    person should know, and where a run that was ended goes on. Raises ``ValueError`` before learning if the masks of all pictures are
+    empty, or the bank is for another architecture, has a damaged file or cannot be written to; the bank changes only when all is done.
     """
-    method = method or method_of(task.config)
+    method = task.method or method_of(task.config)
+    data.check_masks()
     warnings = [w for n in bank.names if (w := check_base(bank.headers[n], backbone.architecture, backbone.fingerprint))]
+    warnings += remarks_on(data, task, method)
     before = bank.before(task.name)
     plan = find_or_plan(bank, backbone, data, task, method)
     if isinstance(plan, Concept):
@@ -74,10 +80,19 @@ def learn_into(
     file = checkpoint_file(bank, task.name)
     if reason := resume_run(trainer, file, plan.digest):
         trainer.warnings.append(reason)
-    run_to_end(trainer, file, plan.digest, on_step)
-    bank, concept = store(bank, trainer, plan)
+    for warning in (*warnings, *trainer.warnings):
+        tell(warning)
+    with kept(trainer, file, plan.digest, tell):
+        run_to_end(trainer, file, plan.digest, on_step)
+        bank, concept = store(bank, trainer, plan)
     file.unlink(missing_ok=True)
     return Learned(bank, concept, trainer.losses, [*warnings, *trainer.warnings])
+
+
+def remarks_on(data: Dataset, task: Task, method: Method) -> list[str]:
+    """Returns what a person should know about the pictures of a task, whichever way they came."""
+    plain = [f"{warning} (pictures of the plain class)" for warning in task.prior.warnings] if task.prior else []
+    return [*data.remarks(task.class_word), *method.remarks(data), *plain]
 
 
 def find_or_plan(bank: Bank, backbone: Backbone, data: Dataset, task: Task, method: Method) -> Concept | Plan:
@@ -124,18 +139,44 @@ def imagine_prior(backbone: Backbone, data: Dataset, task: Task, on_picture: Cal
     return imagine(backbone, task.class_word, task.config.prior_pictures, size, task.config.seed, on_picture)
 
 
+@contextmanager
+def kept(trainer: Trainer, file: Path, digest: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """While open, whatever raises, wherever in a step, leaves the state of the last whole step in ``file``; a bad loss leaves the one
+    before, since the next step would be as bad.
+    """
+    try:
+        yield
+    except FloatingPointError:
+        raise
+    except BaseException:
+        tell(keep_state(trainer, file, digest))
+        raise
+
+
+def keep_state(trainer: Trainer, file: Path, digest: str) -> str:
+    """Writes the state of the last whole step, and returns where the run goes on. Signals that come meanwhile are too late."""
+    where = f"stopped at step {trainer.step} of {trainer.config.steps}"
+    if not trainer.step:
+        return f"{where}: there is nothing to go on from yet"
+    try:
+        with held_signals():
+            if not trainer.whole:
+                raise ValueError("it was cut in two")
+            save_run(trainer, file, digest)
+    except Exception as error:  # what ended the run is said too, whatever this is
+        before = f": the same again goes on from the state before, in {file}" if file.exists() else ""
+        return f"{where}, whose state could not be kept ({error}){before}"
+    return f"{where}: its state is in {file}, and the same again goes on from there"
+
+
 def run_to_end(trainer: Trainer, file: Path, digest: str, on_step: Callable[[Trainer], None]) -> None:
-    """Takes the steps that are left; the state of the run stays in ``file`` from time to time, and when ``on_step`` raises."""
-    with trainer.attached():
+    """Takes the steps that are left; the state of the run stays in ``file`` from time to time."""
+    with trainer.attach():
         while not trainer.done:
             trainer.advance()
             if trainer.step % SAVE_EVERY == 0 and not trainer.done:
                 save_run(trainer, file, digest)
-            try:
-                on_step(trainer)
-            except BaseException:
-                save_run(trainer, file, digest)
-                raise
+            on_step(trainer)
         trainer.method.finish(trainer)
 
 

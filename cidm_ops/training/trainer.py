@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..painting.sampling import sample
-from ..recompute import recomputed
+from ..recompute import recompute
 from .batches import Batches, Sample
 from .captions import concept_captions
 from .dataset import Dataset
@@ -25,6 +25,7 @@ from .method import Batch, Method, Task
 from .methods import method_of
 from .objective import add_noise
 from .record import flat_settings
+from .stops import uninterrupted
 
 EXPLODED = 3.0  # the loss has exploded when its average is so many times what it was in the beginning
 
@@ -49,10 +50,12 @@ class Trainer:
         self.backbone, self.task, self.config = backbone, task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
         config = self.config
-        captions, self.warnings = concept_captions(data.captions, task.class_word, self.method.words(task.name, task.class_word))
+        words = self.method.words(task.name, task.class_word)
+        captions, self.warnings = concept_captions(data.captions, task.class_word, words, task.name)
         self.batches = Batches(backbone, data, captions, config.wording, str(config.seed))
         prior = task.prior if config.prior else None
-        self.prior = prior and Batches(backbone, prior, prior.captions, config.wording, f"{config.seed}/prior")
+        plain = [caption or task.class_word for caption in prior.captions] if prior else []
+        self.prior = prior and Batches(backbone, prior, plain, config.wording, f"{config.seed}/prior")
         generator = torch.Generator().manual_seed(config.seed)
         self.learner: Any = self.method.make_learner(backbone, task, earlier, generator)
         if start is not None:
@@ -64,6 +67,7 @@ class Trainer:
         self.plan = MemoryPlan.of(config, backbone)
         self.bf16_weights = Bf16Weights([backbone.unet, *backbone.texts.values()])
         self.losses: list[float] = []
+        self.whole = True  # no step was cut in two
 
     @property
     def step(self) -> int:
@@ -74,19 +78,22 @@ class Trainer:
     def done(self) -> bool:
         return self.step >= self.config.steps
 
-    def attached(self) -> AbstractContextManager[None]:
-        """While open, the model is the base with the concept as far as it is learned."""
-        return self.learner.attached()
+    def attach(self) -> AbstractContextManager[None]:
+        """Make the model the base with the concept as far as it is learned, while this is open."""
+        return self.learner.attach()
 
     def advance(self) -> float:
-        """Takes one step, inside ``attached``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
+        """Takes one step, inside ``attach``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
         scale = self.learner.lr_scale(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
         loss = self.compute_gradients()
-        self.optimizer.step()
-        self.losses.append(loss)
-        self.learner.after_step()
+        with uninterrupted():
+            self.whole = False
+            self.optimizer.step()
+            self.losses.append(loss)
+            self.learner.after_step()
+            self.whole = True
         return loss
 
     def compute_gradients(self) -> float:
@@ -119,7 +126,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return math.nan, str(error).splitlines()[0]
+            return math.nan, next(iter(str(error).splitlines()), "there is not enough memory")
         return sum(losses) / len(losses), ""
 
     def reduce_memory(self, shortage: str) -> MemoryPlan:
@@ -150,12 +157,12 @@ class Trainer:
 
     @contextmanager
     def computing(self, x: Tensor) -> Iterator[None]:
-        """While open, the model computes on ``x`` as ``plan`` says and can be differentiated."""
+        """Let the model compute on ``x`` as ``plan`` says and be differentiated, while this is open."""
         with (
             self.backbone.training_mode(x),
             torch.autocast(x.device.type, torch.bfloat16, enabled=self.plan.bf16),
-            self.bf16_weights.used() if self.plan.bf16 else nullcontext(),
-            recomputed(self.backbone.unet) if self.plan.checkpointing else nullcontext(),
+            self.bf16_weights.use() if self.plan.bf16 else nullcontext(),
+            recompute(self.backbone.unet) if self.plan.checkpointing else nullcontext(),
         ):
             yield
 
@@ -172,7 +179,7 @@ class Trainer:
 
     @torch.no_grad()
     def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
-        """Returns a picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attached``; ``<name>`` stands for the concept."""
+        """Returns a picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attach``; ``<name>`` stands for the concept."""
         wanted, nothing, predict = self.learner.preview(prompt)
         first = self.batches.draw(0, False, random.Random(0))[0]
         noise = torch.randn(1, *first.shape, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)

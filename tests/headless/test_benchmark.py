@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_command_line import cidm, refused  # noqa: F401
 
-from cidm_ops.adapters import attached
+from cidm_ops.adapters import attach
 from cidm_ops.bank.bank import Bank
 from cidm_ops.benchmarks.quality import methods, protocol, suite
-from cidm_ops.benchmarks.quality.asked import asked
+from cidm_ops.benchmarks.quality.asked import scene_of
 from cidm_ops.benchmarks.quality.figures import Row, best_at, figures, means
 from cidm_ops.benchmarks.quality.methods import METHODS, mixture
 from cidm_ops.benchmarks.quality.page import page, table
@@ -22,20 +22,27 @@ from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.style import Style
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
-from cidm_ops.evaluation.protocol import Sampling
+from cidm_ops.evaluation.protocol import SampleSettings
 from cidm_ops.lowrank import LowRank
-from cidm_ops.method.continual import ElasticWeights, SelfRegularised, named
+from cidm_ops.method.continual import ElasticWeights, SelfRegularised, name_factors
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, encode
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.painting.sampling import sample
-from cidm_ops.painting.scope import EVERYWHERE, SCOPES, acting_at, scope_of, scoped, token_masks
+from cidm_ops.painting.scope import EVERYWHERE, SCOPES, acting_at, limit_to_scope, scope_of, token_masks
 from cidm_ops.training.captions import TEMPLATES
+from cidm_ops.training.methods import baselines
 from cidm_ops.training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
 from cidm_ops.training.task import Task
 from cidm_ops.training.trainer import Trainer
 
-SAMPLING = Sampling(128, 2, 2.0)
+SAMPLING = SampleSettings(128, 2, 2.0)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """The Fisher information of a few pictures, where figures take 64."""
+    monkeypatch.setattr(baselines, "FISHER_DRAWS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,7 @@ def bench(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learned(bench):
-    return bench.learned("corrected", 0)
+    return bench.learn("corrected", 0)
 
 
 def factors(seed, layers=("a", "b")):
@@ -58,9 +65,9 @@ def factors(seed, layers=("a", "b")):
 
 class TestTerms:
     def test_ewc_is_the_sum_of_squares_weighed_by_the_fisher_information_of_every_task(self):
-        tasks, now, want = [], named(factors(9)), 0.0
+        tasks, now, want = [], name_factors(factors(9)), 0.0
         for seed in (1, 2):
-            at = named(factors(seed))
+            at = name_factors(factors(seed))
             fisher = {n: torch.rand(p.shape, generator=torch.Generator().manual_seed(seed)) for n, p in at.items()}
             tasks.append({f"fisher.{n}": f for n, f in fisher.items()} | {f"at.{n}": p for n, p in at.items()})
             want += sum(float((fisher[n] * (now[n] - at[n]).square()).sum()) / 2 for n in at)
@@ -92,7 +99,7 @@ class TestRuns:
         told = []
         loss = run.learner.loss
         run.learner.loss = lambda *a: told.append(loss(*a)) or told[-1]
-        with run.attached():
+        with run.attach():
             run.advance()
             run.advance()
         (_, first), (_, second) = told
@@ -103,10 +110,10 @@ class TestRuns:
         draw = torch.Generator().manual_seed(0)
         x, context = torch.randn(1, 4, 16, 16, generator=draw), torch.randn(1, 77, 128, generator=draw)
         with torch.no_grad():
-            with run.attached():
+            with run.attach():
                 got = backbone.predict(x, torch.tensor([500]), context)
             earlier = list(learned.values())[:2]
-            with attached(backbone.layers, earlier[0].factors), attached(backbone.layers, earlier[1].factors):
+            with attach(backbone.layers, earlier[0].factors), attach(backbone.layers, earlier[1].factors):
                 want = backbone.predict(x, torch.tensor([500]), context)
             base = backbone.predict(x, torch.tensor([500]), context)
         assert (got - want).abs().max() < 1e-5 < (got - base).abs().max()
@@ -114,7 +121,7 @@ class TestRuns:
     def test_ewc_measures_what_its_pictures_pull_at(self, bench, learned, tmp_path):
         for concept in list(learned.values())[:2]:
             run = self.begun(bench, {}, ElasticLora(tmp_path), concept.name)
-            with run.attached():
+            with run.attach():
                 run.advance()
                 run.method.finish(run)
         run = self.begun(bench, learned, ElasticLora(tmp_path))
@@ -167,10 +174,10 @@ class TestPainting:
             acting(backbone, "", [dog], "nowhere")
 
         here = torch.stack([acting(backbone, text, [dog], "words") for text in (mixed.text, "")])
-        (bare,) = scoped([dog], "words")
+        (bare,) = limit_to_scope([dog], "words")
         assert len(bare.factors) == 0.75 * len(dog.factors) and not any(DOODLE.looks_at_text(n) for n in bare.factors)
         deltas = {n: (lambda x, f=f: f(x) * here) if DOODLE.reads_text(n) else f for n, f in bare.factors.items()}
-        with attached(backbone.layers, deltas), torch.no_grad():
+        with attach(backbone.layers, deltas), torch.no_grad():
             want = sample(backbone, encode(backbone, mixed), encode(backbone, ParsedPrompt("")), noise, steps=2, guidance=2.0)
         for got in (
             paint_mixtures(backbone, [mixed], noise, SAMPLING, reach="words"),
@@ -205,7 +212,7 @@ class TestPainting:
         def predict(x, t, text, pooled, chunks):
             outs = []
             for concept in learned.values():
-                with attached(backbone.layers, concept.factors):
+                with attach(backbone.layers, concept.factors):
                     outs.append(backbone.predict(x, t, text, pooled))
             return torch.stack(outs).mean(0)
 
@@ -217,14 +224,14 @@ class TestPainting:
 class TestAsked:
     def test_a_prompt_is_the_scene_that_it_names(self):
         dog, ink = CONCEPTS["dog"], CONCEPTS["ink"]
-        scene = asked("a blue house on the left and a <TOK> on the right in the snow", dog, 0)
+        scene = scene_of("a blue house on the left and a <TOK> on the right in the snow", dog, 0)
         assert [t.look.kind for t in scene.things] == ["house", "dog"] and scene.things[1].look == dog.look and scene.place == "snow"
-        alone = asked("a <TOK> on the street", dog, 1)
+        alone = scene_of("a <TOK> on the street", dog, 1)
         assert len(alone.things) == 1 and alone.place == "street" and alone.style == Style(), "there is a tree in the word street"
-        assert asked("a <TOK> on the left", dog, 2).things[0].x < 44 and asked("a drawing of a <TOK>", dog, 3).style.name == "drawing"
-        assert asked("an <TOK> of a red cup next to a duck", ink, 4).style == ink.style
+        assert scene_of("a <TOK> on the left", dog, 2).things[0].x < 44 and scene_of("a drawing of a <TOK>", dog, 3).style.name == "drawing"
+        assert scene_of("an <TOK> of a red cup next to a duck", ink, 4).style == ink.style
         with pytest.raises(ValueError, match="asks for nothing of the Doodle world"):
-            asked("a <TOK> at night", ink, 5)
+            scene_of("a <TOK> at night", ink, 5)
 
     def test_every_prompt_of_the_suite_can_be_drawn(self):
         for concept in (CONCEPTS["cat"], CONCEPTS["drawing"]):

@@ -176,3 +176,79 @@ class TestRefusals:
 
     def test_an_argument_that_does_not_exist(self, cidm, bank):
         assert "--colour" in refused(cidm("bank", "list", bank, "--colour", "red"))
+
+
+class TestWhatPeopleBring:
+    """Folders and prompts that are amiss: used, or named in one line each, with exit code 2 where nothing can be made of them."""
+
+    @pytest.fixture
+    def train(self, cidm, tiny_sd1, tmp_path):
+        def run(images: Path):
+            argv = ["train", "--base", tiny_sd1, "--images", images, "--class-word", "dog", "--name", "x", "--bank", tmp_path / "own"]
+            return cidm(*argv, "--steps", 1, "--size", 64)
+
+        return run
+
+    @pytest.fixture
+    def generate(self, cidm, tiny_sd1, bank, tmp_path):
+        def run(*more: object):
+            argv = ["generate", "--base", tiny_sd1, "--bank", bank, "--size", 64, "--steps", 2, "--out", tmp_path / "out"]
+            return cidm(*argv, *more)
+
+        return run
+
+    def test_masks_that_cover_nothing_are_told_and_all_of_them_refused(self, train, tmp_path):
+        images = photos(tmp_path / "dogs", ["a dog", "a dog"])
+        Image.new("L", (80, 96), 0).save(images / "0_mask.png")
+        code, _, err = train(images)
+        assert code == 0 and any(line.startswith("cidm: warning: 0.png: its mask covers nothing") for line in err)
+        for i in range(2):
+            Image.new("RGBA", (96, 96), (9, 9, 9, 0)).save(images / f"{i}.png")
+        (images / "0_mask.png").unlink()
+        assert "the masks of all 2 pictures cover nothing" in refused(train(images))
+
+    def test_what_is_left_out_is_told_before_learning(self, train, tmp_path, monkeypatch):
+        images = photos(tmp_path / "dogs", ["a dog"])
+        (images / "g.heic").write_bytes(b"\0\0\0\x18ftypheic")
+        (images / "notes.md").write_text("dogs")
+        monkeypatch.setattr("cidm_ops.training.task.run_to_end", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(images)
+        monkeypatch.undo()
+        code, _, err = train(images)
+        lines = [line for line in err if "warning" in line and "stopped" not in line]
+        assert code == 0 and all(lines.count(line) == 2 for line in lines), "each is told once, in the first run before learning"
+        assert any("g.heic" in line and "convert it to JPEG" in line for line in lines) and any("notes.md" in line for line in lines)
+
+    def test_a_giant_picture_a_pipe_and_a_wrong_encoding_are_one_line(self, train, tmp_path):
+        images = photos(tmp_path / "dogs", ["a dog"])
+        (images / "giant.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\1\0\0\0\0\x9d\xc7\xac\xd6")
+        assert "giant.png" in refused(train(images))
+        (images / "giant.png").unlink()
+        (images / "0.txt").write_bytes("a dog in a caf\xe9".encode("cp1252"))
+        assert "0.txt is no text in UTF-8: save it as UTF-8" in refused(train(images))
+
+    def test_the_negative_is_read_like_the_prompt(self, generate):
+        argv = ["--prompt", "a photo of <rex>", "--seed", 3]
+        code, plain, _ = generate(*argv, "--negative", "rex, blurry")
+        assert code == 0
+        pictures = {"plain": np.asarray(Image.open(plain[0]))}
+        code, own, _ = generate(*argv, "--negative", "<rex>, blurry")
+        pictures["own"] = np.asarray(Image.open(own[0]))
+        assert code == 0 and (pictures["own"] != pictures["plain"]).any()
+        _, words, _ = generate(*argv, "--negative", "<rex.1> <rex.2>, blurry")
+        assert (np.asarray(Image.open(words[0])) == pictures["own"]).all(), "handles are written out"
+        for negative, said in (("<unknown>, blurry", "no concept has the word <unknown>"), ("<rex: 0.8>", "did you mean <rex:0.8>")):
+            assert said in refused(generate(*argv, "--negative", negative))
+
+    @pytest.mark.parametrize("handle", ["<rex: 0.8>", "<rex:0,8>", "<rex:+0.8>", "< rex >", "<rex:>"])
+    def test_a_malformed_handle_is_an_error(self, generate, handle):
+        assert "rex" in refused(generate("--prompt", f"a {handle} in snow"))
+
+    def test_a_file_of_regions_is_read_as_it_was_saved(self, generate, tmp_path):
+        boxes = tmp_path / "boxes.json"
+        boxes.write_bytes('[{"text": "a <rex> in a caf\xe9", "box": [0, 0, 0.5, 1]}]'.encode("utf-16"))
+        assert generate("--prompt", "a dog", "--regions", boxes)[0] == 0
+        boxes.write_bytes(b"\xe9")
+        assert "boxes.json is no text in UTF-8" in refused(generate("--prompt", "a dog", "--regions", boxes))
+        assert "none.json: there is no such file" in refused(generate("--prompt", "a dog", "--regions", tmp_path / "none.json"))

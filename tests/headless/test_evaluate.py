@@ -119,7 +119,7 @@ def test_prompts_without_concepts_diverge_by_nothing(learned, tiny_sd1):  # noqa
     groups = read_groups("alone: a red boat\nalone: a dog\nwith: a <rex> in the snow")
     assert groups == {"alone": ["a red boat", "a dog"], "with": ["a <rex> in the snow"]}
     assert in_plain_words(bank, "a <rex:0.5> in the snow, <ted>") == "a dog in the snow, teddy bear"
-    found, levels = by_group(backbone, bank, groups, evaluation.Sampling(64, steps=1))
+    found, levels = by_group(backbone, bank, groups, evaluation.SampleSettings(64, steps=1))
     assert not found["alone"].eps.any() and len(found["alone"].eps) == 8
     assert (found["with"].eps > 0).all() and (found["with"].likelihood > 0).all() and found["with"].curve.shape == (12,)
     assert float(levels.shares.sum()) == pytest.approx(1) and levels.span == pytest.approx(Levels.of(backbone.schedule.ratios(), 3).span)

@@ -208,7 +208,7 @@ def test_checkpointing_and_parts_learn_the_same(small):
     learned = []
     for how in ({}, {"checkpointing": True}):
         run = Trainer(small, dataset(), task_of(RECIPE.update(anchor=1.0, **how)))
-        with run.attached():
+        with run.attach():
             run.advance()
         learned.append(torch.cat(list(run.learner.concept_parts()["residuals"].values())))
         assert run.preview("a <rex>", steps=1).shape == (3, 64, 64)

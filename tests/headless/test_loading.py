@@ -11,8 +11,9 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from cidm_ops.benchmarks.speed.checkpoints import empty, original_names, write_checkpoint
-from cidm_ops.engines.checkpoint import TEXT_WIDTH_KEYS, from_original
-from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.checkpoint import from_original
+from cidm_ops.engines.diffusers import load, noise_schedule
+from cidm_ops.models.checkpoint import TEXT_WIDTH_KEYS, inventory, schedule_of_checkpoint
 from cidm_ops.models.sd import SD1, SDXL
 from cidm_ops.tokens import encode_layerwise
 
@@ -147,6 +148,56 @@ def test_one_original_file_becomes_the_same_weights(family):
             assert state[key].shape == weight.shape and state[key].flatten()[0] == weight.flatten()[0], key
 
 
+@pytest.mark.parametrize(
+    ("marks", "metadata", "prediction", "rescaled"),
+    [
+        ((), {}, "eps", False),
+        (("v_pred",), {}, "v", False),
+        (("v_pred", "ztsnr"), {}, "v", True),
+        ((), {"modelspec.prediction_type": "v"}, "v", False),
+        (("ztsnr",), {"modelspec.prediction_type": "v"}, "v", True),
+        (("v_pred",), {"modelspec.prediction_type": "epsilon"}, "v", False),
+        ((), {"modelspec.prediction_type": "epsilon"}, "eps", False),
+    ],
+)
+def test_a_file_says_by_its_marks_what_it_predicts(marks, metadata, prediction, rescaled):
+    """The schedule of zero terminal SNR is that of Lin et al. 2024, algorithm 1."""
+    schedule = noise_schedule(schedule_of_checkpoint(["x", *marks], metadata, SDXL))
+    root = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0).sqrt()
+    wanted = (root - root[-1]) * root[0] / (root[0] - root[-1]) if rescaled else root
+    assert schedule.prediction == prediction
+    torch.testing.assert_close(schedule.signal.double(), wanted, rtol=1e-4, atol=2e-6)
+    levels, times = schedule.levels(4)
+    assert levels.isfinite().all() and times[0] == 999
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert schedule.denoised(schedule.scale_noise(x, levels[0]), x, levels[0]).isfinite().all()
+    t = torch.tensor([0, 500, 999])
+    assert schedule.min_snr_weight(t, 5.0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("marks", "metadata", "named"),
+    [
+        (("ztsnr",), {}, "zero terminal SNR"),
+        (("edm_mean", "edm_std"), {}, "EDM"),
+        (("edm_vpred.sigma_max",), {}, "CosXL"),
+        ((), {"modelspec.prediction_type": "rectified_flow"}, "'rectified_flow'"),
+    ],
+)
+def test_marks_of_what_cannot_be_painted_are_refused(tmp_path, marks, metadata, named):
+    state = {key: torch.zeros(shape) for key, shape in KEYS.items()} | {mark: torch.zeros(0) for mark in marks}
+    save_file(state, tmp_path / "model.safetensors", metadata)
+    assert named in refused(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda f: f.name)
+def test_every_tensor_of_a_checkpoint_is_of_a_part_or_is_named(family):
+    keys = [key for key, _ in original_names(empty(family), family)]
+    found = inventory([*keys, "v_pred", "model_ema.decay", "alphas_cumprod", "global.x"])
+    assert sum(found.parts.values()) == len(keys) + 1 and {*found.unused} == {"model_ema.decay", "alphas_cumprod", "global.x"}
+    assert len(found.parts) == 4 + (family is SDXL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "architecture"), [(SD1, "sd1-16x768"), (SDXL, "sdxl-70x2048")], ids=["sd1", "sdxl"])
 def test_a_full_size_original_file_loads_and_runs(tmp_path, family, architecture):
@@ -226,18 +277,21 @@ def test_a_file_of_another_kind_is_named(tmp_path, shapes, named):
 
 def test_a_damaged_file_is_named(tmp_path):
     save_file({key: torch.zeros(shape) for key, shape in KEYS.items()}, tmp_path / "model.safetensors")
-    for size in (0, 4, 100, 1000):
+    for size, said in ((0, "an empty file"), (4, "get it again"), (100, "cut-off download"), (1000, "cut-off download")):
         (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:size])
-        assert "damaged" in refused(tmp_path / "cut.safetensors")
+        assert said in refused(tmp_path / "cut.safetensors")
     torch.save({"state_dict": {}}, tmp_path / "model.ckpt")
-    for size in (0, 4, 100, 300):
+    for size, said in ((0, "an empty file"), (4, "get it again"), (100, "cut-off download"), (300, "cut-off download")):
         (tmp_path / "cut.ckpt").write_bytes((tmp_path / "model.ckpt").read_bytes()[:size])
-        assert "damaged" in refused(tmp_path / "cut.ckpt")
+        assert said in refused(tmp_path / "cut.ckpt")
+    for ending in ("safetensors", "ckpt"):
+        (tmp_path / f"pointer.{ending}").write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+        assert "git lfs pull" in refused(tmp_path / f"pointer.{ending}")
 
 
 def test_a_pickle_with_more_than_tensors_is_not_loaded(tmp_path):
     torch.save({"state_dict": {}, "callbacks": Path("x")}, tmp_path / "model.ckpt")
-    assert "convert it to .safetensors" in refused(tmp_path / "model.ckpt")
+    assert "it wants to run code (" in refused(tmp_path / "model.ckpt")
 
 
 def test_a_pickle_of_tensors_is_read_like_a_safetensors_file(tmp_path):

@@ -15,7 +15,7 @@ from test_training import RECIPE, Stopped, dataset, gradients, learn, task_of
 from cidm_ops.bank.bank import Bank
 from cidm_ops.causal import attention_layers
 from cidm_ops.engines.diffusers import load
-from cidm_ops.hub import watched
+from cidm_ops.hub import watch_attention
 from cidm_ops.method.attention import attention_loss
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
@@ -81,7 +81,7 @@ def test_the_prior_comes_from_a_folder_or_from_the_base(backbone, tmp_path):
 def test_attention_outside_the_mask_costs_and_no_mask_is_no_nan(backbone):
     text = "a <rex.1> <rex.2>"
     run = new_run(backbone)
-    with torch.no_grad(), watched(backbone.cross_attention.values()) as seen:
+    with torch.no_grad(), watch_attention(backbone.cross_attention.values()) as seen:
         encoded = encode_layerwise(backbone, [text], run.learner.tables())
         backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([500]), encoded.context)
     positions = positions_of(backbone, text, WORDS)
@@ -114,7 +114,7 @@ def test_attention_gradients_are_the_same_with_checkpointing(backbone):
 def test_a_flow_is_learned_and_painted_as_one(backbone, tmp_path, monkeypatch):
     straight = Schedule.straight(shift=3.0)
     clean, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([0, 999])
-    x = straight.noised(clean, noise, t)
+    x = straight.add_noise(clean, noise, t)
     torch.testing.assert_close(x[1], noise[1])
     sigma = straight.sigma[t].view(-1, 1, 1, 1)
     torch.testing.assert_close(x - sigma * straight.target(clean, noise, t), clean)
@@ -162,53 +162,59 @@ def test_thriftier_ways_take_the_same_step(backbone):
 
 
 SHORT_OF_MEMORY = """
-import json, resource, sys, torch
+import json, os, resource, sys, torch
 from cidm_ops.engines.diffusers import load
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.methods import configure
 from cidm_ops.training.task import Task
 from cidm_ops.training.trainer import Trainer
 
-base, memory, room = sys.argv[1], sys.argv[2], int(sys.argv[3]) * 2**20
 torch.set_num_threads(1)
 torch.backends.mkldnn.enabled = False  # its code generator may fail for good once memory was short
-backbone = load(base)
-side = 640
-data = Dataset([torch.rand(3, side, side)] * 4, ["a dog"] * 4)
-config = configure("cidm", steps=2, batch=4, memory=memory, precision="as_model", norm_stop=0.0)
-run = Trainer(backbone, data, Task(name="rex", class_word="dog", config=config))
-latent = torch.randn(4, side // 8, side // 8)
-run.batches.latents = {(i, False): latent for i in range(4)}
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
-try:
-    with run.attached():
-        run.advance()
-    print(json.dumps({"means": str(run.plan), "warnings": run.warnings}))
-except MemoryError as error:
-    print(json.dumps({"error": str(error)}))
+backbone = load(sys.argv[1])
+
+
+def step(memory, room, side):
+    data = Dataset([torch.rand(3, side, side)] * 4, ["a dog"] * 4)
+    config = configure("cidm", steps=2, batch=4, memory=memory, precision="as_model", norm_stop=0.0)
+    run = Trainer(backbone, data, Task(name="rex", class_word="dog", config=config))
+    latent = torch.randn(4, side // 8, side // 8)
+    run.batches.latents = {(i, False): latent for i in range(4)}
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+    try:
+        with run.attach():
+            run.advance()
+        return {"means": str(run.plan), "warnings": run.warnings}
+    except MemoryError as error:
+        return {"error": str(error)}
+
+
+for case in sys.argv[2:]:
+    memory, room, side = case.split(":")
+    if not (child := os.fork()):
+        print(json.dumps(step(memory, int(room) * 2**20, int(side))), flush=True)
+        os._exit(0)
+    assert not os.waitpid(child, 0)[1], case
 """
 
 
-def short_of_memory(base, memory, room):
-    """A step in a process that gets ``room`` MB more than it has, and no more."""
-    command = [sys.executable, "-c", SHORT_OF_MEMORY, base, memory, str(room)]
+def short_of_memory(base, *cases):
+    """A step each in processes that get so many MB more than they have, and no more; a case is ``MEMORY:MB:SIDE``."""
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, base, *cases]
     at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system, as it does on a GPU
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | at_once)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(cases) :]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process through the kernel")
 def test_when_memory_runs_out_the_step_is_done_in_another_way(tiny_sd1):
-    plenty = short_of_memory(str(tiny_sd1), "auto", 20_000)
+    plenty, short, refused, nothing = short_of_memory(str(tiny_sd1), "auto:20000:384", "auto:70:384", "as_set:40:384", "auto:1:640")
     assert plenty == {"means": "checkpointing off, 4 at once, precision as_model", "warnings": []}
-    short = short_of_memory(str(tiny_sd1), "auto", 300)
     assert short["means"].startswith("checkpointing on") and "memory was short with checkpointing off" in short["warnings"][0]
-    refused = short_of_memory(str(tiny_sd1), "as_set", 300)
     assert "try checkpointing on" in refused["error"] and "memory=auto" in refused["error"]
-    nothing = short_of_memory(str(tiny_sd1), "auto", 1)
     assert "train at a smaller size" in nothing["error"]
 
 

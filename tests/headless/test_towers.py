@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 from cidm_ops.doodle.concepts import CONCEPTS, examples
 from cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from cidm_ops.engines.tokenizer import tokenize
-from cidm_ops.engines.towers import load_tower, prepared
+from cidm_ops.engines.towers import load_tower, prepare
 from cidm_ops.evaluation.doodle import pictured
 from cidm_ops.measure.presence import Presence, area_under_curve, separation
 from cidm_ops.measure.scores import caption_cosines, embed, image_alignment, text_alignment
@@ -51,7 +51,7 @@ def test_alignment_is_what_transformers_computes(tiny_clip):
     tower = load_tower(str(folder))
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     words = ["a dog on the beach", "a cat", "the red boat, at night"]
-    pixels = prepared(pictures, 64, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    pixels = prepare(pictures, 64, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     with torch.no_grad():
         out = model(input_ids=torch.cat([tokenize(w) for w in words]), pixel_values=pixels)
     cosines = out.logits_per_image / model.logit_scale.exp().item()
@@ -86,7 +86,7 @@ def test_a_dino_is_its_class_token(tmp_path):
     model.save_pretrained(tmp_path)
     picture = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        want = model.eval()(pixel_values=prepared(picture, 32, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+        want = model.eval()(pixel_values=prepare(picture, 32, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
     assert torch.allclose(load_tower(str(tmp_path))(picture), want.last_hidden_state[:, 0], atol=1e-6)
 
 

@@ -13,6 +13,7 @@ from cidm_ops.method.consolidation import MODES, earlier_bases, overlap
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.compose import mix
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
+from cidm_ops.tokens import encode_layerwise
 from cidm_ops.training import task
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.dataset import Dataset
@@ -80,9 +81,54 @@ def test_a_stopped_run_goes_on_bit_for_bit(backbone, tmp_path, mode, stop):
 
 def test_the_words_stop_in_the_middle_of_the_run(backbone):
     run = Trainer(backbone, dataset(), task_of(RECIPE))
-    with run.attached():
+    with run.attach():
         learning = [bool(run.advance()) and run.learner.words_learn for _ in range(12)]
     assert learning[2] and not learning[8]
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, RECIPE.update(lr_text=1e-3), configure("infusion", steps=3, batch=2, accumulate=1)])
+def test_captions_of_any_length_share_a_batch(backbone, tmp_path, recipe):
+    data = dataset(((64, 64),) * 4)
+    tags = "a dog, " + ", ".join(f"tag{i}" for i in range(100))
+    data.captions = [tags, "a dog", f"{tags}, {tags}", ""]
+    learned = learn(Bank(tmp_path), backbone, data, recipe=recipe)
+    assert len(learned.losses) == recipe.steps and all(loss > 0 for loss in learned.losses)
+
+
+def test_a_short_text_is_filled_up_with_empty_chunks(backbone):
+    long = " ".join(["dog"] * 100)
+    both, short, empty = (encode_layerwise(backbone, texts, {}).states for texts in (["a dog", long], ["a dog"], [""]))
+    assert both.shape[2] == 2 * short.shape[2]
+    assert torch.equal(both[:1], torch.cat([short, empty], 2)) and torch.equal(both[1:], encode_layerwise(backbone, [long], {}).states)
+
+
+def test_masks_that_are_all_empty_are_refused(backbone, tmp_path):
+    with pytest.raises(ValueError, match="the masks of all 1 pictures cover nothing"):
+        learn(Bank(tmp_path / "bank"), backbone, dataset(((64, 64),), masks=[torch.zeros(1, 64, 64)]))
+    assert not (tmp_path / "bank").exists()
+
+
+def test_a_shortage_without_a_text_is_a_shortage_like_any_other(backbone, tmp_path, monkeypatch):
+    accumulate, tries = Trainer.accumulate, []
+
+    def short(self, *args, **how):
+        tries.append(self.plan)
+        if len(tries) == 1:
+            raise MemoryError
+        return accumulate(self, *args, **how)
+
+    monkeypatch.setattr(Trainer, "accumulate", short)
+    learned = learn(Bank(tmp_path), backbone, recipe=RECIPE.update(steps=1))
+    assert any("memory was short with" in warning and "checkpointing on" in warning for warning in learned.warnings)
+    tries.clear()
+    with pytest.raises(MemoryError, match=r"memory is short.*try checkpointing on.*\(there is not enough memory\)"):
+        learn(Bank(tmp_path), backbone, recipe=RECIPE.update(steps=1, memory="as_set", seed=9))
+
+
+def test_pictures_of_the_plain_class_without_captions_say_the_class_word(backbone):
+    prior = dataset(((64, 64),))
+    prior.captions = [""]
+    assert Trainer(backbone, dataset(), task_of(RECIPE.update(prior=1.0), prior=prior)).prior.captions == ["dog"]
 
 
 def test_another_task_does_not_take_the_state(backbone, tmp_path):
@@ -120,7 +166,7 @@ def test_alpha_scales_while_learning_and_the_file_holds_the_full_scale(backbone)
     for alpha in (0.0, 2.0):
         recipe = RECIPE.update(alpha=alpha)
         runs.append(Trainer(backbone, dataset(), task_of(recipe)))
-        with runs[-1].attached():
+        with runs[-1].attach():
             for _ in range(3):
                 runs[-1].advance()
     run = runs[1]
@@ -141,7 +187,7 @@ def test_accumulated_batches_are_averaged(backbone):
 
 def gradients(run, number=None):
     """The gradients of a step, or of one batch of it."""
-    with run.attached():
+    with run.attach():
         if number is None:
             run.optimizer.step = lambda: None
             run.advance()
@@ -161,7 +207,7 @@ def test_a_picture_in_mid_run_changes_nothing(backbone):
     losses = []
     for painting in (False, True):
         run = Trainer(backbone, dataset(), task_of(RECIPE))
-        with run.attached():
+        with run.attach():
             for _ in range(4):
                 run.advance()
                 if painting:
@@ -173,7 +219,7 @@ def test_a_picture_in_mid_run_changes_nothing(backbone):
 def test_pictures_of_different_shapes_share_a_batch(backbone):
     data = dataset(((64, 64), (64, 128), (96, 64)), size=64, fit="buckets")
     run = Trainer(backbone, data, task_of(RECIPE.update(batch=3)))
-    with run.attached():
+    with run.attach():
         assert run.advance() > 0
     assert {tuple(latent.shape[1:]) for latent in run.batches.latents.values()} == {(8, 8), (5, 12), (10, 6)}
 
@@ -181,7 +227,7 @@ def test_pictures_of_different_shapes_share_a_batch(backbone):
 def test_a_mask_that_covers_nothing_learns_nothing_and_is_no_nan(backbone):
     data = dataset(((64, 64),), masks=[torch.zeros(1, 64, 64)])
     run = Trainer(backbone, data, task_of(RECIPE))
-    with run.attached():
+    with run.attach():
         assert run.advance() == 0
     assert all((up == 0).all() for up in run.learner.ups)
 

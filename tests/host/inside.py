@@ -37,11 +37,12 @@ spec.loader.exec_module(pack)
 from pack.cidm_ops.adapters import linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
 from pack.cidm_ops.bank.names import canonical  # noqa: E402
-from pack.cidm_ops.concept_text import ConceptText, RowPlan  # noqa: E402
+from pack.cidm_ops.concept_text import ConceptText  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
 from pack.cidm_ops.models.sd import DOODLE, SD1, SDXL  # noqa: E402
 from pack.cidm_ops.painting.compose import mix  # noqa: E402
+from pack.cidm_ops.row_plan import RowPlan  # noqa: E402
 from pack.cidm_ops.training.dataset import Dataset  # noqa: E402
 from pack.cidm_ops.training.methods import configure  # noqa: E402
 from pack.cidm_ops.training.task import Task, learn_into  # noqa: E402

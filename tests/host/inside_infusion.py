@@ -13,12 +13,13 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
-from pack.cidm_ops.concept_text import ConceptText, RowPlan
+from pack.cidm_ops.concept_text import ConceptText
 from pack.cidm_ops.method.infusion import STREAMS
 from pack.cidm_ops.method.regions import RegionMask
 from pack.cidm_ops.painting.compose import AggregationConfig, compose, mix, residual_masks
 from pack.cidm_ops.painting.scene import ResidualConfig
 from pack.cidm_ops.painting.scene import Scene as Scene_
+from pack.cidm_ops.row_plan import RowPlan
 from pack.cidm_ops.training.methods import configure
 from pack.cidm_ops.training.task import Task, learn_into
 from pack.nodes import patches, scenes
@@ -204,7 +205,7 @@ def the_infusion_and_low_rank_concepts_share_a_prompt():
         model, text = scene.applied("a cat and a <rex>", model=routed)
         beside = sample(model, text, scene.nothing)
         merged = scene.applied(
-            "a cat and a <rex>", model=patches.merged(scene.model, mix(scene.backbone, scene.bank, "a <tom>").factors(scene.backbone))
+            "a cat and a <rex>", model=patches.merge(scene.model, mix(scene.backbone, scene.bank, "a <tom>").factors(scene.backbone))
         )
         near(beside, sample(*merged, scene.nothing))
 

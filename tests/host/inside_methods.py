@@ -41,7 +41,7 @@ def the_method_that_a_test_registers_is_trained_by_the_nodes_and_painted():
         model, clip, _ = parts
         mixture = mix(host.ComfyBackbone(model, clip), learned.bank, "a <rex> on the beach")
         painted = sample(
-            patches.merged(model, mixture.factors(host.ComfyBackbone(model, clip))), patches.conditioning(clip, [mixture]), plain(clip, "")
+            patches.merge(model, mixture.factors(host.ComfyBackbone(model, clip))), patches.conditioning(clip, [mixture]), plain(clip, "")
         )
         base = sample(model, plain(clip, "a dog on the beach"), plain(clip, ""))
         assert float((painted - base).abs().max()) > 1e-2 and torch.isfinite(painted).all()

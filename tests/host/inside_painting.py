@@ -16,7 +16,7 @@ import comfy.utils
 import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.ldm.modules.attention import optimized_attention
-from pack.cidm_ops.adapters import attached, linears
+from pack.cidm_ops.adapters import attach, linears
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
@@ -38,19 +38,19 @@ def the_merged_factors_equal_the_attached_ones():
     factors = random_factors(backbone)
     positive, negative = plain(clip, "a dog"), plain(clip, "")
     bare = sample(model, positive, negative)
-    merged = sample(patches.merged(model, factors), positive, negative)
-    with attached(linears(backbone), factors):
+    merged = sample(patches.merge(model, factors), positive, negative)
+    with attach(linears(backbone), factors):
         beside = sample(model, positive, negative)
     near(merged, beside)
     assert float((merged - bare).abs().max()) > 0.1
     equal(sample(model, positive, negative), bare)
-    equal(sample(patches.merged(model, {}), positive, negative), bare)
+    equal(sample(patches.merge(model, {}), positive, negative), bare)
 
 
 def the_layers_read_their_own_text_in_a_batch_as_alone():
     model, clip, _ = doodle()
     doubled(model)
-    painted = patches.merged(model, {})
+    painted = patches.merge(model, {})
     batches = []
     painted.add_wrapper_with_key(
         "diffusion_model", "count", lambda executor, x, *args, **kwargs: batches.append(len(x)) or executor(x, *args, **kwargs)
@@ -111,7 +111,7 @@ def the_prompt_reaches_the_picture():
             assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
         conditioning = patches.conditioning(clip, [mixture])
         assert conditioning[0][0].plans[0].layers.shape == (7, 77, 128)
-        assert sample(patches.merged(model, factors), conditioning, plain(clip, "")).isfinite().all()
+        assert sample(patches.merge(model, factors), conditioning, plain(clip, "")).isfinite().all()
 
 
 def the_host_paints_for_a_comparison():
@@ -124,7 +124,7 @@ def the_host_paints_for_a_comparison():
     mixture = mix(backbone, bank, "a <dog> on the beach")
     conditioning = patches.conditioning(clip, [mixture])
     doubled(model)
-    latents = sample(patches.merged(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)
+    latents = sample(patches.merge(model, mixture.factors(backbone)), conditioning, plain(clip, ""), steps=10)
     save_file({"latents": model.model.process_latent_in(latents).contiguous()}, RESULTS.parent / "painted.safetensors")
 
 
@@ -135,7 +135,7 @@ def the_lora_is_one_for_the_host():
     lora = patches.lora_model(model, factors)
     loaded, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     positive, negative = plain(clip, "a dog"), plain(clip, "")
-    equal(sample(loaded, positive, negative), sample(patches.merged(model, factors), positive, negative))
+    equal(sample(loaded, positive, negative), sample(patches.merge(model, factors), positive, negative))
 
 
 def concept(backbone, name, seed, **extra):
@@ -191,7 +191,7 @@ def the_concept_alone_is_what_the_core_loader_makes_of_its_file():
         near(sample(ours, positive, negative), both)
         half = mix(backbone, bank, "a <rex:0.5>").factors(backbone)
         scaled = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(bank.file("rex"))), 0.5, 0.0)[0]
-        near(sample(patches.merged(model, half), positive, negative), sample(scaled, positive, negative))
+        near(sample(patches.merge(model, half), positive, negative), sample(scaled, positive, negative))
         equal(sample(with_ours(model, clip, bank, "a <rex:0>"), positive, negative), bare)
         equal(sample(with_ours(model, clip, bank, "a dog"), positive, negative), bare)
     equal(sample(model, positive, negative), bare)
@@ -206,7 +206,7 @@ def the_order_in_which_concepts_were_learned_does_not_show():
         with tempfile.TemporaryDirectory() as folder:
             bank = bank_of(backbone, folder, *(names[i] for i in order))
             said = mix(backbone, bank, "a <tom> and a <rex:0.7> and <ann> in the snow")
-            pictures.append(sample(patches.merged(model, said.factors(backbone)), patches.conditioning(clip, [said]), negative))
+            pictures.append(sample(patches.merge(model, said.factors(backbone)), patches.conditioning(clip, [said]), negative))
     assert all(torch.equal(pictures[0], other) for other in pictures[1:])
 
 
@@ -219,7 +219,7 @@ def the_routed_model_paints_what_the_merged_one_does():
         bank = bank_of(backbone, folder, "rex", "tom")
         mixtures = [mix(backbone, bank, text) for text in ("a <rex> in the snow", "a <tom> and a <rex:0.5>", "a dog", "<tom> " * 40)]
         texts = [patches.conditioning(clip, [m]) for m in mixtures]
-        merged = [sample(patches.merged(model, m.factors(backbone)), t, negative) for m, t in zip(mixtures, texts, strict=True)]
+        merged = [sample(patches.merge(model, m.factors(backbone)), t, negative) for m, t in zip(mixtures, texts, strict=True)]
         for mixture, text, want in zip(mixtures, texts, merged, strict=True):
             near(sample(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), text, negative), want)
         batch = patches.with_concepts(backbone, mixtures)
@@ -230,7 +230,7 @@ def the_routed_model_paints_what_the_merged_one_does():
         near(got, torch.cat(merged))
         # the negative half without concepts: the bare model there, the merged one elsewhere
         one_sided = halves(patches.with_concepts(backbone, [mixtures[0]], AggregationConfig(negative=False)), texts[0], negative)
-        near(one_sided[0], halves(patches.merged(model, mixtures[0].factors(backbone)), texts[0], negative)[0])
+        near(one_sided[0], halves(patches.merge(model, mixtures[0].factors(backbone)), texts[0], negative)[0])
         near(one_sided[1], halves(model, texts[0], negative)[1])
 
 
@@ -260,10 +260,10 @@ def the_concepts_act_only_where_they_are_named():
             masked = {name: (lambda x, f=f, at=at: f(x) * at) for name, f in factors.items() if name not in rest}
             always = {name: f for name, f in rest.items() if reach != WORDS or not DOODLE.looks_at_text(name)}
             got = halves(patches.with_concepts(backbone, [mixture], AggregationConfig(scope=reach)), positive, negative)
-            with attached(linears(backbone), always | masked):
-                want = halves(patches.merged(model, {}), positive, negative)
+            with attach(linears(backbone), always | masked):
+                want = halves(patches.merge(model, {}), positive, negative)
             near(got[0], want[0])
-            near(got[1], halves(patches.merged(model, always), positive, negative)[1])
+            near(got[1], halves(patches.merge(model, always), positive, negative)[1])
             if reach == WORDS:
                 style = replace(mixture, concepts=[replace(concept, training={"kind": "style"}) for concept in mixture.concepts])
                 equal(halves(patches.with_concepts(backbone, [style]), positive, negative)[0], got[0])
@@ -303,7 +303,7 @@ def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader(
         assert mixture.strengths == {"far": 1.0} and mixture.text == "an OHWX dog"
         positive, negative = plain(core_clip, "an ohwx dog"), plain(clip, "")
         want = sample(core, positive, negative)
-        equal(sample(patches.merged(model, mixture.factors(backbone)), positive, negative), want)
+        equal(sample(patches.merge(model, mixture.factors(backbone)), positive, negative), want)
         near(sample(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), positive, negative), want)
         ours = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
         equal(plain(ours, "an ohwx dog")[0][0], positive[0][0])

@@ -31,6 +31,8 @@ from subjects import (
 
 # isort: split
 
+import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sample
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -306,27 +308,114 @@ def coupled(model, other):
 
 
 def the_second_attention_couple_acts_or_is_refused():
-    """One that multiplies the rows inside attn2, as prompt-control's does: the host's own picture, or an error that says what it is."""
+    """One that multiplies the rows inside attn2, as prompt-control's does, of a batch and of one row: the host's own picture, or an error
+    that says what it is.
+    """
     s, found = scene(), {}
     other = s.text("a red castle on the beach")[0][0]
     because = ("couple", "rows inside", "multiplies")
+
+    def painted(make, order, **how):
+        if order == BEFORE:
+            return s.paint(*make(s, coupled(s.model, other)), **how)
+        model, positive = make(s, s.model)
+        return s.paint(coupled(model, other), positive, **how)
+
     for name in ("merged concepts", "routed concepts", "regions", "Infusion"):
         subject = SUBJECTS[name]
         base = s.with_lora(s.model) if subject.lora else s.model
-        want = s.paint(coupled(base, other), s.text(PLAIN))
-        assert apart(want, s.paint(base, s.text(PLAIN))) > FELT
+        for guidance in (4.0, 1.0):
+            want = s.paint(coupled(base, other), s.text(PLAIN), cfg=guidance)
+            assert apart(want, s.paint(base, s.text(PLAIN), cfg=guidance)) > FELT
+            for order in (BEFORE, AFTER):
+                got = attempt(lambda: painted(subject.make, order, cfg=guidance), because)  # noqa: B023 -- called at once
+                label = f"{name}, guidance {guidance:g}, {order}"
+                found["another attention couple", label] = verdict(got, want)
+                TABLE.note("another attention couple", subject.column, label, verdict(got, want))
+    silent = {"a style": "it acts at its words in a text that is not its own", "regions": "they lie in rows that are not theirs"}
+    for name, why in silent.items():
+        for guidance in (4.0, 1.0):
+            got = attempt(lambda: painted(SUBJECTS[name].lively, AFTER, cfg=guidance), because)  # noqa: B023
+            label, said = f"{name}, lively, guidance {guidance:g}", got if isinstance(got, str) else f"FAILS: silent: {why}"
+            found["another attention couple", label] = said
+            TABLE.note("another attention couple", SUBJECTS[name].column, label, said)
+    check_all(found)
+
+
+def set_beside(title: str, apply, names, because=()) -> None:
+    """Something that another pack does to a model, before ours and after: the host's own picture, or an error that names it."""
+    s, found = scene(), {}
+    for name in names:
+        subject = SUBJECTS[name]
+        base = s.with_lora(s.model) if subject.lora else s.model
+        want = s.paint(apply(base), s.text(SAID.get(name, PLAIN)))
+        assert apart(want, s.paint(base, s.text(SAID.get(name, PLAIN)))) > FELT, "the host alone"
         for order in (BEFORE, AFTER):
 
             def painted(order=order, make=subject.make):
                 if order == BEFORE:
-                    return s.paint(*make(s, coupled(s.model, other)))
+                    return s.paint(*make(s, apply(s.model)))
                 model, positive = make(s, s.model)
-                return s.paint(coupled(model, other), positive)
+                return s.paint(apply(model), positive)
 
-            got = attempt(painted, because)
-            found["another attention couple", f"{name}, {order}"] = verdict(got, want)
-            TABLE.note("another attention couple", subject.column, f"{name}, {order}", verdict(got, want))
+            found[title, f"{name}, {order}"] = verdict(attempt(painted, because), want)
+            TABLE.note(title, subject.column, f"{name}, {order}", found[title, f"{name}, {order}"])
     check_all(found)
+
+
+def the_attention_function_of_another_pack_is_that_of_regions_too():
+    """Set as KJNodes sets SageAttention: here the values are halved, so that what it does not compute shows."""
+
+    def halving(function, q, k, v, *args, **kwargs):
+        return function(q, k, 0.5 * v, *args, **kwargs)
+
+    def apply(model):
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = halving
+        return model
+
+    set_beside("another pack's attention function", apply, SUBJECTS)
+
+
+def the_wrapper_that_keeps_something_for_each_row_acts_or_is_refused():
+    """Set while a run samples, as Advanced-ControlNet's reference is: what it adds has as many rows as the sampler's batch."""
+
+    def two_rows(executor, x, *args, **kwargs):
+        return executor(x, *args, **kwargs) + 0.1 * torch.ones(2, 1, 1, 1)
+
+    def in_a_run(executor, *args, **kwargs):
+        guider = executor.class_obj
+        guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        comfy.patcher_extension.add_wrapper_with_key(kind, "rows", two_rows, guider.model_options, is_model_options=True)
+        return executor(*args, **kwargs)
+
+    def apply(model):
+        model = model.clone()
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "rows", in_a_run)
+        return model
+
+    names = ("merged concepts", "routed concepts", "regions", "region noise", "Infusion")
+    set_beside("another pack's wrapper that knows the rows of a batch", apply, names, ("two_rows",))
+
+
+def the_patch_that_asks_for_rows_by_place_is_found_in_an_object():
+    """NAGuidance's is a function; other packs' are objects that are called."""
+
+    class Negated:
+        def __call__(self, out, extra):
+            kinds = list(extra.get("cond_or_uncond", ()))
+            if sorted(kinds) != [0, 1]:  # one positive and one negative, as it knows a batch
+                return out
+            return out + 0.2 * out[[kinds.index(1 - kind) for kind in kinds]]
+
+    def apply(model):
+        model = model.clone()
+        model.set_model_attn2_output_patch(Negated())
+        return model
+
+    names = ("merged concepts", "routed concepts", "regions", "region noise", "Infusion")
+    set_beside("another pack's patch that knows rows by their places", apply, names, ("Negated",))
 
 
 def the_concept_of_a_region_keeps_to_its_place_in_hypertile():

@@ -61,7 +61,7 @@ class Scene:
         return sample(*self.composed(whole, *places, **how), negative or self.nothing)
 
     def ordinary(self, prompt, negative=None):
-        model = patches.merged(self.model, self.mixed(prompt).factors(self.backbone))
+        model = patches.merge(self.model, self.mixed(prompt).factors(self.backbone))
         return sample(model, self.text(prompt), negative or self.nothing)
 
 

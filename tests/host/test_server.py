@@ -20,10 +20,10 @@ WORKFLOWS = sorted(file for file in (PACK / "workflows" / "api").glob("*.json") 
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
     "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
-    "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion", "LoadConceptImages",
-    "ManageBank", "OpenBank", "OverlapMap", "PaintRegions", "Presence", "PreviewDataset", "References", "ReferencesFromFolder", "Region",
-    "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport",
-    "TextAlignment", "TrainConcept", "TrainInfusion", "TrainingSettings", "Wasserstein",
+    "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion", "InspectFile",
+    "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "PaintRegions", "Presence", "PreviewDataset", "References",
+    "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
+    "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainingSettings", "Wasserstein",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
@@ -396,6 +396,24 @@ def test_an_import_that_cannot_be_is_named(server):
     assert "dora.safetensors" in (said := server.error(take_in("bad", "loras/dora.safetensors"))) and "DoRA" in said
     (server.folder / "models" / "loras" / "code.pth").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
     assert "code.pth: it wants to run code (posix.system): refused" in server.error(take_in("bad", "loras/code.pth"))
+
+
+def look(path="", file="none, the path below"):
+    return {"1": node("CIDMInspectFile", file=file, path=str(path), architecture="from the file")}
+
+
+def test_a_file_is_told_by_what_import_would_make_of_it(server):
+    community_lora(server, "loras/seen.safetensors", **{"lora_unet_conv_in.diff_b": torch.ones(64)})
+    (said,) = server.run(look(file="loras/seen.safetensors"))["1"]["text"]
+    assert "a LoRA for Doodle (sd1-7x128)" in said and "2 layers of the model, rank 4" in said and "6 of 7 tensors" in said
+    assert "not used: 1, a bias: lora_unet_conv_in.diff_b" in said
+    (server.folder / "models" / "loras" / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+    for how in (look(file="loras/pointer.safetensors"), look(server.folder / "models" / "loras" / "pointer.safetensors")):
+        assert "git lfs pull" in server.run(how)["1"]["text"][0]
+    assert "git lfs pull" in server.error(take_in("bad", "loras/pointer.safetensors"))
+    server.run(take_in("looked_at", "loras/seen.safetensors"))
+    assert "a bank of 1 concepts" in server.run(look("looked_at"))["1"]["text"][0]
+    assert "there is nothing to inspect" in server.error(look())
 
 
 def test_concepts_are_exported_as_files_that_the_host_reads(server):

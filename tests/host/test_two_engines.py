@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
-from cidm_ops.adapters import attached
+from cidm_ops.adapters import attach
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.boxes import read_region
@@ -19,7 +19,7 @@ def test_the_latents_agree(results, inside):
     mixture = mix(backbone, bank, "a <dog> on the beach")
     assert not mixture.warnings, "both engines give the base one fingerprint"
     context, negative = encode(backbone, mixture), encode(backbone, ParsedPrompt(""))
-    with torch.no_grad(), attached(backbone.layers, mixture.factors(backbone)):
+    with torch.no_grad(), attach(backbone.layers, mixture.factors(backbone)):
         latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0)
     difference = float((latents - load_file(inside / "painted.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")

@@ -1,6 +1,8 @@
 """What is true of every method, on every model: a class of statements about a ``Case``, which a test module makes."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,11 @@ import torch
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load
-from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
+from cidm_ops.lowrank import LowRank
+from cidm_ops.method.regions import RegionMask
+from cidm_ops.painting.compose import AggregationConfig, compose_regions
+from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
+from cidm_ops.painting.scope import EVERYWHERE
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.config import TrainingConfig
 from cidm_ops.training.dataset import Dataset
@@ -27,6 +33,7 @@ MODELS = [
 ]
 IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in MODELS]
 STEPS, STOP = 4, 2
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest value of latents
 
 
 class Stopped(Exception):
@@ -41,6 +48,7 @@ class Case:
     backbone: Any
     folder: Path
     learned: Learned
+    painted: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def make(cls, method: str, model: tuple[str, torch.dtype], request: pytest.FixtureRequest) -> "Case":
@@ -51,6 +59,23 @@ class Case:
 
     def paint(self, bank: Bank, prompt: str) -> torch.Tensor:
         return paint(self.backbone, bank, prompt, unit_noise(self.backbone.family, 1, 1, 64, 64), SamplingConfig(2, 3.0))[0]
+
+    def latents(self, bank: Bank, prompt: str, *regions: tuple[str, RegionMask], **how: Any) -> torch.Tensor:
+        """What a picture is decoded from, which takes most of its time on small models."""
+        config = SamplingConfig(2, 3.0, **how)
+        composition = compose_regions(self.backbone, bank, prompt, regions, config.aggregation)
+        return paint_latents(self.backbone, composition, unit_noise(self.backbone.family, 1, 1, 64, 64), config)
+
+    def known(self, prompt: str) -> torch.Tensor:
+        """The latents of a prompt of the bank, kept for the statements that compare with them."""
+        if prompt not in self.painted:
+            self.painted[prompt] = self.latents(self.learned.bank, prompt)
+        return self.painted[prompt]
+
+    def near(self, got: torch.Tensor, want: torch.Tensor) -> None:
+        """Both are the same latents to the rounding of the model's precision."""
+        off = float((got - want).abs().max() / want.abs().max())
+        assert off <= ROUNDING[self.backbone.dtype], f"{off:.2g} apart"
 
     def bank_of(self, name: str, concept: Concept) -> Bank:
         return Bank(self.folder / name).add(concept)
@@ -83,6 +108,19 @@ def without_weights(concept: Concept) -> Concept:
     return replace(concept, factors={}, text_factors={}, residuals={n: torch.zeros_like(r) for n, r in concept.residuals.items()})
 
 
+@contextmanager
+def merged(layers: Mapping[str, Any], factors: Mapping[str, LowRank]) -> Iterator[None]:
+    """While open, factors are in the weights, as a host's LoRA loader puts them there."""
+    before = {name: layers[name].weight.data for name in factors}
+    for name, f in factors.items():
+        layers[name].weight.data = (before[name].float() + f.delta()).to(before[name])
+    try:
+        yield
+    finally:
+        for name, weight in before.items():
+            layers[name].weight.data = weight
+
+
 def tensors(concept: Concept) -> dict[str, torch.Tensor]:
     """Returns all that a concept's file holds in numbers."""
     found = {f"{layer}.{side}": getattr(f, side) for layer, f in concept.all_factors.items() for side in ("up", "down")}
@@ -100,7 +138,7 @@ class Statements:
 
     def test_before_the_first_step_the_model_is_the_base(self, case):
         trainer, base = Trainer(case.backbone, pictures(), task(case.method)), case.predict()
-        with trainer.attached():
+        with trainer.attach():
             assert torch.equal(case.predict(), base)
         fresh = trainer.concept()
         new, plain = case.bank_of("fresh", fresh), case.bank_of("fresh-plain", without_weights(fresh))
@@ -118,6 +156,26 @@ class Statements:
         assert painted.isfinite().all()
         assert (painted - case.paint(case.learned.bank, "a dog on the beach")).abs().max() > 1e-3
         assert torch.equal(painted, case.paint(Bank(case.learned.bank.folder), "a <rex> on the beach"))
+
+    def test_one_concept_is_what_a_lora_loader_merges_into_the_weights(self, case):
+        concept = case.learned.concept
+        words = case.bank_of("words", replace(concept, factors={}))
+        with merged(case.backbone.layers, concept.factors):
+            want = case.latents(words, "a <rex> on the beach")
+        case.near(case.known("a <rex> on the beach"), want)
+
+    def test_concepts_beside_the_layers_paint_what_merged_ones_do(self, case):
+        routed = AggregationConfig(routed=True, scope=EVERYWHERE)
+        got = case.latents(case.learned.bank, "a <rex> on the beach", aggregation=routed)
+        case.near(got, case.known("a <rex> on the beach"))
+
+    def test_no_regions_are_the_prompt_alone_and_one_has_its_place(self, case):
+        bank, concept, other = case.learned.bank, "a <rex> on the beach", "a cat"
+        nothing, half = torch.zeros(8, 8), torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], 1)
+        case.near(case.latents(bank, concept, (other, RegionMask(nothing))), case.known(concept))
+        case.near(case.latents(bank, concept, (concept, RegionMask(half))), case.known(concept))
+        painted = case.latents(bank, other, (concept, RegionMask(half)))
+        assert min(float((painted - case.known(one)).abs().max()) for one in (concept, other)) > 1e-3
 
     def test_the_file_is_the_concept(self, case):
         assert_same(Bank(case.learned.bank.folder).get("rex"), case.learned.concept)

@@ -8,7 +8,8 @@ import torch
 
 from cidm_ops.bank.concept import Concept
 from cidm_ops.lowrank import LowRank
-from cidm_ops.method.aggregation import RULES, aggregate, soft_weights, table, weights
+from cidm_ops.method.aggregation import RULES, aggregate, soft_weights, table
+from cidm_ops.painting.weights import weights
 
 LAYERS, POSITIONS, WIDTH = 3, 77, 12
 OFFSETS = [1, 3, 6, 8]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cidm_ops.concept_text import ConceptText, RowPlan, TokenResidual, row_of, states_in_layer
+from cidm_ops.concept_text import ConceptText, row_of, states_in_layer
+from cidm_ops.row_plan import RowPlan, TokenResidual
 
 L, N, C = 3, 4, 5
 

@@ -97,10 +97,34 @@ class TestFit:
 
 class TestCaptions:
     def test_the_class_word_is_found_as_whole_tokens(self):
-        said, warnings = concept_captions(["A Dog in the hotdog_stand", "dog's day", "two dogs"], "dog", WORDS)
+        said, warnings = concept_captions(["A Dog in the hotdog_stand", "dog's day", "two dogs"], "dog", WORDS, "rex")
         assert said == ["A <rex.1> <rex.2> in the hotdog_stand", "<rex.1> <rex.2>'s day", "<rex.1> <rex.2>, two dogs"]
         assert len(warnings) == 1 and "'two dogs'" in warnings[0]
-        assert concept_captions(["a teddy  bear_here"], "teddy bear", WORDS)[0] == ["a <rex.1> <rex.2>_here"]
+        assert concept_captions(["a teddy  bear_here"], "teddy bear", WORDS, "rex")[0] == ["a <rex.1> <rex.2>_here"]
+
+    @pytest.mark.parametrize(
+        ("caption", "said"),
+        [
+            ("a photo of <my-dog>", "<rex.1> <rex.2>, a photo of <my-dog>"),
+            ("a <dog> on grass", "a <rex.1> <rex.2> on grass"),
+            ("a < Dog > on grass", "a <rex.1> <rex.2> on grass"),
+            ("a <lora:dog:1> cat", "<rex.1> <rex.2>, a <lora:dog:1> cat"),
+            ("a <lora:dog:1> dog", "a <lora:dog:1> <rex.1> <rex.2>"),
+            ("a <rex> on grass", "a <rex.1> <rex.2> on grass"),
+            ("a <rex:0.8> dog, <Rex>", "a <rex.1> <rex.2> dog, <rex.1> <rex.2>"),
+            ("a <rex.1> <rex.2> on grass", "a <rex.1> <rex.2> on grass"),
+            ("dogs < 3, a dog > 1", "dogs < 3, a dog > 1"),
+            ("a <3 dog", "a <3 <rex.1> <rex.2>"),
+            ("<<dog>>", "<<rex.1> <rex.2>>"),
+        ],
+    )
+    def test_what_is_in_angle_brackets_is_the_concept_as_a_whole_or_stays_and_is_named(self, caption, said):
+        if caption == "dogs < 3, a dog > 1":  # looks like brackets, holds more than the class word
+            said = f"<rex.1> <rex.2>, {caption}"
+        (out,), warnings = concept_captions([caption], "dog", WORDS, "rex")
+        assert out == said
+        left = [tag for tag in ("<my-dog>", "<lora:dog:1>") if tag in caption]
+        assert all(any(tag in warning and "no word of this concept" in warning for warning in warnings) for tag in left)
 
     def test_parts_are_shuffled_behind_the_first(self):
         wording = Wording(("{}",), shuffle=True)
@@ -128,9 +152,22 @@ class TestDataset:
         for part in ("'red'", "picture 2 and picture 1 are the same", "picture 3 is 64 x 64", "covers nothing", "covers everything"):
             assert part in said
 
+    def test_masks_that_are_all_empty_are_refused(self):
+        pictures, nothing, half = [torch.rand(3, 64, 96) for _ in range(2)], torch.zeros(1, 64, 96), torch.zeros(1, 64, 96)
+        half[:, :, :16] = 1  # outside of the middle square
+        Dataset(pictures, ["a dog"] * 2, [nothing, None], size=64, fit="centre").check_masks()
+        for masks, how in (([nothing, nothing], "as_given"), ([nothing, nothing + 0.02], "random"), ([half, nothing], "centre")):
+            data = Dataset(pictures, ["a dog"] * 2, masks, size=64, fit=how)
+            with pytest.raises(ValueError, match="the masks of all 2 pictures cover nothing"):
+                data.check_masks()
+        assert "picture 1: its mask covers nothing of what fit 'centre' takes" in "\n".join(data.remarks("dog"))
+        Dataset(pictures, ["a dog"] * 2, [half, nothing], size=64, fit="as_given").check_masks()
+
     @pytest.mark.parametrize(
         ("given", "error"),
         [
+            (dict(pictures=[torch.ones(3, 8, 8)], captions=["a"], repeats=[10**12]), "come up 1000000000000 times"),
+            (dict(pictures=[torch.ones(3, 8, 8)], captions=["a"], repeats=[0]), "come up 0 times"),
             (dict(pictures=[], captions=[]), "no pictures"),
             (dict(pictures=[torch.ones(3, 8, 8)] * 2, captions=["a"]), "1 captions for 2 pictures"),
             (dict(pictures=[torch.ones(3, 8, 8)], captions=["a"], masks=[torch.ones(1, 8, 9)]), "its mask is 9 x 8 and the picture 8 x 8"),

@@ -120,7 +120,10 @@ def test_an_export_is_a_lora_and_an_embedding_and_comes_back(tmp_path):
 
 
 def test_our_own_file_is_imported_whole_under_any_name(tmp_path):
-    bank = Bank(tmp_path).add(ours())
+    odd = Bank(tmp_path / "odd").add(ours())
+    with pytest.raises(ValueError, match=rf"^dog\.safetensors: a change of a weight \[8, 6\], which does not fit {DOODLE}: "):
+        import_file(odd.file("dog"))
+    bank = Bank(tmp_path).add(replace(ours(), architecture=DOODLE.replace("128", "127")))  # a size whose layers are not known
     (back,), warnings = import_file(bank.file("dog"), name="rex")
     assert back.words == ("<rex.1>", "<rex.2>") and not warnings
     assert replace(back, name="dog", words=ours().words, factors={}, tokens={}) == replace(

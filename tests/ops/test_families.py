@@ -21,12 +21,13 @@ from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept
 from cidm_ops.bank.names import canonical
 from cidm_ops.lowrank import LowRank
-from cidm_ops.method.aggregation import aggregate, route, table, weights
+from cidm_ops.method.aggregation import aggregate, route, table
 from cidm_ops.method.infusion import residual_layers
 from cidm_ops.models.family import Architecture, Blocks, Encoder, Family, Linear, LoraFiles, Sublayer, families, family_of, forget, register
 from cidm_ops.models.sd import DOODLE, SD1, SDXL
 from cidm_ops.painting.paint import unit_noise
-from cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, scoped, token_masks
+from cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, limit_to_scope, token_masks
+from cidm_ops.painting.weights import weights
 from cidm_ops.schedule import Schedule
 from cidm_ops.tokens import hide, positions_of, stand_for
 from cidm_ops.training.dataset import Dataset
@@ -214,7 +215,7 @@ def test_concepts_act_where_they_are_named(backbone):
     masks = token_masks(backbone, "a <rex.1> <rex.2>", [rex])
     assert acting_at(masks, [rex], WORDS, 7)[:, 0].tolist() == [0, 1, 1, 0, 0, 0, 0]
     assert acting_at(masks, [rex], WORDS_AND_END, 7)[:, 0].tolist() == [0, 1, 1, 1, 1, 1, 1]
-    (less,) = scoped([rex], WORDS)
+    (less,) = limit_to_scope([rex], WORDS)
     assert {*rex.factors} - {*less.factors} == {"stack.0.reads.q", "stack.1.reads.q"}
     routes = route([rex])
     assert [n for n, way in routes.items() if way.reads_text] == [n for n in rex.factors if n.endswith(("reads.k", "reads.v"))]
@@ -288,7 +289,7 @@ def test_a_schedule_finds_the_clean_latent_again(schedule):
     torch.manual_seed(0)
     clean, noise = torch.randn(3, 16, 4, 4), torch.randn(3, 16, 4, 4)
     t = torch.tensor([0, 40, 99])
-    x, answer = schedule.noised(clean, noise, t), schedule.target(clean, noise, t)
+    x, answer = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
     for i in range(3):
         ratio = schedule.ratios()[t[i]].clamp(max=1e4)
         if schedule.signal[t[i]] < 1e-3:

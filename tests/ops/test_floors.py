@@ -15,6 +15,7 @@ FLOORS = {
     "doodle.training": 6,
     "evaluation": 6,
     "measure": 5,
+    "inspection": 5,
     "painting": 4,
     "training": 4,
     "method": 3,
@@ -24,16 +25,18 @@ FLOORS = {
     "recompute": 2,
     "lowrank": 1,
     "concept_text": 1,
+    "row_plan": 1,
     "text_table": 1,
     "tokens": 1,
     "backbone": 1,
     "causal": 1,
     "schedule": 1,
     "fingerprint": 1,
+    "tensor_file": 1,
     "models": 0,
 }
 BESIDE = {
-    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "doodle", "models"},
+    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "tensor_file", "doodle", "models"},
     "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "models"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}

@@ -14,8 +14,7 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.bank.concept_file import load_concept, save_concept
 from cidm_ops.bank.export import export_concept, export_merged
-from cidm_ops.concept_text import RowPlan, TokenResidual
-from cidm_ops.hub import Sites, meeting
+from cidm_ops.hub import Sites, intercept
 from cidm_ops.method.attention import word_attention
 from cidm_ops.method.infusion import (
     foundation_anchor,
@@ -29,6 +28,7 @@ from cidm_ops.painting.rows import Job, Row
 from cidm_ops.painting.scene import ResidualConfig, Scene
 from cidm_ops.painting.state import RunState
 from cidm_ops.painting.unet_call import UnetCall
+from cidm_ops.row_plan import RowPlan, TokenResidual
 
 HEADS = 2
 
@@ -59,7 +59,7 @@ def infused(layer, residuals, sources, stream="dual"):
     rows = [Row(plan, 0, Job(0, foundation=bool(b)), source, None) for b, source in enumerate(sources)]
     call = UnetCall(state, Sites({}, {"a": layer}, {}, ()), rows, (4, 4), False, True)
     call.grid = [4, 4]
-    return meeting({"a": layer}, call.attention, call.keyed if stream == "released_code" else None)
+    return intercept({"a": layer}, call.attention, call.change_keys if stream == "released_code" else None)
 
 
 @pytest.fixture

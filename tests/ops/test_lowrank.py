@@ -22,19 +22,19 @@ def factors(count: int, out: int = 24, into: int = 16) -> list[LowRank]:
 def test_merged_equals_a_loop_over_the_deltas():
     each, weights = factors(5), torch.rand(5)
     loop = sum(w * f.delta() for w, f in zip(weights, each, strict=True))
-    torch.testing.assert_close(Stack.of(each).merged(weights).delta(), loop)
+    torch.testing.assert_close(Stack.of(each).merge(weights).delta(), loop)
 
 
 def test_routed_equals_merged_when_the_weights_are_constant():
     stack, weights, x = Stack.of(factors(4)), torch.rand(4), torch.randn(2, 7, 16)
-    torch.testing.assert_close(stack.routed(x, weights), stack.merged(weights)(x))
+    torch.testing.assert_close(stack.route(x, weights), stack.merge(weights)(x))
 
 
 def test_every_token_can_have_its_own_mixture():
     each, x = factors(3), torch.randn(2, 7, 16)
     weights = torch.rand(2, 7, 3)
     loop = sum(weights[..., g, None] * f(x) for g, f in enumerate(each))
-    torch.testing.assert_close(Stack.of(each).routed(x, weights), loop)
+    torch.testing.assert_close(Stack.of(each).route(x, weights), loop)
 
 
 def test_the_norm_of_a_change_is_told_by_its_factors_even_where_they_cancel():
@@ -59,7 +59,7 @@ def test_a_basis_spans_its_columns_and_drops_what_repeats():
         (lambda: LowRank(torch.ones(4, 2), torch.ones(3, 5)), "do not fit"),
         (lambda: Stack.of([]), "at least one"),
         (lambda: Stack.of([*factors(1), *factors(1, out=8)]), "different layers"),
-        (lambda: Stack.of(factors(3)).merged(torch.ones(2)), "2 weights for a stack of 3"),
+        (lambda: Stack.of(factors(3)).merge(torch.ones(2)), "2 weights for a stack of 3"),
     ],
 )
 def test_what_cannot_fit_is_refused(make, message):

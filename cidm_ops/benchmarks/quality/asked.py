@@ -17,8 +17,8 @@ STYLED = {"an ink painting of": "ink", "a pencil drawing of": "drawing", "a draw
 KIND = re.compile(rf"(<TOK>|\b(?:({'|'.join(COLOURS)}) )?({'|'.join(FIGURES)})\b)")
 
 
-def asked(prompt: str, concept: DoodleConcept, seed: int) -> Scene:
-    """The scene of a prompt. Raises ``ValueError`` for one that names nothing of this world."""
+def scene_of(prompt: str, concept: DoodleConcept, seed: int) -> Scene:
+    """Return the scene that a prompt asks for. Raises ``ValueError`` for one that names nothing of this world."""
     rng = np.random.default_rng((seed, 131))
     place = next((p for p, words in IN_PLACE.items() if any(w in prompt for w in words)), None)
     style = concept.style or next((common_style(name) for words, name in STYLED.items() if prompt.startswith(words)), Style())

@@ -13,6 +13,7 @@ from ...method.overlap import overlaps
 from .methods import Method
 from .protocol import ONCE, Bench, Scores
 
+Means = Mapping[str, tuple[float, float]]  # IA and TA by concept
 Point = tuple[float, float, float]  # strength, TA, IA
 
 
@@ -30,18 +31,27 @@ class Row:
 
 
 def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves: Sequence[int] = (0,)) -> Row:
+    """Score a method over ``seeds``; those that are among ``curves`` give its curve over the strength."""
     last = [means(bench.scores(name, method, seed)) for seed in seeds]
     first = [] if method.merge in ONCE else [means(bench.scores(name, method, seed, first=True)) for seed in seeds]
-    lost = [max(a[n][0], b[n][0]) - b[n][0] for a, b in zip(first, last, strict=False) for n in b]
     names = list(last[0])
     by_concept = {n: (statistics.mean(s[n][0] for s in last), statistics.mean(s[n][1] for s in last)) for n in names}
-    points: list[Point] = []
     drawn = [seed for seed in seeds if seed in curves]
-    for strength in sorted((*method.strengths, 1.0)) if drawn else (1.0,):
-        values = [v for seed in drawn or seeds for v in means(bench.scores(name, method, seed, strength)).values()]
-        points.append((strength, statistics.mean(ta for _, ta in values), statistics.mean(ia for ia, _ in values)))
+    strengths = sorted((*method.strengths, 1.0)) if drawn else [1.0]
+    curve = [_point(bench, name, method, drawn or seeds, strength) for strength in strengths]
     ia, ta = ([s[n][i] for s in last for n in names] for i in (0, 1))
-    return Row(method, ia, ta, lost, by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], points)
+    return Row(method, ia, ta, _forgetting(first, last), by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], curve)
+
+
+def _forgetting(first: Sequence[Means], last: Sequence[Means]) -> list[float]:
+    """The best less the last IA of each seed and concept; empty where nothing was scored before the last task."""
+    return [max(before[n][0], after[n][0]) - after[n][0] for before, after in zip(first, last, strict=False) for n in after]
+
+
+def _point(bench: Bench, name: str, method: Method, seeds: Sequence[int], strength: float) -> Point:
+    """The mean TA and IA of a method at one strength, over seeds and concepts."""
+    values = [v for seed in seeds for v in means(bench.scores(name, method, seed, strength)).values()]
+    return strength, statistics.mean(ta for _, ta in values), statistics.mean(ia for ia, _ in values)
 
 
 def means(scores: Mapping[str, Scores]) -> dict[str, tuple[float, float]]:
@@ -73,25 +83,30 @@ def figures(rows: Mapping[str, Row], ours: str = "cidm", upper: str = "alone", l
         for name, row in rows.items():
             if name not in (ours, upper, lower, "drawn"):
                 put(found, f"{ours}_ia_less_{name}", apart(rows[ours].ia, row.ia))
-                margins = [None if (best := best_at(rows[ours].curve, ta)) is None else best - ia for _, ta, ia in row.curve]
-                at_one = next((m for (s, _, _), m in zip(row.curve, margins, strict=True) if s == 1), None)
-                found[f"{ours}_ahead_of_{name}_at_equal_ta"] = at_one
-                found[f"{ours}_least_ahead_of_{name}_on_its_curve"] = min((m for m in margins if m is not None), default=None)
+                margins = _margins(rows[ours].curve, row.curve)
+                found[f"{ours}_ahead_of_{name}_at_equal_ta"] = margins.get(1.0)
+                found[f"{ours}_least_ahead_of_{name}_on_its_curve"] = min(margins.values(), default=None)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+
+
+def _margins(ours: Sequence[Point], other: Sequence[Point]) -> dict[float, float]:
+    """How much higher our IA is at no less than the other's TA, by the other's strength; without those whose TA we never reach."""
+    best = {strength: (best_at(ours, ta), ia) for strength, ta, ia in other}
+    return {strength: mine - ia for strength, (mine, ia) in best.items() if mine is not None}
 
 
 def overlap(bench: Bench, training: str, seeds: Sequence[int]) -> float:
     """Mean cosine of the principal angles between what two concepts write, over pairs, layers and seeds; 0 is nothing in common."""
     found = []
     for seed in seeds:
-        cosines = overlaps([concept.factors for concept in bench.learned(training, seed).values()])
+        cosines = overlaps([concept.factors for concept in bench.learn(training, seed).values()])
         i, j = torch.triu_indices(len(cosines), len(cosines), 1)
         found.append(float(cosines[i, j].mean()))
     return statistics.mean(found)
 
 
 def apart(mine: Sequence[float], other: Sequence[float]) -> Interval:
-    """Of the difference in pairs of concept and seed."""
+    """The mean difference in pairs of concept and seed, with its interval."""
     return mean_interval(torch.tensor(mine) - torch.tensor(other), "")
 
 

@@ -8,9 +8,10 @@ import torch
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...method.aggregation import MODES, weights
+from ...method.aggregation import MODES
 from ...painting.compose import ConceptMix
 from ...painting.scope import BY_KIND, EVERYWHERE, WORDS_AND_END
+from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
 from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
@@ -103,7 +104,7 @@ ABLATIONS = {
 
 
 def mixture(merge: str, backbone: Backbone, learned: Mapping[str, Concept], name: str, prompt: str, strength: float = 1.0) -> ConceptMix:
-    """What a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for the concept's words.
+    """Return what a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for the concept's words.
 
     Raises ``ValueError`` for a merge that is not one of one pass.
     """

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...bank.files import write_picture
+from ...bank.picture_file import open_picture
 from ...measure.interval import Interval, mean_interval
 from ...measure.plots import interval_plot
 from ...measure.report import Section, contact_sheet, write_html
@@ -41,7 +43,7 @@ def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
 
 
 def _printed(suite: Suite, key: str, method: str) -> list[Sequence[float]]:
-    """What the paper prints for a method by concept, where the suite is the paper's."""
+    """Return what the paper prints for a method by concept, where the suite is the paper's."""
     tables = [printed for model, printed in paper.TABLES.items() if suite.backbone.architecture.startswith(model)]
     return [printed[key][method] for printed in tables if method in printed[key]] if suite.name == "cifc" else []
 
@@ -55,7 +57,24 @@ def _with_interval(found: Interval) -> str:
 
 
 def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str, Any], note: str = "") -> None:
-    """``report.html``, and its plots as pictures of their own."""
+    """Write ``report.html``, and its plots as pictures of their own."""
+    titles = {name: row.method.title for name, row in rows.items()}
+    plots = _plots(rows, found)
+    for key, plot in plots.items():
+        write_picture(plot, folder / f"{key}.png")
+    columns = ("", "IA", "low", "high", "TA", "low", "high", "forgetting", "IA of seeds, spread")
+    lines = [[titles[name], *_cells(name, found)] for name in rows]
+    sections = [Section("Methods", "After the last task. IA and TA as in CIDM 4.1.", None, columns, lines, list(plots.values()))]
+    sections += _ahead(titles, found)
+    for name in rows:
+        if sheet := _sheet(folder, name, suite, int(found["seeds"][0])):
+            sections.append(Section(titles[name], "The first prompts of each concept, one seed.", pictures=[sheet]))
+    described = ", ".join(f"{key} {value}" for key, value in found.items() if isinstance(value, str | int))
+    write_html(folder / "report.html", f"Benchmark: {suite.name}", sections, described, note)
+
+
+def _plots(rows: Mapping[str, Row], found: Mapping[str, Any]) -> dict[str, Image.Image]:
+    """Intervals of each figure that is known, and the curves of TA and IA where methods were painted at several strengths."""
     titles = {name: row.method.title for name, row in rows.items()}
     over = f"{len(next(iter(rows.values())).ia)} pairs of concept and seed"
     plots = {}
@@ -68,26 +87,23 @@ def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str
     if any(len(curve) > 1 for curve in curves.values()):
         about = "Each method at several strengths of what it learned, one seed; further up and to the right is better."
         plots["curves"] = curve_plot(curves, "Identity against obedience", about, "TA", "IA")
-    for key, plot in plots.items():
-        plot.save(folder / f"{key}.png")
-    columns = ("", "IA", "low", "high", "TA", "low", "high", "forgetting", "IA of seeds, spread")
-    lines = []
-    for name in rows:
-        values = [found.get(f"{name}_{key}") for key in ("ia", "ia_low", "ia_high", "ta", "ta_low", "ta_high", "forgetting")]
-        values.append(found[f"{name}_ia_spread_of_seeds"])
-        lines.append([titles[name], *("" if v is None or math.isnan(v) else f"{v:.3f}" for v in values)])
-    sections = [Section("Methods", "After the last task. IA and TA as in CIDM 4.1.", None, columns, lines, list(plots.values()))]
-    ahead = [[titles[name], *(found.get(key.format(name)) for key in AHEAD)] for name in rows if AHEAD[0].format(name) in found]
-    if ahead:
-        about = "How much higher the default's IA is: in pairs of concept and seed, and where its strength is such that TA is no less."
-        heads = ("default ahead of", "in IA", "at its TA", "least on its curve")
-        cells = [[title, *("" if v is None else f"{v:+.3f}" for v in values)] for title, *values in ahead]
-        sections.append(Section("At equal text alignment", about, None, heads, cells))
-    for name in rows:
-        if sheet := _sheet(folder, name, suite, int(found["seeds"][0])):
-            sections.append(Section(titles[name], "The first prompts of each concept, one seed.", pictures=[sheet]))
-    described = ", ".join(f"{key} {value}" for key, value in found.items() if isinstance(value, str | int))
-    write_html(folder / "report.html", f"Benchmark: {suite.name}", sections, described, note)
+    return plots
+
+
+def _cells(name: str, found: Mapping[str, Any]) -> list[str]:
+    """The figures of a method as the cells of its row, empty where one is not known."""
+    values = [found.get(f"{name}_{key}") for key in ("ia", "ia_low", "ia_high", "ta", "ta_low", "ta_high", "forgetting")]
+    values.append(found[f"{name}_ia_spread_of_seeds"])
+    return ["" if v is None or math.isnan(v) else f"{v:.3f}" for v in values]
+
+
+def _ahead(titles: Mapping[str, str], found: Mapping[str, Any]) -> list[Section]:
+    """The section that compares the default with each method that it was compared with; none if there is no such method."""
+    about = "How much higher the default's IA is: in pairs of concept and seed, and where its strength is such that TA is no less."
+    heads = ("default ahead of", "in IA", "at its TA", "least on its curve")
+    margins = {name: [found.get(key.format(name)) for key in AHEAD] for name in titles if AHEAD[0].format(name) in found}
+    cells = [[titles[name], *("" if v is None else f"{v:+.3f}" for v in values)] for name, values in margins.items()]
+    return [Section("At equal text alignment", about, None, heads, cells)] if cells else []
 
 
 def _sheet(folder: Path, name: str, suite: Suite, seed: int) -> Image.Image | None:
@@ -97,7 +113,7 @@ def _sheet(folder: Path, name: str, suite: Suite, seed: int) -> Image.Image | No
         return None
     rows = []
     for concept, file in files.items():
-        strip = np.asarray(Image.open(file))
+        strip = np.asarray(open_picture(file))
         tiles = torch.from_numpy(strip.copy()).unflatten(1, (-1, strip.shape[0])).permute(1, 3, 0, 2)[:SHOWN]
         rows.append((concept, tiles.float() / 127.5 - 1))
     return contact_sheet(rows, side=96, label=110)

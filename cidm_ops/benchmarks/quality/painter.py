@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ...backbone import Backbone
-from ...evaluation.protocol import Sampling
-from ...painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, routed
+from ...evaluation.protocol import SampleSettings
+from ...painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, scene_beside
 from ...painting.paint import predictor
 from ...painting.sampling import Predict, sample
 from ...painting.scope import BY_KIND
@@ -19,7 +19,7 @@ def paint_mixtures(
     backbone: Backbone,
     mixtures: Sequence[ConceptMix],
     noise: Tensor,
-    sampling: Sampling,
+    sampling: SampleSettings,
     composite: bool = False,
     reach: str = BY_KIND,
 ) -> Tensor:
@@ -32,7 +32,7 @@ def paint_mixtures(
     wanted = join([known[mixture.text] for mixture in mixtures])
     negative = encode(backbone, ParsedPrompt(sampling.negative)).expand(len(mixtures))
     parts = [[each_alone(m, g) for m in mixtures] for g in range(len(mixtures[0].concepts))] if composite else [mixtures]
-    predict = mean_of([predictor(backbone, routed([[m] for m in part], AggregationConfig(scope=reach))) for part in parts])
+    predict = mean_of([predictor(backbone, scene_beside([[m] for m in part], AggregationConfig(scope=reach))) for part in parts])
     noise = noise.to(backbone.device)
     latents = sample(backbone, wanted, negative, noise, steps=sampling.steps, guidance=sampling.guidance, predict=predict)
     return backbone.decode_latent(latents)
@@ -44,7 +44,7 @@ def each_alone(mixture: ConceptMix, g: int) -> ConceptMix:
 
 
 def mean_of(predicts: Sequence[Predict]) -> Predict:
-    """What several models predict in the mean."""
+    """Return the prediction that is the mean of several."""
 
     def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
         return torch.stack([one(x, t, text, pooled, chunks) for one in predicts]).mean(0)

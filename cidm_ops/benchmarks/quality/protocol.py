@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from ...bank.bank import Bank
 from ...bank.concept import Concept
-from ...bank.files import write_atomically
+from ...bank.files import write_atomically, write_picture
+from ...bank.printable import one_line
+from ...bank.reading import read_json
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
@@ -63,46 +65,48 @@ class Bench:
             "bf16": self.bf16,
         } | {f"training {name}": dict(training.change) for name, training in self.trainings.items()}
         now = json.loads(json.dumps(now))
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        before = read_json(file) if file.exists() else now
         for key, value in now.items():
             if before.get(key, value) != value:
                 raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
         write_atomically(json.dumps(before | now, indent=1).encode(), file)
 
-    def learned(self, training: str, seed: int) -> Mapping[str, Concept]:
-        """The concepts of a sequence in order, learned where they are not there yet."""
+    def learn(self, training: str, seed: int) -> Mapping[str, Concept]:
+        """Learn the concepts of a sequence in order where they are not there yet, and return them by name."""
         folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
-            task = Task(name=lesson.name, class_word=lesson.class_word, config=suite.config_of(lesson, way.config(suite), seed))
-            method = way.method and way.method(folder)
+            config, method = suite.config_of(lesson, way.config(suite), seed), way.method and way.method(folder)
+            task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method)
             new = lesson.name not in bank.names
-            bank, _, losses, _ = learn_into(bank, suite.backbone, lesson.data(way.infusion), task, method=method)
+            bank, _, losses, warnings = learn_into(bank, suite.backbone, lesson.data(way.infusion), task)
             if new:
+                for warning in warnings:
+                    log.warning("%s", one_line(warning))
                 log.info("%s, seed %d: learned %s, loss %.4f", training, seed, lesson.name, sum(losses[-50:]) / len(losses[-50:]))
         return {lesson.name: bank.get(lesson.name) for lesson in suite.lessons}
 
     def scores(self, name: str, method: Method, seed: int, strength: float = 1.0, first: bool = False) -> dict[str, Scores]:
-        """By concept: after the last task, or with ``first`` each right after its own."""
+        """Score each concept after the last task, or with ``first`` right after its own."""
         names = [lesson.name for lesson in self.suite.lessons]
         folder = self.folder / "scores" / f"{name}-{seed}"
         files = {n: folder / f"{n}-{'first' if first else 'last'}-{strength:g}.json" for n in names}
         if any(not file.exists() for file in files.values()):
-            learned = self.learned(method.training, seed) if method.merge not in MODELESS else {}
+            learned = self.learn(method.training, seed) if method.merge not in MODELESS else {}
             for i, lesson in enumerate(self.suite.lessons):
                 if not files[lesson.name].exists():
                     known = {n: learned[n] for n in (names[: i + 1] if first else names)} if learned else {}
-                    pictures = self.painted(method, known, lesson, seed, strength)
-                    found = self.scored(lesson, pictures)
+                    pictures = self.paint(method, known, lesson, seed, strength)
+                    found = self.score(lesson, pictures)
                     if strength == 1 and not first:
                         self.keep(pictures[:: self.samples], folder / f"{lesson.name}.png")
                     write_atomically(json.dumps(found).encode(), files[lesson.name])
             log.info("%s, seed %d, %s, strength %g: scored", name, seed, "first" if first else "last", strength)
-        return {n: json.loads(file.read_text(encoding="utf-8")) for n, file in files.items()}
+        return {n: read_json(file) for n, file in files.items()}
 
     @torch.no_grad()
-    def painted(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, seed: int, strength: float) -> Tensor:
-        """Every prompt of a lesson, ``samples`` times: ``[prompts * samples, 3, H, W]`` in [-1, 1]."""
+    def paint(self, method: Method, learned: Mapping[str, Concept], lesson: BenchmarkTask, seed: int, strength: float) -> Tensor:
+        """Paint every prompt of a lesson, ``samples`` times: ``[prompts * samples, 3, H, W]`` in [-1, 1]."""
         suite, backbone, how = self.suite, self.suite.backbone, self.suite.sampling
         numbers = range(len(lesson.prompts) * self.samples)
         noise = unit_noise(suite.backbone.family, how.seed + 1000 * seed, len(numbers), how.size, how.size)
@@ -130,8 +134,8 @@ class Bench:
             return ConceptMix(lesson.caption(prompt), weights=torch.zeros(len(self.suite.backbone.cross_attention), 0))
         return mixture(method.merge, self.suite.backbone, learned, lesson.name, lesson.prompt(prompt), strength)
 
-    def scored(self, lesson: BenchmarkTask, pictures: Tensor) -> Scores:
-        """IA with the references, TA with the prompts in plain words."""
+    def score(self, lesson: BenchmarkTask, pictures: Tensor) -> Scores:
+        """Measure IA with the references, TA with the prompts in plain words."""
         tower = self.suite.tower
         ia = alignments(embed_all(tower, list(pictures)), embed_all(tower, lesson.references))
         words = tower.captions([lesson.caption(prompt) for prompt in lesson.prompts])
@@ -143,9 +147,8 @@ class Bench:
 
     def keep(self, pictures: Tensor, file: Path) -> None:
         """One picture of every prompt, side by side."""
-        file.parent.mkdir(parents=True, exist_ok=True)
         strip = to_pixels(pictures)
-        Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)).save(file)
+        write_picture(Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)), file)
 
 
 def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:

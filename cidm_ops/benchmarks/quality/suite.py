@@ -8,17 +8,18 @@ from pathlib import Path
 from torch import Tensor
 
 from ...backbone import Backbone
+from ...bank.reading import read_text
 from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.world import article, render
 from ...engines.towers import Tower
 from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
-from ...evaluation.protocol import Sampling, Task, doodle_references, read_prompts, references_in
+from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_references, read_prompts, references_in
 from ...measure.report import from_pixels
 from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
-from ...training.folder import from_folder
+from ...training.folder import LARGEST_CAPTION, from_folder
 from ...training.methods import configure, method_of
-from .asked import asked
+from .asked import scene_of
 
 THINGS = (
     "{} on the beach", "{} in the snow", "{} at night", "{} in the forest", "{} on the street",
@@ -45,7 +46,7 @@ CIFC = (
 
 
 @dataclass(frozen=True)
-class BenchmarkTask(Task):
+class BenchmarkTask(EvaluationTask):
     """A concept with what it is learned from, with masks if asked for and there are some, and what kind it is.
 
     ``drawn`` makes a picture ``[3, H, W]`` in [-1, 1] of a prompt as it should be, from a seed, where that is known.
@@ -66,7 +67,7 @@ class Suite:
     lessons: Sequence[BenchmarkTask]
     recipe: TrainingConfig
     infusion: TrainingConfig
-    sampling: Sampling
+    sampling: SampleSettings
 
     def config_of(self, lesson: BenchmarkTask, config: TrainingConfig, seed: int) -> TrainingConfig:
         return config.update(seed=seed, kind=lesson.kind, templates=method_of(config).templates(lesson.kind))
@@ -75,7 +76,7 @@ class Suite:
 def doodle_suite(backbone: Backbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
     """Doodle's ten concepts, each from six renderings; references are renderings that no training sees."""
     lessons = [doodle_task(concept) for concept in list(CONCEPTS.values())[:tasks]]
-    return Suite("doodle", backbone, tower, lessons, RECIPE, INFUSED, Sampling(128, steps, GUIDANCE))
+    return Suite("doodle", backbone, tower, lessons, RECIPE, INFUSED, SampleSettings(128, steps, GUIDANCE))
 
 
 def doodle_task(concept: DoodleConcept) -> BenchmarkTask:
@@ -83,7 +84,7 @@ def doodle_task(concept: DoodleConcept) -> BenchmarkTask:
     prompts = [prompt.replace("{}", subject) for prompt in (THINGS if concept.look else STYLES)]
 
     def drawn(prompt: str, seed: int) -> Tensor:
-        return from_pixels(render(asked(prompt, concept, seed))[0][None])[0]
+        return from_pixels(render(scene_of(prompt, concept, seed))[0][None])[0]
 
     def data(masked: bool) -> Dataset:
         return training_pictures(concept, masked)
@@ -103,13 +104,13 @@ def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, task
             name,
             class_word,
             read_prompts(folder / "evaluation_prompts" / f"test_{kind}.txt"),
-            references_in(folder / "images" / name),
+            references_in(folder / "images" / name)[0],
             lambda masked, name=name: captioned(folder, name, size),  # type: ignore[misc]
             "style" if kind == "style" else "thing",
         )
         for name, class_word, kind in CIFC[:tasks]
     ]
-    sampling = Sampling(size, steps, 7.5, seed=2024)
+    sampling = SampleSettings(size, steps, 7.5, seed=2024)
     return Suite("cifc", backbone, tower, lessons, configure("cidm"), configure("infusion"), sampling)
 
 
@@ -117,5 +118,5 @@ def captioned(folder: Path, name: str, size: int) -> Dataset:
     """The pictures of a task with the captions that lie in a folder of their own."""
     data = from_folder(folder / "images" / name, size)
     files = [folder / "caption" / name / re.sub(r"\.\w+$", ".txt", picture) for picture in data.names]
-    captions = [file.read_text(encoding="utf-8").strip() if file.exists() else "" for file in files]
-    return replace(data, captions=captions, warnings=())
+    captions = [read_text(file, LARGEST_CAPTION).strip() if file.exists() else "" for file in files]
+    return replace(data, captions=captions, warnings=[w for w in data.warnings if "no caption file" not in w])

@@ -11,7 +11,7 @@ PACK = HERE.parents[2]
 
 
 def run_inside(comfy: Path, script: str, *arguments: Any) -> dict[str, Any]:
-    """What a script of this folder tells, run with the checkout's own Python.
+    """Run a script of this folder with the checkout's own Python, and return what it tells.
 
     ``comfy`` is a ComfyUI checkout with its ``.venv``. Raises ``FileNotFoundError`` if it is none and ``RuntimeError`` with
     the end of its log if it fails.

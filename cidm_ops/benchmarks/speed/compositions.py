@@ -38,7 +38,7 @@ class Composition:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is in each box."""
+        """The prompt of each box."""
         return tuple(f"a <{name}> {self.place}" for name in self.names)
 
 

@@ -14,7 +14,7 @@ from ...training.methods import configure
 from ...training.task import Task
 from ...training.trainer import Trainer
 from .models import random_backbone, random_concepts
-from .timing import figures, interleaved, machine, peak_memory, ratio
+from .timing import figures, interleave, machine, peak_memory, ratio
 
 MODES = ("corrected", "released_code")
 COUNTS = (0, 1, 10, 100)
@@ -44,7 +44,7 @@ def run(rounds: int = 7, pixels: int = 256) -> dict[str, Any]:
         memory[f"{mode}_{count}_mb"] = round(held_by(run.learner.regularizer) / 2**20, 2)
         del run
     runs = {f"{mode}_{count}": new_run(mode, count) for mode, count in product(MODES, COUNTS)}
-    times = interleaved({name: partial(step, run) for name, run in runs.items()}, rounds)
+    times = interleave({name: partial(step, run) for name, run in runs.items()}, rounds)
     ratios = {}
     for mode in MODES:
         ratios[f"{mode}_ratio_100_to_0"] = ratio(times, f"{mode}_100", f"{mode}_0")
@@ -54,7 +54,7 @@ def run(rounds: int = 7, pixels: int = 256) -> dict[str, Any]:
 
 
 def step(run: Trainer) -> None:
-    with run.attached():
+    with run.attach():
         run.advance()
 
 

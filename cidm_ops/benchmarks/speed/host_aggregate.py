@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 from pack.cidm_ops.bank.bank import Bank
-from pack.cidm_ops.benchmarks.speed.timing import figures, interleaved, ratio
+from pack.cidm_ops.benchmarks.speed.timing import figures, interleave, ratio
 from pack.cidm_ops.painting.compose import mix
 from pack.nodes import patches
 from pack.nodes.host import ComfyBackbone
@@ -51,15 +51,15 @@ def main():
         turn = 0
 
         def aggregate():
-            """From a new prompt to a model whose weights are patched, from one with another prompt."""
+            """Go from a new prompt to a model whose weights are patched, starting at a model with another prompt."""
             nonlocal turn
             turn += 1
             prompt = TEN.replace("<c10>", f"<c{10 + turn}>")
             patched = patches.with_concepts(backbone, [mix(backbone, bank, prompt)])
             comfy.model_management.load_models_gpu([patched])
 
-        done = interleaved({"aggregate": aggregate, "encode": lambda: patches.conditioning(clip, [ten])}, 2 * ROUNDS)
-        named = interleaved(
+        done = interleave({"aggregate": aggregate, "encode": lambda: patches.conditioning(clip, [ten])}, 2 * ROUNDS)
+        named = interleave(
             {
                 "three_of_1000": lambda: patches.with_concepts(backbone, [mix(backbone, bank, THREE)]),
                 "three_of_3": lambda: patches.with_concepts(backbone, [mix(backbone, small, THREE)]),

@@ -68,9 +68,9 @@ class Studio:
         if way == "plain":
             return self.model, self.said(scene.plain), nothing
         if way == "merged":
-            return patches.merged(self.model, self.mixed(scene.handled).factors(self.backbone)), self.said(scene.handled), nothing
+            return patches.merge(self.model, self.mixed(scene.handled).factors(self.backbone)), self.said(scene.handled), nothing
         if way == "hooks":
-            return patches.merged(self.model, {}), *self.hooks(scene, nothing)
+            return patches.merge(self.model, {}), *self.hooks(scene, nothing)
         regions = [(part, RegionMask(box_mask(*box))) for part, box in zip(scene.parts, scene.boxes, strict=True)]
         composition = compose_regions(self.backbone, self.bank, scene.plain, regions)
         return *patches.in_regions(self.backbone, composition, PRESETS[way]), nothing
@@ -94,7 +94,9 @@ class Studio:
         return self.vae.decode(latent).clamp(0, 1).permute(0, 3, 1, 2).cpu() * 2 - 1
 
     def score(self, scene, picture, caption):
-        """Per concept: is it found in its box, in how many others, and the likeness in its own; of the whole: text alignment."""
+        """Score each concept: whether it is found in its box, in how many others, and the likeness in its own; and the whole: text
+        alignment.
+        """
         seen = torch.cat([embed(self.tower, crop(picture, box_mask(*box))[None]) for box in scene.boxes])
         found, like = self.presence.found(seen), self.presence.cosines(seen)
         whole = embed(self.reader, picture[None])

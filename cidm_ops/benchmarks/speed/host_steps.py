@@ -55,7 +55,7 @@ def our_trainer(model, clip, vae, norm_stop):
     run = Trainer(backbone, data, Task(name="x", class_word="dog", config=config))
 
     def call():
-        with torch.inference_mode(False), run.attached():
+        with torch.inference_mode(False), run.attach():
             for _ in range(STEPS):
                 run.advance()
 

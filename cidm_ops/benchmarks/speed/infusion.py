@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...adapters import attached
+from ...adapters import attach
 from ...bank.bank import Bank
-from ...bank.files import write_atomically
+from ...bank.files import write_array, write_atomically, write_picture
 from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.figures import COLOURS, individual, plain
 from ...doodle.style import PLACES
@@ -38,7 +38,7 @@ from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
 from ...training.methods import configure
 from ...training.task import Task, learn_into
-from .standing import SIDES, coat_distances, rendered, sides_of
+from .standing import SIDES, coat_distances, render_standing, sides_of
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -71,10 +71,10 @@ LEVELS, DIVERGING = 10, 4  # noise levels, and pictures of each prompt, that the
 
 
 def run(folder: Path, seeds: int = 13) -> dict[str, Any]:
-    """Per side, the base included: ``place`` and ``side``, the share of pictures that obey what the prompt says of them, with the bootstrap
-    interval's ``_low`` and ``_high``; ``ia`` with held-out renderings of the concept; ``coat``, the distance of the coat's colour from the
-    concept's (RGB, 0..255). ``w2_mean`` and ``w2_covariance`` are the terms of W2^2 between these pictures' embeddings and those of the
-    base's pictures of the class word, ``w2_spread`` the ratio of the spreads and ``w2_floor`` the noise floor.
+    """Measure each side, the base included: ``place`` and ``side`` are the share of pictures that obey what the prompt says of them, with
+    the bootstrap interval's ``_low`` and ``_high``; ``ia`` with held-out renderings of the concept; ``coat``, the distance of the coat's
+    colour from the concept's (RGB, 0..255). ``w2_mean`` and ``w2_covariance`` are the terms of W2^2 between these pictures' embeddings and
+    those of the base's pictures of the class word, ``w2_spread`` the ratio of the spreads and ``w2_floor`` the noise floor.
     ``neutral_snow`` and ``neutral_entropy`` (nats) are of the places in pictures of a prompt that names none. ``lfd_others``: mean of
     ``|eps_0 - eps_1|^2`` per element over prompts without the class word, and ``lfd_class`` with the plain class word, the concept merged
     or not as each method has it; ``lfd_with``: of prompts with the concept and something else. ``judge_place`` and ``judge_side`` are how
@@ -107,7 +107,7 @@ class Bench:
         return json.loads(file.read_text())
 
     def bank(self, side: str) -> Bank:
-        """With the concept as the side learns it."""
+        """Return a bank with the concept as the side learns it."""
         bank = Bank(self.folder / side)
         if side == "base":
             return bank
@@ -117,10 +117,10 @@ class Bench:
     def scored(self, side: str) -> dict[str, float]:
         bank, subject = self.bank(side), SUBJECTS[side]
         pictures = [self.painted(bank, f"a {subject} {s} {IN_PLACE[p][0]}") for p, s in ASKED]
-        np.save(self.folder / f"{side}.npy", torch.stack([row[0] for row in pictures]).numpy())
+        write_array(torch.stack([row[0] for row in pictures]).numpy(), self.folder / f"{side}.npy")
         whole = torch.cat(pictures)
         seen = embed(self.doodle.tower, whole)
-        np.save(self.folder / f"{side}_seen.npy", seen.numpy())
+        write_array(seen.numpy(), self.folder / f"{side}_seen.npy")
         apart = wasserstein(torch.from_numpy(np.load(self.folder / "base_seen.npy")), seen)
         shown = self.painted(bank, f"a photo of a {subject}", NEUTRAL)
         neutral = [n / NEUTRAL for n in Counter(self.places(shown)).values()]
@@ -170,9 +170,9 @@ class Bench:
             for t in levels:
                 noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1000 * number + int(t)))
                 times = t.expand(len(clean))
-                x = backbone.schedule.noised(clean, noise, times)
+                x = backbone.schedule.add_noise(clean, noise, times)
                 eps = predict(x, times, texts[0].rows, None, 1)
-                with attached(backbone.layers, weights):
+                with attach(backbone.layers, weights):
                     found.append((predict(x, times, texts[1].rows, None, 1) - eps).square().mean())
         return float(torch.stack(found).mean())
 
@@ -191,7 +191,7 @@ class Bench:
         rng = np.random.default_rng(5)
         looks = [CONCEPTS[NAME].look, *(individual(CLASS, rng) for _ in range(4)), *(plain(CLASS, c) for c in COLOURS.values())]
         asked = [(p, s) for p, s in ASKED for _ in range(12)]
-        shown = from_pixels(np.stack([rendered(looks[i % len(looks)], p, s, rng)[0] for i, (p, s) in enumerate(asked)]))
+        shown = from_pixels(np.stack([render_standing(looks[i % len(looks)], p, s, rng)[0] for i, (p, s) in enumerate(asked)]))
         return {
             "place": share(self.places(shown), [p for p, _ in asked]),
             "side": share(sides_of(shown), [s for _, s in asked]),
@@ -203,12 +203,12 @@ class Bench:
         rows = [("the training pictures", torch.stack(list(training_pictures(False).pictures)) * 2 - 1)]
         rows += [(f"{NAME}, held out", pictured(examples(CONCEPTS[NAME], 6, seed=1)))]
         rows += [(side.replace("_", ", "), torch.from_numpy(np.load(self.folder / f"{side}.npy"))) for side in SUBJECTS]
-        contact_sheet(rows, label=150).save(self.folder / "sheet.png")
+        write_picture(contact_sheet(rows, label=150), self.folder / "sheet.png")
 
 
 def training_pictures(masked: bool) -> Dataset:
     """Six pictures with one background, captioned with the class word alone."""
-    shown = [rendered(CONCEPTS[NAME].look, PLACE, "on the left", np.random.default_rng(i)) for i in range(6)]
+    shown = [render_standing(CONCEPTS[NAME].look, PLACE, "on the left", np.random.default_rng(i)) for i in range(6)]
     masks = [torch.from_numpy(mask)[None].float() / 255 for _, mask in shown] if masked else []
     return Dataset(list(from_pixels(np.stack([picture for picture, _ in shown])) / 2 + 0.5), [""] * 6, masks)
 

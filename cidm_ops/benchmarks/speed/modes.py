@@ -23,8 +23,8 @@ TRAININGS = {mode: mode for mode in MODES} | {"off": "apart"}
 
 
 def run(folder: Path, seeds: int = 3, modes: Sequence[str] = MODES) -> dict[str, Any]:
-    """Per mode: ``ia``, ``ta`` and ``forgetting`` with their intervals, ``_released`` with that routing, and ``overlap``, the mean cosine
-    of the angles between what two concepts write, over pairs and layers.
+    """Measure each mode: ``ia``, ``ta`` and ``forgetting`` with their intervals, ``_released`` with that routing, and ``overlap``, the mean
+    cosine of the angles between what two concepts write, over pairs and layers.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     bench = Bench(folder, doodle_suite(load("doodle"), load_tower("doodle")))

@@ -11,10 +11,10 @@ from ...bank.bank import Bank
 def openings(folder: Path, count: int) -> list[tuple[float, float]]:
     """Seconds and added MB of opening a bank and reading a prompt, ``count`` times one after the other."""
     with get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
-        return fresh.map(opened, [folder] * count, chunksize=1)
+        return fresh.map(time_opening, [folder] * count, chunksize=1)
 
 
-def opened(folder: Path) -> tuple[float, float]:
+def time_opening(folder: Path) -> tuple[float, float]:
     before, began = held(), time.perf_counter()
     bank = Bank(folder)
     bank.read(f"a <{bank.names[0]}>")

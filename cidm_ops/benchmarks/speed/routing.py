@@ -15,7 +15,7 @@ from .timing import machine
 
 
 def run(folder: Path | None = None) -> dict[str, Any]:
-    """Over the benchmark's prompts, each of which names one concept: ``<mode>_share`` is the right concept's part of all weight,
+    """Route the benchmark's prompts, each of which names one concept: ``<mode>_share`` is the right concept's part of all weight,
     ``_weight`` its weight, ``_foreign`` the largest weight of another, all means over prompts and layers, and ``_share_min`` the
     worst prompt's; ``<mode>_share_<name>`` by concept. ``ia_<name>`` is from the whole bank with exact routing, and ``ia_difference``
     the largest distance to a bank with that concept alone. ``folder``: a bank of the ten; without, the one that ships.

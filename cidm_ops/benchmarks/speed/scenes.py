@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from ...bank.files import write_atomically
+from ...bank.files import write_atomically, write_picture
 from ...engines.doodle import DoodleReader
 from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
@@ -25,10 +25,10 @@ CAPTIONS = "captions.safetensors"
 
 
 def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequence[str] = WAYS) -> dict[str, Any]:
-    """Per way of painting and number of concepts: ``present``, the share of concepts that are the nearest of the ten, and of empty places,
-    to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness in its box;
-    ``ta``, the text alignment of the whole picture; ``_alike``: of scenes with two of one class; ``_interval``: half the 95 % interval
-    of the mean over scenes.
+    """Paint scenes and score each way by the number of concepts: ``present`` is the share of concepts that are the nearest of the ten, and
+    of empty places, to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness
+    in its box; ``ta``, the text alignment of the whole picture; ``_alike``: of scenes with two of one class; ``_interval``: half the 95 %
+    interval of the mean over scenes.
     """
     composed = compositions(scenes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,18 +38,22 @@ def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequ
     told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways))
     scores = json.loads((folder / "scores.json").read_text())
     figures: dict[str, Any] = {}
-    alike = [i for i, s in enumerate(composed) if any({*pair} <= {*s.names} for pair in ALIKE)]
+    alike = [any({*pair} <= {*scene.names} for pair in ALIKE) for scene in composed]
     for way in ways:
+        own = [scores[f"{way} {i}"][:seeds] for i in range(len(composed))]  # by scene and seed
         for count in (2, 3, 4):
-            of = [scores[f"{way} {i}"][:seeds] for i, scene in enumerate(composed) if len(scene.names) == count]
+            some = [each for each, scene in zip(own, composed, strict=True) if len(scene.names) == count]
             for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1)):
-                add(figures, f"{way}_{key}_{count}", [statistics.mean(x / foreign for s in scene for x in s[key]) for scene in of])
-            add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in of])
-        add(
-            figures, f"{way}_present_alike", [statistics.mean(x for s in scores[f"{way} {i}"][:seeds] for x in s["present"]) for i in alike]
-        )
-    sheet(folder, ways).save(folder / "sheet.png")
+                add(figures, f"{way}_{key}_{count}", [mean_in(scene, key) / foreign for scene in some])
+            add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in some])
+        add(figures, f"{way}_present_alike", [mean_in(scene, "present") for scene, same in zip(own, alike, strict=True) if same])
+    write_picture(sheet(folder, ways), folder / "sheet.png")
     return figures | told | {"scenes": scenes, "seeds": seeds}
+
+
+def mean_in(scene: Sequence[dict[str, Any]], key: str) -> float:
+    """The mean of a score over the concepts and seeds of a scene."""
+    return statistics.mean(x for s in scene for x in s[key])
 
 
 def add(figures: dict[str, Any], name: str, values: Sequence[float]) -> None:

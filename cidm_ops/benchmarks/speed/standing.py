@@ -11,8 +11,8 @@ SIDES = {"on the left": -1, "on the right": 1}
 TORSO = slice(80, 90), 8, 29  # rows, half the columns, and how far from the middle: the torso of any dog that ``rendered`` draws
 
 
-def rendered(look: Look | None, place: str, side: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dog ``[128, 128, 3]`` uint8 on one side of a place, and its mask ``[128, 128]`` uint8."""
+def render_standing(look: Look | None, place: str, side: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Render a dog ``[128, 128, 3]`` uint8 on one side of a place, and its mask ``[128, 128]`` uint8."""
     assert look is not None
     half = rng.uniform(26, 34)
     x, y = 64 + SIDES[side] * rng.uniform(26, 32), rng.uniform(98, 110) - 0.9 * half
@@ -22,7 +22,7 @@ def rendered(look: Look | None, place: str, side: str, rng: np.random.Generator)
 
 
 def sides_of(pictures: Tensor) -> list[str]:
-    """On which side the one thing in pictures ``[N, 3, H, W]`` is: the centre of what differs from its row, where things stand."""
+    """Tell on which side the one thing in pictures ``[N, 3, H, W]`` is: the centre of what differs from its row, where things stand."""
     unlike = (pictures - pictures.median(3, keepdim=True).values).abs().sum(1)[:, 40:115].square().sum(1)
     centres = (unlike * torch.linspace(-1, 1, unlike.shape[1])).sum(1) / unlike.sum(1)
     return [list(SIDES)[int(c > 0)] for c in centres.tolist()]

@@ -14,8 +14,10 @@ import torch
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 
 
-def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of every call, side by side: one call of each side in turn, ``rounds`` times, after ``warmup`` rounds that do not count."""
+def interleave(sides: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Measure the seconds of every call, side by side: one call of each side in turn, ``rounds`` times, after ``warmup`` rounds that do not
+    count.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(-warmup, rounds):
         for name, call in sides.items():
@@ -56,7 +58,7 @@ def peak_memory(call: Callable[[], Any]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what the figures were made."""
+    """Say where and with what the figures were made."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -18,7 +18,7 @@ from ...training.methods import configure
 from ...training.task import Task
 from ...training.trainer import Trainer
 from .models import random_backbone
-from .timing import figures, interleaved, machine
+from .timing import figures, interleave, machine
 
 CAPTIONS = 5  # pictures of a concept, a caption each
 CAPTION = "a dog on the grass in front of a red house, number {}"
@@ -54,7 +54,7 @@ def base(family: Family) -> DiffusersBackbone:
 
 def steps_until_stop() -> int:
     run = new_run(base(SD1), 64)
-    with run.attached():
+    with run.attach():
         while run.learner.words_learn and not run.done:
             run.advance()
     return run.step
@@ -72,7 +72,7 @@ def family_shares(family: Family, pixels: int, rounds: int, stop: int) -> dict[s
             frozen.learner.kept_texts[template.replace("{}", caption)] = frozen.learner.encode(texts[:1])
 
     def unet() -> None:
-        with frozen.attached():
+        with frozen.attach():
             frozen.advance()
 
     def words() -> None:
@@ -86,7 +86,7 @@ def family_shares(family: Family, pixels: int, rounds: int, stop: int) -> dict[s
 
     layers = len(backbone.cross_attention)
     naive_part = min(layers, MOST)
-    times = interleaved({"unet": unet, "words": words, "constant": constant, "naive": lambda: naive(learning, naive_part)}, rounds)
+    times = interleave({"unet": unet, "words": words, "constant": constant, "naive": lambda: naive(learning, naive_part)}, rounds)
     seconds = {name: figures({name: t})[f"{name}_seconds"] for name, t in times.items()}
     u, w = seconds["unet"], seconds["words"]
     n = seconds["naive"] * layers / naive_part * len(texts)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...bank.files import write_atomically
 from ..world import SIZE, caption, random_scene, render
 
 CHUNK = 1000
@@ -36,6 +37,6 @@ def rendered(folder: Path, count: int, workers: int) -> tuple[np.ndarray, list[l
                 pictures[start : start + CHUNK] = part[: count - start]
                 lines += ["\t".join(w) for w in words][: count - start]
         pictures.flush()
-        caption_file.write_text("\n".join(lines))
-    captions = [line.split("\t") for line in caption_file.read_text().split("\n")]
+        write_atomically("\n".join(lines).encode(), caption_file)
+    captions = [line.split("\t") for line in caption_file.read_text(encoding="utf-8").split("\n")]
     return np.load(picture_file, mmap_mode="r"), captions

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...bank.files import packed, write_atomically
+from ...training.stops import held_signals, uninterrupted
 from .muon import Muon
 
 log = logging.getLogger("cidm.doodle")
@@ -40,7 +41,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
 
 @dataclass(frozen=True)
 class Session:
-    """Where checkpoints are kept, and after how many seconds a stage ends early with one."""
+    """A session keeps checkpoints in a folder, and ends a stage early with one after so many seconds."""
 
     folder: Path
     stop_after: float = float("inf")
@@ -58,8 +59,10 @@ class Optimisation:
     seed: int = 0
     save_every: int = 500
 
-    def optimiser(self, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Makes the optimiser; only ``matrices`` decay."""
+    def optimiser(self, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimiser of parameters by name; only matrices that are no embeddings decay."""
+        inner = {k for k, p in parameters.items() if p.ndim > 1 and "embedding" not in k}
+        matrices, others = ([p for k, p in parameters.items() if (k in inner) == wanted] for wanted in (True, False))
         if self.muon:
             return Muon(matrices, others, self.lr, self.weight_decay)
         groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -73,7 +76,7 @@ def train(
     session: Session,
     how: Optimisation,
 ) -> dict[str, Tensor]:
-    """Runs ``loss_at(rng, generator) -> loss`` from the checkpoint of that name, if any, and returns the average of the weights.
+    """Minimise ``loss_at(rng, generator) -> loss`` from the checkpoint of that name, if any, and returns the average of the weights.
 
     Raises ``FloatingPointError`` when the loss stops being finite; the last checkpoint stays.
     """
@@ -81,38 +84,61 @@ def train(
     file = session.folder / f"{name}.safetensors"
     parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
     average = {k: p.detach().clone() for k, p in parameters.items()}
-    inner = {k for k, p in parameters.items() if p.ndim > 1 and "embedding" not in k}
-    matrices, others = ([p for k, p in parameters.items() if (k in inner) == wanted] for wanted in (True, False))
-    optimiser = how.optimiser(matrices, others)
+    optimiser = how.optimiser(parameters)
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
     began, recent = time.monotonic(), []
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = next(iter(parameters.values())).device
-    for step in range(start, how.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, how.steps, how.lr)
-        draw = how.seed * 10_000_019 + step * world + rank
-        loss = loss_at(np.random.default_rng(draw), torch.Generator(device).manual_seed(draw))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if world > 1:
-            _average([p.grad for p in parameters.values() if p.grad is not None], world)
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimiser.step()
-        keep = min(how.ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
-        recent.append(float(loss.detach()))
-        if not np.isfinite(recent[-1]):
-            raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
-        if (step + 1) % 50 == 0:
-            pace = (time.monotonic() - began) / (step + 1 - start)
-            log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
-        late = world == 1 and time.monotonic() - began > session.stop_after
-        if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
-            _save(file, step + 1, parameters, average, optimiser)
-        if late:
-            break
+    done = start
+
+    def keep_state() -> None:
+        if rank == 0 and done > start:
+            with held_signals():
+                _save(file, done, parameters, average, optimiser)
+
+    try:
+        for step in range(start, how.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, how.steps, how.lr)
+            draw = how.seed * 10_000_019 + step * world + rank
+            loss = _gradients(list(parameters.values()), optimiser, loss_at, draw, world)
+            with uninterrupted():
+                optimiser.step()
+                keep = min(how.ema, (step + 1) / (step + 10))
+                torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
+                done = step + 1
+            recent.append(float(loss.detach()))
+            if not np.isfinite(recent[-1]):
+                raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
+            if (step + 1) % 50 == 0:
+                pace = (time.monotonic() - began) / (step + 1 - start)
+                log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
+            late = world == 1 and time.monotonic() - began > session.stop_after
+            if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
+                keep_state()
+            if late:
+                break
+    except KeyboardInterrupt:
+        keep_state()
+        log.info("stopped %s at step %d of %d: the same again goes on from there", name, done, how.steps)
+        raise
     return average
+
+
+def _gradients(
+    parameters: list[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    loss_at: Callable[[np.random.Generator, torch.Generator], Tensor],
+    draw: int,
+    world: int,
+) -> Tensor:
+    """Return the loss of the random numbers ``draw``, with its gradients, averaged over all processes, in the parameters."""
+    loss = loss_at(np.random.default_rng(draw), torch.Generator(parameters[0].device).manual_seed(draw))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if world > 1:
+        _average([p.grad for p in parameters if p.grad is not None], world)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    return loss
 
 
 def _average(gradients: list[Tensor], world: int) -> None:

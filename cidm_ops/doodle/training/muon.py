@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, by Newton-Schulz iteration; ``[m, n]``."""
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Return the nearest semi-orthogonal matrix, by Newton-Schulz iteration; ``[m, n]``."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16()
     wide = x.shape[0] <= x.shape[1]
@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
             state["momentum"].lerp_(p.grad, 1 - self.momentum)
             if i % world == rank:  # processes share the work
                 direction = p.grad.lerp(state["momentum"], self.momentum).flatten(1)
-                part.copy_(orthogonalised(direction).flatten()).mul_(0.2 * max(direction.shape) ** 0.5)
+                part.copy_(orthogonalise(direction).flatten()).mul_(0.2 * max(direction.shape) ** 0.5)
         if world > 1:
             dist.all_reduce(updates)
         for p, part in zip(muon["params"], parts, strict=True):

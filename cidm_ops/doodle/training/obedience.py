@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...bank.files import write_atomically, write_picture
 from ...engines.diffusers import load
 from ...measure.report import from_pixels, to_pixels
 from ...painting.sampling import sample
@@ -63,7 +64,7 @@ def judge(options: argparse.Namespace) -> None:
     }
     print(json.dumps(figures, indent=2))
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
+        write_atomically(json.dumps(figures, indent=2).encode(), options.json)
     if options.sheet:
         tiles = to_pixels(pictures[:96]).reshape(-1, 12, 128, 128, 3).transpose(0, 2, 1, 3, 4)
-        Image.fromarray(tiles.reshape(-1, 12 * 128, 3)).save(options.sheet)
+        write_picture(Image.fromarray(tiles.reshape(-1, 12 * 128, 3)), options.sheet)

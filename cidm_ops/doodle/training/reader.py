@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
+from ...bank.files import write_array, write_atomically
 from ...measure.report import from_pixels
 from ..figures import individual
 from ..style import Style, common_style
@@ -75,9 +76,9 @@ def personal(folder: Path, count: int, workers: int) -> tuple[np.ndarray, list[l
     if not words.exists():
         with ProcessPoolExecutor(workers) as pool:
             shown, captions = zip(*pool.map(_personal, range(count), chunksize=50), strict=True)
-        np.save(pictures, np.stack(shown))
-        words.write_text("\n".join("\t".join(c) for c in captions))
-    return np.load(pictures, mmap_mode="r"), [line.split("\t") for line in words.read_text().split("\n")]
+        write_array(np.stack(shown), pictures)
+        write_atomically("\n".join("\t".join(c) for c in captions).encode(), words)
+    return np.load(pictures, mmap_mode="r"), [line.split("\t") for line in words.read_text(encoding="utf-8").split("\n")]
 
 
 def learn_reader(

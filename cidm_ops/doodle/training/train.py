@@ -6,6 +6,8 @@ Every stage keeps its own checkpoint in the folder and continues from it; a fini
 import argparse
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ SHARD = 8000
 
 
 def train(options: argparse.Namespace) -> None:
-    """Runs the stages that were asked for, each from its checkpoint."""
+    """Run the stages that were asked for, each from its checkpoint."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if "RANK" in os.environ:  # under torchrun: one thread per process
@@ -36,41 +38,78 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     pictures, captions = rendered(options.folder, options.pictures, options.workers)
     session = Session(options.folder, 60 * options.minutes)
-    if "autoencoder" in options.stages:
-        vae = pass_through().to(device)
-        learn_latents(vae, pictures, session, steps=options.autoencoder_steps)
-        save_tensors(vae.state_dict(), options.folder / "latent-autoencoder.safetensors")
-    if "diffusion" in options.stages:
-        tokens = Tokens(token_ids(captions))
-        unet, text = (m.to(device) for m in (new_unet(), new_text_encoder(tokens.vocabulary, tokens.end)))
-        latents = latents_of(options.folder, pictures, device)
-        learn_diffusion(unet, text, latents, tokens, session, steps=options.diffusion_steps)
-        save_tensors(unet.state_dict(), options.folder / "unet.safetensors")
-        save_tensors(shipped_text(text.state_dict(), tokens), options.folder / "text.safetensors")
-    if "decoder" in options.stages:
-        vae = pass_through().to(device)
-        vae.load_state_dict(load_file(options.folder / "latent-autoencoder.safetensors"))
-        sharpen_decoder(vae, pictures, session, steps=options.decoder_steps)
-        save_tensors(vae.state_dict(), options.folder / "vae.safetensors")
-    if "vision" in options.stages:
-        tokens = Tokens(token_ids(captions))
-        vision, tower = (m.to(device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
-        people = individuals(options.folder, 3000, options.workers)
-        learn_vision(vision, tower, pictures, people, tokens, session, steps=options.vision_steps)
-        save_tensors(vision.state_dict(), options.folder / "image-tower.safetensors")
-    if "reader" in options.stages:
-        own, words = personal(options.folder, 12_000, options.workers)
-        plain = plain_wordings(len(pictures))
-        tokens = Tokens(token_ids(plain + words))
-        vision, tower = (m.to(device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
-        sets = [(pictures, 0), (own, sum(map(len, plain)))]
-        learn_reader(vision, tower, sets, tokens, session, steps=options.reader_steps)
-        save_tensors(vision.state_dict() | caption_side(tower, tokens), options.folder / "captions-tower.safetensors")
-    if "ship" in options.stages:
-        files = {"unet": "unet", "text": "text", "vae": "vae", "image-tower": "vision", "captions-tower": "reader"}
-        for source, name in files.items():
-            state = load_file(options.folder / f"{source}.safetensors")
-            save_tensors({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, WEIGHTS / f"{name}.safetensors")
+    world = World(pictures, captions, session, device)
+    for stage, learn in LEARN.items():
+        if stage in options.stages:
+            learn(options, world)
+
+
+@dataclass(frozen=True)
+class World:
+    """Every stage learns from these pictures and captions, on one device, in one session."""
+
+    pictures: np.ndarray
+    captions: list[list[str]]
+    session: Session
+    device: str
+
+
+def _autoencoder(options: argparse.Namespace, world: World) -> None:
+    vae = pass_through().to(world.device)
+    learn_latents(vae, world.pictures, world.session, steps=options.autoencoder_steps)
+    save_tensors(vae.state_dict(), options.folder / "latent-autoencoder.safetensors")
+
+
+def _diffusion(options: argparse.Namespace, world: World) -> None:
+    tokens = Tokens(token_ids(world.captions))
+    unet, text = (m.to(world.device) for m in (new_unet(), new_text_encoder(tokens.vocabulary, tokens.end)))
+    latents = latents_of(options.folder, world.pictures, world.device)
+    learn_diffusion(unet, text, latents, tokens, world.session, steps=options.diffusion_steps)
+    save_tensors(unet.state_dict(), options.folder / "unet.safetensors")
+    save_tensors(shipped_text(text.state_dict(), tokens), options.folder / "text.safetensors")
+
+
+def _decoder(options: argparse.Namespace, world: World) -> None:
+    vae = pass_through().to(world.device)
+    vae.load_state_dict(load_file(options.folder / "latent-autoencoder.safetensors"))
+    sharpen_decoder(vae, world.pictures, world.session, steps=options.decoder_steps)
+    save_tensors(vae.state_dict(), options.folder / "vae.safetensors")
+
+
+def _vision(options: argparse.Namespace, world: World) -> None:
+    tokens = Tokens(token_ids(world.captions))
+    vision, tower = (m.to(world.device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
+    people = individuals(options.folder, 3000, options.workers)
+    learn_vision(vision, tower, world.pictures, people, tokens, world.session, steps=options.vision_steps)
+    save_tensors(vision.state_dict(), options.folder / "image-tower.safetensors")
+
+
+def _reader(options: argparse.Namespace, world: World) -> None:
+    own, words = personal(options.folder, 12_000, options.workers)
+    plain = plain_wordings(len(world.pictures))
+    tokens = Tokens(token_ids(plain + words))
+    vision, tower = (m.to(world.device) for m in (new_vision(), TextTower(tokens.vocabulary, tokens.end)))
+    sets = [(world.pictures, 0), (own, sum(map(len, plain)))]
+    learn_reader(vision, tower, sets, tokens, world.session, steps=options.reader_steps)
+    save_tensors(vision.state_dict() | caption_side(tower, tokens), options.folder / "captions-tower.safetensors")
+
+
+def _ship(options: argparse.Namespace, world: World) -> None:
+    """Write what was learned where the pack has its weights, in half precision."""
+    files = {"unet": "unet", "text": "text", "vae": "vae", "image-tower": "vision", "captions-tower": "reader"}
+    for source, name in files.items():
+        state = load_file(options.folder / f"{source}.safetensors")
+        save_tensors({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, WEIGHTS / f"{name}.safetensors")
+
+
+LEARN: dict[str, Callable[[argparse.Namespace, World], None]] = {
+    "autoencoder": _autoencoder,
+    "diffusion": _diffusion,
+    "decoder": _decoder,
+    "vision": _vision,
+    "reader": _reader,
+    "ship": _ship,
+}  # in this order: a stage reads what those before it wrote
 
 
 def token_ids(captions: list[list[str]]) -> list[list[int]]:

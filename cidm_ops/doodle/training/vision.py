@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ...bank.files import write_array
 from ...measure.report import from_pixels
 from ..figures import FIGURES, individual
 from ..files import VISION_CONFIG
@@ -68,7 +69,7 @@ def individuals(folder: Path, count: int, workers: int) -> np.ndarray:
     if not file.exists():
         with ProcessPoolExecutor(workers) as pool:
             pictures = np.stack(list(pool.map(_views, range(count), chunksize=50)))
-        np.save(file, pictures)
+        write_array(pictures, file)
     return np.load(file, mmap_mode="r")
 
 

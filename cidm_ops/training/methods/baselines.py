@@ -20,7 +20,7 @@ from ...bank.files import packed, write_atomically
 from ...lowrank import Stack
 from ...method.aggregation import spoken_as, tables_of
 from ...method.consolidation import Consolidation
-from ...method.continual import ElasticWeights, SelfRegularised, named
+from ...method.continual import ElasticWeights, SelfRegularised, name_factors
 from ...tokens import Text, encode_layerwise
 from ..method import Batch, Task
 from ..trainer import Trainer
@@ -29,7 +29,7 @@ from .cidm import Cidm, CidmLearner
 FISHER_DRAWS = 64  # pictures that the Fisher information of a task is measured on
 
 
-def continued(learner: CidmLearner, earlier: Sequence[Concept]) -> CidmLearner:
+def continue_from(learner: CidmLearner, earlier: Sequence[Concept]) -> CidmLearner:
     """Returns the learner with the factors of the task before it."""
     if earlier:
         learner.copy_factors(earlier[-1].factors)
@@ -41,22 +41,22 @@ class SequentialLora(Cidm):
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
         words = self.words(task.name, task.class_word)
-        return continued(CidmLearner(backbone, task, words, [], generator, Consolidation()), earlier)
+        return continue_from(CidmLearner(backbone, task, words, [], generator, Consolidation()), earlier)
 
 
 class ElasticLora(Cidm):
-    """With EWC: entries that mattered to earlier tasks are held. ``folder`` keeps the Fisher information of each task."""
+    """EWC holds entries that mattered to earlier tasks. ``folder`` keeps the Fisher information of each task."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
         held = ElasticWeights([load_file(self.folder / f"{concept.name}.safetensors") for concept in earlier])
-        return continued(CidmLearner(backbone, task, self.words(task.name, task.class_word), [], generator, held), earlier)
+        return continue_from(CidmLearner(backbone, task, self.words(task.name, task.class_word), [], generator, held), earlier)
 
     def finish(self, trainer: Trainer) -> None:
         """Writes the diagonal of the Fisher information of a task: squared gradients of single pictures."""
-        entries = named(trainer.learner.factors())
+        entries = name_factors(trainer.learner.factors())
         found = {n: torch.zeros_like(p) for n, p in entries.items()}
         for number in range(FISHER_DRAWS):
             trainer.optimizer.zero_grad(set_to_none=True)
@@ -70,10 +70,10 @@ class ElasticLora(Cidm):
 
 
 class DistilledLora(Cidm):
-    """With LwF (Li & Hoiem 2016): on the new pictures, prompts of earlier concepts are answered as they were before this task."""
+    """LwF (Li & Hoiem 2016) has prompts of earlier concepts answered on the new pictures as they were before this task."""
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
-        return continued(DistilledLearner(backbone, task, self.words(task.name, task.class_word), earlier, generator), earlier)
+        return continue_from(DistilledLearner(backbone, task, self.words(task.name, task.class_word), earlier, generator), earlier)
 
 
 class DistilledLearner(CidmLearner):
@@ -102,9 +102,11 @@ class DistilledLearner(CidmLearner):
         some = batch.noised.part(slice(0, (count + 1) // 2))  # half of them, to stay near the others' time
         text = self.earlier_text(random.Random(f"{self.task.config.seed}/{batch.step}")).expand(len(some.x))
         self.as_before = True
-        with torch.no_grad():
-            wanted = self.backbone.predict(some.x, some.t, text.context, text.pooled)
-        self.as_before = False
+        try:
+            with torch.no_grad():
+                wanted = self.backbone.predict(some.x, some.t, text.context, text.pooled)
+        finally:
+            self.as_before = False
         apart = (self.backbone.predict(some.x, some.t, text.context, text.pooled) - wanted).float().square().mean()
         return told, extra + self.settings.consolidation * count * apart
 
@@ -124,6 +126,6 @@ class SelfRegularizedLora(Cidm):
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
         factors = [concept.factors for concept in earlier]
         stacks = {n: Stack.of([f[n] for f in factors]) for n in (factors[0] if factors else {})}
-        below = {n: stack.merged(torch.ones(len(factors))) for n, stack in stacks.items()}
+        below = {n: stack.merge(torch.ones(len(factors))) for n, stack in stacks.items()}
         words = self.words(task.name, task.class_word)
         return CidmLearner(backbone, task, words, factors, generator, SelfRegularised(factors), below)

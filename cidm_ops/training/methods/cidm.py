@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...adapters import attached, linears
+from ...adapters import attach, linears
 from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...causal import attention_layers
-from ...hub import watched
+from ...hub import watch_attention
 from ...lowrank import LowRank
 from ...method.attention import attention_loss
 from ...method.consolidation import MODES, Consolidation, consolidation, orthogonal_downs, shared_loss, shared_rows
@@ -59,7 +59,7 @@ class CidmConfig(MethodConfig):
 
     @property
     def scale(self) -> float:
-        """What the factors' change is multiplied by while they learn."""
+        """The factors' change is multiplied by this while they learn."""
         return (self.alpha or self.rank) / self.rank
 
 
@@ -148,9 +148,9 @@ class CidmLearner(Learner):
             f.down.copy_(known[n].down)
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attach(self) -> Iterator[None]:
         layers = {**linears(self.backbone), **attention_layers(self.backbone.texts)}
-        with attached(layers, self.below), attached(layers, self.deltas()):
+        with attach(layers, self.below), attach(layers, self.deltas()):
             yield
 
     def deltas(self) -> dict[str, Any]:
@@ -165,17 +165,17 @@ class CidmLearner(Learner):
         names, ups, downs = (self.text_names, self.text_ups, self.text_downs) if text else (self.names, self.ups, self.downs)
         return {n: LowRank(u, d) for n, u, d in zip(names, ups, downs, strict=True)}
 
-    def learned(self, text: bool = False) -> dict[str, LowRank]:
+    def learned_factors(self, text: bool = False) -> dict[str, LowRank]:
         """Returns the factors for the concept file, at full scale."""
         return {n: LowRank(self.scale * f.up.detach().cpu(), f.down.detach().cpu()) for n, f in self.factors(text).items()}
 
     def concept_parts(self) -> dict[str, Any]:
         return {
             "words": self.words,
-            "factors": self.learned(),
+            "factors": self.learned_factors(),
             "tokens": {encoder: rows.detach().cpu() for encoder, rows in self.tokens.items()},
             "token_layers": self.layers,
-            "text_factors": self.learned(text=True),
+            "text_factors": self.learned_factors(text=True),
         }
 
     def tables(self) -> dict[str, Table]:
@@ -208,7 +208,7 @@ class CidmLearner(Learner):
     def watching(self, samples: Sequence[Sample]) -> AbstractContextManager[list[Any]]:
         """Collects the attention of the words if that is regularized and there are masks to do it by."""
         if self.settings.attention and any(s.mask is not None for s in samples):
-            return watched(self.backbone.cross_attention.values())
+            return watch_attention(self.backbone.cross_attention.values())
         return nullcontext([])
 
     def attention(self, seen: Sequence[Any], samples: Sequence[Sample]) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...concept_text import RowPlan, TokenResidual
-from ...hub import attended
+from ...hub import change_attention
 from ...method.attention import word_attention
 from ...method.infusion import (
     KEY,
@@ -29,6 +28,7 @@ from ...method.infusion import (
 from ...painting.paint import predictor
 from ...painting.sampling import Predict
 from ...painting.scene import ResidualConfig, Scene
+from ...row_plan import RowPlan, TokenResidual
 from ...tokens import Text, encode_layerwise, stand_for
 from ..captions import INFUSION_TEMPLATES
 from ..config import MethodConfig, TrainingConfig, check_choices, check_least
@@ -128,9 +128,9 @@ class Residuals(Learner):
             residual = residuals.get(f"{name}.{VALUE}")
             return foundation if residual is None else foundation + infusion(attention, residual).to(foundation)
 
-        with torch.no_grad(), attended(self.backbone.cross_attention, leave):
+        with torch.no_grad(), change_attention(self.backbone.cross_attention, leave):
             foundation = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-        during.enter_context(attended(self.backbone.cross_attention, take))
+        during.enter_context(change_attention(self.backbone.cross_attention, take))
         return foundation
 
     def take_own_maps(self, marks: Tensor, during: ExitStack) -> None:
@@ -145,13 +145,16 @@ class Residuals(Learner):
             residual = residuals.get(f"{name}.{KEY}")
             return k if residual is None else infused_value(k, marks, residual)
 
-        during.enter_context(attended(self.backbone.cross_attention, change, keyed))
+        during.enter_context(change_attention(self.backbone.cross_attention, change, keyed))
 
     def read(self, texts: Sequence[str]) -> tuple[Text, Tensor]:
         """Returns texts with the class word for the concept, and where it stands, ``[B, N]``."""
         pairs = [stand_for(self.backbone, text, {self.words[0]: self.task.class_word}) for text in texts]
         encoded = self.encode([text for text, _ in pairs])
-        marks = torch.stack([m.get(self.words[0], torch.zeros(encoded.states.shape[2])) for _, m in pairs])
+        marks = torch.zeros(len(texts), encoded.states.shape[2])
+        for row, (_, found) in zip(marks, pairs, strict=True):
+            if (own := found.get(self.words[0])) is not None:
+                row[: len(own)] = own  # a shorter text is filled up
         return encoded, marks.to(self.backbone.device)
 
     def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
@@ -163,7 +166,7 @@ class Residuals(Learner):
 
 
 class Infusion(Method):
-    """With the settings of the published code for a cat on SD1.5; its rate is constant."""
+    """Infusion learns with the settings of the published code for a cat on SD1.5; its rate is constant."""
 
     name, config, learner = "infusion", InfusionConfig, Residuals
     defaults = {"steps": 500, "batch": 4, "accumulate": 4, "noise_offset": 0.0, "templates": INFUSION_TEMPLATES}

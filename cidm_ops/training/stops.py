@@ -1,0 +1,53 @@
+"""Signals that end a program: they all end a command as Ctrl-C does, and wait where a step would be cut in two."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any
+
+# Ctrl-C, a system or a scheduler that ends the program, and a terminal that is closed
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def handled(handler: Any, numbers: list[int]) -> Iterator[None]:
+    """While open, these signals are handled so. Python hands them to the main thread only: in others nothing changes."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, known in before.items():
+            signal.signal(number, known)
+
+
+@contextmanager
+def ending_as_interrupts() -> Iterator[None]:
+    """While open, every signal that would end the program raises ``KeyboardInterrupt``; one that is ignored, as by nohup, stays so."""
+    with handled(interrupt, [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]):
+        yield
+
+
+@contextmanager
+def held_signals() -> Iterator[list[int]]:
+    """While open, the signals that would raise are held; gives the list of those that came."""
+    came: list[int] = []
+    with handled(lambda number, frame: came.append(number), [n for n in ENDING if callable(signal.getsignal(n))]):
+        yield came
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """While open, what belongs together is not cut in two: a signal that comes meanwhile acts when it closes."""
+    with held_signals() as came:
+        yield
+    if came:
+        signal.raise_signal(came[0])
