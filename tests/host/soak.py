@@ -121,7 +121,7 @@ def let_go(server: Server, seconds: float = 20) -> dict[str, int]:
     """What is left over once the host, which does it in its own time, has unloaded its models and dropped what it kept of prompts."""
     server.post("/free", {"unload_models": True, "free_memory": True})
     end = time.monotonic() + seconds
-    while any(left := {kind: count for kind, count in server.get("/left_over").items() if kind in OURS}.values()):
+    while any((left := {kind: count for kind, count in server.get("/left_over").items() if kind in OURS}).values()):
         if time.monotonic() > end:
             break
         time.sleep(0.5)
