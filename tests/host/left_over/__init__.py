@@ -1,0 +1,43 @@
+"""A custom node pack for the soak: what the server's process still holds, at ``/left_over``."""
+
+import ctypes
+import gc
+from pathlib import Path
+
+import torch
+from aiohttp import web
+from comfy.model_patcher import ModelPatcher
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS: dict = {}
+
+
+def resident() -> int:
+    """The bytes of memory that the process has, what its allocator keeps for later given back."""
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+
+def left_over() -> dict[str, int]:
+    """Counts of what the pack puts on models: nothing of it may stay when the host has let everything go."""
+    gc.collect()
+    found = dict.fromkeys(("hooks", "wrappers", "scenes", "texts", "patchers", "tensors"), 0)
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if issubclass(kind, torch.nn.Module):
+            found["hooks"] += len(thing.__dict__.get("_forward_hooks", ())) + len(thing.__dict__.get("_forward_pre_hooks", ()))
+        elif issubclass(kind, ModelPatcher):
+            found["patchers"] += 1
+            found["wrappers"] += sum("cidm" in by_key for by_key in getattr(thing, "wrappers", {}).values())
+        elif issubclass(kind, torch.Tensor):
+            found["tensors"] += 1
+            found["texts"] += kind.__name__ == "ConceptText"
+        elif kind.__name__ == "HostRun":
+            found["scenes"] += 1
+    return {**found, "resident": resident()}
+
+
+@PromptServer.instance.routes.get("/left_over")
+async def answer(request: web.Request) -> web.Response:
+    return web.json_response(left_over())
