@@ -231,6 +231,9 @@ def test_every_tensor_is_used_or_named_and_what_is_used_is_right(tmp_path, made)
     if written.refused:
         assert {"no sum": "no sum", "number": "number in place of its name"}[written.refused] in said
         return
+    if not written.deltas and not written.words:
+        assert any(repr(key) in said for key in written.state), said
+        return
     assert reading, said
     prefix = "state_dict." if how == "nested.pt" else ""
     assert told(reading) == {f"{prefix}{key}" for key in written.state}
