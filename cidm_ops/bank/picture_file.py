@@ -14,7 +14,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from .reading import open_ordinary
+from ..text_file import open_ordinary
 
 MOST = 178_000_000  # pixels: what Pillow reads at most
 SCALED = 6  # times as many has a JPEG at most that is decoded at a smaller scale

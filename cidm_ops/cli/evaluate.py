@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..bank.bank import Bank
-from ..bank.reading import read_text
 from ..method.aggregation import MODES
+from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import counting_bar, warn

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..bank.reading import read_text
 from ..method.aggregation import MODES
 from ..method.infusion import STREAMS
 from ..painting.scene import PRESETS, ResidualConfig
 from ..painting.scope import SCOPES
+from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import warn

@@ -1,6 +1,5 @@
 """A Backbone through diffusers: Doodle, a diffusers folder or a single-file checkpoint of Stable Diffusion 1 or SDXL. Never downloads."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..hub import read_layerwise
 from ..models.family import Family, families, family_of
 from ..models.sd import DOODLE, SD1
 from ..schedule import Schedule
+from ..text_file import read_json
 from .checkpoint import Modules, filled, read_checkpoint, text_model
 from .tokenizer import tokenize
 
@@ -195,10 +195,12 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file of a diffusers folder."""
+    """A configuration file of a diffusers folder. Raises ``ValueError`` that names it."""
     if not path.is_file():
         raise ValueError(f"{path.parents[1]} is no diffusers model folder: {path.parent.name}/{path.name} is missing")
-    return json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config := read_json(path), dict):
+        raise ValueError(f"{path} holds no settings: get the model again")
+    return config
 
 
 def variant(folder: Path) -> str | None:

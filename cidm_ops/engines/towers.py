@@ -1,7 +1,6 @@
 """Image towers for scores, with the text side where there is one: Doodle's, or a model of the user's own. Never downloads."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..models.clip import END
+from ..text_file import read_json
 from .doodle import DoodleReader, DoodleTower
 from .tokenizer import tokenize
 
@@ -101,7 +101,7 @@ class _Side(nn.Module):
 def _from_folder(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float], int]:
     if not (path / "config.json").is_file():
         raise ValueError(f"{path}: there is no config.json: expected {KINDS}")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_settings(path / "config.json")
     kind, text = config.get("model_type", ""), None
     try:
         if kind in ("clip", "clip_vision_model"):
@@ -117,9 +117,16 @@ def _from_folder(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float]
     if not isinstance(shape, int):
         raise ValueError(f"{path}: a model of type {kind!r} says no size of pictures: expected {KINDS}")
     seen = path / "preprocessor_config.json"
-    how = json.loads(seen.read_text(encoding="utf-8")) if seen.is_file() else {}
+    how = read_settings(seen) if seen.is_file() else {}
     size = how.get("crop_size", {}).get("height", shape) if isinstance(how.get("crop_size"), dict) else shape
     return vision, text, how.get("image_mean", MEAN), how.get("image_std", STD), size
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """A configuration file of a tower's folder. Raises ``ValueError`` that names it."""
+    if not isinstance(settings := read_json(file), dict):
+        raise ValueError(f"{file} holds no settings: get the tower again")
+    return settings
 
 
 def _from_file(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float], int]:

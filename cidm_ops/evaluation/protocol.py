@@ -22,7 +22,6 @@ from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..bank.files import packed, write_atomically, write_picture
 from ..bank.picture_file import in_colours, open_picture
-from ..bank.reading import read_json, read_text
 from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower
 from ..measure.report import to_pixels
@@ -31,6 +30,7 @@ from ..models.family import Family
 from ..models.sd import DOODLE
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
+from ..text_file import read_json, read_text
 from ..training.folder import references
 from .doodle import HELD_OUT, PLACES, pictured
 from .doodle import scene as doodle_scene

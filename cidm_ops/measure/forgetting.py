@@ -5,11 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..bank.reading import read_json
+from ..text_file import read_json
 from .interval import Interval, mean_interval, several
 
 
@@ -62,8 +63,15 @@ def scores_of(folder: Path) -> dict[str, float]:
 def points_in(text: str) -> list[dict[str, float]]:
     """Points of a sequence from JSON, such as ``[{"dog": 0.7}, {"dog": 0.65, "cat": 0.8}]``. Raises ``ValueError`` for anything else."""
     try:
-        points = [{str(name): float(score) for name, score in point.items()} for point in json.loads(text)]
-    except (ValueError, TypeError, AttributeError) as error:
+        points = [{str(name): _read_score(score) for name, score in point.items()} for point in json.loads(text)]
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         wanted = 'a list with the scores after each task, such as [{"dog": 0.7}, {"dog": 0.65, "cat": 0.8}]'
         raise ValueError(f"{text[:80]!r} is no sequence of scores ({error}): expected {wanted}") from error
     return points
+
+
+def _read_score(value: Any) -> float:
+    """A score as a number. Raises ``ValueError`` for what is none, NaN and infinity included."""
+    if isinstance(value, bool) or not math.isfinite(score := float(value)):
+        raise ValueError(f"{value!r} is no score")
+    return score

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..bank.picture_file import in_colours, open_picture
-from ..bank.reading import read_text
+from ..text_file import read_text
 from .dataset import Dataset
 from .listing import Remarks, list_folder, list_references
 

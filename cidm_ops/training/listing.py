@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..bank.picture_file import CONVERT, convert, suffixes
-from ..bank.reading import special
+from ..text_file import special
 
 REPEATS = re.compile(r"(\d+)_")  # kohya: 10_dog is ten times what lies in it
 MOST_REPEATS = 10_000

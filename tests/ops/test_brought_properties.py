@@ -1,6 +1,6 @@
 """Folders, captions, pictures and prompts built from grammars: whatever is in them is used, or named, never silent.
 
-``EXAMPLES=10000`` tries as many of each kind; without it there are few.
+``CIDM_EXAMPLES=10000`` tries as many of each kind.
 """
 
 import io
@@ -12,24 +12,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from examples import examples
+from hypothesis import event, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from cidm_ops.bank.mentions import Vocabulary
 from cidm_ops.bank.picture_file import open_picture
-from cidm_ops.bank.reading import read_text
+from cidm_ops.text_file import read_text
 from cidm_ops.training.captions import TAG, concept_captions
 from cidm_ops.training.folder import from_folder
-
-EXAMPLES = int(os.environ.get("EXAMPLES", 0))
-
-
-def tried(count: int) -> settings:
-    return settings(
-        max_examples=EXAMPLES or count, deadline=None, derandomize=not EXAMPLES, database=None, suppress_health_check=list(HealthCheck)
-    )
-
 
 # Folders
 
@@ -78,7 +70,7 @@ def make(file: Path, number: int, content: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and links")
-@tried(120)
+@examples(120)
 @given(FILES)
 def test_every_file_of_a_folder_is_used_or_named(files):
     with TemporaryDirectory() as folder:
@@ -111,7 +103,7 @@ CODECS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "gbk", "latin-1", 
 NO_ZERO = st.characters(exclude_characters="\0\ufeff", exclude_categories=("Cs",))
 
 
-@tried(200)
+@examples(200)
 @given(st.text(NO_ZERO, max_size=60), st.sampled_from(CODECS), st.binary(max_size=4))
 def test_a_text_is_read_as_it_was_written_or_named(text, codec, behind):
     with TemporaryDirectory() as folder:
@@ -152,7 +144,7 @@ PIECES = (
 )
 
 
-@tried(400)
+@examples(400)
 @given(st.lists(st.sampled_from(PIECES) | st.text("<>dog rex:.1", max_size=8), max_size=8), st.sampled_from((" ", "")))
 def test_what_is_in_brackets_in_a_caption_is_the_concept_as_a_whole_or_named(pieces, between):
     caption, spoken = between.join(pieces), " ".join(WORDS)
@@ -192,7 +184,7 @@ SAMPLES = samples()
 CHANGES = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), max_size=4)
 
 
-@tried(300)
+@examples(300)
 @given(st.sampled_from(SAMPLES), CHANGES, st.floats(0.05, 1), st.sampled_from((0, 64)))
 def test_a_picture_is_read_in_8_bits_or_refused_with_a_reason(whole, changes, part, side):
     data = bytearray(whole)
@@ -230,7 +222,7 @@ MISWRITTEN = st.builds(
 )
 
 
-@tried(400)
+@examples(400)
 @given(st.lists(PLAIN | RIGHT | MISWRITTEN.map(lambda text: (text,)), max_size=6))
 def test_a_handle_of_a_prompt_acts_or_is_an_error(pieces):
     parts = [piece if isinstance(piece, tuple) else (piece, None, None) for piece in pieces]

@@ -5,42 +5,22 @@
 
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, field
 
-import pytest
 import torch
+from examples import examples
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from safetensors.torch import save
 from test_community import core, diffusers, diffusers_dots, kohya, lycoris, peft, size
-
-pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 
 from cidm_ops.bank.exchange import Labels, read_file
 from cidm_ops.inspection import inspect, lines_of
 from cidm_ops.models.checkpoint import schedule_of_checkpoint
 from cidm_ops.models.sd import DOODLE, SD1, SDXL
 
-COUNT = int(os.environ.get("CIDM_EXAMPLES", "0"))
 FOREIGN = re.compile(r"Traceback|Error\(|Error while|Weights only|torch\.serialization|object at 0x|\n")
-
-
-def examples(count):
-    """So many files in the default run, the same every time."""
-    return settings(
-        max_examples=COUNT or count,
-        derandomize=not COUNT,
-        database=None,
-        deadline=None,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.too_slow,
-            HealthCheck.data_too_large,
-            HealthCheck.filter_too_much,
-        ],
-    )
 
 
 # -- what trainers write ----------------------------------------------------------------------------------------------------------------

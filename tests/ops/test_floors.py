@@ -33,10 +33,11 @@ FLOORS = {
     "schedule": 1,
     "fingerprint": 1,
     "tensor_file": 1,
+    "text_file": 1,
     "models": 0,
 }
 BESIDE = {
-    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "tensor_file", "doodle", "models"},
+    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "tensor_file", "text_file", "doodle", "models"},
     "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "models"},
 }
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}

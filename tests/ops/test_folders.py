@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from cidm_ops.bank.picture_file import MOST, open_picture, suffixes
-from cidm_ops.bank.reading import read_json, read_text
 from cidm_ops.evaluation.protocol import read_prompts, references_in
+from cidm_ops.text_file import read_json, read_text
 from cidm_ops.training.folder import from_folder
 from cidm_ops.training.listing import read_from
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ...backbone import Backbone
-from ...bank.reading import read_text
 from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.world import article, render
 from ...engines.towers import Tower
 from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
 from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_references, read_prompts, references_in
 from ...measure.report import from_pixels
+from ...text_file import read_text
 from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
 from ...training.folder import LARGEST_CAPTION, from_folder
