@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from .bank.printable import one_line
 from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train
 from .training.memory import is_out_of_memory
-from .training.stops import ending_as_interrupts
+from .training.stops import end_as_interrupts
 
 COMMANDS = {
     "demo": (demo, "learn three Doodle concepts, paint and score them, write a report"),
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack a letter of a person's text
     options = arguments().parse_args(argv)
     try:
-        with ending_as_interrupts():
+        with end_as_interrupts():
             options.run(options)
     except ModuleNotFoundError as error:
         return refuse(f"{error}: install it with pip install 'cidm[headless]'")

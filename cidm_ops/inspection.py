@@ -26,8 +26,8 @@ SIZE = 64  # pixels that pictures of a folder are decoded at
 
 @dataclass(frozen=True)
 class Finding:
-    """What lies at a path, lines on what is used of it and what not, remarks, and why it cannot be used, "" if it can; for a folder also
-    what is in it.
+    """A finding says what lies at a path, with lines on what is used of it and what not, remarks, and why it cannot be used, "" if it can;
+    for a folder also what is in it.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Finding:
 
 
 def inspect(path: Path | str, architecture: str = "", rank: int = 16) -> Finding:
-    """What lies at a path. Nothing is written, and no code of a file is run; what cannot be used is a finding and no error."""
+    """Tell what lies at a path. Nothing is written, and no code of a file is run; what cannot be used is a finding and no error."""
     path = Path(path)
     labels = Labels(architecture=architecture, rank=rank)
     try:
@@ -58,7 +58,7 @@ def inspect(path: Path | str, architecture: str = "", rank: int = 16) -> Finding
 
 
 def inspect_file(file: Path, labels: Labels) -> Finding:
-    """What one file is. Raises what its reader raises."""
+    """Tell what one file is. Raises what its reader raises."""
     if file.is_file() and file.suffix.lower() in suffixes() and (size := picture_size(file)):
         return Finding(file, f"a picture of {size[0]} x {size[1]} pixels", ["in a folder with others, to learn from"])
     try:
@@ -96,7 +96,7 @@ def checkpoint(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def of_reading(file: Path, reading: Reading) -> Finding:
-    """What import would make of a file."""
+    """Tell what import would make of a file."""
     concept = reading.concept
     what = f"{reading.what} for {family_of(concept.architecture).title} ({concept.architecture})"
     total = len(reading.used) + len(reading.unused)

@@ -55,7 +55,8 @@ KINDS: tuple[tuple[str, str], ...] = (
 
 
 def read_tensors(file: Path, device: str = "cpu") -> tuple[Mapping[str, Any], dict[str, str]]:
-    """What a safetensors file or a checkpoint of torch holds, and its metadata; on the device "meta" shapes alone, which reads no tensor.
+    """Read what a safetensors file or a checkpoint of torch holds, and its metadata; on the device "meta" shapes alone, which reads no
+    tensor.
 
     Raises ``FileNotFoundError``, and ``ValueError`` for a file that holds no tensors by name, or none that are whole: the text says what
     it is and what to do, and whoever called names the file.
@@ -77,7 +78,7 @@ def read_tensors(file: Path, device: str = "cpu") -> tuple[Mapping[str, Any], di
 
 
 def what_is(head: bytes, size: int) -> str:
-    """What a file that holds no tensors is, and what to do, by how it begins; "" for one that may hold some."""
+    """Tell what a file that holds no tensors is, and what to do, by how it begins; "" for one that may hold some."""
     if not size:
         return f"an empty file: the download did not begin, {AGAIN}"
     if not head.strip(b"\0"):
@@ -131,7 +132,7 @@ def cut_off(file: Path, size: int) -> str:
 
 
 def why_unreadable(file: Path) -> str:
-    """What a file is that cannot be read as safetensors, and what to do."""
+    """Tell what a file is that cannot be read as safetensors, and what to do."""
     said = ""
     with suppress(OSError), open(file, "rb") as f:  # it may have gone since
         head, size = f.read(HEAD), file.stat().st_size
@@ -142,7 +143,7 @@ def why_unreadable(file: Path) -> str:
 
 
 def read_pickle(file: Path, head: bytes, size: int, device: str) -> Mapping[str, Any]:
-    """What a checkpoint of torch holds. Raises ``ValueError``; code in it is named and never run."""
+    """Read what a checkpoint of torch holds. Raises ``ValueError``; code in it is named and never run."""
     if head[:2] == b"PK":
         check_zip(file, size)
     try:
@@ -193,7 +194,7 @@ def wrong_with(tensor: Tensor, size: int) -> str:
 
 
 def leaves(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """What lies in mappings and lists, each with its names in a row: ``state_dict.unet.weight``. Raises ``ValueError`` for too much."""
+    """List what lies in mappings and lists, each under its names in a row: ``state_dict.unet.weight``. Raises ``ValueError`` if too much."""
     todo, count = [(name, content, depth)], 0
     while todo:
         name, value, depth = todo.pop()

@@ -21,7 +21,7 @@ READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  
 
 
 def special(mode: int) -> str:
-    """What a file with that mode is if it is no ordinary one, such as "a pipe"; "" for an ordinary file."""
+    """Tell what a file with that mode is if it is no ordinary one, such as "a pipe"; "" for an ordinary file."""
     return "" if stat.S_ISREG(mode) else SPECIAL.get(stat.S_IFMT(mode), "no ordinary file")
 
 
@@ -69,7 +69,7 @@ def read_text(file: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """What a file of JSON holds. Raises ``FileNotFoundError`` and ``ValueError`` that name the file."""
+    """Read what a file of JSON holds. Raises ``FileNotFoundError`` and ``ValueError`` that name the file."""
     text = read_text(file)
     try:
         return json.loads(text)

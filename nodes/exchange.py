@@ -19,7 +19,7 @@ AUTO = "from the file"
 
 
 def files() -> list[str]:
-    """What the host has in its folders for LoRAs and embeddings, with the folder: ``loras/dog.safetensors``."""
+    """List what the host has in its folders for LoRAs and embeddings, with the folder: ``loras/dog.safetensors``."""
     return [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
 
 
@@ -29,7 +29,7 @@ def full_path(file: str) -> Path:
 
 
 def entries(text: str) -> list[str]:
-    """What stands between commas and line breaks."""
+    """List what stands between commas and line breaks."""
     return [entry.strip() for entry in text.replace("\n", ",").split(",") if entry.strip()]
 
 

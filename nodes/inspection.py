@@ -19,7 +19,7 @@ NONE = "none, the path below"
 
 
 def place_of(file: str, path: str) -> Path:
-    """What is to be looked at: a file of the list, else a bank by its name, a folder in the input folder, or any path."""
+    """Find what is to be looked at: a file of the list, else a bank by its name, a folder in the input folder, or any path."""
     if not path:
         if file == NONE:
             raise ValueError("there is nothing to inspect: choose a file, or write a path, the name of a bank or of a folder of pictures")

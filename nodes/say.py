@@ -40,7 +40,7 @@ def progress(node: str, text: str) -> Callable[[int, int], None]:
 
 
 def teller(node: str) -> Callable[[str], None]:
-    """For what a node says before it ends, or when it is ended: shown in the node."""
+    """Return a function that shows in the node what it says before it ends, or when it is ended."""
     return lambda said: PromptServer.instance.send_progress_text(html.escape(printable(said), quote=False), node)
 
 

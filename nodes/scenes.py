@@ -187,7 +187,7 @@ def check_added(options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def naming(wrappers: Sequence[Any]) -> Iterator[None]:
-    """Where rows are added, what fails around the U-Net in ``wrappers`` of other packs is said with their names: they may keep something
+    """Say what fails around the U-Net where rows are added with the names of other packs' ``wrappers``: they may keep something
     for each row of the sampler's batch, as Advanced-ControlNet's reference does. Raises ``ValueError``.
     """
     try:
@@ -200,7 +200,7 @@ def naming(wrappers: Sequence[Any]) -> Iterator[None]:
 
 
 def title(patch: Any) -> str:
-    """What a function or object of another pack is called, and its file; the host names modules of nodes by their paths."""
+    """Say what a function or object of another pack is called, and its file; the host names modules of nodes by their paths."""
     named = patch if hasattr(patch, "__name__") else type(patch)
     return f"{named.__name__} of {named.__module__.replace(chr(92), '/').rpartition('/')[2]}"
 

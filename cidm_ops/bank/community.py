@@ -182,7 +182,7 @@ def what_else(state: Mapping[str, Tensor]) -> str:
 
 
 def architecture_of(groups: Groups, given: str = "") -> str:
-    """What base the layers are of: by the text that they read, else by names that only one family has, else by their shapes.
+    """Tell what base the layers are of: by the text that they read, else by names that only one family has, else by their shapes.
 
     Raises ``ValueError`` when it is another family, not the one ``given``, or cannot be told.
     """
@@ -261,7 +261,7 @@ def for_layer(own: Settings, pattern: str, path: str, otherwise: Any) -> Any:
 
 
 def remarks(unused: Mapping[str, str], total: int) -> list[str]:
-    """What of a file is not used: how many keys, why, and one of each kind by name."""
+    """Say what of a file is not used: how many keys, why, and one of each kind by name."""
     if not unused:
         return []
     counts, first = Counter(unused.values()), {why: key for key, why in reversed([*unused.items()])}

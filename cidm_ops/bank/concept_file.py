@@ -28,7 +28,7 @@ JPEG = "data:image/jpeg;base64,"
 
 
 class Header(TypedDict):
-    """What a file says of its concept beside the tensors; ``layers`` and the other lists name what its tensors are of.
+    """A file says this of its concept beside the tensors; ``layers`` and the other lists name what its tensors are of.
 
     The last five came later: a file without them has none, and is a LoRA with words.
     """

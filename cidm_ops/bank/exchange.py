@@ -29,7 +29,7 @@ OURS = "a concept of this pack"
 
 @dataclass(frozen=True)
 class Labels:
-    """What whoever imports a file says of it: all of it may be empty, and the file then says it. ``rank`` is that of layers which are no
+    """Whoever imports a file says this of it: all of it may be empty, and the file then says it. ``rank`` is that of layers which are no
     LoRA of two factors (LoHa, LoKr, full deltas).
     """
 
@@ -42,8 +42,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a file is, the concept that it becomes, and remarks. Every key of the file is in ``used`` or, with the reason why it is not
-    used, in ``unused``.
+    """A file as it was read: what it is, the concept that it becomes, and remarks. Every key of the file is in ``used`` or, with the
+    reason why it is not used, in ``unused``.
     """
 
     what: str
@@ -66,7 +66,7 @@ def import_file(
 
 
 def read_file(file: Path, labels: Labels = Labels()) -> Reading:
-    """What a file is and what is used of it. Raises ``FileNotFoundError``, or ``ValueError`` naming the file and the key."""
+    """Tell what a file is and what is used of it. Raises ``FileNotFoundError``, or ``ValueError`` naming the file and the key."""
     file = Path(file)
     try:
         content, metadata = read_tensors(file)

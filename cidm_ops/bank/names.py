@@ -79,7 +79,7 @@ class Told:
 
 
 def read_key(key: str) -> LayerPart | Rows | Left | Told:
-    """What a tensor is, by its name alone."""
+    """Tell what a tensor is, by its name alone."""
     if NUMBERED.fullmatch(key):
         return Left("a layer by its number alone, as lora_diffusion wrote them")
     bare = CONTAINERS.sub("", key, count=1) if CONTAINERS.match(key) else key

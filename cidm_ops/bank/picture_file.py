@@ -49,7 +49,7 @@ def suffixes() -> frozenset[str]:
 
 
 def convert(suffix: str) -> str:
-    """What to do about a picture of a format that cannot be read here."""
+    """Say what to do about a picture of a format that cannot be read here."""
     return CONVERT.get(suffix.lower(), "convert it to JPEG or PNG")
 
 
@@ -87,7 +87,7 @@ class Unreadable(ValueError):
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """While open, Pillow says nothing: what matters of its warnings is looked at here."""
+    """Keep Pillow silent while this is open: what matters of its warnings is looked at here."""
     with catch_warnings():
         simplefilter("ignore")
         yield
@@ -151,7 +151,7 @@ def in_colours(image: Image.Image, mode: str = "RGB") -> Image.Image:
 
 
 def told_by(head: bytes) -> str:
-    """What a file is by its first bytes if it is no picture that can be read, and what to do about it; "" for what is not known."""
+    """Tell what a file is by its first bytes if it is no picture that can be read, and what to do about it; "" for what is not known."""
     start = head.lstrip().lower()
     if found := next((said for begin, said in OTHERS if start.startswith(begin)), ""):
         return found

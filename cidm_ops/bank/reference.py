@@ -26,7 +26,7 @@ def is_reference(content: Mapping[str, Any]) -> bool:
 
 
 def own_name(content: Mapping[str, Any]) -> str:
-    """What the words of a checkpoint have in common: ``dog`` of ``<dog1> <dog2>``; "" if they differ."""
+    """Find what the words of a checkpoint have in common: ``dog`` of ``<dog1> <dog2>``; "" if they differ."""
     words = content.get("params", content)["new_concept_embedding"]
     stems = {re.sub(r"\d*>?$", "", str(word)).removeprefix("<") for word in words}
     return stems.pop() if len(stems) == 1 else ""

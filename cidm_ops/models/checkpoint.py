@@ -38,7 +38,7 @@ SPARE = {
 
 
 class Shaped(Protocol):
-    """What has a shape, such as a tensor."""
+    """Anything that has a shape, such as a tensor."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -95,7 +95,7 @@ class Inventory:
 
 
 def inventory(keys: Iterable[str]) -> Inventory:
-    """What of a checkpoint is used."""
+    """Say what of a checkpoint is used."""
     parts: Counter[str] = Counter()
     unused = {}
     for key in keys:

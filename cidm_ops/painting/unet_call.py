@@ -178,8 +178,8 @@ class UnetCall:
     # regions and residuals, between the attention and what follows it
 
     def select_queries(self, name: str, q: Tensor) -> Tensor:
-        """Of the queries ``[B, T, C]`` of a cross-attention, those of tokens that read the global text in any row, ``[B, S, C]``: the model
-        need not answer the others. All, if another pack computes the attention or has changed the rows.
+        """Select the queries ``[B, S, C]`` of a cross-attention, of ``[B, T, C]``, whose tokens read the global text in any row: the model
+        need not answer the others. All are taken if another pack computes the attention or has changed the rows.
         """
         if name in self.sites.replaced or len(q) != len(self.rows):
             return q

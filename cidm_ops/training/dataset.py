@@ -74,7 +74,7 @@ class Dataset:
         return indices
 
     def remarks(self, class_word: str) -> list[str]:
-        """What a person should know before training: words in every caption, equal pictures, small ones, idle masks."""
+        """Say what a person should know before training: words in every caption, equal pictures, small ones, idle masks."""
         out = list(self.warnings)
         if words := constant_words(self.captions, class_word):
             out.append(f"every caption says {', '.join(map(repr, words))}: the concept will not carry that by itself; leave it out of some")
@@ -95,7 +95,7 @@ class Dataset:
         return out
 
     def seen(self, index: int) -> Tensor | None:
-        """Where a picture is learned ``[1, h, w]``, after cropping where that is the same at every draw; everywhere if ``None``."""
+        """Return where a picture is learned ``[1, h, w]``, after cropping where that is the same at every draw; everywhere if ``None``."""
         mask = self.masks[index]
         return mask if mask is None or not self.fixed else fit(mask, mask, self.fit, self.size, random.Random(0))[1]
 

@@ -24,7 +24,7 @@ NAMED = 20  # names in one remark; more are counted
 
 
 class Remarks:
-    """What is not used, by the reason for it."""
+    """Names of what is not used, by the reason for it."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
@@ -64,7 +64,7 @@ class Listing:
 
 @dataclass
 class Place:
-    """What one folder holds: pictures, texts and masks by their names without ending, and the folders in it."""
+    """The content of one folder: pictures, texts and masks by their names without ending, and the folders in it."""
 
     folder: Path
     pictures: list[Path] = field(default_factory=list)
@@ -150,7 +150,7 @@ def look_into(folder: Path, root: Path, remarks: Remarks) -> Place:
 
 
 def entries_of(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, in order. Raises ``FileNotFoundError`` and ``ValueError`` naming it."""
+    """List what is in a folder, in order. Raises ``FileNotFoundError`` and ``ValueError`` naming it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder: give a folder with 4 to 7 pictures")
     try:

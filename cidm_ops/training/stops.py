@@ -16,8 +16,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handled(handler: Any, numbers: list[int]) -> Iterator[None]:
-    """While open, these signals are handled so. Python hands them to the main thread only: in others nothing changes."""
+def handle_signals(handler: Any, numbers: list[int]) -> Iterator[None]:
+    """Handle these signals so while this is open. Python hands them to the main thread only: in others nothing changes."""
     if current_thread() is not main_thread():
         yield
         return
@@ -30,24 +30,24 @@ def handled(handler: Any, numbers: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def ending_as_interrupts() -> Iterator[None]:
-    """While open, every signal that would end the program raises ``KeyboardInterrupt``; one that is ignored, as by nohup, stays so."""
-    with handled(interrupt, [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]):
+def end_as_interrupts() -> Iterator[None]:
+    """Let signals that would end the program raise ``KeyboardInterrupt`` while this is open; one that is ignored, as by nohup, stays so."""
+    with handle_signals(interrupt, [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]):
         yield
 
 
 @contextmanager
-def held_signals() -> Iterator[list[int]]:
-    """While open, the signals that would raise are held; gives the list of those that came."""
+def hold_signals() -> Iterator[list[int]]:
+    """Hold the signals that would raise while this is open, and give the list of those that came."""
     came: list[int] = []
-    with handled(lambda number, frame: came.append(number), [n for n in ENDING if callable(signal.getsignal(n))]):
+    with handle_signals(lambda number, frame: came.append(number), [n for n in ENDING if callable(signal.getsignal(n))]):
         yield came
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """While open, what belongs together is not cut in two: a signal that comes meanwhile acts when it closes."""
-    with held_signals() as came:
+def keep_together() -> Iterator[None]:
+    """Keep together what must not be cut in two: a signal that comes while this is open acts when it closes."""
+    with hold_signals() as came:
         yield
     if came:
         signal.raise_signal(came[0])

@@ -18,7 +18,7 @@ from .method import Method, Task
 from .methods import method_of
 from .prior import imagine
 from .record import counting_settings
-from .stops import held_signals
+from .stops import hold_signals
 from .trainer import Trainer
 
 SAVE_EVERY = 50  # steps
@@ -82,7 +82,7 @@ def learn_into(
         trainer.warnings.append(reason)
     for warning in (*warnings, *trainer.warnings):
         tell(warning)
-    with kept(trainer, file, plan.digest, tell):
+    with keep_on_error(trainer, file, plan.digest, tell):
         run_to_end(trainer, file, plan.digest, on_step)
         bank, concept = store(bank, trainer, plan)
     file.unlink(missing_ok=True)
@@ -140,9 +140,9 @@ def imagine_prior(backbone: Backbone, data: Dataset, task: Task, on_picture: Cal
 
 
 @contextmanager
-def kept(trainer: Trainer, file: Path, digest: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """While open, whatever raises, wherever in a step, leaves the state of the last whole step in ``file``; a bad loss leaves the one
-    before, since the next step would be as bad.
+def keep_on_error(trainer: Trainer, file: Path, digest: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Leave the state of the last whole step in ``file`` if anything raises while this is open, wherever in a step. After a bad loss the
+    one before stays, since the next step would be as bad.
     """
     try:
         yield
@@ -159,7 +159,7 @@ def keep_state(trainer: Trainer, file: Path, digest: str) -> str:
     if not trainer.step:
         return f"{where}: there is nothing to go on from yet"
     try:
-        with held_signals():
+        with hold_signals():
             if not trainer.whole:
                 raise ValueError("it was cut in two")
             save_run(trainer, file, digest)

@@ -25,7 +25,7 @@ from .method import Batch, Method, Task
 from .methods import method_of
 from .objective import add_noise
 from .record import flat_settings
-from .stops import uninterrupted
+from .stops import keep_together
 
 EXPLODED = 3.0  # the loss has exploded when its average is so many times what it was in the beginning
 
@@ -88,7 +88,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
         loss = self.compute_gradients()
-        with uninterrupted():
+        with keep_together():
             self.whole = False
             self.optimizer.step()
             self.losses.append(loss)

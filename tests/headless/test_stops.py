@@ -17,7 +17,7 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.training import task
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.methods import configure
-from cidm_ops.training.stops import ending_as_interrupts, held_signals, uninterrupted
+from cidm_ops.training.stops import end_as_interrupts, hold_signals, keep_together
 from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
@@ -85,7 +85,7 @@ def test_a_signal_at_any_instant_of_a_step_keeps_the_last_whole_one(backbone, wh
     kept = set()
     for place in sorted(places):
         bank, said = Bank(tmp_path / str(place)), []
-        with At(place, lambda: signal.raise_signal(number)), pytest.raises(KeyboardInterrupt), ending_as_interrupts():
+        with At(place, lambda: signal.raise_signal(number)), pytest.raises(KeyboardInterrupt), end_as_interrupts():
             learn_into(bank, backbone, dataset(), task_of(RECIPE), tell=said.append)
         kept.add(step := kept_step(bank))
         assert f"stopped at step {step} of 5: its state is in {checkpoint_file(bank, 'rex')}" in said[-1]
@@ -179,9 +179,9 @@ def test_a_step_that_was_cut_in_two_is_not_kept(backbone, tmp_path, monkeypatch)
 
 def test_what_belongs_together_is_done_before_a_signal_acts():
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
+    with pytest.raises(KeyboardInterrupt), keep_together():
         signal.raise_signal(signal.SIGINT)
         done.append(1)
-    with held_signals() as came:
+    with hold_signals() as came:
         signal.raise_signal(signal.SIGINT)
     assert done == [1] and came == [signal.SIGINT] and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...bank.files import packed, write_atomically
-from ...training.stops import held_signals, uninterrupted
+from ...training.stops import hold_signals, keep_together
 from .muon import Muon
 
 log = logging.getLogger("cidm.doodle")
@@ -92,7 +92,7 @@ def train(
 
     def keep_state() -> None:
         if rank == 0 and done > start:
-            with held_signals():
+            with hold_signals():
                 _save(file, done, parameters, average, optimiser)
 
     try:
@@ -101,7 +101,7 @@ def train(
                 group["lr"] = learning_rate(step, how.steps, how.lr)
             draw = how.seed * 10_000_019 + step * world + rank
             loss = _gradients(list(parameters.values()), optimiser, loss_at, draw, world)
-            with uninterrupted():
+            with keep_together():
                 optimiser.step()
                 keep = min(how.ema, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
