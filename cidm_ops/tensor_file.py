@@ -194,7 +194,7 @@ def wrong_with(tensor: Tensor, size: int) -> str:
 
 
 def leaves(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """List what lies in mappings and lists, each under its names in a row: ``state_dict.unet.weight``. Raises ``ValueError`` if too much."""
+    """List what lies in mappings and lists, each by its names in a row: ``state_dict.unet.weight``. Raises ``ValueError`` if too much."""
     todo, count = [(name, content, depth)], 0
     while todo:
         name, value, depth = todo.pop()

@@ -32,6 +32,45 @@ def own_name(content: Mapping[str, Any]) -> str:
     return stems.pop() if len(stems) == 1 else ""
 
 
+def read_state(params: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's factors by their keys. Raises ``ValueError`` naming a part that is none."""
+    for key in (*EMBEDDINGS.values(), *PARTS):
+        if not isinstance(params.get(key) or {}, Mapping) or not all(isinstance(name, str) for name in params.get(key) or {}):
+            raise ValueError(f"params.{key} is {type(params[key]).__name__}: expected tensors by name")
+    state = {f"{part}.{key}": tensor for part in PARTS for key, tensor in (params.get(part) or {}).items()}
+    if wrong := next((key for key, tensor in state.items() if not isinstance(tensor, Tensor)), None):
+        raise ValueError(f"params.{wrong} is {type(state[wrong]).__name__}: expected a tensor")
+    return state
+
+
+def read_rows(params: Mapping[str, Any], layers: int) -> tuple[list[str], dict[str, Tensor]]:
+    """The words of a checkpoint in their order, and their rows ``[k, layers, D]`` by text encoder.
+
+    Raises ``ValueError`` naming the word for rows of other shapes, and for encoders that have other words.
+    """
+    words: list[str] = []
+    tokens: dict[str, Tensor] = {}
+    for encoder, key in EMBEDDINGS.items():
+        if not (table := params.get(key)):
+            continue
+        for word, rows in table.items():
+            check_rows(f"params.{key}[{word!r}]", rows, layers)
+        words = words or list(table)
+        if list(table) != words or len({rows.shape for rows in table.values()}) > 1:
+            raise ValueError(f"params.{key} has other words or widths than params.new_concept_embedding: expected {', '.join(words)}")
+        tokens[encoder] = torch.stack([rows.detach().float() for rows in table.values()])
+    if not tokens:
+        raise ValueError("params.new_concept_embedding has no words")
+    return words, tokens
+
+
+def check_rows(name: str, rows: Any, layers: int) -> None:
+    """Raises ``ValueError`` unless the rows of a word are finite numbers ``[layers, D]``."""
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != layers or not rows.isfinite().all():
+        shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(f"{name} is {shape}: expected finite numbers [{layers}, D], one row per layer")
+
+
 def reference_concept(
     content: Mapping[str, Any], *, name: str, architecture: str = "", class_word: str = "", rank: int = 16
 ) -> tuple[Concept, list[str], dict[str, str]]:
@@ -40,29 +79,8 @@ def reference_concept(
     Raises ``ValueError`` naming the part for one that is not whole.
     """
     params = content.get("params", content)
-    for key in (*EMBEDDINGS.values(), *PARTS):
-        if not isinstance(params.get(key) or {}, Mapping) or not all(isinstance(name, str) for name in params.get(key) or {}):
-            raise ValueError(f"params.{key} is {type(params[key]).__name__}: expected tensors by name")
-    state = {f"{part}.{key}": tensor for part in PARTS for key, tensor in (params.get(part) or {}).items()}
-    if wrong := next((key for key, tensor in state.items() if not isinstance(tensor, Tensor)), None):
-        raise ValueError(f"params.{wrong} is {type(state[wrong]).__name__}: expected a tensor")
-    lora = read_lora(state, {}, architecture, rank)
-    layers = Architecture.parse(lora.architecture).count
-    words: list[str] = []
-    tokens: dict[str, Tensor] = {}
-    for encoder, key in EMBEDDINGS.items():
-        if not params.get(key):
-            continue
-        for word, rows in params[key].items():
-            if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != layers or not rows.isfinite().all():
-                shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-                raise ValueError(f"params.{key}[{word!r}] is {shape}: expected finite numbers [{layers}, D], one row per layer")
-        words = words or list(params[key])
-        if list(params[key]) != words or len({rows.shape for rows in params[key].values()}) > 1:
-            raise ValueError(f"params.{key} has other words or widths than params.new_concept_embedding: expected {', '.join(words)}")
-        tokens[encoder] = torch.stack([rows.detach().float() for rows in params[key].values()])
-    if not tokens:
-        raise ValueError("params.new_concept_embedding has no words")
+    lora = read_lora(read_state(params), {}, architecture, rank)
+    words, tokens = read_rows(params, Architecture.parse(lora.architecture).count)
     renamed = tuple(f"<{name}.{i + 1}>" for i in range(len(words)))
     warnings = [*lora.warnings, f"the words {' '.join(words)} are now {' '.join(renamed)}"]
     root = "params." if "params" in content else ""
