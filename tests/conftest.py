@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,12 +82,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("comfy_host", cases or [nothing], scope="session")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2 --dist loadgroup` one worker takes all tests of a checkout, so each has one server, and other files go whole."""
-    for item in items:
-        found = item.callspec.params.get("comfy_host") if hasattr(item, "callspec") else None
-        item.add_marker(pytest.mark.xdist_group(f"ComfyUI {found.version}" if found else str(item.path.relative_to(PACK))))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n 2` one worker takes all tests of a checkout, so each has one server, and other files go whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByHost(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, case = nodeid.partition("::")
+            return next((str(found) for found in HOSTS if found.version in case.partition("[")[2].rstrip("]").split("-")), file)
+
+    config.option.loadscopereorder = False  # tests/browser and tests/host, which take longest, begin
+    return ByHost(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
