@@ -16,8 +16,11 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
@@ -113,8 +116,9 @@ def run(server: Server, prompt: dict[str, Any], cancelled: bool = False, delay: 
 
 
 def digest(server: Server, picture: dict[str, str]) -> str:
+    """That of the pixels: a file also says when what its nodes read was changed."""
     with urllib.request.urlopen(f"{server.url}/view?{urllib.parse.urlencode(picture)}", timeout=60) as answer:
-        return hashlib.sha256(answer.read()).hexdigest()
+        return hashlib.sha256(Image.open(BytesIO(answer.read())).tobytes()).hexdigest()
 
 
 def let_go(server: Server, seconds: float = 20) -> dict[str, int]:

@@ -1,8 +1,10 @@
 """A short soak: what a server still holds after painting, learning and cancelling. The long one is soak.py."""
 
+import pytest
 import soak
 
 
+@pytest.mark.slow
 def test_nothing_stays_behind_and_the_first_pictures_come_again(comfy_host, tmp_path):
     server = soak.start(comfy_host, tmp_path)
     try:
