@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from .bank.archive import load_compressed
 from .bank.concept import Concept
 from .bank.exchange import Labels, Reading, handle, read_file
 from .bank.index import SUFFIX, header_of, read_files
-from .bank.picture_file import suffixes
+from .bank.picture_file import picture_size, suffixes
 from .models.checkpoint import family_of_checkpoint, inventory, is_checkpoint, missing_parts, schedule_of_checkpoint
 from .models.family import family_of
 from .tensor_file import read_tensors, tensors_in
@@ -59,8 +58,9 @@ def inspect(path: Path | str, architecture: str = "", rank: int = 16) -> Finding
 
 def inspect_file(file: Path, labels: Labels) -> Finding:
     """Tell what one file is. Raises what its reader raises."""
-    if file.is_file() and file.suffix.lower() in suffixes() and (size := picture_size(file)):
-        return Finding(file, f"a picture of {size[0]} x {size[1]} pixels", ["in a folder with others, to learn from"])
+    if file.is_file() and file.suffix.lower() in suffixes():
+        width, height = picture_size(file)
+        return Finding(file, f"a picture of {width} x {height} pixels", ["in a folder with others, to learn from"])
     try:
         content, metadata = read_tensors(file, "meta")
     except ValueError as error:
@@ -133,15 +133,6 @@ def compressed_bank(file: Path) -> Finding:
     """A bank in one file."""
     names = [concept.name for concept in load_compressed(file).concepts]
     return Finding(file, f"a compressed bank of {len(names)} concepts: `cidm bank expand` makes files of them", [", ".join(names)])
-
-
-def picture_size(file: Path) -> tuple[int, int] | None:
-    """Width and height of a picture, which is not decoded; ``None`` for a file that is none."""
-    try:
-        with Image.open(file) as picture:
-            return picture.size
-    except Exception:  # a broken picture makes the reader fail in any way
-        return None
 
 
 def inspect_folder(folder: Path, labels: Labels) -> Finding:

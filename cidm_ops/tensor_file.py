@@ -17,13 +17,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import file_kind
+from .file_kind import kind_of
+
 NUMBERED = "a layer's number says not which it is, so have the tool that wrote it (lora_diffusion) save it with diffusers' names"
 HEADER = 100_000_000  # bytes of a safetensors header at most, as in its specification
 HEAD = 4096  # bytes by which a file is known
 LEAVES = 1_000_000  # entries of a pickle that are looked at
 DEPTH = 12  # of mappings and lists in each other
 AGAIN = "get it again"
-UNPACK = "an archive: unpack it and take the file in it"
 HYPERNETWORK = (  # what stands beside the layers of a hypernetwork
     "step", "name", "layer_structure", "activation_func", "is_layer_norm", "weight_initialization", "use_dropout", "sd_checkpoint",
     "sd_checkpoint_name", "activate_output", "last_layer_dropout", "dropout_structure", "optional_info",
@@ -35,23 +37,24 @@ TYPES = {
 
 CALL = re.compile(r"[\w.]+ [\w.]+")  # a module and a name in it, of a pickle
 
-# What other files begin with, and what to do about them.
-KINDS: tuple[tuple[str, str], ...] = (
-    (r"version https://git-lfs", "a pointer of Git LFS, which stands for the real file: run `git lfs pull` in its repository"),
-    (r"\s*(\.\./|/)*\.?git/annex/|/annex/objects/", "a pointer of git-annex, which stands for the real file: run `git annex get`"),
-    (
-        r"(?i)\s*(<!--.*?-->\s*)*<(!doctype|html|head|body|title|script|meta|\?xml|error)\b",
-        "a web page: the download was answered with a page in its place, sign in or accept the terms there and take the file's own link",
+# What to do about files of other kinds; a ZIP archive may be a checkpoint of torch.
+ADVICE = {
+    file_kind.LFS: "a pointer of Git LFS, which stands for the real file: run `git lfs pull` in its repository",
+    file_kind.ANNEX: "a pointer of git-annex, which stands for the real file: run `git annex get`",
+    file_kind.PAGE: (
+        "a web page: the download was answered with a page in its place, sign in or accept the terms there and take the file's own link"
     ),
-    (r"GGUF", "a GGUF model: only safetensors files and checkpoints of torch are read"),
-    (r"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|....ftyp(avif|heic|heix|mif1)|II\*\0|MM\0\*", "a picture: give the file of tensors"),
-    (r"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", UNPACK),
-    (r"\x89HDF", "an HDF5 file of Keras: only safetensors files and checkpoints of torch are read"),
-    (r"\x93NUMPY", "a NumPy array: only safetensors files and checkpoints of torch are read"),
-    (r"%PDF", "a PDF document: give the file of tensors"),
-    (r"MZ|\x7fELF|\xcf\xfa\xed\xfe|#!", "a program: it is not run; give the file of tensors"),
-    (r"OggS|ID3|fLaC|RIFF....(WAVE|AVI )|....ftyp", "a film or a sound: give the file of tensors"),
-)
+    file_kind.GGUF: "a GGUF model: only safetensors files and checkpoints of torch are read",
+    file_kind.PICTURE: "a picture: give the file of tensors",
+    file_kind.JXL: "a picture: give the file of tensors",
+    file_kind.SVG: "a drawing: give the file of tensors",
+    file_kind.ARCHIVE: "an archive: unpack it and take the file in it",
+    file_kind.HDF5: "an HDF5 file of Keras: only safetensors files and checkpoints of torch are read",
+    file_kind.NUMPY: "a NumPy array: only safetensors files and checkpoints of torch are read",
+    file_kind.PDF: "a PDF document: give the file of tensors",
+    file_kind.PROGRAM: "a program: it is not run; give the file of tensors",
+    file_kind.FILM: "a film or a sound: give the file of tensors",
+}
 
 
 def read_tensors(file: Path, device: str = "cpu") -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -83,9 +86,8 @@ def what_is(head: bytes, size: int) -> str:
         return f"an empty file: the download did not begin, {AGAIN}"
     if not head.strip(b"\0"):
         return f"it begins with {len(head)} bytes of nothing, as a download that is not done: {AGAIN}"
-    for pattern, what in KINDS:
-        if re.match(pattern.encode("latin-1"), head, re.DOTALL):
-            return what
+    if what := ADVICE.get(kind_of(head)):
+        return what
     if b"\0" not in head and text_in(head):
         said = "a JSON text" if head.lstrip()[:1] in (b"{", b"[") else "a text"
         return f"{said}, no tensors: give the file of tensors"

@@ -19,7 +19,7 @@ from ..models.family import Architecture, Family, families, family_of
 from .concept import Concept
 from .factorised import factors_of
 from .metadata import Settings
-from .names import PRODUCTS, LayerPart, Left, canonical, read_key
+from .names import PRODUCTS, LayerPart, Unused, canonical, read_key
 
 NUMBERED = (
     "a LoRA as lora_diffusion wrote the first ones, with a layer's number in place of its name: have that tool save it with diffusers' "
@@ -98,7 +98,7 @@ def grouped(state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], 
                     raise ValueError(f"{key}: its layer stands twice in it, as of two adapters: keep one of them")
                 groups[module][part] = tensor
                 written.setdefault(module, []).append(key)
-            case Left(why):
+            case Unused(why):
                 unused[key] = why
             case _:
                 unused[key] = "no part of a layer"

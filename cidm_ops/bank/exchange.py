@@ -1,7 +1,6 @@
 """Files of others into a bank: what they are is told by the names in them, every tensor is used or named, and so is what is refused."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..models.family import families, family_of
 from ..tensor_file import read_tensors, tensors_in
+from ..text_file import read_json
 from .bank import Bank
 from .community import Lora, check_sizes, read_lora, remarks, what_else
 from .concept import ABOUT, Concept, check_name
@@ -19,11 +19,10 @@ from .concept_file import load_concept
 from .embedding import first_encoder, misfit, read_words, rows_in, spoken, words_concept
 from .manage import renamed
 from .metadata import Settings, check_settings, picture_in, settings_in, triggers_in
-from .names import NUMBERED, LayerPart, Left, Rows, Told, read_key
+from .names import NUMBERED, Description, LayerPart, Rows, Unused, read_key
 from .reference import is_reference, own_name, reference_concept
 
 EXISTING = ("refuse", "replace")
-LARGEST_SETTINGS = 1 << 24  # bytes of an adapter_config.json that is read
 OURS = "a concept of this pack"
 
 
@@ -113,7 +112,7 @@ def read_foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], set
     if any(NUMBERED.fullmatch(key) for key in tensors):
         raise ValueError(what_else(tensors))
     rows = rows_in(tensors)
-    told = [key for key in tensors if isinstance(read_key(key), Told)]
+    told = [key for key in tensors if isinstance(read_key(key), Description)]
     others = {key: t for key, t in tensors.items() if key not in rows and key not in told}
     if rows and not any(isinstance(read_key(key), LayerPart) for key in others):
         return read_embedding(tensors, rows, labels)
@@ -136,8 +135,8 @@ def read_embedding(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], labe
     concept, said = words_concept(words, name=labels.name, architecture=labels.architecture, class_word=labels.class_word)
     unused = {}
     for key in tensors:
-        if key not in rows and not isinstance(read := read_key(key), Told):
-            unused[key] = read.why if isinstance(read, Left) else "no row of a word"
+        if key not in rows and not isinstance(read := read_key(key), Description):
+            unused[key] = read.why if isinstance(read, Unused) else "no row of a word"
     used = [key for key in tensors if key not in unused]
     concept = replace(concept, triggers=tuple(dict.fromkeys(t.strip() for t in labels.triggers if t.strip())))
     return Reading("an embedding", concept, [*remarks(unused, len(tensors)), *said], used, unused)
@@ -200,10 +199,8 @@ def settings_beside(file: Path) -> dict[str, Settings]:
     if not file.name.startswith("adapter_model.") or not config.is_file():
         return {}
     try:
-        if config.stat().st_size > LARGEST_SETTINGS:
-            raise ValueError(f"it has {config.stat().st_size} bytes")
-        own = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        own = read_json(config)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{config.name} beside it is no JSON that can be read: get it again, or have the file without it") from error
     if not isinstance(own, dict):
         raise ValueError(f"{config.name} beside it holds no settings")

@@ -6,6 +6,7 @@ names its layers with. What only wraps a name (peft, compiled and distributed mo
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from ..models.family import Family, families
 
@@ -67,38 +68,38 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Left:
+class Unused:
     """Why a tensor cannot be used."""
 
     why: str
 
 
 @dataclass(frozen=True)
-class Told:
+class Description:
     """A number that describes the file and changes nothing."""
 
 
-def read_key(key: str) -> LayerPart | Rows | Left | Told:
+def read_key(key: str) -> LayerPart | Rows | Unused | Description:
     """Tell what a tensor is, by its name alone."""
     if NUMBERED.fullmatch(key):
-        return Left("a layer by its number alone, as lora_diffusion wrote them")
+        return Unused("a layer by its number alone, as lora_diffusion wrote them")
     bare = CONTAINERS.sub("", key, count=1) if CONTAINERS.match(key) else key
     if BOOKKEEPING.fullmatch(bare):
-        return Told()
+        return Description()
     if rows := read_rows(bare):
         return rows
     if OUTPUT.fullmatch(bare) and (bare.startswith("bundle_emb.") or "." not in bare):
-        return Left("rows that stand behind a text encoder")
+        return Unused("rows that stand behind a text encoder")
     if match := PART.fullmatch(bare):
         return _part(match)
-    return Left("no name that is known")
+    return Unused("no name that is known")
 
 
-def _part(match: re.Match[str]) -> LayerPart | Left:
+def _part(match: re.Match[str]) -> LayerPart | Unused:
     if match["bias"] or match["side_bias"]:
-        return Left("a bias")
+        return Unused("a bias")
     if match["norm"]:
-        return Left("a norm")
+        return Unused("a norm")
     if product := match["product"]:
         kind = next(kind for kind, parts in PRODUCTS.items() if re.fullmatch(parts, product))
         return LayerPart(match["module"], kind)
@@ -108,14 +109,19 @@ def _part(match: re.Match[str]) -> LayerPart | Left:
 
 def read_rows(bare: str) -> Rows | None:
     """The word and the text encoder that rows are for: of AUTOMATIC1111, diffusers, kohya's tools, pivotal tuning and OneTrainer."""
-    known = {name: e.name for f in families() for e in f.encoders for name in (e.name, *e.rows)}
-    first = {"emb_params": "", "*": ""}
-    names = "|".join(map(re.escape, known | first))
-    match = re.fullmatch(rf"{WORD}(?:string_to_param\.(?P<own>.+)|(?P<rows>{names}))", bare)
-    if match:
+    known, pattern = names_of_rows(tuple(families()))
+    if match := pattern.fullmatch(bare):
         own = "" if match["own"] in (None, "*") else match["own"]
         return Rows(match["word"] or own, known.get(match["rows"] or "", ""))
     return Rows(bare, "") if re.fullmatch(r"<[^<>]+>", bare) else None
+
+
+@cache
+def names_of_rows(known: tuple[Family, ...]) -> tuple[dict[str, str], re.Pattern[str]]:
+    """The text encoders by the names that files have for their rows, and what the key of any rows looks like. Asked for every tensor."""
+    encoders = {name: e.name for f in known for e in f.encoders for name in (e.name, *e.rows)}
+    names = "|".join(map(re.escape, [*encoders, "emb_params", "*"]))
+    return encoders, re.compile(rf"{WORD}(?:string_to_param\.(?P<own>.+)|(?P<rows>{names}))")
 
 
 def flat_name(module: str) -> str:

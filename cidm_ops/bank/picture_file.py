@@ -14,6 +14,8 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin
 
+from .. import file_kind
+from ..file_kind import kind_of
 from ..text_file import open_ordinary
 
 MOST = 178_000_000  # pixels: what Pillow reads at most
@@ -24,17 +26,17 @@ FORMATS = (
 )  # fmt: skip
 HEIC = "convert it to JPEG, or install pillow-heif"
 CONVERT = {".heic": HEIC, ".heif": HEIC, ".hif": HEIC, ".avif": "convert it to JPEG, or install a newer Pillow"}
-# How other things begin that come under the name of a picture, and what to do about it.
-OTHERS = (
-    (b"version https://git-lfs", "it is a pointer of Git LFS, not the picture: run `git lfs pull`"),
-    (b"<!doctype", "it is a web page, not a picture: download it again"),
-    (b"<html", "it is a web page, not a picture: download it again"),
-    (b"<svg", "it is a drawing in SVG: export it as PNG"),
-    (b"\xff\x0a", "it is a picture in JPEG XL: convert it to JPEG or PNG"),
-    (b"\0\0\0\x0cjxl ", "it is a picture in JPEG XL: convert it to JPEG or PNG"),
-    (b"pk\x03\x04", "it is a ZIP archive: unpack it"),
-    (b"%pdf", "it is a PDF: export it as PNG"),
-)
+# What to do about files of other kinds that come under the name of a picture.
+ADVICE = {
+    file_kind.LFS: "it is a pointer of Git LFS, not the picture: run `git lfs pull`",
+    file_kind.ANNEX: "it is a pointer of git-annex, not the picture: run `git annex get`",
+    file_kind.PAGE: "it is a web page, not a picture: download it again",
+    file_kind.SVG: "it is a drawing in SVG: export it as PNG",
+    file_kind.JXL: "it is a picture in JPEG XL: convert it to JPEG or PNG",
+    file_kind.ZIP: "it is a ZIP archive: unpack it",
+    file_kind.ARCHIVE: "it is an archive: unpack it",
+    file_kind.PDF: "it is a PDF: export it as PNG",
+}
 
 
 @cache
@@ -59,16 +61,29 @@ def open_picture(source: Path | bytes, side: int = 0, formats: Sequence[str] = F
     Raises ``ValueError`` that says why it cannot be read and what to do, ``FileNotFoundError``, and ``MemoryError`` where it does not fit.
     What names the file is up to the caller.
     """
+    with open_for_pillow(source) as file:
+        image = read_header(file, formats)
+        check_size(image, side, most)
+        upright = ImageOps.exif_transpose(image)
+        upright.load()
+        upright.info["pictures"] = 2 if image.format != "MPO" and getattr(image, "is_animated", False) else 1
+        return in_8_bits(upright, bits_of(image))
+
+
+def picture_size(file: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is stored; nothing is decoded. Raises what ``open_picture`` raises."""
+    with open_for_pillow(file) as data:
+        return read_header(data, FORMATS).size
+
+
+@contextmanager
+def open_for_pillow(source: Path | bytes) -> Iterator[BinaryIO]:
+    """Open a file for Pillow, which says nothing while this is open. What it raises becomes ``ValueError`` that says why and what to do."""
     suffixes()
     with io.BytesIO(source) if isinstance(source, bytes) else open_ordinary(source) as file:
         try:
-            with reading():
-                image = begun(file, formats)
-                check_size(image, side, most)
-                upright = ImageOps.exif_transpose(image)
-                upright.load()
-                upright.info["pictures"] = 2 if image.format != "MPO" and getattr(image, "is_animated", False) else 1
-                return in_8_bits(upright, bits_of(image))
+            with silence_warnings():
+                yield file
         except MemoryError as error:
             raise MemoryError("there is not enough memory to read it") from error
         except Unreadable:
@@ -78,7 +93,7 @@ def open_picture(source: Path | bytes, side: int = 0, formats: Sequence[str] = F
             with suppress(OSError, ValueError):
                 file.seek(0)
                 head = file.read(64)
-            raise ValueError(told_by(head) or "it cannot be read as a picture, as if it were damaged: repair or remove it") from error
+            raise ValueError(identify(head) or "it cannot be read as a picture, as if it were damaged: repair or remove it") from error
 
 
 class Unreadable(ValueError):
@@ -86,14 +101,14 @@ class Unreadable(ValueError):
 
 
 @contextmanager
-def reading() -> Iterator[None]:
+def silence_warnings() -> Iterator[None]:
     """Keep Pillow silent while this is open: what matters of its warnings is looked at here."""
     with catch_warnings():
         simplefilter("ignore")
         yield
 
 
-def begun(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
+def read_header(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
     """A picture whose header is read and nothing more. That of a JPEG comes without Pillow's bound, as it can be decoded smaller."""
     head = file.read(2)
     file.seek(0)
@@ -144,16 +159,15 @@ def in_8_bits(image: Image.Image, bits: int = 16) -> Image.Image:
 def in_colours(image: Image.Image, mode: str = "RGB") -> Image.Image:
     """A picture in RGB or RGBA. Raises ``ValueError`` for colours that Pillow does not turn into these."""
     try:
-        with reading():
+        with silence_warnings():
             return image if image.mode == mode else image.convert(mode)
     except ValueError as error:
         raise ValueError(f"its colours are in {image.mode}: convert it to JPEG or PNG") from error
 
 
-def told_by(head: bytes) -> str:
+def identify(head: bytes) -> str:
     """Tell what a file is by its first bytes if it is no picture that can be read, and what to do about it; "" for what is not known."""
-    start = head.lstrip().lower()
-    if found := next((said for begin, said in OTHERS if start.startswith(begin)), ""):
+    if found := ADVICE.get(kind_of(head)):
         return found
     if head[4:8] == b"ftyp":
         brand = head[8:11]

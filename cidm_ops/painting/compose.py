@@ -153,8 +153,9 @@ def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig)
     names = sorted(said.strengths) if how.mode == "exact" else _low_rank(bank)
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
     concepts = [bank.get(name) for name in names]
+    layers = {**backbone.layers, **linear_layers(backbone.texts)} if concepts else {}
     for concept in concepts:
-        check_layers(concept, {**backbone.layers, **linear_layers(backbone.texts)})
+        check_layers(concept, layers)
     found = how.strength * weights(how.mode, backbone, said.text, concepts, said.strengths, how.mode_rule).cpu()
     strengths = {n: how.strength * s for n, s in said.strengths.items()}
     return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])

@@ -37,13 +37,13 @@ SETTLED = 50  # prompts after which memory should stay
 
 @dataclass
 class Soak:
-    """The figures of a soak. ``growth`` is that of resident memory after the first prompts, as a part of it; ``left`` counts what stayed on
-    models when the host had let everything go; ``again`` says whether the first pictures came again bit for bit.
+    """The figures of a soak. ``growth`` is that of resident memory after the first prompts as a part of it, ``None`` after too few; ``left``
+    counts what stayed on models when the host had let everything go; ``again`` says whether the first pictures came again bit for bit.
     """
 
     prompts: int
     ended: dict[str, int] = field(default_factory=dict)
-    growth: float = 0.0
+    growth: float | None = None
     megabytes: list[int] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
     again: bool = False
@@ -68,7 +68,7 @@ def graph(name: str, draw: random.Random) -> dict[str, Any]:
         if kind == "EmptyLatentImage":
             inputs |= {"width": draw.choice((128, 160)), "height": 128}
             inputs["batch_size"] = inputs["batch_size"] if isinstance(inputs["batch_size"], list) else draw.choice((1, 2))
-        elif kind == "CIDMEncodePrompt" and prompt_of(prompt, inputs) == "CIDMDoodleBank":
+        elif kind == "CIDMEncodePrompt" and kind_of_bank(prompt, inputs) == "CIDMDoodleBank":
             inputs["text"] = draw.choice(TEXTS)
         elif kind == "CIDMOpenBank":
             inputs["name"] = f"{name}_{draw.randrange(2)}"
@@ -78,7 +78,7 @@ def graph(name: str, draw: random.Random) -> dict[str, Any]:
     return prompt
 
 
-def prompt_of(prompt: dict[str, Any], inputs: dict[str, Any]) -> str:
+def kind_of_bank(prompt: dict[str, Any], inputs: dict[str, Any]) -> str:
     """The kind of node that a node has its bank from."""
     return prompt[inputs["bank"][0]]["class_type"]
 
@@ -151,10 +151,11 @@ def soak(server: Server, prompts: int, seed: int = 0) -> Soak:
     return found
 
 
-def growth(memory: Sequence[int]) -> float:
+def growth(memory: Sequence[int]) -> float | None:
     """By what part of it the memory grew since it settled: medians of ten prompts, since every prompt needs another amount."""
-    settled = min(SETTLED, len(memory) // 2)
-    return statistics.median(memory[-10:]) / statistics.median(memory[settled : settled + 10]) - 1
+    if len(memory) < SETTLED + 20:
+        return None
+    return statistics.median(memory[-10:]) / statistics.median(memory[SETTLED : SETTLED + 10]) - 1
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ FLOORS = {
     "causal": 1,
     "schedule": 1,
     "fingerprint": 1,
+    "file_kind": 1,
     "tensor_file": 1,
     "text_file": 1,
     "models": 0,

@@ -22,17 +22,15 @@ def resident() -> int:
 def left_over() -> dict[str, int]:
     """Counts of what the pack puts on models: nothing of it may stay when the host has let everything go."""
     gc.collect()
-    found = dict.fromkeys(("hooks", "wrappers", "scenes", "texts", "patchers", "tensors"), 0)
+    found = dict.fromkeys(("hooks", "wrappers", "scenes", "texts"), 0)
     for thing in gc.get_objects():
         kind = type(thing)
         if issubclass(kind, torch.nn.Module):
             found["hooks"] += len(thing.__dict__.get("_forward_hooks", ())) + len(thing.__dict__.get("_forward_pre_hooks", ()))
         elif issubclass(kind, ModelPatcher):
-            found["patchers"] += 1
             found["wrappers"] += sum("cidm" in by_key for by_key in getattr(thing, "wrappers", {}).values())
-        elif issubclass(kind, torch.Tensor):
-            found["tensors"] += 1
-            found["texts"] += kind.__name__ == "ConceptText"
+        elif kind.__name__ == "ConceptText":
+            found["texts"] += 1
         elif kind.__name__ == "HostRun":
             found["scenes"] += 1
     return {**found, "resident": resident()}
