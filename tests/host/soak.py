@@ -37,8 +37,9 @@ SETTLED = 50  # prompts after which memory should stay
 
 @dataclass
 class Soak:
-    """The figures of a soak. ``growth`` is that of resident memory after the first prompts as a part of it, ``None`` after too few; ``left``
-    counts what stayed on models when the host had let everything go; ``again`` says whether the first pictures came again bit for bit.
+    """The figures of a soak. ``growth`` is that of resident memory after the first prompts as a part of it, ``None`` after too few;
+    ``left`` counts what stayed on models when the host had let everything go; ``again`` says whether the first pictures came again bit for
+    bit.
     """
 
     prompts: int
