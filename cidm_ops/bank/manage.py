@@ -154,7 +154,9 @@ def verify(bank: Bank) -> dict[str, str]:
             now.get(name)
             taken = sorted(w for w in claims(header["words"], header["triggers"]) if owner.setdefault(w, name) != name)
             found[name] = f"the word {taken[0]} belongs to concept {owner[taken[0]]!r} already: rename one" if taken else ""
-        except (KeyError, ValueError) as error:
+        except KeyError:
+            continue  # someone renamed or removed it meanwhile, and may have brought it back since
+        except ValueError as error:
             if now.file(name).exists():  # else someone removed it meanwhile
                 found[name] = str(error.args[0])
     return found | now.damaged
