@@ -26,6 +26,7 @@ FORMATS = (
 )  # fmt: skip
 HEIC = "convert it to JPEG, or install pillow-heif"
 CONVERT = {".heic": HEIC, ".heif": HEIC, ".hif": HEIC, ".avif": "convert it to JPEG, or install a newer Pillow"}
+BRANDS = {b"hei": ("HEIC", ".heic"), b"mif": ("HEIC", ".heic"), b"avi": ("AVIF", ".avif")}  # the ninth to eleventh byte of a file
 # What to do about files of other kinds that come under the name of a picture.
 ADVICE = {
     file_kind.LFS: "it is a pointer of Git LFS, not the picture: run `git lfs pull`",
@@ -170,8 +171,8 @@ def identify(head: bytes) -> str:
     if found := ADVICE.get(kind_of(head)):
         return found
     if head[4:8] == b"ftyp":
-        brand = head[8:11]
-        known = {b"hei": f"it is a picture in HEIC: {HEIC}", b"mif": f"it is a picture in HEIC: {HEIC}"}
-        known[b"avi"] = f"it is a picture in AVIF: {CONVERT['.avif']}"
-        return known.get(brand, "it is a film, or a picture in a format of films: convert it to JPEG or PNG")
+        if head[8:11] not in BRANDS:
+            return "it is a film, or a picture in a format of films: convert it to JPEG or PNG"
+        kind, suffix = BRANDS[head[8:11]]
+        return "" if suffix in suffixes() else f"it is a picture in {kind}: {CONVERT[suffix]}"
     return "" if head else "it is empty: get it again, or remove it"

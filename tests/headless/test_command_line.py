@@ -209,7 +209,7 @@ class TestWhatPeopleBring:
 
     def test_what_is_left_out_is_told_before_learning(self, train, tmp_path, monkeypatch):
         images = photos(tmp_path / "dogs", ["a dog"])
-        (images / "g.heic").write_bytes(b"\0\0\0\x18ftypheic")
+        (images / "g.jxl").write_bytes(b"\xff\x0a")
         (images / "notes.md").write_text("dogs")
         monkeypatch.setattr("cidm_ops.training.task.run_to_end", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -218,7 +218,7 @@ class TestWhatPeopleBring:
         code, _, err = train(images)
         lines = [line for line in err if "warning" in line and "stopped" not in line]
         assert code == 0 and all(lines.count(line) == 2 for line in lines), "each is told once, in the first run before learning"
-        assert any("g.heic" in line and "convert it to JPEG" in line for line in lines) and any("notes.md" in line for line in lines)
+        assert any("g.jxl" in line and "convert it to JPEG" in line for line in lines) and any("notes.md" in line for line in lines)
 
     def test_a_giant_picture_a_pipe_and_a_wrong_encoding_are_one_line(self, train, tmp_path):
         images = photos(tmp_path / "dogs", ["a dog"])

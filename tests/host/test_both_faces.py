@@ -25,7 +25,7 @@ def amiss(folder):
     Image.new("L", (60, 48), 0).save(folder / "nobody_mask.png")
     frames = [Image.new("RGB", (48, 48), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "q.gif", save_all=True, append_images=frames[1:])
-    for name in ("g.heic", "notes.md", "._p0.png", "nobody.txt", "p0.caption"):
+    for name in ("g.jxl", "notes.md", "._p0.png", "nobody.txt", "p0.caption"):
         (folder / name).write_bytes(b"x")
     for name in ("more", "0_dog"):
         (folder / name).mkdir()
@@ -69,7 +69,7 @@ def test_remarks_on_a_folder_are_the_same(server, told, tmp_path):
     said = told(*train(folder, tmp_path / "bank"))
     outputs = server.run(learn_from(folder, "faces"))
     assert said == warnings_of(outputs["4"])
-    unused = ("g.heic", "notes.md", "._p0.png", "nobody.txt", "p0.caption", "nobody_mask.png", "more", "0_dog", "f.png", "q.gif")
+    unused = ("g.jxl", "notes.md", "._p0.png", "nobody.txt", "p0.caption", "nobody_mask.png", "more", "0_dog", "f.png", "q.gif")
     assert all(any(name in line for line in said) for name in unused), said
     assert warnings_of(outputs["6"]) <= said
 

@@ -3,11 +3,13 @@
 import io
 import os
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from PIL import Image
@@ -74,7 +76,6 @@ class TestPictures:
         for name, kind in kinds.items():
             picture(tmp_path / name, format=kind)
         others = {
-            "g.heic": b"\0\0\0\x18ftypheic",
             "h.jxl": b"\xff\x0a",
             "k.tga": b"",
             "photo.cr2": b"II*\0",
@@ -87,12 +88,11 @@ class TestPictures:
         assert sorted(data.names) == sorted(kinds)
         said = "\n".join(data.warnings)
         assert all(name in said for name in others), said
-        assert "g.heic: no picture that can be read here, so it is left out: convert it to JPEG, or install pillow-heif" in said
 
     def test_a_folder_of_other_things_says_what_they_are(self, tmp_path):
-        (tmp_path / "g.heic").write_bytes(b"\0\0\0\x18ftypheic")
+        (tmp_path / "h.jxl").write_bytes(b"\xff\x0a")
         (tmp_path / "more").mkdir()
-        with pytest.raises(FileNotFoundError, match="no pictures in it.*g.heic.*convert it to JPEG") as refusal:
+        with pytest.raises(FileNotFoundError, match="no pictures in it.*h.jxl.*convert it to JPEG") as refusal:
             from_folder(tmp_path, 64)
         assert "more: only folders such as 10_dog" in str(refusal.value)
 
@@ -102,7 +102,6 @@ class TestPictures:
             (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
             (b"<!DOCTYPE html><html>", "web page"),
             (b"\n <html>", "web page"),
-            (b"\0\0\0\x18ftypheic", "HEIC: convert it to JPEG"),
             (b"\0\0\0\x18ftypisom", "film"),
             (b"\xff\x0a", "JPEG XL"),
             (b"", "it is empty"),
@@ -207,9 +206,51 @@ class TestPictures:
             from_folder(photos, 64)
 
     def test_references_say_what_they_leave_out(self, photos):
-        (photos / "g.heic").write_bytes(b"\0\0\0\x18ftypheic")
+        (photos / "h.jxl").write_bytes(b"\xff\x0a")
         pictures, remarks = references_in(photos)
-        assert len(pictures) == 3 and "g.heic" in "\n".join(remarks)
+        assert len(pictures) == 3 and "h.jxl" in "\n".join(remarks)
+
+
+class TestHeic:
+    """What phones write. It is read where pillow-heif is installed, which no host brings."""
+
+    @pytest.fixture
+    def without(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it raises ImportError
+        known = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind != "HEIF"}
+        monkeypatch.setattr(Image, "EXTENSION", known)
+        suffixes.cache_clear()
+        yield
+        monkeypatch.undo()
+        suffixes.cache_clear()
+
+    def test_without_pillow_heif_it_is_named_with_what_to_do(self, without, tmp_path):
+        (tmp_path / "g.heic").write_bytes(b"\0\0\0\x18ftypheic")
+        picture(tmp_path / "p.png")
+        assert "g.heic: no picture that can be read here, so it is left out: convert it to JPEG, or install pillow-heif" in told(tmp_path)
+        (tmp_path / "p.png").write_bytes(b"\0\0\0\x18ftypheic")
+        with pytest.raises(ValueError, match="p.png: it is a picture in HEIC: convert it to JPEG, or install pillow-heif"):
+            from_folder(tmp_path, 64)
+
+    def test_with_pillow_heif_it_is_a_picture_like_others(self, tmp_path):
+        pillow_heif.register_heif_opener()
+        turned = Image.Exif()
+        turned[0x112] = 6  # a camera held upright
+        left = Image.new("RGB", (96, 64), "red")
+        left.paste("blue", (48, 0, 96, 64))
+        left.save(tmp_path / "IMG_1.HEIC", exif=turned.tobytes())
+        left.save(tmp_path / "burst.heif", save_all=True, append_images=[left])
+        found = open_picture(tmp_path / "IMG_1.HEIC")
+        assert found.size == (64, 96)
+        (red, _, blue), (blue_below, _, _) = found.getpixel((32, 20)), found.getpixel((32, 76))
+        assert red > 200 and blue < 60 and blue_below < 60
+        data = from_folder(tmp_path, 64)
+        assert data.names == ["IMG_1.HEIC", "burst.heif"] and "burst.heif" in "\n".join(data.warnings)
+        whole = (tmp_path / "IMG_1.HEIC").read_bytes()
+        for kept in (12, 300, len(whole) - 40):
+            (tmp_path / "IMG_1.HEIC").write_bytes(whole[:kept])
+            with pytest.raises(ValueError, match=r"IMG_1.HEIC: it cannot be read as a picture, as if it were damaged: repair or remove it"):
+                from_folder(tmp_path, 64)
 
 
 class TestCaptions:

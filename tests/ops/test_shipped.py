@@ -8,8 +8,6 @@ import sys
 import pytest
 from test_floors import HOST, PACK, SHIPPED, imports, name_of
 
-from cidm_ops.bank import picture_file
-
 BROUGHT = {  # module -> the line of the host's requirements.txt that installs it
     "PIL": "pillow",
     "einops": "einops",
@@ -19,7 +17,7 @@ BROUGHT = {  # module -> the line of the host's requirements.txt that installs i
     "scipy": "scipy",
     "torch": "torch",
 }
-TRIED = {"pillow_heif"}  # used where somebody has installed it, see test_without_them_the_pack_works
+TRIED = {"pillow_heif"}  # used where somebody has installed it, see TestHeic in test_folders.py
 LOCAL = {"cidm_ops", "nodes"}
 PROBE = """
 import importlib.metadata, importlib.util, json, sys
@@ -39,14 +37,6 @@ def test_a_shipped_file_imports_what_every_host_brings(file):
     assert "importlib" not in tops, "a module that is imported by a text is seen by no test"
     if foreign := tops - LOCAL - HOST - BROUGHT.keys() - TRIED - sys.stdlib_module_names:
         pytest.fail(f"imports {', '.join(sorted(foreign))}: no host brings that; leave the file out in .comfyignore or do without")
-
-
-def test_without_them_the_pack_works(monkeypatch):
-    for module in TRIED:
-        monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
-    picture_file.suffixes.cache_clear()
-    assert ".png" in picture_file.suffixes() and ".heic" not in picture_file.suffixes()
-    picture_file.suffixes.cache_clear()
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=name_of)
