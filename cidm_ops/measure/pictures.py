@@ -1,7 +1,9 @@
 """Pictures of figures, for people who look at a node: heat maps and bars, drawn with PIL alone."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ MARGIN = 20
 MOST = 1200  # pixels of a heat map's cells along one side, before cells get too small to name
 
 
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
@@ -34,9 +37,8 @@ def fit_text(text: str, size: int, width: float) -> str:
     text = " ".join(text.split())
     if width_of(text, size) <= width:
         return text
-    while text and width_of(text + "...", size) > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    kept = bisect_right(range(1, len(text) + 1), width, key=lambda count: width_of(text[:count] + "...", size))
+    return text[:kept].rstrip() + "..."
 
 
 def shade(value: float) -> Colour:

@@ -31,6 +31,14 @@ def backbone(tiny_sd1):
     return load(tiny_sd1)
 
 
+@pytest.fixture(autouse=True)
+def from_a_terminal():
+    """What a shell starts in the background ignores Ctrl-C, and so does what runs in it: these tests run as from a terminal anywhere."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class At:
     """While open, does ``act`` when the ``count``-th function is called in step ``STOPPED``; ``seen`` counts the calls of that step."""
 
