@@ -4,15 +4,19 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from faults import at_point, kill
 from PIL import Image
 from test_command_line import cidm, learned, photos, refused  # noqa: F401
 from test_towers import tiny_clip  # noqa: F401
 
+from cidm_ops.__main__ import main
+from cidm_ops.bank import files
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.evaluation import protocol as evaluation
@@ -62,6 +66,34 @@ def test_a_second_run_paints_nothing_and_says_the_same(cidm, ready, tmp_path, mo
     code, again, err = cidm(*ready)
     assert code == 0 and again == out and "painted 0 of 8 pictures" in err
     assert pictures(tmp_path / "out") == first and (tmp_path / "out/scores.json").read_bytes() == scores
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork and kill -9")
+def test_killed_at_any_point_it_goes_on_and_ends_the_same(cidm, ready, tmp_path, monkeypatch):  # noqa: F811
+    """One picture of one concept; the second run reads what the first one left."""
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+    (tmp_path / "prompts.txt").write_text("A {} on a table\n")
+    argv = [*map(str, ready), "--concepts", "rex", "--samples", "1", "--out"]
+
+    def evaluate(root: Path) -> None:
+        assert main([*argv, str(root)]) == 0
+
+    evaluate(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    status, count = at_point(tmp_path / "counted", evaluate, 0, kill)
+    assert status == 0 and contents(tmp_path / "counted") == whole and int(count) >= 3 * len(whole)
+    for point in range(1, int(count) + 1):
+        root = tmp_path / f"cut{point}"
+        assert at_point(root, evaluate, point, kill)[0] == signal.SIGKILL
+        left = contents(root)
+        assert all(whole[name] == left[name] for name in left), f"point {point}: a file is neither there nor whole"
+        evaluate(root)
+        assert contents(root) == whole, f"point {point}: going on ends elsewhere"
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """What a person keeps of an evaluation, by name."""
+    return {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file() and not f.name.endswith(".partial")}
 
 
 def test_what_is_missing_is_painted_as_it_was(cidm, ready, tmp_path):  # noqa: F811

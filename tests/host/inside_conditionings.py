@@ -1,4 +1,4 @@
-"""The host's nodes on CONDITIONING and CLIP, over texts with learned words: see subjects.py. A script as inside.py."""
+"""The host's nodes on CONDITIONING and CLIP, over texts with learned words: see subjects.py. A part of inside_table.py."""
 
 import base64
 import functools
@@ -23,7 +23,6 @@ from subjects import (
     scene,
     verdict,
     write_concept,
-    written,
 )  # fmt: skip
 
 # isort: split
@@ -31,7 +30,6 @@ from subjects import (
 import comfy.sd
 import numpy as np
 import torch
-from inside import run
 from inside_painting import control_net
 from safetensors import safe_open
 
@@ -369,8 +367,3 @@ def the_text_encoders_nodes_act_on_learned_words():
         got = attempt(lambda: s.paint(model, s.worded(clip=clip)), (title, "hook"))  # noqa: B023 -- called at once
         found[title, "merged concepts"] = verdict(got, want)
     TABLE.check(found, "concepts")
-
-
-if __name__ == "__main__":
-    run(globals())
-    written()

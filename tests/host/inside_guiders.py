@@ -1,4 +1,4 @@
-"""The host's guiders and samplers over models with concepts, regions and Infusion: see subjects.py. A script as inside.py."""
+"""The host's guiders and samplers over models with concepts, regions and Infusion: see subjects.py. A part of inside_table.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,12 @@ from subjects import (
     exists,
     scene,
     verdict,
-    written,
 )  # fmt: skip
 
 # isort: split
 
 import comfy.samplers
 import torch
-from inside import run
 
 from nodes import NODE_CLASS_MAPPINGS
 
@@ -218,8 +216,3 @@ def the_sampler_nodes_are_one():
         found["KSamplerAdvanced", name] = verdict(advanced, want)
         found["SamplerCustomAdvanced", name] = verdict(s.guided(cfg(4.0)(s, model, positive, None), steps=2), want)
         TABLE.check(found, SUBJECTS[name].column)
-
-
-if __name__ == "__main__":
-    run(globals())
-    written()

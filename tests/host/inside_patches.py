@@ -1,7 +1,4 @@
-"""The host's model patches before and after models with concepts, regions and Infusion: see subjects.py.
-
-A script as inside.py; ``--table FILE`` writes what the scripts of the table have found so far as markdown.
-"""
+"""The host's model patches before and after models with concepts, regions and Infusion: see subjects.py. A part of inside_table.py."""
 
 import functools
 import json
@@ -26,7 +23,6 @@ from subjects import (
     scene,
     verdict,
     write_factors,
-    written,
 )  # fmt: skip
 
 # isort: split
@@ -36,7 +32,6 @@ import comfy.patcher_extension
 import comfy.sample
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from inside import run
 
 from nodes import NODE_CLASS_MAPPINGS
 
@@ -145,9 +140,13 @@ def plainly(number: int, lora: bool, said: str, order: str = BEFORE, patched: bo
 @functools.cache
 def untouched(name: str, number: int) -> torch.Tensor:
     """A lively subject without a patch, painted as that one is."""
-    s = scene()
-    model, positive = SUBJECTS[name].lively(s, s.model)
-    return s.paint(model, positive, **PATCHES[number].paint)
+    return scene().paint(*unpatched(SUBJECTS[name].lively), **PATCHES[number].paint)
+
+
+@functools.cache
+def unpatched(make) -> tuple:
+    """A model of ours and its positive text before any patch, made once: patches of the host work on clones."""
+    return make(scene(), scene().model)
 
 
 def chained(s: Scene, patch: Patch, make, order: str) -> torch.Tensor:
@@ -155,7 +154,7 @@ def chained(s: Scene, patch: Patch, make, order: str) -> torch.Tensor:
     if order == BEFORE:
         model, positive = make(s, patch.apply(s, s.model))
     else:
-        model, positive = make(s, s.model)
+        model, positive = unpatched(make)
         model = patch.apply(s, model)
     return s.paint(model, positive, **patch.paint)
 
@@ -486,8 +485,3 @@ def the_context_windows_read_the_regions_that_they_show():
         said = verdict(attempt(in_windows, because), torch.cat(parts, -1), "windows painted one by one")
         TABLE.note("ContextWindowsManual", "regions", f"a region in each window, {order}", said)
         assert not said.startswith("FAILS"), f"{order}: {said}"
-
-
-if __name__ == "__main__":
-    run(globals())
-    written()

@@ -1,6 +1,5 @@
 """Faults at every instant of writing: each operation is killed, and told that the disk is full, at each point where it changes a file."""
 
-import errno
 import hashlib
 import os
 import resource
@@ -8,10 +7,9 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from sys import addaudithook
 
 import pytest
-import torch
+from faults import at_point, kill, no_room
 from PIL import Image
 from test_manage import filled, small
 
@@ -23,7 +21,6 @@ from cidm_ops.bank.files import write_picture
 from cidm_ops.bank.lock import writing
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and kill -9")
-CHANGES = ("open", "os.rename", "os.remove", "os.mkdir")
 COURTESIES = (".lock.json", ".index.json")  # what may fail unsaid
 
 
@@ -71,55 +68,6 @@ def template(tmp_path_factory) -> Path:
 def quick(monkeypatch):
     """The order of writes is the same without waiting for the disk."""
     monkeypatch.setattr(files.os, "fsync", lambda _: None)
-
-
-def at_point(root: Path, work: Callable[[Path], object], point: int, act: Callable[[str], None]) -> tuple[int, str]:
-    """Do ``work`` in a process of its own and ``act`` when it is about to change something below ``root`` for that time, from 1.
-
-    Returns its exit status, and what it said: the number of changes, or the error.
-    """
-    read, write = os.pipe()
-    process = os.fork()
-    if process:
-        os.close(write)
-        with open(read, encoding="utf-8") as pipe:
-            said = pipe.read()
-        return os.waitpid(process, 0)[1], said
-    torch.set_num_threads(1)  # the threads of the parent are not in here
-    count, code = 0, 0
-
-    def change(what: str) -> None:
-        nonlocal count
-        count += 1
-        if count == point:
-            act(what)
-
-    def hook(event: str, args: tuple) -> None:
-        if (
-            event in CHANGES
-            and str(args[0]).startswith(str(root))
-            and (event != "open" or args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        ):
-            change(f"{event} {args[0]}")
-
-    addaudithook(hook)
-    files.os.fsync = lambda _: change("fsync")
-    try:
-        work(root)
-        said = str(count)
-    except BaseException as error:
-        said, code = f"{type(error).__name__}: {error}", 1
-    os.write(write, said.encode())
-    os._exit(code)
-
-
-def kill(what: str) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def no_room(what: str) -> None:
-    if not what.endswith("/.lock") and not what.startswith("os.remove"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), what.partition(" ")[2])
 
 
 def fresh(template: Path, root: Path, name: str) -> Path:
