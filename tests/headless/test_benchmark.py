@@ -276,7 +276,7 @@ class TestFigures:
 
 class TestTheWhole:
     def test_it_is_learned_and_scored_once(self, cidm, tmp_path, monkeypatch):  # noqa: F811
-        monkeypatch.setattr(suite, "THINGS", suite.THINGS[::8])
+        monkeypatch.setattr(suite, "THINGS", suite.THINGS[::20])
         argv = [
             "benchmark",
             "--folder",

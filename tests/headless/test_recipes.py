@@ -211,7 +211,7 @@ def short_of_memory(base, *cases):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process through the kernel")
 def test_when_memory_runs_out_the_step_is_done_in_another_way(tiny_sd1):
-    plenty, short, refused, nothing = short_of_memory(str(tiny_sd1), "auto:20000:384", "auto:70:384", "as_set:40:384", "auto:1:640")
+    plenty, short, refused, nothing = short_of_memory(str(tiny_sd1), "auto:20000:256", "auto:28:256", "as_set:16:256", "auto:1:512")
     assert plenty == {"means": "checkpointing off, 4 at once, precision as_model", "warnings": []}
     assert short["means"].startswith("checkpointing on") and "memory was short with checkpointing off" in short["warnings"][0]
     assert "try checkpointing on" in refused["error"] and "memory=auto" in refused["error"]
