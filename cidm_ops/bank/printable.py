@@ -14,3 +14,9 @@ def printable(text: str) -> str:
 def one_line(text: object) -> str:
     """The same with all white space as single blanks."""
     return printable(" ".join(str(text).split()))
+
+
+def brief(text: object, most: int = 300) -> str:
+    """The same, cut off where another library's words go on for pages."""
+    line = one_line(text)
+    return line if len(line) <= most else f"{line[:most].rstrip()}..."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..bank.printable import brief
 from ..models.clip import END
 from ..text_file import read_json
 from .doodle import DoodleReader, DoodleTower
@@ -112,7 +113,7 @@ def _from_folder(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float]
         else:
             vision = AutoModel.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path}: no image tower can be loaded from it ({error}): expected {KINDS}") from error
+        raise ValueError(f"{path}: no image tower can be loaded from it ({brief(error)}): expected {KINDS}") from error
     shape = getattr(vision.config, "image_size", None)
     if not isinstance(shape, int):
         raise ValueError(f"{path}: a model of type {kind!r} says no size of pictures: expected {KINDS}")
@@ -133,7 +134,7 @@ def _from_file(path: Path) -> tuple[Any, Any, Sequence[float], Sequence[float], 
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no .safetensors file ({error}): expected {KINDS}") from error
+        raise ValueError(f"{path} is damaged or no .safetensors file ({brief(error)}): expected {KINDS}") from error
     try:
         table, patches = state["vision_model.embeddings.position_embedding.weight"], state["vision_model.embeddings.patch_embedding.weight"]
         width, patch = patches.shape[0], patches.shape[-1]

@@ -201,13 +201,17 @@ def the_infusion_and_low_rank_concepts_share_a_prompt():
         for other in ("a <tom> and a dog", "a cat and a <rex>"):
             assert float((both - scene.paint(other)).abs().max()) > 1e-2
         equal(scene.paint("a <tom> and a <rex:0>"), scene.paint("a <tom> and a dog"))
-        routed = patches.with_concepts(scene.backbone, [mix(scene.backbone, scene.bank, "a <tom>")], AggregationConfig(routed=True))
-        model, text = scene.applied("a cat and a <rex>", model=routed)
-        beside = sample(model, text, scene.nothing)
-        merged = scene.applied(
-            "a cat and a <rex>", model=patches.merge(scene.model, mix(scene.backbone, scene.bank, "a <tom>").factors(scene.backbone))
+        exact = Scene(Path(folder) / "exact")
+        tom = mix(exact.backbone, scene.bank, "a <tom>")
+        exact.bank = scene.bank
+        routed, merged = (
+            exact.applied("a cat and a <rex>", model=model)
+            for model in (
+                patches.with_concepts(exact.backbone, [tom], AggregationConfig(routed=True)),
+                patches.merge(exact.model, tom.factors(exact.backbone)),
+            )
         )
-        near(beside, sample(*merged, scene.nothing))
+        near(sample(*routed, exact.nothing), sample(*merged, exact.nothing))
 
 
 def the_infusion_learns_and_both_engines_paint_it():
