@@ -1,4 +1,7 @@
-"""ComfyUI and diffusers paint the same picture from the same noise, with a concept that ComfyUI learned."""
+"""ComfyUI and diffusers paint the same picture from the same noise, with concepts that ComfyUI learned.
+
+Both compute in fp64 what is a sum; the bound is what fp32 at the edges leaves (4e-6 to 6e-6 measured), so two hosts agree within 2e-4.
+"""
 
 import torch
 from safetensors.torch import load_file
@@ -23,23 +26,23 @@ def test_the_latents_agree(results, inside):
         latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0)
     difference = float((latents - load_file(inside / "painted.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
-    assert difference < 1e-3
+    assert difference < 1e-4
 
 
 def test_the_latents_of_regions_with_concepts_of_both_kinds_agree(results, inside):
     assert not results["the_concepts_of_both_kinds_have_a_region_each_and_both_engines_paint_them"]
-    backbone, bank = load("doodle"), Bank(inside / "both")
+    backbone, bank = load("doodle", dtype=torch.float64), Bank(inside / "both")
     regions = [read_region("0,0,0.5,1: a <rex>"), read_region("0.5,0,1,1: a <spot>")]
     composition = compose_regions(backbone, bank, "in the snow", regions)
     latents = paint_latents(backbone, composition, unit_noise(backbone.family, 1, 1, 128, 128), SamplingConfig(6, 4.0))
     difference = float((latents - load_file(inside / "both.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
-    assert difference < 1e-3
+    assert difference < 1e-4
 
 
 def test_the_latents_of_infusion_agree(results, inside):
     assert not results["the_infusion_learns_and_both_engines_paint_it"]
-    backbone, bank = load("doodle"), Bank(inside / "infused")
+    backbone, bank = load("doodle", dtype=torch.float64), Bank(inside / "infused")
     mixture = compose(backbone, bank, "a <dog:2> on the beach")
     context, negative = encode(backbone, mixture), encode(backbone, ParsedPrompt(""))
     predict = predictor(backbone, Scene())
@@ -47,4 +50,4 @@ def test_the_latents_of_infusion_agree(results, inside):
         latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0, predict=predict)
     difference = float((latents - load_file(inside / "infused.safetensors")["latents"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
-    assert difference < 1e-3
+    assert difference < 1e-4
