@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .bank.printable import one_line
 from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train
+from .printable import one_line
 from .training.memory import is_out_of_memory
 from .training.stops import end_as_interrupts
 

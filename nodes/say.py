@@ -14,8 +14,8 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..cidm_ops.bank.printable import printable
 from ..cidm_ops.measure.report import to_pixels
+from ..cidm_ops.printable import printable
 from ..cidm_ops.training.trainer import Trainer
 
 

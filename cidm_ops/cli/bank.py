@@ -9,7 +9,7 @@ from typing import Any
 from ..bank.bank import Bank
 from ..bank.concept import RESIDUALS
 from ..bank.files import write_picture
-from ..bank.printable import one_line
+from ..printable import one_line
 from .arguments import whole
 from .progress import warn
 

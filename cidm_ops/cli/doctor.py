@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..bank.printable import one_line, printable
+from ..printable import one_line, printable
 from .arguments import whole
 
 LIBRARIES = ("torch", "safetensors", "numpy", "pillow", "einops", "diffusers", "transformers", "accelerate", "tokenizers")

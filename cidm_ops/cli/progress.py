@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..bank.printable import one_line
+from ..printable import one_line
 
 
 def warn(warnings: Iterable[str | None]) -> None:

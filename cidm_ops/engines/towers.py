@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ..bank.printable import brief
 from ..models.clip import END
+from ..printable import brief
 from ..text_file import read_json
 from .doodle import DoodleReader, DoodleTower
 from .tokenizer import tokenize

@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from ..bank.bank import Bank
 from ..bank.concept import RESIDUALS, Concept
 from ..bank.concept_file import read_preview
-from ..bank.printable import one_line
 from ..bank.thumbnails import decoded
 from ..models.family import family_of
+from ..printable import one_line
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fit_text, font, heading, width_of, wrap_text
 
 MOST = 200  # rows of a table

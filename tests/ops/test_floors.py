@@ -34,13 +34,16 @@ FLOORS = {
     "fingerprint": 1,
     "file_kind": 1,
     "tensor_file": 1,
+    "printable": 1,
     "text_file": 1,
     "models": 0,
 }
 BESIDE = {
-    "engines": {"backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "tensor_file", "text_file", "doodle", "models"},
+    "engines": {
+        "backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "tensor_file", "text_file", "printable", "doodle", "models",
+    },
     "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "models"},
-}
+}  # fmt: skip
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}
 RISKY = {"eval", "exec", "compile", "__import__"}

@@ -19,8 +19,8 @@ from cidm_ops.__main__ import main, refuse
 from cidm_ops.bank import manage
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.index import INDEX
-from cidm_ops.bank.printable import one_line, printable
 from cidm_ops.measure.cards import bank_table, concept_card
+from cidm_ops.printable import one_line, printable
 
 UP, TITLE, CLIPBOARD, RIGHT_TO_LEFT = "\x1b[1A\x1b[2K", "\x1b]0;TITLE\x07\x1b[2J", "\x1b]52;c;cm0gLXJm\x07", "\u202egnp.exe"
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from ...bank.bank import Bank
 from ...bank.concept import Concept
 from ...bank.files import write_atomically, write_picture
-from ...bank.printable import one_line
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
 from ...painting.paint import SamplingConfig, paint, unit_noise
+from ...printable import one_line
 from ...text_file import read_json
 from ...training.methods import method_of
 from ...training.record import flat_settings
