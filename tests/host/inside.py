@@ -215,7 +215,9 @@ def the_base_is_the_same_after_learning():
         again = learn(bank, backbone, "cat", steps=4, lr=1e-3, on_step=steps.append)
         assert len(steps) == 8 and len(again[2]) == 4, "the same task was learned twice"
     after = {n: m.state_dict() for n, m in modules.items()}
-    assert all(torch.equal(before[n][k], after[n][k]) for n in before for k in before[n])
+    for n in before:
+        for k, v in before[n].items():
+            equal(after[n][k], v)
     assert all(a is b for a, b in zip(parameters, (p for m in modules.values() for p in m.parameters()), strict=True))
     assert not any(p.grad is not None for p in parameters)
 
@@ -239,7 +241,9 @@ def the_stopped_run_goes_on_bit_for_bit():
             losses.append(concept.training["losses"])
             factors.append(concept.factors)
     assert losses[0] == losses[1]
-    assert all(torch.equal(f.up, factors[1][n].up) and torch.equal(f.down, factors[1][n].down) for n, f in factors[0].items())
+    for n, f in factors[0].items():
+        equal(factors[1][n].up, f.up)
+        equal(factors[1][n].down, f.down)
 
 
 def the_half_precision_base_learns_too():
@@ -269,7 +273,9 @@ def the_fp8_base_learns_too_and_stays_as_it_is():
         for precision in ("as_model", "bf16"):
             concept = learn(Bank(folder), backbone, steps=2, precision=precision).concept
             assert all(f.up.isfinite().all() and f.up.abs().max() > 0 for f in concept.factors.values())
-    assert all(v.dtype == before[k].dtype and torch.equal(v.float(), before[k].float()) for k, v in base.state_dict().items())
+    for k, v in base.state_dict().items():
+        assert v.dtype == before[k].dtype
+        equal(v.float(), before[k].float())
 
 
 def the_sampling_that_a_node_has_set_is_the_one_that_is_learned():

@@ -21,7 +21,6 @@ from subjects import PLAIN, SAID, SUBJECTS, Patch, Scene, Subject, attempt, chec
 import torch
 
 GRAPHS = int(os.environ.get("CIDM_EXAMPLES", 20))
-ROUNDING = 1e-3  # of the largest value: patches that divide by what is small come together
 ALIKE = [patch for patch in PATCHES if not patch.paint]  # one step of one image
 MOST = 2  # patches on one side of ours
 
@@ -96,7 +95,7 @@ def the_graphs_from_a_grammar_paint_what_the_host_does_or_are_refused_by_name():
             continue  # the host alone cannot
         if want.isfinite().all():
             got = attempt(lambda: graph.ours(s), graph.because)  # noqa: B023 -- called at once
-            found[(str(graph),)] = verdict(got, want, tolerance=ROUNDING)
+            found[(str(graph),)] = verdict(got, want)
     refused = sum(said.startswith("refused") for said in found.values())
     print(f"{len(found)} graphs: {refused} refused by name")
     assert refused < len(found) / 2

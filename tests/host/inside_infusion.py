@@ -225,8 +225,10 @@ def the_infusion_learns_and_both_engines_paint_it():
             bank, made, losses, _ = learn_into(bank, scene.backbone, data_of("dog"), task)
             again = learn_into(bank, scene.backbone, data_of("dog"), task)
         assert len(losses) == 6 and all(r.abs().max() > 0 for r in made.residuals.values())
-        assert all(torch.equal(r, again[1].residuals[n]) for n, r in made.residuals.items())
-        assert all(torch.equal(a, b) for a, b in zip(before, scene.backbone.unet.parameters(), strict=True))
+        for n, r in made.residuals.items():
+            equal(again[1].residuals[n], r)
+        for a, b in zip(scene.backbone.unet.parameters(), before, strict=True):
+            equal(a, b)
         scene.bank, scene.backbone = bank, host.ComfyBackbone(doubled(scene.model), scene.clip, scene.vae)
         model, text = scene.applied("a <dog:2> on the beach")
         latent = torch.zeros(1, 4, 16, 16)

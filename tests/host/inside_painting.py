@@ -207,7 +207,8 @@ def the_order_in_which_concepts_were_learned_does_not_show():
             bank = bank_of(backbone, folder, *(names[i] for i in order))
             said = mix(backbone, bank, "a <tom> and a <rex:0.7> and <ann> in the snow")
             pictures.append(sample(patches.merge(model, said.factors(backbone)), patches.conditioning(clip, [said]), negative))
-    assert all(torch.equal(pictures[0], other) for other in pictures[1:])
+    for other in pictures[1:]:
+        equal(other, pictures[0])
 
 
 def the_routed_model_paints_what_the_merged_one_does():
@@ -394,7 +395,9 @@ def the_patches_come_and_go_with_the_prompt():
                     comfy.model_management.unload_all_models()
                 equal(sample(patched, positive, negative), want)
     comfy.model_management.unload_all_models()
-    assert all(torch.equal(before[k], v) for k, v in model.model.state_dict().items()) and not model.patches
+    assert not model.patches
+    for k, v in model.model.state_dict().items():
+        equal(v, before[k])
     assert not model.model_options["transformer_options"].get("patches") and not model.wrappers
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.sd import DOODLE
-from .loop import Optimisation, Session, train
+from .loop import Optimisation, Session, in_fast_precision, train
 
 CHANNELS, CELL = DOODLE.latent_channels, DOODLE.factor
 # Rows: luma, blue-yellow, red-cyan, then free ones. Columns: R, G, B in [0, 1]. Scaled to about unit variance on Doodle pictures.
@@ -82,7 +82,7 @@ def learn_latents(vae: AutoencoderTiny, pictures: np.ndarray, session: Session, 
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         picture = crops(pictures, rng, batch, 64, device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_fast_precision(device):
             latent = vae.encode(picture).latents
             noise = torch.randn(latent.shape, generator=generator, device=device)
             output = vae.decode(latent + NOISE * noise).sample
@@ -114,7 +114,7 @@ def encode(vae: AutoencoderTiny, pictures: np.ndarray, batch: int = 64) -> Tenso
     for start in range(0, len(pictures), batch):
         part = pictures[start : start + batch]
         picture = torch.from_numpy(np.asarray(part)).to(vae.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with in_fast_precision(vae.device):
             out.append(vae.encode(picture.contiguous(memory_format=torch.channels_last)).latents)
     return torch.cat(out)
 
@@ -127,7 +127,7 @@ def sharpen_decoder(vae: AutoencoderTiny, pictures: np.ndarray, session: Session
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         picture = crops(pictures, rng, batch, 64, device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_fast_precision(device):
             with torch.no_grad():
                 latent = vae.encode(picture).latents
                 strength = NOISE * torch.rand(batch, 1, 1, 1, generator=generator, device=device)

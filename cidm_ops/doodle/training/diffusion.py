@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ...models.clip import END, START, VOCABULARY
 from ...models.sd import DOODLE
 from ..files import ENCODER, TEXT_CONFIG
-from .loop import Optimisation, Session, train
+from .loop import Optimisation, Session, in_fast_precision, train
 
 CONTEXT = TEXT_CONFIG["hidden_size"]
 RARE = 1024
@@ -101,7 +101,7 @@ def learn_diffusion(
         eps = torch.randn(clean.shape, generator=generator, device=device)
         a = abar[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * clean + (1 - a).sqrt() * eps
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_fast_precision(device):
             context = text(ids).last_hidden_state
             guess = unet(noisy, t, context).sample
         return (weight[t] * (guess.float() - eps).pow(2).mean((1, 2, 3))).mean()

@@ -11,7 +11,7 @@ from ...measure.report import from_pixels
 from ..figures import COLOURS, FIGURES
 from ..style import PLACES
 from ..world import Scene, random_scene
-from .loop import Optimisation, Session, train
+from .loop import Optimisation, Session, in_fast_precision, train
 from .vision import worn
 
 KINDS, HUES, WHERE = list(FIGURES), list(COLOURS), [*PLACES, None]
@@ -58,7 +58,7 @@ def learn_judge(judge: Judge, pictures: np.ndarray, session: Session, *, steps: 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = np.sort(rng.choice(len(pictures), batch, replace=False))
         seen = worn(from_pixels(pictures[which]), rng, generator).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_fast_precision("cpu"):
             p, c, w = judge(seen)
         t_present, t_colour, t_place = (t[which] for t in targets)
         loss_colour = F.cross_entropy(c.flatten(0, 1), t_colour.flatten(), ignore_index=-100)

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...bank.files import packed, write_atomically
+from ...training.memory import has_bf16
 from ...training.stops import hold_signals, keep_together
 from .muon import Muon
 
@@ -32,6 +33,12 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
         return peak * (step + 1) / warmup
     half = steps / 2
     return peak if step < half else peak * 0.5 * (1 + np.cos(np.pi * min(1.0, (step - half) / half)))
+
+
+def in_fast_precision(device: torch.device | str) -> torch.autocast:
+    """Compute matrix products in bf16 while this is open, where the hardware is made for it: elsewhere a step takes ten times as long."""
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:

@@ -10,11 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...training.memory import has_bf16
+
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """Return the nearest semi-orthogonal matrix, by Newton-Schulz iteration; ``[m, n]``."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if has_bf16(matrix.device) else matrix.float()
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = x / (x.norm() + 1e-7)

@@ -21,7 +21,7 @@ from ..figures import individual
 from ..style import Style, common_style
 from ..world import Scene, caption, random_scene, render
 from .diffusion import Tokens
-from .loop import Optimisation, Session, train
+from .loop import Optimisation, Session, in_fast_precision, train
 from .vision import TextTower, worn
 
 PERSONAL = 10_000_000  # seeds of scenes with somebody's own things begin here
@@ -101,7 +101,7 @@ def learn_reader(
         said = np.concatenate([first + w * WORDINGS + rng.integers(WORDINGS, size=part) for w, (_, first) in zip(which, sets, strict=True)])
         ids = tokens.batch(said, rng, dropout=0.0)
         ids = ids[:, : 1 + int((ids != tokens.end).sum(1).max())].to(device)  # what follows the last word does not count
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_fast_precision(device):
             shown, words = vision(worn(seen, rng, generator)).image_embeds, text(ids)
         logits = F.normalize(shown.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T / 0.05
         target = torch.arange(len(logits), device=device)

@@ -20,7 +20,7 @@ from ..files import VISION_CONFIG
 from ..style import PLACES, STYLES, Style, common_style
 from ..world import Scene, arrange, render
 from .diffusion import CONTEXT, Tokens, new_text_encoder
-from .loop import Optimisation, Session, train
+from .loop import Optimisation, Session, in_fast_precision, train
 
 EMBEDDING = VISION_CONFIG["projection_dim"]
 VIEWS = 4
@@ -95,7 +95,7 @@ def learn_vision(
         seen = from_pixels(np.concatenate([pictures[which], people[who, a], people[who, b]]), device)
         seen = worn(seen, rng, generator)
         ids = tokens.batch(which * wordings + rng.integers(wordings, size=BATCH), rng, dropout=0.0).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_fast_precision(device):
             embedding = vision(seen).image_embeds
             words = text(ids)
         captioned, first, second = F.normalize(embedding.float(), dim=-1).split(BATCH)
