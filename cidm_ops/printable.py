@@ -17,6 +17,6 @@ def one_line(text: object) -> str:
 
 
 def brief(text: object, most: int = 300) -> str:
-    """The same, cut off where another library's words go on for pages."""
+    """Cut off the one line where another library's words go on for pages."""
     line = one_line(text)
     return line if len(line) <= most else f"{line[:most].rstrip()}..."

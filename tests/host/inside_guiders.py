@@ -94,6 +94,10 @@ class Guider:
     make: Callable
     same_as: Callable | None = None
 
+    @property
+    def title(self) -> str:
+        return f"{self.node} ({self.label})" if self.node and self.label else self.node or self.label
+
 
 GUIDERS = [
     Guider("CFGGuider", "", cfg(4.0)),
@@ -127,7 +131,7 @@ def over(*names: str) -> None:
         host = s.with_lora(s.model) if subject.lora else s.model
         said, ours, lively = s.text(SAID.get(name, PLAIN)), subject.make(s, s.model), subject.lively(s, s.model)
         for guider in GUIDERS:
-            title = " ".join(filter(None, (guider.node, guider.label and f"({guider.label})" if guider.node else guider.label)))
+            title = guider.title
             because = (guider.node or "guider",)
             want = painted(guider.make, host, said, s.model)
             if guider.same_as:
