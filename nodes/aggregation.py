@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
 from ..cidm_ops.painting.compose import AggregationConfig
 from ..cidm_ops.painting.scope import BY_KIND, SCOPES
+from .schema import schema
 
 AggregationSettings = io.Custom("CIDM_AGGREGATION")
 ALONE, TOGETHER = "each on its own", "all in one text"
@@ -15,9 +16,10 @@ DEFAULT = RULES["soft"]
 class CIDMAggregationSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMAggregationSettings",
             display_name="Aggregation Settings",
+            aliases="lora weights, block weights, merge settings, routing, mixture of loras, advanced",
             category="CIDM/painting",
             description="How mode soft turns the likeness of words into weights, and where concepts act, for Aggregate Concepts.",
             inputs=[

@@ -9,6 +9,7 @@ from ..cidm_ops.bank.bank import Bank, alike
 from ..cidm_ops.bank.concept import NAME
 from ..cidm_ops.bank.index import stamp
 from . import say
+from .schema import schema
 
 FOLDER = "cidm_banks"
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
@@ -43,9 +44,10 @@ def listing(bank: Bank) -> str:
 class CIDMOpenBank(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMOpenBank",
             display_name="Open Concept Bank",
+            aliases="load concepts, load lora, my concepts, collection, library, new bank, lora folder",
             category="CIDM",
             description="Opens a bank of learned concepts, or starts an empty one: a folder in models/cidm_banks with one file per "
             "concept. Each file is also an ordinary LoRA.",

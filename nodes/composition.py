@@ -13,6 +13,7 @@ from . import host, patches, say
 from .bank import BANK
 from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, read_aggregation
 from .regions import RegionList
+from .schema import schema
 
 RegionNoise = io.Custom("CIDM_REGION_NOISE")
 WHOLE = "a dog on the left and a cat on the right in the snow"
@@ -46,9 +47,11 @@ WEIGHTS = io.String.Output(display_name="weights", tooltip="Which concepts act w
 class CIDMPaintRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMPaintRegions",
             display_name="Paint in Regions",
+            aliases="regional prompt, attention couple, regional lora, multi character, several characters, multiple "
+            "characters, lora mask, area composition, bleeding",
             category="CIDM/regions",
             description="Several prompts in one picture, each in its place with its own concepts, with any sampler.",
             inputs=INPUTS,
@@ -69,9 +72,10 @@ class CIDMPaintRegions(io.ComfyNode):
 class CIDMRegionGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMRegionGuider",
             display_name="Region Guider",
+            aliases="regional prompt, attention couple, guider, custom sampler, cfg guider, regional lora, multi character",
             category="CIDM/regions",
             description="Paint in Regions as a guider, for SamplerCustomAdvanced: the same picture as a KSampler paints with it.",
             inputs=[
@@ -99,9 +103,10 @@ class CIDMRegionNoise(io.ComfyNode):
         def part(name: str, default: float, tooltip: str) -> io.Float.Input:
             return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
 
-        return io.Schema(
+        return schema(
             node_id="CIDMRegionNoise",
             display_name="Region Noise Estimation",
+            aliases="noise estimation, regional sampler, latent couple, multidiffusion, noise blending, bootstrapping",
             category="CIDM/regions",
             description="Passes of the model for each single region, blended into the global prediction (the paper's equation 5). "
             "Each costs half a step.",

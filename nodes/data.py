@@ -13,6 +13,7 @@ from ..cidm_ops.training.dataset import Dataset, from_images
 from ..cidm_ops.training.folder import from_folder
 from ..cidm_ops.training.listing import read_from
 from . import say
+from .schema import schema
 
 ConceptDataset = io.Custom("CIDM_DATASET")
 READING = "reading picture {} of {}"
@@ -60,9 +61,10 @@ def fit_inputs() -> list[io.Input]:
 class CIDMLoadConceptImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMLoadConceptImages",
             display_name="Load Concept Images",
+            aliases="load images, load image folder, load dataset, training images, photos, captions, batch images",
             category="CIDM",
             description="Loads 4 to 7 pictures of one thing or style from a folder. A caption may lie beside each picture "
             "(photo1.txt for photo1.jpg) and a mask (photo1_mask.png).",
@@ -101,9 +103,10 @@ class CIDMLoadConceptImages(io.ComfyNode):
 class CIDMDatasetFromFolder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMDatasetFromFolder",
             display_name="Concept Dataset from Folder",
+            aliases="load image folder, load dataset, training images, photos, captions, kohya folder, buckets, mask",
             category="CIDM/training",
             description="The pictures of one concept from a folder, in their own shapes. Captions: photo1.txt. Masks: photo1_mask.png, "
             "masks/photo1.png, or what is transparent. Folders named 10_dog count ten times.",
@@ -125,9 +128,10 @@ class CIDMDatasetFromFolder(io.ComfyNode):
 class CIDMDatasetFromImages(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMDatasetFromImages",
             display_name="Concept Dataset from Images",
+            aliases="image list, load dataset, training images, photos, captions, my photos, mask, batch images",
             category="CIDM/training",
             description="The pictures of one concept from the graph: a batch or a list of images, with captions and masks.",
             is_input_list=True,
@@ -153,9 +157,10 @@ class CIDMDatasetFromImages(io.ComfyNode):
 class CIDMPreviewDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMPreviewDataset",
             display_name="Preview Concept Dataset",
+            aliases="contact sheet, check dataset, look at captions, preview captions, crops, masks",
             category="CIDM/training",
             description="A contact sheet of the dataset exactly as the trainer sees it: crops, masks (what is not learned is dimmed) and "
             "captions with the concept's words in them. Says what may go wrong.",

@@ -11,6 +11,7 @@ from ..cidm_ops.doodle.figures import FIGURES
 from ..cidm_ops.doodle.files import TEN
 from . import native, say
 from .bank import CIDMOpenBank, ConceptBank, bank_folder, listing
+from .schema import schema
 
 ANOTHER = "another "
 
@@ -18,9 +19,10 @@ ANOTHER = "another "
 class CIDMDoodleModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMDoodleModel",
             display_name="Doodle Model",
+            aliases="load model, load checkpoint, base model, demo model, test model, small model",
             category="CIDM/doodle",
             description="Loads Doodle, the small model that ships with CIDM: Stable Diffusion 1 in miniature for 128 px pictures of a "
             "toy world. Nothing is downloaded, and everything can be tried in minutes on any machine.",
@@ -40,9 +42,10 @@ class CIDMDoodleModel(io.ComfyNode):
 class CIDMDoodleTowers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMDoodleTowers",
             display_name="Doodle Towers",
+            aliases="clip vision, image encoder, scorer, doodle scorers, evaluation model",
             category="CIDM/doodle",
             description="What scores pictures of the Doodle world: an image tower that tells its creatures apart, for likeness, and a "
             "reader, whose image side and text encoder share a space in which only what words say counts, for Text Alignment.",
@@ -61,9 +64,10 @@ class CIDMDoodleTowers(io.ComfyNode):
 class CIDMDoodleConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMDoodleConcept",
             display_name="Doodle Concept",
+            aliases="example images, sample dataset, test images, demo concept, toy dataset",
             category="CIDM/doodle",
             description="Draws pictures of one personal thing of the Doodle world, with captions and exact masks: something to learn from.",
             inputs=[
@@ -103,9 +107,10 @@ class CIDMDoodleConcept(io.ComfyNode):
 class CIDMDoodleBank(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMDoodleBank",
             display_name="Doodle Concept Bank",
+            aliases="example concepts, demo loras, sample bank, load concepts, characters",
             category="CIDM/doodle",
             description="Opens a bank with the ten concepts of the Doodle world, learned one after another: ready to paint with. The "
             "first time it copies them into models/cidm_banks; from then on the bank is yours.",

@@ -12,6 +12,7 @@ from ..cidm_ops.bank.export import export_concept, export_merged
 from ..cidm_ops.models.family import families
 from . import say
 from .bank import ConceptBank
+from .schema import schema
 
 FOLDERS = ("loras", "embeddings")
 FORMS = ("lora and embedding", "one merged LoRA")
@@ -36,9 +37,10 @@ def entries(text: str) -> list[str]:
 class CIDMImportConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMImportConcept",
             display_name="Import Concept",
+            aliases="load lora, import lora, lora, locon, loha, lokr, lycoris, embedding, textual inversion, civitai, convert lora",
             category="CIDM",
             description="Takes a LoRA that was learned elsewhere (kohya, diffusers, peft, LyCORIS), an embedding, or a .pth of the CIDM "
             "reference code into the bank. A prompt uses it through its trigger words or as <name>.",
@@ -115,9 +117,10 @@ class CIDMImportConcept(io.ComfyNode):
 class CIDMExportConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMExportConcept",
             display_name="Export Concept",
+            aliases="save lora, export lora, save embedding, kohya, diffusers, a1111, share concept",
             category="CIDM",
             description="Writes concepts for programs without CIDM into output/loras: each as a plain LoRA and an embedding, or several "
             "as one merged LoRA.",

@@ -19,6 +19,7 @@ from . import say
 from .bank import ConceptBank
 from .paint import CIDMEncodePrompt
 from .results import BEFORE, CATEGORY, finish, outputs
+from .schema import schema
 
 PROMPTS = "unrelated: a red boat on the beach\nsame kind: a cat in the snow\nwith the concept: a <dog> next to a red boat"
 
@@ -74,9 +75,10 @@ def encode(clip, bank: Bank | None, text: str) -> Any:
 class CIDMFisherDivergence(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMFisherDivergence",
             display_name="Latent Fisher Divergence (our estimator)",
+            aliases="drift, overfitting, compare models, difference of models, evaluate",
             category=CATEGORY,
             description="What customising did to prompts that it should leave alone: the squared difference of both models' scores on "
             "noised latents that the original paints, by group of prompts. 0 is untouched.",

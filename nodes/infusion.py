@@ -16,6 +16,7 @@ from .bank import BANK, ConceptBank
 from .data import ConceptDataset
 from .paint import CLIP, HANDLES, MODEL
 from .regions import RegionList
+from .schema import schema
 from .settings import TrainingSettings
 from .train import advanced, dataset_of, learn, task_of
 
@@ -28,9 +29,10 @@ LAYERS = f"all, decoder, or a regular expression on names such as {EXAMPLE}."
 class CIDMTrainInfusion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMTrainInfusion",
             display_name="Train with Infusion",
+            aliases="train residual, dreambooth, textual inversion, no overfitting, finetune, learn, teach, character, face",
             category="CIDM/infusion",
             description="Learns one vector per cross-attention layer, added to the value of the class word: some 12 thousand numbers for "
             "Stable Diffusion 1.5. The model, its words and what it knows stay exactly as they are. Give masks: only what they cover is "
@@ -152,9 +154,10 @@ class CIDMTrainInfusion(io.ComfyNode):
 class CIDMInfusion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMInfusion",
             display_name="Apply Infusion",
+            aliases="apply residual, attention patch, dual stream, no overfitting",
             category="CIDM/infusion",
             description="Paints a prompt with concepts of Train with Infusion: each <name> stands for its class word, with the concept "
             "at it. Where things are, the attention maps, comes from the plain model that paints beside it, so a step takes half as long "

@@ -13,6 +13,7 @@ from . import say
 from .bank import bank_folder
 from .data import picture_folder
 from .exchange import AUTO, full_path
+from .schema import schema
 
 FOLDERS = ("loras", "embeddings", "checkpoints")
 NONE = "none, the path below"
@@ -32,9 +33,10 @@ def place_of(file: str, path: str) -> Path:
 class CIDMInspectFile(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMInspectFile",
             display_name="Inspect File",
+            aliases="doctor, what is this file, lora info, check file, metadata, debug, file type",
             category="CIDM",
             description="Says what a file, a folder, a concept bank or a checkpoint is, what of it would be used and what not, and why: "
             "before it is imported, by the same reader. Nothing is written and no code of a file is run.",

@@ -12,6 +12,7 @@ from ..cidm_ops.bank.index import stamp
 from ..cidm_ops.measure.pictures import from_image
 from . import say
 from .bank import BANK, CATEGORY, FOLDER, CIDMOpenBank, ConceptBank, bank_folder, listing
+from .schema import schema
 
 ACTIONS = ("verify", "repair", "remove", "rename", "move", "merge", "describe")
 
@@ -41,9 +42,10 @@ def _repair(bank: Bank) -> tuple[Bank, str]:
 class CIDMManageBank(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMManageBank",
             display_name="Manage Concept Bank",
+            aliases="rename concept, delete concept, remove lora, verify, repair, merge banks, reorder",
             category=CATEGORY,
             description="Checks a bank, repairs its index, removes, renames, moves or describes a concept, or takes in those of another "
             "bank. What is done already is not done again.",
@@ -120,9 +122,10 @@ class CIDMManageBank(io.ComfyNode):
 class CIDMCompressBank(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMCompressBank",
             display_name="Compress Concept Bank",
+            aliases="shrink, smaller loras, pack, svd, archive, save space",
             category=CATEGORY,
             description="Writes the whole bank into one small file beside its folder, models/cidm_banks/<bank>.compressed.safetensors. "
             "No concept loses more than the tolerance; words and texts are kept exactly. The bank stays as it is.",
@@ -155,9 +158,10 @@ class CIDMCompressBank(io.ComfyNode):
 class CIDMExpandBank(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMExpandBank",
             display_name="Expand Concept Bank",
+            aliases="unpack, decompress, restore bank, archive",
             category=CATEGORY,
             description="Makes a bank from a compressed one: a file per concept again, the same every time.",
             inputs=[

@@ -13,6 +13,7 @@ from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, mix, read
 from . import host, patches, say
 from .aggregation import AggregationSettings
 from .bank import BANK
+from .schema import schema
 
 PROMPT = "a <dog> and a <cat> on the beach"
 HANDLES = "Write a concept as <name>, or as <name:0.8> for less of it; everything else is ordinary text"
@@ -36,9 +37,10 @@ SETTINGS = AggregationSettings.Input("settings", optional=True, tooltip="How mod
 class CIDMEncodePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMEncodePrompt",
             display_name="Encode Prompt with Concepts",
+            aliases="clip text encode, prompt, text encode, trigger word, embedding, textual inversion, lora prompt, conditioning",
             category="CIDM",
             description="Encodes a prompt in which learned concepts stand as <name>. Every cross-attention layer of the model gets its "
             "own version of their words; use it with a model from Aggregate Concepts.",
@@ -64,9 +66,10 @@ class CIDMEncodePrompt(io.ComfyNode):
 class CIDMAggregate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMAggregate",
             display_name="Aggregate Concepts",
+            aliases="apply lora, load lora, lora stack, multi lora, multiple loras, lora loader, merge loras, apply concepts, model lora",
             category="CIDM",
             description="Merges the concepts of a prompt into the model, layer by layer: as fast as the plain model, with any sampler. "
             "The model also reads the layer-wise words of Encode Prompt with Concepts.",
@@ -108,9 +111,10 @@ class CIDMAggregate(io.ComfyNode):
 class CIDMAggregateBatch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMAggregateBatch",
             display_name="Aggregate Concepts for a Batch",
+            aliases="batch prompts, multiple prompts, prompt list, lora per image, multi lora, xy plot",
             category="CIDM/painting",
             description="One prompt for each picture of a batch, each with its own concepts, in one run of the sampler. Set the batch size "
             "of the latent to the number of lines.",

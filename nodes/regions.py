@@ -10,6 +10,7 @@ from ..cidm_ops.method.finding import UNTIL
 from ..cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from . import say
 from .paint import HANDLES
+from .schema import schema
 
 RegionList = io.Custom("CIDM_REGIONS")
 ONE, OTHER = "a <dog> in the snow", "a <cat> in the snow"
@@ -32,9 +33,10 @@ class CIDMRegion(io.ComfyNode):
                 name, default=default, min=0.0, max=1.0, step=0.01, tooltip=f"{what} of the box, as a part of the picture."
             )
 
-        return io.Schema(
+        return schema(
             node_id="CIDMRegion",
             display_name="Region",
+            aliases="regional prompt, attention couple, area, mask, box, conditioning set area, conditioning set mask, character placement",
             category="CIDM/regions",
             description="A place in the picture with a prompt of its own: a mask, or else a box. Chain several.",
             inputs=[
@@ -68,9 +70,10 @@ class CIDMRegion(io.ComfyNode):
 class CIDMRegionGrid(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMRegionGrid",
             display_name="Region Grid",
+            aliases="regional prompt, columns, rows, grid, attention couple, split image, area",
             category="CIDM/regions",
             description="Divides the picture into columns and rows, one prompt for each cell.",
             inputs=[
@@ -106,9 +109,11 @@ class CIDMRegionGrid(io.ComfyNode):
 class CIDMRegionBoxes(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMRegionBoxes",
             display_name="Draw Regions",
+            aliases="regional prompt, draw boxes, bounding box, area editor, layout, attention couple, multi character, mask "
+            "editor, canvas",
             category="CIDM/regions",
             description="Boxes drawn with the mouse or the keyboard, each with its prompt, strength, priority and soft edge.",
             inputs=[
@@ -133,9 +138,10 @@ class CIDMRegionBoxes(io.ComfyNode):
 class CIDMFindRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMFindRegions",
             display_name="Find Regions",
+            aliases="automatic mask, auto regions, regional prompt, attention couple, segment, multi character, no mask",
             category="CIDM/regions",
             description="Regions that nobody has to draw: in the first steps the global prompt lays the picture out, then each of these "
             "prompts gets the place that looked most at its concept. They never overlap.",
@@ -160,9 +166,10 @@ class CIDMFindRegions(io.ComfyNode):
 class CIDMRegionPreview(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMRegionPreview",
             display_name="Preview Regions",
+            aliases="show mask, preview boxes, show regions, layout preview",
             category="CIDM/regions",
             description="Which region has which part of the picture, with numbers and prompts, alone or over a picture.",
             inputs=[

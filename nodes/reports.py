@@ -15,6 +15,7 @@ from . import host, say
 from .bank import BANK
 from .paint import BATCH, CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, read_aggregation
 from .results import BEFORE, CATEGORY, Results, finish, outputs
+from .schema import schema
 
 SEQUENCE = '[{"dog": 0.70},\n {"dog": 0.70, "cat": 0.85}]'
 
@@ -22,9 +23,10 @@ SEQUENCE = '[{"dog": 0.70},\n {"dog": 0.70, "cat": 0.85}]'
 class CIDMForgetting(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMForgetting",
             display_name="Forgetting",
+            aliases="catastrophic forgetting, forgetting matrix, continual learning, evaluate",
             category=CATEGORY,
             description="What concepts lost on the way: best minus last along a sequence of tasks, from folders of cidm evaluate or from "
             "a table.",
@@ -61,9 +63,10 @@ class CIDMForgetting(io.ComfyNode):
 class CIDMRoutingTable(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMRoutingTable",
             display_name="Routing Table",
+            aliases="lora weights, layer weights, heat map",
             category=CATEGORY,
             description="How much of each concept of a bank every prompt takes, mean over layers: whether the right one is heard, and "
             "who else.",
@@ -99,9 +102,10 @@ class CIDMRoutingTable(io.ComfyNode):
 class CIDMScoreReport(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMScoreReport",
             display_name="Score Report",
+            aliases="report, results, html report, table of scores, benchmark, evaluate",
             category=CATEGORY,
             description="Writes all results that were chained into one page of HTML in the output folder, with tables, intervals, plots "
             "and sheets. The page needs nothing else and can be sent.",

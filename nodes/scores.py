@@ -19,6 +19,7 @@ from .data import READING, folder_input, picture_folder
 from .encoders import FEATURE, VISION, encode_captions, encode_images, pictures_of
 from .regions import RegionList
 from .results import BEFORE, CATEGORY, finish, outputs
+from .schema import schema
 
 References = io.Custom("CIDM_REFERENCES")
 REGIONS = RegionList.Input("regions", optional=True, tooltip="Score the part of every picture inside each region, instead of the whole.")
@@ -27,9 +28,10 @@ REGIONS = RegionList.Input("regions", optional=True, tooltip="Score the part of 
 class CIDMReferences(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMReferences",
             display_name="Reference Pictures",
+            aliases="reference images, ground truth, score images, evaluation",
             category=CATEGORY,
             description="Pictures of one concept under a name, for Presence. Chain one for each concept; one may be called nothing.",
             inputs=[
@@ -50,9 +52,10 @@ class CIDMReferences(io.ComfyNode):
 class CIDMReferencesFromFolder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMReferencesFromFolder",
             display_name="Reference Pictures from Folder",
+            aliases="load reference images, image folder, ground truth, score images, evaluation",
             category=CATEGORY,
             description="References of many concepts: a folder with a subfolder of pictures for each, whose name is the concept's.",
             inputs=[folder_input()],
@@ -95,9 +98,10 @@ def subfolders(folder: str) -> list[Path]:
 class CIDMImageAlignment(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMImageAlignment",
             display_name="Image Alignment",
+            aliases="clip score, image similarity, likeness, identity score, clip-i, dino, face similarity, evaluate",
             category=CATEGORY,
             description="How like a concept pictures are (IA): the mean cosine of every picture with every reference in the space of an "
             "image tower, with a 95 % interval. With regions, of the part inside each.",
@@ -128,9 +132,10 @@ class CIDMImageAlignment(io.ComfyNode):
 class CIDMTextAlignment(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMTextAlignment",
             display_name="Text Alignment",
+            aliases="clip score, prompt adherence, text similarity, clip-t, evaluate",
             category=CATEGORY,
             description="How well pictures show what their captions say (TA): 2.5 max(0, cosine) of each picture with its caption, "
             "CLIPScore's scaling, and the plain cosine. Needs the text side of the same CLIP.",
@@ -168,9 +173,10 @@ class CIDMTextAlignment(io.ComfyNode):
 class CIDMPresence(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMPresence",
             display_name="Presence",
+            aliases="object detection, count subjects, is it there, missing character, evaluate",
             category=CATEGORY,
             description="Which concept pictures or regions show: the one whose references lie nearest. Counts how often it is the "
             "expected one.",
@@ -213,9 +219,10 @@ class CIDMPresence(io.ComfyNode):
 class CIDMDiversity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMDiversity",
             display_name="Diversity",
+            aliases="variety, mode collapse, overfitting, lpips, vendi, evaluate",
             category=CATEGORY,
             description="How varied pictures are: the mean of 1 - cosine over all pairs, beside pictures of the base model if there are "
             "any.",
@@ -241,9 +248,10 @@ class CIDMDiversity(io.ComfyNode):
 class CIDMWasserstein(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMWasserstein",
             display_name="Wasserstein Metric (our estimator)",
+            aliases="drift, distribution distance, overfitting, compare models, evaluate",
             category=CATEGORY,
             description="How far the customised model's pictures are from the original's, as squared 2-Wasserstein distance of "
             "Gaussians, mean and covariance apart, with its noise floor. Pictures that get alike show in the covariance and the ratio of "

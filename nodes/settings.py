@@ -11,6 +11,7 @@ from ..cidm_ops.training.method import EXISTING
 from ..cidm_ops.training.methods import configure
 from ..cidm_ops.training.methods.cidm import GROUPS
 from .data import ConceptDataset
+from .schema import schema
 
 TrainingSettings = io.Custom("CIDM_SETTINGS")
 DEFAULTS = configure("cidm").settings()
@@ -24,9 +25,11 @@ def amount(name: str, high: float, step: float, tooltip: str, optional: bool = F
 class CIDMTrainingSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMTrainingSettings",
             display_name="Training Settings",
+            aliases="lora training settings, advanced training, optimizer, learning rate, min snr, gradient checkpointing, "
+            "regularization images, live preview",
             category="CIDM/training",
             description="Everything about training that has a good default, for Train Concept.",
             inputs=[

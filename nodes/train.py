@@ -16,6 +16,7 @@ from ..cidm_ops.training.task import Learned, learn_into
 from . import host, patches, say
 from .bank import ConceptBank
 from .data import ConceptDataset, lines_of
+from .schema import schema
 from .settings import TrainingSettings
 
 DEFAULTS = configure("cidm").settings()
@@ -34,9 +35,11 @@ def rate(name, default, tooltip):
 class CIDMTrainConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMTrainConcept",
             display_name="Train Concept",
+            aliases="train lora, lora training, dreambooth, textual inversion, embedding, finetune, fine-tune, learn, teach, "
+            "character, style, face, person, personalize, custom diffusion, ed-lora, pivotal tuning, continual learning",
             category="CIDM",
             description="Learns one concept from a few pictures and puts it into the bank. Concepts that are in the bank already stay as "
             "they are. Chain several through the bank: they are learned in that order. The same task again costs nothing; the same name "

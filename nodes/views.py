@@ -13,6 +13,7 @@ from ..cidm_ops.method.overlap import closest
 from . import say
 from .bank import BANK, CATEGORY, listing
 from .paint import HANDLES, PROMPT
+from .schema import schema
 
 
 def picture_outputs(what: str) -> list[io.Output]:
@@ -28,9 +29,10 @@ def preview(cls: type[io.ComfyNode], drawn: Image.Image, text: str, warnings: It
 class CIDMBankTable(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMBankTable",
             display_name="Bank Table",
+            aliases="list concepts, show loras, overview, thumbnails",
             category=CATEGORY,
             description="All concepts of a bank in one picture: thumbnail, words, base, rank, size, author and licence. Damaged files "
             "are red.",
@@ -48,9 +50,10 @@ class CIDMBankTable(io.ComfyNode):
 class CIDMConceptCard(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMConceptCard",
             display_name="Concept Card",
+            aliases="concept info, lora info, metadata, thumbnail, trigger words",
             category=CATEGORY,
             description="All about one concept: thumbnail, words, training settings, and how much was learned in each layer.",
             inputs=[BANK, io.String.Input("name", default="dog", tooltip="The concept's name.")],
@@ -69,9 +72,10 @@ class CIDMConceptCard(io.ComfyNode):
 class CIDMOverlapMap(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMOverlapMap",
             display_name="Overlap Map",
+            aliases="similarity of loras, interference, conflict, heat map, compare concepts",
             category=CATEGORY,
             description="How much concepts write into the same directions: cosines of principal angles, 0 nothing in common, 1 the same. "
             "All pairs, or one pair layer by layer.",
@@ -100,9 +104,10 @@ class CIDMOverlapMap(io.ComfyNode):
 class CIDMRoutingPreview(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CIDMRoutingPreview",
             display_name="Routing Preview",
+            aliases="lora weights, layer weights, heat map, block weights",
             category=CATEGORY,
             description="What a prompt takes from a bank, before anything is painted: whose words are in it, how strongly each concept "
             "acts, what the text encoder reads, and which words nobody has.",

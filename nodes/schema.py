@@ -1,0 +1,15 @@
+"""What a node declares, on every version of the host."""
+
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+
+FOUND_BY_ALIASES = any(field.name == "search_aliases" for field in fields(io.Schema))  # not at the floor
+
+
+def schema(aliases: str, **declared: Any) -> io.Schema:
+    """Return the schema of a node, which the node search also finds by ``aliases``: words that people use for it, with commas between."""
+    if FOUND_BY_ALIASES:
+        declared["search_aliases"] = [alias.strip() for alias in aliases.split(",")]
+    return schema(**declared)
