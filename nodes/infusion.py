@@ -18,7 +18,7 @@ from .paint import CLIP, HANDLES, MODEL
 from .regions import RegionList
 from .schema import schema
 from .settings import TrainingSettings
-from .train import advanced, dataset_of, learn, task_of
+from .train import advanced, backbone_of, configure_node, count, dataset_of, learn, mean_loss, rate, task_of
 
 DEFAULTS = configure("infusion").settings()
 SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
@@ -62,13 +62,7 @@ class CIDMTrainInfusion(io.ComfyNode):
                 io.String.Input(
                     "class_word", default="dog", tooltip="A word that the model draws something like the concept for: dog, teddy bear."
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=DEFAULTS["steps"],
-                    min=1,
-                    max=100000,
-                    tooltip="Too many, and the surroundings in the pictures come along.",
-                ),
+                count("steps", 100000, "How many training steps. Too many, and the surroundings in the pictures come along."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="The same seed learns the same concept."
                 ),
@@ -80,29 +74,9 @@ class CIDMTrainInfusion(io.ComfyNode):
                     step=0.1,
                     tooltip="Our addition, not in the paper: outside of the masks the picture stays the plain model's. 1 is usual, 0 off.",
                 ),
-                advanced(
-                    io.Int.Input("batch_size", default=DEFAULTS["batch"], min=1, max=64, tooltip="Pictures that are noised together.")
-                ),
-                advanced(
-                    io.Int.Input(
-                        "accumulate",
-                        default=DEFAULTS["accumulate"],
-                        min=1,
-                        max=64,
-                        tooltip="Batches per step; their gradients are averaged.",
-                    )
-                ),
-                advanced(
-                    io.Float.Input(
-                        "learning_rate",
-                        default=DEFAULTS["lr"],
-                        min=0.0,
-                        max=1.0,
-                        step=1e-6,
-                        round=1e-7,
-                        tooltip="Learning rate of the vectors; it stays the same.",
-                    )
-                ),
+                advanced(count("batch_size", 64, "Pictures that are noised together.")),
+                advanced(count("accumulate", 64, "Batches per step; their gradients are averaged.")),
+                rate("learning_rate", "Learning rate of the vectors; it stays the same."),
                 advanced(io.String.Input("layers", default=DEFAULTS["targets"], tooltip=f"Which layers learn: {LAYERS}")),
                 advanced(
                     io.Combo.Input(
@@ -130,24 +104,16 @@ class CIDMTrainInfusion(io.ComfyNode):
         accumulate: int, learning_rate: float, layers: str, stream: str, captions: str = "", masks=None,
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        given = settings or {}
-        config = configure(
-            "infusion",
-            steps=steps,
-            seed=seed,
-            anchor=anchor,
-            batch=batch_size,
-            accumulate=accumulate,
-            lr=learning_rate,
-            targets=layers.strip(),
-            stream=stream,
-            **{key: given[key] for key in SHARED if key in given},
-        )
+        given, backbone = settings or {}, backbone_of(model, clip, vae)
+        open_inputs = {"steps": steps, "batch": batch_size, "accumulate": accumulate, "lr": learning_rate}
+        chosen = dict(seed=seed, anchor=anchor, targets=layers.strip(), stream=stream)
+        shared = {name: given[name] for name in SHARED if name in given}
+        config, took = configure_node(backbone.family, "infusion", open_inputs, chosen, shared)
         task = task_of(name, class_word, config, given)
-        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, dataset_of(images, captions, masks), task, given)
+        bank, concept, losses, warnings = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
         size = bank.file(concept.name).stat().st_size
         size_in_words = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
-        text = f"{concept.name} learned, {size_in_words}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
+        text = f"<{concept.name}> learned, {size_in_words}, loss {mean_loss(losses)}{took}"
         return say.output(cls, bank, {"loss": losses}, len(losses), text=text, warnings=warnings)
 
 

@@ -4,7 +4,6 @@ import html
 import logging
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import Any
 
 from comfy.model_management import throw_exception_if_processing_interrupted
@@ -40,12 +39,24 @@ def progress(node: str, text: str) -> Callable[[int, int], None]:
 
 
 def teller(node: str) -> Callable[[str], None]:
-    """Return a function that shows in the node what it says before it ends, or when it is ended."""
-    return lambda said: PromptServer.instance.send_progress_text(html.escape(printable(said), quote=False), node)
+    """Return a function that shows in the node what it says before it ends, or when it is ended, above what it said before."""
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        said.insert(0, line)
+        PromptServer.instance.send_progress_text(html.escape(printable("\n".join(said)), quote=False), node)
+
+    return tell
+
+
+def span(seconds: float) -> str:
+    """Write a time as people read it on a clock: ``2:04`` or ``1:02:04``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "") -> Callable[[Trainer], None]:
-    """Report every step of a training: Cancel stops here, the bar moves, about twice a second loss, rate and time left appear in the node,
+    """Report every step of a training: Cancel stops here, the bar moves, about twice a second step, loss and time left appear in the node,
     and every ``preview_every`` steps a picture of ``preview_prompt``.
     """
     bar, shown, began, first = ProgressBar(1), 0.0, 0.0, 0
@@ -59,12 +70,10 @@ def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "
         if preview_every and step % preview_every == 0:
             preview = ("JPEG", Image.fromarray(to_pixels(trainer.preview(preview_prompt)[None])[0]), 512)
         bar.update_absolute(step, steps, preview)
-        if not began:
-            began, first = now, step
-        elif now - shown > 0.5:
-            shown, pace = now, (now - began) / (step - first)
-            recent = trainer.losses[-20:]
-            left = timedelta(seconds=round(pace * (steps - step)))
-            send(f"step {step} of {steps}, loss {sum(recent) / len(recent):.4f}, {pace:.2f} s per step, {left} left", node)
+        began, first = began or now, first or step
+        if now - shown > 0.5:
+            shown, recent = now, trainer.losses[-20:]
+            left = (now - began) / (step - first) * (steps - step) if step > first else 0.0
+            send(f"{step}/{steps}  loss {sum(recent) / len(recent):.3f}" + (f"  {span(left)} left" if left else ""), node)
 
     return on_step

@@ -1,17 +1,18 @@
 """Learning one concept into the bank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.models.family import Family
 from ..cidm_ops.training.captions import TEMPLATES
 from ..cidm_ops.training.config import TrainingConfig
 from ..cidm_ops.training.dataset import Dataset, from_images
 from ..cidm_ops.training.method import EXISTING, Task
-from ..cidm_ops.training.methods import configure
+from ..cidm_ops.training.methods import configure, configure_for
 from ..cidm_ops.training.task import Learned, learn_into
 from . import host, patches, say
 from .bank import ConceptBank
@@ -20,6 +21,8 @@ from .schema import schema
 from .settings import TrainingSettings
 
 DEFAULTS = configure("cidm").settings()
+AUTOMATIC = "0: what suits the base."
+PREVIEWS = 8  # pictures of what is learned so far, where nothing else is said
 
 
 def advanced(field):
@@ -28,8 +31,14 @@ def advanced(field):
     return field
 
 
-def rate(name, default, tooltip):
-    return advanced(io.Float.Input(name, default=default, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip=tooltip))
+def count(name: str, most: int, tooltip: str) -> io.Int.Input:
+    """A number of steps or pictures, 0 for what suits the base."""
+    return io.Int.Input(name, default=0, min=0, max=most, tooltip=f"{tooltip} {AUTOMATIC}")
+
+
+def rate(name: str, tooltip: str) -> io.Float.Input:
+    """A learning rate, 0 for what suits the base."""
+    return advanced(io.Float.Input(name, default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip=f"{tooltip} {AUTOMATIC}"))
 
 
 class CIDMTrainConcept(io.ComfyNode):
@@ -55,8 +64,8 @@ class CIDMTrainConcept(io.ComfyNode):
                 io.MultiType.Input(
                     "images",
                     [io.Image, ConceptDataset],
-                    tooltip="4 to 7 pictures of the concept, for Stable Diffusion 1.5 of 512 pixels; or a concept dataset, which brings "
-                    "its own captions and masks.",
+                    tooltip="4 to 7 pictures of the concept, for Stable Diffusion 1.5 of 512 pixels; or a concept dataset, which fits "
+                    "pictures of any size and brings its own captions and masks.",
                 ),
                 io.String.Input(
                     "captions",
@@ -83,20 +92,14 @@ class CIDMTrainConcept(io.ComfyNode):
                     tooltip="A thing to be seen, or a style of painting, which is learned with other phrases and leaves the other words "
                     "of a prompt alone.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=DEFAULTS["steps"],
-                    min=1,
-                    max=100000,
-                    tooltip="How many training steps. Several hundred for 4 to 7 pictures.",
-                ),
+                count("steps", 100000, "How many training steps. Several hundred for 4 to 7 pictures."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip="The same seed learns the same concept."
                 ),
-                advanced(io.Int.Input("batch_size", default=DEFAULTS["batch"], min=1, max=64, tooltip="Pictures per step.")),
+                advanced(count("batch_size", 64, "Pictures per step.")),
                 advanced(io.Int.Input("rank", default=DEFAULTS["rank"], min=1, max=128, tooltip="Rank of the low-rank factors.")),
-                rate("learning_rate", DEFAULTS["lr"], "Learning rate of the factors; it decays to zero."),
-                rate("token_learning_rate", DEFAULTS["lr_tokens"], "Learning rate of the concept's words; it decays to zero."),
+                rate("learning_rate", "Learning rate of the factors; it decays to zero."),
+                rate("token_learning_rate", "Learning rate of the concept's words; it decays to zero."),
                 advanced(
                     io.Float.Input(
                         "consolidation",
@@ -110,12 +113,12 @@ class CIDMTrainConcept(io.ComfyNode):
                 advanced(
                     io.Float.Input(
                         "token_norm_stop",
-                        default=DEFAULTS["norm_stop"],
+                        default=0.0,
                         min=0.0,
                         max=100.0,
                         step=0.01,
                         tooltip="When the mean length of the words' embeddings reaches this, they stop learning and only the factors go "
-                        "on. Stable Diffusion 1.5: 0.55; Doodle, whose words are longer: 2.",
+                        f"on. Stable Diffusion 1.5: 0.55; Doodle, whose words are longer: 2. {AUTOMATIC}",
                     )
                 ),
                 TrainingSettings.Input(
@@ -139,26 +142,45 @@ class CIDMTrainConcept(io.ComfyNode):
         learning_rate: float, token_learning_rate: float, consolidation: float, token_norm_stop: float, captions: str = "", masks=None,
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        given = settings or {}
-        config = configure(
-            "cidm",
-            steps=steps,
-            batch=batch_size,
-            rank=rank,
-            lr=learning_rate,
-            lr_tokens=token_learning_rate,
-            consolidation=consolidation,
-            norm_stop=token_norm_stop,
-            kind=kind,
-            templates=TEMPLATES[kind],
-            seed=seed,
-        )
-        config = config.update(**{key: value for key, value in given.items() if key in config.settings()})
+        given, backbone = settings or {}, backbone_of(model, clip, vae)
+        open_inputs = {
+            "steps": steps,
+            "batch": batch_size,
+            "lr": learning_rate,
+            "lr_tokens": token_learning_rate,
+            "norm_stop": token_norm_stop,
+        }
+        chosen = dict(rank=rank, consolidation=consolidation, kind=kind, templates=TEMPLATES[kind], seed=seed)
+        config, took = configure_node(backbone.family, "cidm", open_inputs, chosen, given)
         task = task_of(name, class_word, config, given)
-        bank, concept, losses, warnings = learn(cls, (model, clip, vae), bank, dataset_of(images, captions, masks), task, given)
-        text = f"{concept.name} learned as task {bank.headers[concept.name]['task']}, loss {sum(losses[-50:]) / len(losses[-50:]):.4f}"
+        bank, concept, losses, warnings = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
+        text = f"<{concept.name}> learned as number {bank.headers[concept.name]['task']}, loss {mean_loss(losses)}{took}"
         lora = patches.lora_model(model, concept.factors)
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=warnings)
+
+
+def backbone_of(model, clip, vae) -> host.ComfyBackbone:
+    """Returns the backbone that a training node learns on. Raises ``ValueError`` if there is no VAE."""
+    if vae is None:
+        raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
+    return host.ComfyBackbone(model, clip, vae)
+
+
+def configure_node(
+    family: Family, method: str, open_inputs: Mapping[str, Any], chosen: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[TrainingConfig, str]:
+    """Returns the configuration that a training node's inputs ask for, and what it took for those of ``open_inputs`` that are 0, in words:
+    what suits the family. ``given`` are the Training Settings, which go before.
+    """
+    config = configure_for(family, method, **chosen, **{name: value for name, value in open_inputs.items() if value})
+    config = config.update(**{name: value for name, value in given.items() if name in config.settings()})
+    took = [f"{name} {config.settings()[name]:g}" for name, value in open_inputs.items() if not value]
+    return config, f"\nfor {family.title}: {', '.join(took)}" if took else ""
+
+
+def mean_loss(losses: Sequence[float]) -> str:
+    """Writes the loss of the last steps."""
+    return f"{sum(losses[-50:]) / len(losses[-50:]):.4f}"
 
 
 def dataset_of(images: Any, captions: str, masks: Any) -> Dataset:
@@ -173,23 +195,26 @@ def task_of(name: str, class_word: str, config: TrainingConfig, given: Mapping[s
     return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior)
 
 
-def learn(cls: type[io.ComfyNode], parts: tuple[Any, Any, Any], bank: Bank, data: Dataset, task: Task, given: Mapping[str, Any]) -> Learned:
-    """Does what every training node does: a concept is learned into a bank with the host's model, text encoder and VAE; ``given`` are the
-    Training Settings, for previews.
+def learn(
+    cls: type[io.ComfyNode], backbone: host.ComfyBackbone, bank: Bank, data: Dataset, task: Task, given: Mapping[str, Any]
+) -> Learned:
+    """Does what every training node does: a concept is learned into a bank on the host's model, with previews as ``given``, the Training
+    Settings, say; without them about eight.
     """
-    model, clip, vae = parts
-    if vae is None:
-        raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
-    node = cls.hidden.unique_id
+    node, config = cls.hidden.unique_id, task.config
+    every = given.get("preview_every", max(1, config.steps // PREVIEWS))
+    prompt = given.get("preview_prompt", TEMPLATES[config.kind][0].replace("{}", f"<{task.name}>"))
+    tell = say.teller(node)
+    tell(f"encoding {len(data)} pictures, then the first step")
     with torch.inference_mode(False):  # the executor runs nodes without gradients
         return learn_into(
             Bank(bank.folder),  # another branch of the graph may have added to it
-            host.ComfyBackbone(model, clip, vae),
+            backbone,
             data,
             task,
-            on_step=say.training_progress(node, given.get("preview_every", 0), given.get("preview_prompt", "")),
+            on_step=say.training_progress(node, every, prompt),
             on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
-            tell=say.teller(node),
+            tell=tell,
         )
 
 

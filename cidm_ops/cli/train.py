@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cidm",
         help="cidm: low-rank factors and words; infusion: residuals at the class word (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=whole(1), help="training steps (default: 800; 500 for infusion)")
+    parser.add_argument(
+        "--steps", type=whole(1), help="training steps (default: what suits the base: 800, 500 for infusion; Doodle 350 and 150)"
+    )
     parser.add_argument(
         "--fit",
         choices=FITS,
@@ -52,14 +54,16 @@ def run(options: argparse.Namespace) -> None:
     """Learns one concept, and prints the file that holds it."""
     from ..bank.bank import Bank
     from ..training.folder import from_folder
-    from ..training.methods import configure, method_named
+    from ..training.methods import configure, configure_for, method_named
     from ..training.task import Task, learn_into
 
     kind = "style" if options.style else "thing"
     given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
-    config = configure(options.method, seed=options.seed, kind=kind, templates=method_named(options.method).templates(kind), **given)
-    config = config.parse(options.set)
+    method = method_named(options.method)
+    configure(method.name, **given).parse(options.set)  # what cannot be is refused before the base is loaded
     backbone = load_base(options, on_cuda="bfloat16")
+    config = configure_for(backbone.family, method.name, seed=options.seed, kind=kind, templates=method.templates(kind), **given)
+    config = config.parse(options.set)
     images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
     task = Task(
         name=options.name or options.images.resolve().name,

@@ -14,17 +14,16 @@ from ..engines.diffusers import load
 from ..engines.doodle import DoodleReader, DoodleTower
 from ..measure.report import from_pixels
 from ..measure.scores import embed, image_alignment, text_alignment
+from ..models.sd import DOODLE
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..training.dataset import Dataset
-from ..training.methods import configure
+from ..training.methods import configure_for
 
 PLACES = ("on the beach", "in the snow", "in a meadow", "on the street")
 PICTURES, HELD_OUT, SEED = 6, 16, 1000
-# Chosen on Doodle: the world's places are in the pictures, so the whole picture is learned, and guidance stays low.
-RECIPE = configure("cidm", steps=350, batch=4, lr=4e-3, lr_tokens=1e-2, norm_stop=2.0)
-# Its class words get little of the attention, so residuals have to be large; docs/infusion.md.
-INFUSED = configure("infusion", accumulate=1, steps=150, lr=0.3, min_snr=1.0)
+# The world's places are in the pictures, so the whole picture is learned, and guidance stays low.
+RECIPE, INFUSED = configure_for(DOODLE, "cidm"), configure_for(DOODLE, "infusion")
 GUIDANCE = 2.0
 
 

@@ -48,9 +48,12 @@ def concept_captions(captions: Sequence[str], class_word: str, words: Sequence[s
 
     What is in angle brackets is no class word, unless it is all there is in them, as in ``<dog>``; what else is in some stays as it is. A
     caption without handle and class word gets the words in front. Returns the captions, and a warning for each of those and of what
-    stayed in brackets.
+    stayed in brackets, and one for all pictures without a caption.
     """
     spoken, out, warnings = " ".join(words), [], []
+    if bare := sum(not caption.strip() for caption in captions):
+        which = "no captions" if bare == len(captions) else f"{bare} of {len(captions)} pictures have no caption"
+        warnings.append(f"{which}: what they show is learned as {spoken!r} alone")
     for i, caption in enumerate(captions):
         said, found = spoken_caption(caption, class_word, words, name)
         told = f"caption {i + 1} ({caption[:60]!r})"

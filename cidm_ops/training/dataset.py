@@ -2,16 +2,17 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..models.family import Family
 from ..models.sd import SD1
 from .captions import constant_words
 from .crops import FITS, fit, resize
 
-EMPTY = 0.05  # a mask with nothing lighter covers nothing
+EMPTY, WHOLE = 0.05, 0.5  # a mask with nothing lighter covers nothing, one with nothing darker everything
 MOST = 1_000_000  # pictures in one pass: its order is laid out
 
 
@@ -20,7 +21,7 @@ class Dataset:
     """Pictures ``[3, H, W]`` in [0, 1] of any shape, a caption and perhaps a mask ``[1, H, W]`` for each, and how they are fitted.
 
     ``repeats`` counts how often a picture comes up in one pass, ``warnings`` what was amiss where they were read. Raises ``ValueError``
-    for no pictures, a wrong number of captions or a mask of another size.
+    for no pictures, a wrong number of captions or a mask of another size. ``size`` 0 stands for the size of the base that learns from it.
     """
 
     pictures: Sequence[Tensor]
@@ -28,7 +29,7 @@ class Dataset:
     masks: Sequence[Tensor | None] = ()
     names: Sequence[str] = ()
     repeats: Sequence[int] = ()
-    size: int = 512
+    size: int = 0
     fit: str = "as_given"
     flip: bool = False
     warnings: Sequence[str] = ()
@@ -56,13 +57,22 @@ class Dataset:
         return len(self.pictures)
 
     @property
+    def side(self) -> int:
+        """The training size in pixels; as long as no base is known that of Stable Diffusion 1."""
+        return self.size or SD1.size
+
+    def sized_for(self, family: Family) -> "Dataset":
+        """Returns the dataset for bases of a family: where it has no size, it has theirs."""
+        return self if self.size or self.fit == "as_given" else replace(self, size=family.size)
+
+    @property
     def fixed(self) -> bool:
         """Whether a picture looks the same at every draw, but for flipping: then its latent can be kept."""
         return self.fit != "random"
 
     def draw(self, index: int, flipped: bool, rng: random.Random, cell: int = SD1.cell) -> tuple[Tensor, Tensor | None]:
         """Picture ``[3, h, w]`` in [-1, 1] and where to learn ``[1, h, w]`` in [0, 1], all of it if ``None``; ``cell`` is the model's."""
-        picture, mask = fit(self.pictures[index], self.masks[index], self.fit, self.size, rng, cell)
+        picture, mask = fit(self.pictures[index], self.masks[index], self.fit, self.side, rng, cell)
         if flipped:
             picture, mask = picture.flip(-1), None if mask is None else mask.flip(-1)
         return (picture * 2 - 1).contiguous(), mask
@@ -79,10 +89,14 @@ class Dataset:
         if words := constant_words(self.captions, class_word):
             out.append(f"every caption says {', '.join(map(repr, words))}: the concept will not carry that by itself; leave it out of some")
         thumbs = torch.stack([resize(p, 8, 8).expand(3, 8, 8) for p in self.pictures]).flatten(1)
+        covering = [mask is not None and bool(mask.min() > WHOLE) for mask in self.masks]
+        if not all(covering):  # where all are, as a node gives them that found none, there is no mask
+            idle = [name for name, whole in zip(self.names, covering, strict=True) if whole]
+            out += [f"{', '.join(idle)}: the mask covers everything, as if there were none"] if idle else []
         for i, name in enumerate(self.names):
             for j in ((thumbs[:i] - thumbs[i]).abs().mean(1) < 0.004).nonzero()[:, 0].tolist():
                 out.append(f"{name} and {self.names[j]} are the same picture")
-            if self.fit != "as_given" and min(self.pictures[i].shape[1:]) < self.size // 2:
+            if self.fit != "as_given" and min(self.pictures[i].shape[1:]) < self.size // 2:  # not said of a size that is open
                 out.append(f"{name} is {_size(self.pictures[i])}: much smaller than the training size of {self.size}, it will be blurred")
             mask, seen = self.masks[i], self.seen(i)
             if mask is not None and mask.max() < EMPTY:
@@ -90,14 +104,20 @@ class Dataset:
                 out.append(f"{name}: its mask covers nothing{lightest}, so nothing is learned from it: it is white where the concept is")
             elif seen is not None and seen.max() < EMPTY:
                 out.append(f"{name}: its mask covers nothing of what fit {self.fit!r} takes of it, so nothing is learned from it")
-            elif mask is not None and mask.min() > 0.5:
-                out.append(f"{name}: its mask covers everything, as if there were none")
         return out
+
+    def misfits(self, family: Family) -> list[str]:
+        """Returns a line if the pictures are trained at a size that is far from that of the bases of a family."""
+        sides = [p.shape[1:].numel() ** 0.5 for p in self.pictures] if self.fit == "as_given" else [self.side]
+        if not sides or all(family.size / 2 < side < family.size * 2 for side in sides):
+            return []
+        shown = _size(self.pictures[0]) if self.fit == "as_given" else f"{self.side} x {self.side}"
+        return [f"the pictures are {shown} pixels and {family.title} was made for {family.size} x {family.size}: take them at that size"]
 
     def seen(self, index: int) -> Tensor | None:
         """Return where a picture is learned ``[1, h, w]``, after cropping where that is the same at every draw; everywhere if ``None``."""
         mask = self.masks[index]
-        return mask if mask is None or not self.fixed else fit(mask, mask, self.fit, self.size, random.Random(0))[1]
+        return mask if mask is None or not self.fixed else fit(mask, mask, self.fit, self.side, random.Random(0))[1]
 
     def check_masks(self) -> None:
         """Raises ``ValueError`` if the masks of all pictures are empty: nothing would be learned."""

@@ -9,11 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..bank.picture_file import in_colours, open_picture
+from ..models.family import families
 from ..text_file import read_text
 from .dataset import Dataset
 from .listing import Remarks, list_folder, list_references
 
 LARGEST_CAPTION = 100_000  # bytes
+LARGEST_SIDE = max(family.size for family in families())  # of training, where the base is not known yet
 
 
 def from_folder(
@@ -25,17 +27,19 @@ def from_folder(
 ) -> Dataset:
     """Reads a folder: captions from ``name.txt``, masks from ``name_mask.png``, ``masks/name.png`` or the picture's own alpha.
 
-    Subfolders ``N_anything`` hold pictures that count N times. Photos are turned upright and decoded no larger than twice
-    the training size. ``on_picture`` is called before each. What is in the folder and not used is named in the dataset's warnings. Raises
-    ``FileNotFoundError`` for a missing or empty folder and ``ValueError`` naming a picture, mask or caption that cannot be read.
+    Subfolders ``N_anything`` hold pictures that count N times. Photos are turned upright and decoded no larger than twice the training
+    size; ``size`` 0 stands for that of the base that learns from them. ``on_picture`` is called before each. What is in the folder and not
+    used is named in the dataset's warnings. Raises ``FileNotFoundError`` for a missing or empty folder and ``ValueError`` naming a picture,
+    mask or caption that cannot be read.
     """
     folder = Path(folder)
+    largest = size or LARGEST_SIDE
     listed, several = list_folder(folder), Remarks()
     names = [str(entry.file.relative_to(folder)) for entry in listed.pictures]
     pictures, captions, masks = [], [], []
     for number, (entry, name) in enumerate(zip(listed.pictures, names, strict=True), 1):
         on_picture(number, len(names))
-        image = load(entry.file, size)
+        image = load(entry.file, largest)
         if image.info["pictures"] > 1:
             several.add(name, "it holds several pictures, the first of them is used")
         picture, alpha = split(image)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
 from ..bank.concept import Concept
+from ..models.family import Family
 from .checkpoint import checkpoint_file, resume_run, save_run
 from .dataset import Dataset
 from .method import Method, Task
@@ -22,6 +23,8 @@ from .stops import hold_signals
 from .trainer import Trainer
 
 SAVE_EVERY = 50  # steps
+RATES = {"lr", "lr_tokens"}
+FAR = 8.0  # a rate that differs by so much from what suits a base is remarked on
 
 
 class Learned(NamedTuple):
@@ -64,9 +67,11 @@ def learn_into(
     empty, or the bank is for another architecture, has a damaged file or cannot be written to; the bank changes only when all is done.
     """
     method = task.method or method_of(task.config)
+    data = data.sized_for(backbone.family)
+    task = replace(task, prior=task.prior and task.prior.sized_for(backbone.family))
     data.check_masks()
     warnings = [w for n in bank.names if (w := check_base(bank.headers[n], backbone.architecture, backbone.fingerprint))]
-    warnings += remarks_on(data, task, method)
+    warnings += remarks_on(data, task, method, backbone.family)
     before = bank.before(task.name)
     plan = find_or_plan(bank, backbone, data, task, method)
     if isinstance(plan, Concept):
@@ -89,10 +94,24 @@ def learn_into(
     return Learned(bank, concept, trainer.losses, [*warnings, *trainer.warnings])
 
 
-def remarks_on(data: Dataset, task: Task, method: Method) -> list[str]:
-    """Returns what a person should know about the pictures of a task, whichever way they came."""
+def remarks_on(data: Dataset, task: Task, method: Method, family: Family) -> list[str]:
+    """Returns what a person should know about the pictures of a task, whichever way they came, and about settings that cannot suit the
+    base.
+    """
     plain = [f"{warning} (pictures of the plain class)" for warning in task.prior.warnings] if task.prior else []
-    return [*data.remarks(task.class_word), *method.remarks(data), *plain]
+    return [*data.remarks(task.class_word), *data.misfits(family), *method.remarks(data), *plain, *misfits(task, method, family)]
+
+
+def misfits(task: Task, method: Method, family: Family) -> list[str]:
+    """Returns a line for every rate of a task that is far from what suits bases of a family."""
+    recipe, settings = family.recipes.get(method.name, {}), task.config.settings()
+    found = []
+    for name in RATES & recipe.keys() & settings.keys():
+        times = settings[name] / recipe[name]
+        if times and not 1 / FAR < times < FAR:
+            much = f"{times:.0f} times" if times > 1 else f"{1 / times:.0f} times below"
+            found.append(f"{name} is {settings[name]:g}, {much} what suits {family.title}, {recipe[name]:g}")
+    return sorted(found)
 
 
 def find_or_plan(bank: Bank, backbone: Backbone, data: Dataset, task: Task, method: Method) -> Concept | Plan:
@@ -119,7 +138,7 @@ def task_digest(bank: Bank, backbone: Backbone, data: Dataset, task: Task, metho
     earlier concepts if the method depends on them; ``began`` is the digest of the task that it goes on from.
     """
     before = [bank.headers[n]["training"].get("task", n) for n in bank.before(task.name)] if method.continual else []
-    how = [list(data.captions), list(data.repeats), data.size, data.fit, data.flip]
+    how = [list(data.captions), list(data.repeats), data.side, data.fit, data.flip]
     chosen = counting_settings(task.config, method)
     words = [task.name, task.class_word, backbone.architecture, backbone.fingerprint, how, before, chosen]
     if began:
@@ -166,7 +185,7 @@ def keep_state(trainer: Trainer, file: Path, digest: str) -> str:
     except Exception as error:  # what ended the run is said too, whatever this is
         before = f": the same again goes on from the state before, in {file}" if file.exists() else ""
         return f"{where}, whose state could not be kept ({error}){before}"
-    return f"{where}: its state is in {file}, and the same again goes on from there"
+    return f"{where}: run it again to go on from there (its state is in {file})"
 
 
 def run_to_end(trainer: Trainer, file: Path, digest: str, on_step: Callable[[Trainer], None]) -> None:

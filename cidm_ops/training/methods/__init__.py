@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ...models.family import Family
 from ..config import TrainingConfig
 from ..method import Method
 from .cidm import Cidm
@@ -38,6 +39,11 @@ def configure(name: str, /, **settings: Any) -> TrainingConfig:
     """
     method = method_named(name)
     return TrainingConfig(method=method.config(), **method.defaults).update(**settings)
+
+
+def configure_for(family: Family, name: str, /, **settings: Any) -> TrainingConfig:
+    """Returns the configuration of a method that suits models of a family, but for ``settings``. Raises what ``configure`` does."""
+    return configure(name, **{**family.recipes.get(name, {}), **settings})
 
 
 register(Cidm())
