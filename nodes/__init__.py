@@ -15,6 +15,7 @@ from .keep import KEEP_NODES
 from .paint import PAINT_NODES
 from .regions import REGION_NODES
 from .reports import REPORT_NODES
+from .say import tell_errors
 from .scores import SCORE_NODES
 from .settings import SETTINGS_NODES
 from .train import TRAIN_NODES
@@ -26,4 +27,4 @@ class CIDM(ComfyExtension):
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
         painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *INFUSION_NODES]
-        return [*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES]
+        return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]

@@ -1,5 +1,6 @@
 """The bank of concepts under the host's models folder."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 import folder_paths
@@ -9,7 +10,7 @@ from ..cidm_ops.bank.bank import Bank, alike
 from ..cidm_ops.bank.concept import NAME
 from ..cidm_ops.bank.index import stamp
 from . import say
-from .schema import schema
+from .schema import schema, validate
 
 FOLDER = "cidm_banks"
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
@@ -33,6 +34,19 @@ def bank_folder(name: str) -> Path:
     if twin := next((folder.name for folder in there if alike(folder.name, name) and folder.is_dir()), ""):
         raise ValueError(f"there is a bank {twin!r}, and {name!r} differs from it in case only: write {twin!r}, or choose another name")
     return places[0]
+
+
+def bank_names() -> list[str]:
+    """List the banks that there are."""
+    places = (Path(place) for place in folder_paths.get_folder_paths(FOLDER))
+    return sorted({folder.name for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()}, key=str.lower)
+
+
+def others_than(name: str) -> str:
+    """Say which banks there are beside one, those with a name like it first."""
+    have = [other for other in bank_names() if other != name]
+    near = get_close_matches(name, have, 1)
+    return (f"; did you mean {near[0]!r}?" if near else "") + (f"\nbanks: {', '.join(have[:20])}" if have else "")
 
 
 def listing(bank: Bank) -> str:
@@ -61,6 +75,10 @@ class CIDMOpenBank(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return validate(bank_folder, name)
+
+    @classmethod
     def fingerprint_inputs(cls, name: str) -> list[tuple[str, int, int]]:
         """Changes when a concept comes, goes or is replaced."""
         files = [(file.name, stamp(file)) for file in sorted(bank_folder(name).glob("*.safetensors"))]
@@ -68,8 +86,9 @@ class CIDMOpenBank(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        bank = Bank(bank_folder(name))
-        return say.output(cls, bank, text=listing(bank), warnings=list(bank.damaged.values()))
+        bank = Bank(folder := bank_folder(name))
+        text = listing(bank) if folder.is_dir() else f"{name!r} is new and empty{others_than(name)}"
+        return say.output(cls, bank, text=text, warnings=list(bank.damaged.values()))
 
 
 BANK_NODES = [CIDMOpenBank]

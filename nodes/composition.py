@@ -7,13 +7,13 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.blending import OVERLAPS
-from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, compose_regions
+from ..cidm_ops.painting.compose import AggregationConfig, Composition, compose_regions, read
 from ..cidm_ops.painting.scene import PRESETS, NoiseEstimation
 from . import host, patches, say
 from .bank import BANK
-from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, read_aggregation
-from .regions import RegionList
-from .schema import schema
+from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, describe, read_aggregation
+from .regions import ONE, RegionList
+from .schema import schema, validate
 
 RegionNoise = io.Custom("CIDM_REGION_NOISE")
 WHOLE = "a dog on the left and a cat on the right in the snow"
@@ -42,6 +42,53 @@ INPUTS = [
     RegionNoise.Input("noise", optional=True, tooltip="From Region Noise Estimation, instead of a preset."),
 ]
 WEIGHTS = io.String.Output(display_name="weights", tooltip="Which concepts act where, in words.")
+
+
+class CIDMPaint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CIDMPaint",
+            display_name="Paint with Concepts",
+            aliases="apply lora, load lora, lora stack, multi lora, prompt, clip text encode, character, style, regional prompt, attention "
+            "couple, several characters",
+            category="CIDM",
+            description="All that a sampler needs to paint a prompt with the concepts of a bank, each as <name>, and with regions each in "
+            "its place.",
+            inputs=[
+                MODEL,
+                CLIP,
+                BANK,
+                io.String.Input("prompt", default=ONE, multiline=True, tooltip=f"What to paint. {HANDLES}."),
+                io.String.Input("negative", default="", multiline=True, tooltip="What the picture should not have."),
+                MODE,
+                STRENGTH,
+                RegionList.Input(
+                    "regions", optional=True, tooltip="From Draw Regions, Region or Region Grid: more prompts, each in its place."
+                ),
+                SETTINGS,
+                RegionNoise.Input("noise", optional=True, tooltip="From Region Noise Estimation: more passes for regions."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the concepts in it, for a sampler."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt, for the same sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt, for the same sampler."),
+                WEIGHTS,
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, bank: Bank, prompt: str, negative: str, mode: str, strength: float, regions=(),
+        settings: AggregationConfig | None = None, noise: NoiseEstimation | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        backbone = host.ComfyBackbone(model, clip)
+        composition = compose_regions(backbone, bank, prompt, regions, read_aggregation(settings, mode, strength))
+        patched, positive = patches.in_regions(backbone, composition, noise or PRESETS["fast"])
+        words = describe_scene(composition)
+        unwanted = patches.unwanted(clip, read(bank, negative), composition)
+        return say.output(cls, patched, positive, unwanted, words, text=words, warnings=composition.warnings)
 
 
 class CIDMPaintRegions(io.ComfyNode):
@@ -139,10 +186,19 @@ class CIDMRegionNoise(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
+        return validate(check_order, start_percent, end_percent)
+
+    @classmethod
     def execute(cls, alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features) -> io.NodeOutput:
-        if start_percent > end_percent:
-            raise ValueError(f"start_percent {start_percent:g} is after end_percent {end_percent:g}: there would be no passes; swap them")
+        check_order(start_percent, end_percent)
         return io.NodeOutput(NoiseEstimation(alpha, start_percent, end_percent, overlap, feather, bootstrap_percent, features))
+
+
+def check_order(start: float, end: float) -> None:
+    """Raises ``ValueError`` if passes would end before they begin."""
+    if start > end:
+        raise ValueError(f"start_percent {start:g} is after end_percent {end:g}: there would be no passes; swap them")
 
 
 def compose_scene(
@@ -161,17 +217,14 @@ def compose_scene(
     backbone = host.ComfyBackbone(model, clip)
     composition = compose_regions(backbone, bank, text, regions, read_aggregation(settings, mode, strength))
     patched, conditioning = patches.in_regions(backbone, composition, noise or PRESETS[preset])
-    lines = [describe("elsewhere", composition.whole)]
-    lines += [describe(f"region {u}", region.mix) for u, region in enumerate(composition.regions, 1)]
-    return patched, conditioning, "\n".join(lines), composition.warnings
+    return patched, conditioning, describe_scene(composition), composition.warnings
 
 
-def describe(where: str, mixed: ConceptMix) -> str:
-    """Say a region's concepts and their mean weights in words."""
-    weights = mixed.weights.mean(0).tolist() if mixed.concepts else []
-    parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixed.concepts, weights, strict=True) if w]
-    parts += [f"<{name}> at its class word" for name in mixed.residuals]
-    return f"{where}: {', '.join(parts) or 'no concept'}"
+def describe_scene(composition: Composition) -> str:
+    """Say which concepts act where, a line for each region."""
+    whole = describe(composition.whole)
+    parts = [f"region {u}: {describe(region.mix)}" for u, region in enumerate(composition.regions, 1)]
+    return "\n".join([f"elsewhere: {whole}", *parts]) if parts else whole
 
 
-COMPOSITION_NODES = [CIDMPaintRegions, CIDMRegionGuider, CIDMRegionNoise]
+COMPOSITION_NODES = [CIDMPaint, CIDMPaintRegions, CIDMRegionGuider, CIDMRegionNoise]

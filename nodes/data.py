@@ -11,12 +11,13 @@ from ..cidm_ops.measure.report import dataset_sheet
 from ..cidm_ops.training.crops import FITS
 from ..cidm_ops.training.dataset import Dataset, from_images
 from ..cidm_ops.training.folder import from_folder
-from ..cidm_ops.training.listing import read_from
+from ..cidm_ops.training.listing import list_folder, read_from
 from . import say
-from .schema import schema
+from .schema import schema, validate
 
 ConceptDataset = io.Custom("CIDM_DATASET")
 READING = "reading picture {} of {}"
+MORE = range(2, 8)  # numbers of the inputs for single pictures
 
 
 def picture_folder(folder: str) -> Path:
@@ -27,6 +28,11 @@ def picture_folder(folder: str) -> Path:
 def folder_state(folder: str) -> list[tuple[str, int, int]]:
     """Changes when a picture, caption or mask of a folder does. Only what is read from it is looked at."""
     return list(read_from(picture_folder(folder)))
+
+
+def find_pictures(folder: str) -> None:
+    """Raises ``FileNotFoundError`` for a folder that is missing or has no pictures."""
+    list_folder(picture_folder(folder))
 
 
 def lines_of(captions: str, count: int) -> list[str]:
@@ -43,7 +49,12 @@ def folder_input() -> io.String.Input:
 def fit_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
-            "size", default=512, min=64, max=2048, step=64, tooltip="Training size in pixels. SD 1.5: 512, SDXL: 1024, Doodle: 128."
+            "size",
+            default=0,
+            min=0,
+            max=2048,
+            step=64,
+            tooltip="Training size in pixels. 0: that of the base that learns from them, 512 for SD 1.5, 1024 for SDXL, 128 for Doodle.",
         ),
         io.Combo.Input(
             "fit",
@@ -88,6 +99,10 @@ class CIDMLoadConceptImages(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        return validate(find_pictures, folder)
+
+    @classmethod
     def fingerprint_inputs(cls, folder: str, size: int) -> list[tuple[str, int, int]]:
         return folder_state(folder)
 
@@ -116,6 +131,10 @@ class CIDMDatasetFromFolder(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        return validate(find_pictures, folder)
+
+    @classmethod
     def fingerprint_inputs(cls, folder: str, **how) -> list[tuple[str, int, int]]:
         return folder_state(folder)
 
@@ -133,22 +152,26 @@ class CIDMDatasetFromImages(io.ComfyNode):
             display_name="Concept Dataset from Images",
             aliases="image list, load dataset, training images, photos, captions, my photos, mask, batch images",
             category="CIDM/training",
-            description="The pictures of one concept from the graph: a batch or a list of images, with captions and masks.",
+            description="The pictures of one concept from the graph: a batch, a list, or a Load Image for each, with captions and masks.",
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="A batch, or a list of pictures of different shapes. Transparent parts are masked out."),
+                io.Image.Input(
+                    "images", tooltip="A batch, a list of pictures of different shapes, or one picture. Transparent parts are masked out."
+                ),
                 io.String.Input(
                     "captions", default="", multiline=True, optional=True, tooltip="One caption per line, each with the class word."
                 ),
                 io.Mask.Input("masks", optional=True, tooltip="Where the concept is, one mask per picture and of its size."),
                 *fit_inputs(),
+                *(io.Image.Input(f"image_{n}", optional=True, tooltip="Another picture, as from a Load Image.") for n in MORE),
             ],
             outputs=[ConceptDataset.Output(display_name="dataset", tooltip="For Train Concept, in the place of images.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, images, size, fit, flip, captions=("",), masks=None) -> io.NodeOutput:
+    def execute(cls, images, size, fit, flip, captions=("",), masks=None, **more) -> io.NodeOutput:
+        images = [*images, *(image for n in MORE for image in more.get(f"image_{n}") or ())]
         count = sum(len(i) if i.ndim == 4 else 1 for i in images)
         data = from_images(images, lines_of("\n".join(captions), count), masks, size=size[0], fit=fit[0], flip=flip[0])
         return say.output(cls, data, text=f"{len(data)} pictures", warnings=data.warnings)

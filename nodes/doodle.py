@@ -11,7 +11,7 @@ from ..cidm_ops.doodle.figures import FIGURES
 from ..cidm_ops.doodle.files import TEN
 from . import native, say
 from .bank import CIDMOpenBank, ConceptBank, bank_folder, listing
-from .schema import schema
+from .schema import schema, validate
 
 ANOTHER = "another "
 
@@ -118,6 +118,10 @@ class CIDMDoodleBank(io.ComfyNode):
             outputs=[ConceptBank.Output(display_name="bank", tooltip="The bank, for painting with the Doodle model.")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return validate(bank_folder, name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> list[tuple[str, int, int]]:

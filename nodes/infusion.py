@@ -16,9 +16,9 @@ from .bank import BANK, ConceptBank
 from .data import ConceptDataset
 from .paint import CLIP, HANDLES, MODEL
 from .regions import RegionList
-from .schema import schema
+from .schema import schema, validate
 from .settings import TrainingSettings
-from .train import advanced, backbone_of, configure_node, count, dataset_of, learn, mean_loss, rate, task_of
+from .train import advanced, backbone_of, check_words, configure_node, count, dataset_of, learn, mean_loss, rate, task_of
 
 DEFAULTS = configure("infusion").settings()
 SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
@@ -97,6 +97,10 @@ class CIDMTrainInfusion(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None, class_word: str | None = None) -> bool | str:
+        return validate(check_words, name, class_word)
 
     @classmethod
     def execute(

@@ -13,7 +13,7 @@ from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, mix, read
 from . import host, patches, say
 from .aggregation import AggregationSettings
 from .bank import BANK
-from .schema import schema
+from .schema import schema, validate
 
 PROMPT = "a <dog> and a <cat> on the beach"
 HANDLES = "Write a concept as <name>, or as <name:0.8> for less of it; everything else is ordinary text"
@@ -57,10 +57,7 @@ class CIDMEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, bank: Bank, text: str) -> io.NodeOutput:
-        said = read(bank, text)
-        if not said.concepts:
-            return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(said.text)), text)
-        return io.NodeOutput(patches.conditioning(clip, [said]), text)
+        return io.NodeOutput(patches.encode_prompt(clip, read(bank, text)), text)
 
 
 class CIDMAggregate(io.ComfyNode):
@@ -105,7 +102,8 @@ class CIDMAggregate(io.ComfyNode):
         shown = table(mixture.weights, mixture.concepts, layers) if mixture.concepts else "no concept in the prompt"
         patched = patches.with_concepts(backbone, [mixture], how)
         encoder = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
-        return say.output(cls, patched, shown, encoder, picture_of(mixture, layers, backbone.family), text=shown, warnings=mixture.warnings)
+        picture = picture_of(mixture, layers, backbone.family)
+        return say.output(cls, patched, shown, encoder, picture, text=describe(mixture), warnings=mixture.warnings)
 
 
 class CIDMAggregateBatch(io.ComfyNode):
@@ -138,12 +136,14 @@ class CIDMAggregateBatch(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, texts: str | None = None) -> bool | str:
+        return validate(prompts_of, texts)
+
+    @classmethod
     def execute(
         cls, model, clip, bank: Bank, texts: str, mode: str, strength: float, settings: AggregationConfig | None = None
     ) -> io.NodeOutput:
-        prompts = [line.strip() for line in texts.splitlines() if line.strip()]
-        if not prompts:
-            raise ValueError("there is no prompt: write one a line")
+        prompts = prompts_of(texts)
         backbone, how = host.ComfyBackbone(model, clip), read_aggregation(settings, mode, strength)
         mixtures = [mix(backbone, bank, prompt, how) for prompt in prompts]
         layers = list(backbone.cross_attention)
@@ -152,12 +152,28 @@ class CIDMAggregateBatch(io.ComfyNode):
         warnings = list(dict.fromkeys(w for m in mixtures for w in m.warnings))
         patched = patches.with_concepts(backbone, mixtures, how)
         pictures = stack_images([picture_of(m, layers, backbone.family) for m in mixtures])
-        return say.output(cls, patched, patches.conditioning(clip, mixtures), len(prompts), shown, pictures, text=shown, warnings=warnings)
+        text = "\n".join(f"{prompt}: {describe(mixed)}" for prompt, mixed in zip(prompts, mixtures, strict=True))
+        return say.output(cls, patched, patches.conditioning(clip, mixtures), len(prompts), shown, pictures, text=text, warnings=warnings)
+
+
+def prompts_of(texts: str) -> list[str]:
+    """Split the prompts of a batch. Raises ``ValueError`` if there is none."""
+    if not (prompts := [line.strip() for line in texts.splitlines() if line.strip()]):
+        raise ValueError("there is no prompt: write one a line")
+    return prompts
 
 
 def read_aggregation(settings: AggregationConfig | None, mode: str, strength: float) -> AggregationConfig:
     """Read what the inputs of a node say about the aggregation."""
     return replace(settings or AggregationConfig(), mode=mode, strength=strength)
+
+
+def describe(mixed: ConceptMix) -> str:
+    """Say the concepts of a prompt and their mean weights in words."""
+    weights = mixed.weights.mean(0).tolist() if mixed.concepts else []
+    parts = [f"<{c.name}> {w:.2f}" for c, w in zip(mixed.concepts, weights, strict=True) if w]
+    parts += [f"<{name}> at its class word" for name in mixed.residuals]
+    return ", ".join(parts) or "no concept in the prompt"
 
 
 def picture_of(mixture: ConceptMix, layers: list[str], family: Family) -> torch.Tensor:

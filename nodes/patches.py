@@ -79,12 +79,27 @@ def with_concepts(backbone: ComfyBackbone, mixes: Sequence[ConceptMix], how: Agg
 
 
 def in_regions(backbone: ComfyBackbone, composition: Composition, estimation: NoiseEstimation | None = None) -> tuple[ModelPatcher, list]:
-    """A clone of the model that paints a composition in its regions, and the CONDITIONING of its global prompt."""
-    texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
-    said = conditioning(backbone.clip, [composition.whole], texts)
-    if not composition.regions:
-        return with_concepts(backbone, [composition.whole], composition.how), said
-    return with_more(backbone.model, composition.scene(texts, estimation)), said
+    """A clone of the model that paints a composition in its regions, if it has any, and the CONDITIONING of its global prompt."""
+    whole = composition.whole
+    if composition.regions:
+        texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
+        return with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
+    if whole.residuals:
+        return with_infusion(backbone, whole, ResidualConfig(), composition.how)
+    return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
+
+
+def encode_prompt(clip: comfy.sd.CLIP, said: ParsedPrompt) -> list:
+    """The CONDITIONING of a prompt; without concepts the host encodes it, embeddings and all."""
+    return conditioning(clip, [said]) if said.concepts else clip.encode_from_tokens_scheduled(clip.tokenize(said.text))
+
+
+def unwanted(clip: comfy.sd.CLIP, said: ParsedPrompt, composition: Composition) -> list:
+    """The CONDITIONING of what a composition should not have, with what the concepts of its prompt changed in the text encoders, where they
+    act on negative texts too.
+    """
+    whole = composition.whole
+    return encode_prompt(patched_clip(clip, whole.concepts, whole.strengths) if composition.how.negative else clip, said)
 
 
 def of_region(clip: comfy.sd.CLIP, mixed: ConceptMix) -> ConceptText:

@@ -10,7 +10,7 @@ from ..cidm_ops.method.finding import UNTIL
 from ..cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from . import say
 from .paint import HANDLES
-from .schema import schema
+from .schema import schema, validate
 
 RegionList = io.Custom("CIDM_REGIONS")
 ONE, OTHER = "a <dog> in the snow", "a <cat> in the snow"
@@ -93,12 +93,13 @@ class CIDMRegionGrid(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, texts: str | None = None, columns: int | None = None, rows: int | None = None) -> bool | str:
+        return validate(cell_texts, texts, columns, rows)
+
+    @classmethod
     def execute(cls, texts: str, columns: int, rows: int, strength: float, feather: float, regions=()) -> io.NodeOutput:
-        lines = texts.splitlines()
-        if len(lines) > columns * rows:
-            raise ValueError(f"{len(lines)} prompts for {columns} x {rows} cells: give at most one a cell; an empty line leaves a cell out")
         made = []
-        for i, line in enumerate(lines):
+        for i, line in enumerate(cell_texts(texts, columns, rows)):
             row, column = divmod(i, columns)
             if line.strip():
                 mask = box_mask(column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
@@ -129,6 +130,10 @@ class CIDMRegionBoxes(io.ComfyNode):
             ],
             outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, boxes: str | None = None) -> bool | str:
+        return validate(read_boxes, boxes)
 
     @classmethod
     def execute(cls, boxes: str, regions=()) -> io.NodeOutput:
@@ -188,6 +193,14 @@ class CIDMRegionPreview(io.ComfyNode):
         lines = [f"region {u}: {text}" for u, (text, _) in enumerate(regions, 1)]
         warnings = [f"region {u} is empty: nothing of it will be painted" for u in empty]
         return say.output(cls, picture, text="\n".join(lines) or "no region", warnings=warnings, picture=picture)
+
+
+def cell_texts(texts: str, columns: int, rows: int) -> list[str]:
+    """Split the prompts of a grid. Raises ``ValueError`` for more of them than cells."""
+    lines = texts.splitlines()
+    if len(lines) > columns * rows:
+        raise ValueError(f"{len(lines)} prompts for {columns} x {rows} cells: give at most one a cell; an empty line leaves a cell out")
+    return lines
 
 
 REGION_NODES = [CIDMRegion, CIDMRegionGrid, CIDMRegionBoxes, CIDMFindRegions, CIDMRegionPreview]

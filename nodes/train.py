@@ -17,7 +17,7 @@ from ..cidm_ops.training.task import Learned, learn_into
 from . import host, patches, say
 from .bank import ConceptBank
 from .data import ConceptDataset, lines_of
-from .schema import schema
+from .schema import schema, validate
 from .settings import TrainingSettings
 
 DEFAULTS = configure("cidm").settings()
@@ -137,6 +137,10 @@ class CIDMTrainConcept(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None, class_word: str | None = None) -> bool | str:
+        return validate(check_words, name, class_word)
+
+    @classmethod
     def execute(
         cls, model, clip, vae, bank: Bank, images, name: str, class_word: str, kind: str, steps: int, seed: int, batch_size: int, rank: int,
         learning_rate: float, token_learning_rate: float, consolidation: float, token_norm_stop: float, captions: str = "", masks=None,
@@ -187,6 +191,11 @@ def dataset_of(images: Any, captions: str, masks: Any) -> Dataset:
     """Returns what a training node learns from: a dataset, or the host's images with captions and masks."""
     with torch.inference_mode(False):  # the executor runs nodes without gradients
         return images if isinstance(images, Dataset) else from_images(images, lines_of(captions, len(images)), masks)
+
+
+def check_words(name: str, class_word: str) -> None:
+    """Raises ``ValueError`` for a name that is none and for no class word."""
+    Task(name=name.strip(), class_word=class_word, config=configure("cidm"))
 
 
 def task_of(name: str, class_word: str, config: TrainingConfig, given: Mapping[str, Any]) -> Task:
