@@ -13,7 +13,7 @@ def schema(aliases: str, **declared: Any) -> io.Schema:
     """Return the schema of a node, which the node search also finds by ``aliases``: words that people use for it, with commas between."""
     if FOUND_BY_ALIASES:
         declared["search_aliases"] = [alias.strip() for alias in aliases.split(",")]
-    return schema(**declared)
+    return io.Schema(**declared)
 
 
 def validate(check: Callable[..., Any], *values: Any) -> bool | str:

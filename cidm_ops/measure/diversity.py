@@ -1,5 +1,6 @@
 """How varied pictures are: the mean distance of pairs in the space of an image encoder."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .interval import Interval, bootstrap, several
+
+ROUNDING = 1e-9  # of a cosine distance in double precision, and more
 
 
 def diversity(embeddings: Tensor) -> float:
@@ -24,9 +27,16 @@ def diversity_interval(embeddings: Tensor, draws: int = 1000, seed: int = 0) -> 
 
 
 def diversity_ratio(embeddings: Tensor, base: Tensor, draws: int = 1000, seed: int = 0) -> Interval:
-    """Diversity over that of ``base``, both drawn again: below 1 the pictures are more alike than the base model's."""
+    """Diversity over that of ``base``, both drawn again: below 1 the pictures are more alike than the base model's; nan where those are all
+    the same.
+    """
     over = several(len(embeddings), "picture") + f" and {len(base)} of the base"
-    return bootstrap(lambda i, j: _pairs(embeddings, i) / _pairs(base, j), len(embeddings), len(base), over=over, draws=draws, seed=seed)
+
+    def ratio(own: Tensor, others: Tensor) -> float:
+        varied = _pairs(base, others)
+        return _pairs(embeddings, own) / varied if varied > ROUNDING else math.nan
+
+    return bootstrap(ratio, len(embeddings), len(base), over=over, draws=draws, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ def score_diversity(embeddings: Tensor, base: Tensor | None = None) -> Diversity
 
 
 def _pairs(embeddings: Tensor, chosen: Tensor) -> float:
-    """Return the mean cosine distance of the pairs of the chosen that are two different pictures; 0 for a draw of one picture only."""
+    """Return the mean cosine distance of the pairs of the chosen that are two different pictures; nan for a draw of one picture only."""
     n = len(embeddings)
     if n < 2:
         raise ValueError(f"{n} picture: at least 2 are needed to compare them with each other")
@@ -53,4 +63,4 @@ def _pairs(embeddings: Tensor, chosen: Tensor) -> float:
     unit = F.normalize(embeddings.double().cpu(), dim=-1)
     pairs = times.sum() ** 2 - times.square().sum()
     alike = (times @ unit).square().sum() - times.square().sum()
-    return float(1 - alike / pairs) if pairs else 0.0
+    return float(1 - alike / pairs) if pairs else math.nan

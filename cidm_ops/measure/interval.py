@@ -1,6 +1,7 @@
 """How far a figure can be trusted: bootstrap intervals (Efron 1979), through SciPy, the same for the same seed."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,25 +36,30 @@ def bootstrap(
     """Returns ``statistic(indices, ...)``, one tensor of indices for each of the samples of these ``sizes``, with its interval.
 
     The interval is that of percentiles, or with ``basic`` that one mirrored at the value: for figures that grow when a sample repeats
-    itself.
+    itself. Draws of which the statistic says nothing, nan, are left out.
     """
     value = statistic(*(torch.arange(n) for n in sizes))
-    if min(sizes) < 2:
+    if min(sizes) < 2 or math.isnan(value):
         return Interval(value, over=over, level=level)
 
     def of_drawn(*indices: np.ndarray) -> float:
         return statistic(*(torch.from_numpy(np.asarray(i)).long() for i in indices))
 
-    found = scipy.stats.bootstrap(
-        [np.arange(n) for n in sizes],
-        of_drawn,
-        vectorized=False,
-        method="basic" if basic else "percentile",
-        n_resamples=draws,
-        confidence_level=level,
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(value, float(found.low), float(found.high), over, level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # of draws that say nothing
+        drawn = scipy.stats.bootstrap(
+            [np.arange(n) for n in sizes],
+            of_drawn,
+            vectorized=False,
+            method="basic" if basic else "percentile",
+            n_resamples=draws,
+            confidence_level=level,
+            random_state=np.random.default_rng(seed),
+        )
+    low, high = drawn.confidence_interval
+    if np.isnan(drawn.bootstrap_distribution).any() and not basic:  # SciPy has nan for both
+        low, high = np.nanquantile(drawn.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), over, level)
 
 
 def mean_interval(values: Tensor, over: str, draws: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:

@@ -238,6 +238,13 @@ class TestDiversity:
         alike = F.normalize(base + 3 * base[:1], dim=-1)
         assert diversity_ratio(alike, base).high < 1 and diversity_ratio(base, base).value == pytest.approx(1)
 
+    def test_draws_of_one_picture_say_nothing(self):
+        few, same = units(4, 8), units(1, 8).repeat(4, 1)
+        found = diversity_ratio(few, units(4, 8, 1))  # in 16 of 1000 draws of four all are the same picture
+        assert 0 < found.low <= found.value <= found.high
+        assert diversity_interval(few).low > 0
+        assert np.isnan(diversity_ratio(few, same).value)
+
     def test_one_picture_is_too_few(self):
         with pytest.raises(ValueError, match="at least 2"):
             diversity(units(1, 4))
