@@ -1,4 +1,4 @@
-"""How concepts are weighed and how they act, beyond the inputs of Aggregate Concepts."""
+"""How concepts are weighed and how they act, beyond the inputs of Apply Concepts."""
 
 from comfy_api.latest import io
 
@@ -21,7 +21,7 @@ class CIDMAggregationSettings(io.ComfyNode):
             display_name="Aggregation Settings",
             aliases="lora weights, block weights, merge settings, routing, mixture of loras, advanced",
             category="CIDM/painting",
-            description="How mode soft turns the likeness of words into weights, and where concepts act, for Aggregate Concepts.",
+            description="How mode soft turns the likeness of words into weights, and where concepts act, for Apply Concepts.",
             inputs=[
                 io.Float.Input(
                     "power",
@@ -85,7 +85,7 @@ class CIDMAggregationSettings(io.ComfyNode):
                     "what was learned as a style, everywhere for the rest. Other than everywhere is always routed.",
                 ),
             ],
-            outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Aggregate Concepts.")],
+            outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Apply Concepts.")],
         )
 
     @classmethod

@@ -22,7 +22,7 @@ INPUTS = [
     MODEL,
     CLIP,
     BANK,
-    RegionList.Input("regions", tooltip="From Draw Regions, Region or Region Grid."),
+    RegionList.Input("regions", tooltip="From Draw Regions, Concept Region or Region Grid."),
     io.String.Input(
         "text",
         default=WHOLE,
@@ -64,7 +64,7 @@ class CIDMPaint(io.ComfyNode):
                 MODE,
                 STRENGTH,
                 RegionList.Input(
-                    "regions", optional=True, tooltip="From Draw Regions, Region or Region Grid: more prompts, each in its place."
+                    "regions", optional=True, tooltip="From Draw Regions, Concept Region or Region Grid: more prompts, each in its place."
                 ),
                 SETTINGS,
                 RegionNoise.Input("noise", optional=True, tooltip="From Region Noise Estimation: more passes for regions."),

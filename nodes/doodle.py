@@ -44,8 +44,8 @@ class CIDMDoodleTowers(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CIDMDoodleTowers",
-            display_name="Doodle Towers",
-            aliases="clip vision, image encoder, scorer, doodle scorers, evaluation model",
+            display_name="Doodle Scorers",
+            aliases="doodle towers, clip vision, image encoder, scorer, evaluation model",
             category="CIDM/doodle",
             description="What scores pictures of the Doodle world: an image tower that tells its creatures apart, for likeness, and a "
             "reader, whose image side and text encoder share a space in which only what words say counts, for Text Alignment.",

@@ -64,7 +64,7 @@ def encode_captions(clip: comfy.sd.CLIP, captions: Sequence[str], width: int) ->
     parts = [(n, p) for n, p in clip.cond_stage_model.named_children() if isinstance(p, comfy.sd1_clip.SDClipModel)]
     projected = [(n, p) for n, p in parts if hasattr(p.transformer, "text_projection")]
     fitting = [(n, p) for n, p in projected if p.transformer.text_projection.weight.shape[0] == width]
-    what = "load the whole text model of the same CLIP (with text_projection) with Load CLIP; for Doodle take Doodle Towers"
+    what = "load the whole text model of the same CLIP (with text_projection) with Load CLIP; for Doodle take Doodle Scorers"
     if not fitting:
         has = ", ".join(str(p.transformer.text_projection.weight.shape[0]) for _, p in projected) or "none"
         raise ValueError(f"no text encoder of this CLIP reads into the image tower's space of width {width} (widths: {has}): {what}")

@@ -43,7 +43,7 @@ class CIDMEncodePrompt(io.ComfyNode):
             aliases="clip text encode, prompt, text encode, trigger word, embedding, textual inversion, lora prompt, conditioning",
             category="CIDM",
             description="Encodes a prompt in which learned concepts stand as <name>. Every cross-attention layer of the model gets its "
-            "own version of their words; use it with a model from Aggregate Concepts.",
+            "own version of their words; use it with a model from Apply Concepts.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that the concepts were learned on."),
                 BANK,
@@ -51,7 +51,7 @@ class CIDMEncodePrompt(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="The text for a sampler, the layer-wise words in it."),
-                io.String.Output(display_name="text", tooltip="The prompt as it was written, for Aggregate Concepts."),
+                io.String.Output(display_name="text", tooltip="The prompt as it was written, for Apply Concepts."),
             ],
         )
 
@@ -65,8 +65,8 @@ class CIDMAggregate(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CIDMAggregate",
-            display_name="Aggregate Concepts",
-            aliases="apply lora, load lora, lora stack, multi lora, multiple loras, lora loader, merge loras, apply concepts, model lora",
+            display_name="Apply Concepts",
+            aliases="aggregate concepts, apply lora, load lora, lora stack, multi lora, multiple loras, lora loader, merge loras, apply concepts, model lora",
             category="CIDM",
             description="Merges the concepts of a prompt into the model, layer by layer: as fast as the plain model, with any sampler. "
             "The model also reads the layer-wise words of Encode Prompt with Concepts.",
@@ -111,7 +111,7 @@ class CIDMAggregateBatch(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CIDMAggregateBatch",
-            display_name="Aggregate Concepts for a Batch",
+            display_name="Apply Concepts to a Batch",
             aliases="batch prompts, multiple prompts, prompt list, lora per image, multi lora, xy plot",
             category="CIDM/painting",
             description="One prompt for each picture of a batch, each with its own concepts, in one run of the sampler. Set the batch size "

@@ -35,7 +35,7 @@ class CIDMRegion(io.ComfyNode):
 
         return schema(
             node_id="CIDMRegion",
-            display_name="Region",
+            display_name="Concept Region",
             aliases="regional prompt, attention couple, area, mask, box, conditioning set area, conditioning set mask, character placement",
             category="CIDM/regions",
             description="A place in the picture with a prompt of its own: a mask, or else a box. Chain several.",
@@ -56,13 +56,13 @@ class CIDMRegion(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="One mask of any size, instead of the box."),
                 RegionList.Input("regions", optional=True, tooltip="Regions before this one."),
             ],
-            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Concept Region.")],
         )
 
     @classmethod
     def execute(cls, text, left, top, right, bottom, strength, priority, feather, mask=None, regions=()) -> io.NodeOutput:
         if mask is not None and (mask := mask.reshape(-1, *mask.shape[-2:])).shape[0] != 1:
-            raise ValueError(f"a batch of {len(mask)} masks: expected one for a region; take one Region for each")
+            raise ValueError(f"a batch of {len(mask)} masks: expected one for a region; take one Concept Region for each")
         place = RegionMask(box_mask(left, top, right, bottom) if mask is None else mask[0].float().cpu(), strength, priority, feather)
         return io.NodeOutput((*regions, (text, place)))
 
@@ -89,7 +89,7 @@ class CIDMRegionGrid(io.ComfyNode):
                 FEATHER,
                 RegionList.Input("regions", optional=True, tooltip="Regions before these."),
             ],
-            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Concept Region.")],
         )
 
     @classmethod
@@ -128,7 +128,7 @@ class CIDMRegionBoxes(io.ComfyNode):
                 ),
                 RegionList.Input("regions", optional=True, tooltip="Regions before these."),
             ],
-            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Concept Region.")],
         )
 
     @classmethod
@@ -159,7 +159,7 @@ class CIDMFindRegions(io.ComfyNode):
                 FEATHER,
                 RegionList.Input("regions", optional=True, tooltip="Regions before these."),
             ],
-            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Region.")],
+            outputs=[RegionList.Output(display_name="regions", tooltip="For Paint in Regions, or for the next Concept Region.")],
         )
 
     @classmethod
@@ -178,7 +178,7 @@ class CIDMRegionPreview(io.ComfyNode):
             category="CIDM/regions",
             description="Which region has which part of the picture, with numbers and prompts, alone or over a picture.",
             inputs=[
-                RegionList.Input("regions", tooltip="From Draw Regions, Region or Region Grid."),
+                RegionList.Input("regions", tooltip="From Draw Regions, Concept Region or Region Grid."),
                 io.Image.Input("image", optional=True, tooltip="A picture to see them over, dimmed; the first of a batch."),
             ],
             outputs=[io.Image.Output(display_name="picture", tooltip="The regions, and their prompts below.")],

@@ -149,7 +149,7 @@ class CIDMTextAlignment(io.ComfyNode):
                 ),
                 VISION,
                 io.Clip.Input(
-                    "clip", tooltip="The text model of the same CLIP with its projection, from Load CLIP; for Doodle Doodle Towers."
+                    "clip", tooltip="The text model of the same CLIP with its projection, from Load CLIP; for Doodle Doodle Scorers."
                 ),
                 BEFORE,
             ],

@@ -39,7 +39,7 @@ def run(comfy: Path, rounds: int = 3, pixels: int = 256) -> dict[str, Any]:
         "open_1000_without_index_seconds": round(first[0], 4),
         "open_1000_without_index_mb": round(first[1], 2),
         "index_mb": round(index / 2**20, 2),
-        "compared": "ComfyUI's sampler on the bare model and with concepts of Aggregate Concepts; rank 4, cross-attention",
+        "compared": "ComfyUI's sampler on the bare model and with concepts of Apply Concepts; rank 4, cross-attention",
         "pixels": pixels,
     }
 
