@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TORCH ?=
 PYTEST = -m pytest -n auto --maxprocesses 4 # each worker holds a PyTorch: about 1 GB
-.PHONY: demo test check lock floor canary again
+.PHONY: demo test check release lock floor canary again
 .NOTPARALLEL:
 
 demo: .venv/headless
@@ -16,6 +16,14 @@ check: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+
+# What keeps this version from being published; the nodes are asked of every ComfyUI that is found.
+release: | .venv/bin/python
+	.venv/bin/python .ci/release.py $(TAG)
 
 INSTALL = .ci/install.py --torch '$(TORCH)'
 LOCK = pyproject.toml constraints.txt .ci/install.py .ci/lock.py $(if $(TORCH),again) | .venv/bin/python

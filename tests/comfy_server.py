@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive import files_to_publish
 
 PACK = Path(__file__).resolve().parents[1]
-SHIPPED = ("__init__.py", "pyproject.toml", "cidm_ops", "nodes", "workflows", "web", "locales")
 
 
 def install(custom_nodes: Path) -> Path:
-    """Copy what ships into a folder whose name no Python module could have."""
+    """Copy exactly what the registry would publish, new files too, into a folder whose name no Python module could have."""
     place = custom_nodes / "comfyui-cidm-1.0"
-    place.mkdir(parents=True)
-    for name in SHIPPED:
-        source = PACK / name
-        if source.is_dir():
-            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, place / name)
+    for name in files_to_publish(PACK, uncommitted=True):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACK / name, place / name)
     return place
 
 

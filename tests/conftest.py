@@ -1,62 +1,20 @@
 """The ComfyUI checkouts that the tests run on, and the closing lines that say which ran and what was skipped."""
 
-import importlib.util
 import os
-import re
-import sys
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import NO_HOST, Host, find_hosts
 
 # Said before anything imports torch.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # the workers, and what they start, share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
-PACK = Path(__file__).resolve().parents[1]
-NO_HOST = "no ComfyUI: put checkouts into COMFYUI_PATH (':' between several), the pack into custom_nodes, or a checkout at ~/comfy/ComfyUI"
-NEEDED = ("aiohttp", "av", "comfyui_frontend_package", "einops", "sqlalchemy", "torchsde", "transformers")
-
-
-@dataclass(frozen=True)
-class Host:
-    """A ComfyUI checkout and the interpreter that runs it; None where nothing on this machine can."""
-
-    path: Path
-    version: str
-    python: Path | None
-
-    def __str__(self) -> str:
-        return f"ComfyUI {self.version} ({self.path})"
-
-
-def find_hosts() -> list[Host]:
-    """COMFYUI_PATH, else the ComfyUI that the pack lies in, else ~/comfy/ComfyUI*; oldest first."""
-    if named := os.environ.get("COMFYUI_PATH"):
-        folders = [Path(folder).expanduser() for folder in named.split(os.pathsep) if folder]
-        if missing := [str(folder) for folder in folders if not is_host(folder)]:
-            raise pytest.UsageError(f"COMFYUI_PATH names {', '.join(missing)}: there is no ComfyUI (comfyui_version.py and main.py)")
-    elif PACK.parent.name == "custom_nodes" and is_host(PACK.parents[1]):
-        folders = [PACK.parents[1]]
-    else:
-        folders = [folder for folder in (Path.home() / "comfy").glob("ComfyUI*") if is_host(folder)]
-    return sorted((host(folder.resolve()) for folder in folders), key=lambda h: [int(part) for part in re.findall(r"\d+", h.version)])
-
-
-def is_host(folder: Path) -> bool:
-    return (folder / "main.py").is_file() and (folder / "comfyui_version.py").is_file()
-
-
-def host(folder: Path) -> Host:
-    version = re.search(r'"([^"]+)"', (folder / "comfyui_version.py").read_text()).group(1)
-    own = [folder / place for place in (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")]
-    here = Path(sys.executable) if all(importlib.util.find_spec(module) for module in NEEDED) else None
-    return Host(folder, version, next((python for python in own if python.is_file()), here))
-
-
-HOSTS = find_hosts()
+try:
+    HOSTS = find_hosts()
+except ValueError as wrong:
+    raise pytest.UsageError(str(wrong)) from None
 
 
 @pytest.fixture(scope="session")

@@ -99,9 +99,10 @@ def load(page: Page, workflow: dict[str, Any]) -> list[str]:
 
 
 def take_picture(checkout: str, workflow: str, picture: str, moment: str = "end") -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    pack = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(pack / "tests"), str(pack / ".ci")]
     from comfy_server import Server
-    from conftest import host
+    from hosts import host
 
     with tempfile.TemporaryDirectory() as folder:
         server = Server(host(Path(checkout).resolve()), Path(folder))

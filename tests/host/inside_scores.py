@@ -1,17 +1,22 @@
 """Checks of scores inside a ComfyUI, as in inside.py: its towers see what ours see, and two models differ by what they differ."""
 
 import math
+from pathlib import Path
 
 from inside import doodle, doubled, near, plain, run
 
 # isort: split
 
 import torch
+from pack import cidm_ops
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
-from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from pack.cidm_ops.measure.divergence import divergence
 from pack.cidm_ops.measure.scores import embed
 from pack.nodes import encoders, fisher, native
+
+cidm_ops.__path__.append(str(Path(__file__).resolve().parents[2] / "cidm_ops"))  # the engines that are compared with do not ship
+
+from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower  # noqa: E402
 
 
 def drawn(name, count=3):

@@ -24,7 +24,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+    sys.path[:0] = [str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[1] / ".ci")]
 
 from comfy_server import Server, message  # noqa: E402
 
@@ -160,7 +160,7 @@ def growth(memory: Sequence[int]) -> float | None:
 
 
 if __name__ == "__main__":
-    from conftest import host
+    from hosts import host
 
     checkout = host(Path(sys.argv[1]).expanduser().resolve())
     with tempfile.TemporaryDirectory() as folder:
