@@ -66,7 +66,7 @@ class CIDMAggregate(io.ComfyNode):
         return schema(
             node_id="CIDMAggregate",
             display_name="Apply Concepts",
-            aliases="aggregate concepts, apply lora, load lora, lora stack, multi lora, multiple loras, lora loader, merge loras, apply concepts, model lora",
+            aliases="aggregate concepts, apply lora, load lora, lora stack, multi lora, multiple loras, lora loader, merge loras",
             category="CIDM",
             description="Merges the concepts of a prompt into the model, layer by layer: as fast as the plain model, with any sampler. "
             "The model also reads the layer-wise words of Encode Prompt with Concepts.",
