@@ -205,10 +205,14 @@ def test_boxes_are_drawn_over_the_last_picture(editor):
     page.evaluate(SHOW, HALVES)
     picture, toggle = page.locator(".cidm-regions .picture"), page.locator(".cidm-regions button", has_text="Picture")
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [256, 128]
-    assert "filename=regions" in picture.get_attribute("src"), "the one that is saved, and not a figure of Preview Regions"
+    assert "filename=regions" in picture.get_attribute("src")
     toggle.click()
     assert picture.count() == 0 and toggle.get_attribute("aria-pressed") == "false"
     toggle.click()
     pull(page, (0.25, 0.25), (0.35, 0.3))
     assert boxes(page)[0] == pytest.approx([0.2, 0.15, 0.5, 0.45], abs=0.011)
     assert picture.count() == 1 and set(json.loads(page.evaluate(TEXT))[0]) == {"text", "box"}
+    page.evaluate("() => { delete app.nodeOutputs[app.graph._nodes.find(n => n.type === 'SaveImage').id] }")
+    page.mouse.move(10, 10)
+    page.mouse.move(*point(page, 0.5, 0.5))
+    assert picture.count() == 0, "a figure of Preview Regions is no picture to draw over"
