@@ -113,7 +113,7 @@ class Editor {
     this.count = make("span", { className: "count" });
     this.adding = button("Add", "Add a region", () => this.add());
     this.removing = button("Remove", "Remove the chosen region", () => this.remove());
-    this.shape = make("select", { title: "Shape of the picture: its latent's, or one of these; for drawing only", "aria-label": "Shape" });
+    this.shape = make("select", { title: "Shape of the picture: the latent's, or by hand; for drawing only", "aria-label": "Shape" });
     this.asPainted = make("option", { value: "" });
     this.shape.append(this.asPainted, ...SHAPES.map((shape) => make("option", { value: shape, textContent: shape })));
     this.shape.onchange = () => this.keepProperty("aspect", this.shape.value || undefined);
@@ -207,7 +207,7 @@ class Editor {
     this.adding.disabled = raw || this.regions.length >= MOST;
     this.removing.disabled = raw || !region;
     this.opening.setAttribute("aria-pressed", String(this.open));
-    this.asPainted.textContent = this.size ? `latent ${this.size.join(" x ")}` : "no latent: 1:1";
+    this.asPainted.textContent = this.size?.join(" x ") ?? "auto";
     this.shape.value = SHAPES.includes(this.node.properties.aspect) ? this.node.properties.aspect : "";
     const [width, height] = this.shape.value ? this.shape.value.split(":") : (this.size ?? [1, 1]);
     this.stage.style.setProperty("--ratio", width / height);

@@ -188,7 +188,7 @@ def test_the_shape_is_that_of_the_latent_until_one_is_chosen_by_hand(editor):
     shape.select_option("")
     page.evaluate(SIZE, [128, 256])
     assert page.evaluate(STAGE) == pytest.approx(0.5, abs=0.02)
-    assert shape.locator("option").first.inner_text() == "latent 128 x 256"
+    assert shape.locator("option").first.inner_text() == "128 x 256"
     shape.select_option("4:3")
     page.evaluate(SIZE, [256, 256])
     assert page.evaluate(STAGE) == pytest.approx(4 / 3, abs=0.02), "a hand's choice stays"
