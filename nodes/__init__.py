@@ -12,6 +12,7 @@ from .fisher import FISHER_NODES
 from .infusion import INFUSION_NODES
 from .inspection import INSPECTION_NODES
 from .keep import KEEP_NODES
+from .listing import add_routes
 from .paint import PAINT_NODES
 from .regions import REGION_NODES
 from .reports import REPORT_NODES
@@ -23,6 +24,9 @@ from .views import VIEW_NODES
 
 
 class CIDM(ComfyExtension):
+    def __init__(self) -> None:
+        add_routes()  # here, as not every host calls on_load
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]

@@ -2,6 +2,9 @@
 // widget: it is saved, copied, undone and sent as every other. In a front end without this file the node is that text field.
 
 import { app } from "../../scripts/app.js";
+import { addStyle, make } from "./element.js";
+import { tell } from "./fields.js";
+import { pictureOf, samplerOf, sizeOf } from "./graph.js";
 
 const COLOURS = ["#3474ba", "#d6782c", "#46965c", "#9654a8", "#c44c64", "#3c96a0", "#96783c", "#6064c8"]; // those of Preview Regions
 const FIELDS = { strength: [1, 0, 1, 0.01], priority: [0, -100, 100, 1], feather: [0, 0, 0.5, 0.01] }; // usual value, least, most, step
@@ -35,6 +38,7 @@ const STYLE = `
   overflow: hidden; border-radius: 4px; outline: 1px solid var(--border-color, #555); touch-action: none; user-select: none;
   cursor: crosshair; background: linear-gradient(90deg, transparent calc(100% - 1px), #8884 0) 0 0 / 33.333% 100%,
   linear-gradient(transparent calc(100% - 1px), #8884 0) 0 0 / 100% 33.333%, var(--comfy-input-bg, #222); }
+.cidm-regions .picture { position: absolute; inset: 0; width: 100%; height: 100%; opacity: 0.5; pointer-events: none; }
 .cidm-regions .stage.over { cursor: var(--grip); }
 .cidm-regions .box { position: absolute; box-sizing: border-box; border: 2px solid var(--colour); overflow: hidden; pointer-events: none;
   background: color-mix(in srgb, var(--colour) 34%, transparent); line-height: 1.35; padding: 4px; border-radius: 2px; }
@@ -47,6 +51,7 @@ const STYLE = `
 .cidm-regions :is(button, select, input, textarea) { background: var(--comfy-input-bg, #222); color: inherit; box-sizing: border-box;
   border: 1px solid var(--border-color, #555); border-radius: 4px; font: inherit; padding: 3px 6px; }
 .cidm-regions button { cursor: pointer; }
+.cidm-regions button[aria-pressed="true"] { border-color: var(--p-primary-color, #5ab0ff); }
 .cidm-regions :disabled { opacity: 0.5; cursor: default; }
 .cidm-regions textarea { resize: none; width: 100%; }
 .cidm-regions textarea.prompt { flex: 0 0 64px; }
@@ -56,13 +61,6 @@ const STYLE = `
 .cidm-regions input:invalid { border-color: var(--error-text, #f66); }
 .cidm-regions .error { color: var(--error-text, #f66); white-space: pre-wrap; }
 `;
-
-function make(tag, given = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [key, value] of Object.entries(given)) key in element ? (element[key] = value) : element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-}
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const tidy = (value) => Math.round(value * 1e4) / 1e4;
@@ -115,9 +113,13 @@ class Editor {
     this.count = make("span", { className: "count" });
     this.adding = button("Add", "Add a region", () => this.add());
     this.removing = button("Remove", "Remove the chosen region", () => this.remove());
-    this.shape = make("select", { title: "Shape of the picture, for drawing only", "aria-label": "Shape of the picture" });
-    this.shape.append(...SHAPES.map((shape) => make("option", { value: shape, textContent: shape })));
-    this.shape.onchange = () => this.done((this.node.properties.aspect = this.shape.value));
+    this.shape = make("select", { title: "Shape of the picture: the latent's, or by hand; for drawing only", "aria-label": "Shape" });
+    this.asPainted = make("option", { value: "" });
+    this.shape.append(this.asPainted, ...SHAPES.map((shape) => make("option", { value: shape, textContent: shape })));
+    this.shape.onchange = () => this.keepProperty("aspect", this.shape.value || undefined);
+    const show = () => this.keepProperty("picture", this.hides() ? undefined : false);
+    this.showing = button("Picture", "Show the last picture behind the boxes", show);
+    this.picture = make("img", { className: "picture", alt: "", draggable: false });
     this.opening = button("JSON", "Show the text", () => this.render((this.open = !this.open)));
     this.complaint = make("div", { className: "error", role: "alert" });
     this.stage = make("div", { className: "stage", tabIndex: 0, role: "listbox", "aria-label": `Regions. ${HELP}` });
@@ -125,6 +127,7 @@ class Editor {
       this.stage.addEventListener(event, act.bind(this));
     for (const event of ["pointerup", "pointercancel"]) this.stage.addEventListener(event, this.release.bind(this));
     this.prompt = make("textarea", { className: "prompt", placeholder: "Draw a box, or choose one", "data-capture-wheel": "true" });
+    tell(this.prompt, node, widget.name);
     this.prompt.addEventListener("input", () => this.give("text", this.prompt.value));
     this.fields = Object.entries(FIELDS).map(([key, [, min, max, step]]) => {
       const field = make("input", { type: "number", name: key, min, max, step, title: ABOUT[key] });
@@ -135,11 +138,11 @@ class Editor {
     this.about = make("fieldset", {}, this.prompt, make("div", { className: "bar" }, ...labels));
     this.about.addEventListener("change", () => this.done());
     const help = make("span", { className: "help", textContent: "?", title: HELP });
-    const bar = make("div", { className: "bar" }, this.count, help, this.adding, this.removing, this.shape, this.opening);
+    const bar = make("div", { className: "bar" }, this.count, help, this.adding, this.removing, this.shape, this.showing, this.opening);
     this.room = make("div", { className: "stage-room" }, this.stage);
     this.element = make("div", { className: "cidm-regions", title: "" }, bar, this.complaint, this.raw, this.room, this.about);
     this.element.addEventListener("keydown", (event) => this.keep(event));
-    this.element.addEventListener("pointerenter", () => this.read()); // a text changed behind the widget's back
+    this.element.addEventListener("pointerenter", () => this.read(this.look())); // a text changed behind the widget's back
     this.element.addEventListener("focusin", () => this.watch());
     this.read();
   }
@@ -157,6 +160,28 @@ class Editor {
       this.error = `These boxes cannot be drawn: ${error.message}. Correct the text below.`;
     }
     this.render();
+  }
+
+  /** Looks into the graph for the size of what is painted and for the last picture, and shows them. */
+  look() {
+    const sampler = this.node.graph && samplerOf(this.node);
+    const size = sampler && sizeOf(sampler);
+    const painted = (sampler && pictureOf(sampler)) ?? "";
+    if (String(size) === String(this.size) && painted === this.painted) return;
+    Object.assign(this, { size, painted });
+    painted ? (this.picture.src = painted) : this.picture.removeAttribute("src");
+    this.render();
+  }
+
+  /** What is chosen for the drawing is the node's, and no part of the text; undefined is what is usual. */
+  keepProperty(key, value) {
+    if (value === undefined) delete this.node.properties[key];
+    else this.node.properties[key] = value;
+    this.done();
+  }
+
+  hides() {
+    return this.node.properties.picture === false;
   }
 
   write() {
@@ -182,10 +207,13 @@ class Editor {
     this.adding.disabled = raw || this.regions.length >= MOST;
     this.removing.disabled = raw || !region;
     this.opening.setAttribute("aria-pressed", String(this.open));
-    this.shape.value = SHAPES.includes(this.node.properties.aspect) ? this.node.properties.aspect : SHAPES[0];
-    const [width, height] = this.shape.value.split(":");
+    this.asPainted.textContent = this.size?.join(" x ") ?? "auto";
+    this.shape.value = SHAPES.includes(this.node.properties.aspect) ? this.node.properties.aspect : "";
+    const [width, height] = this.shape.value ? this.shape.value.split(":") : (this.size ?? [1, 1]);
     this.stage.style.setProperty("--ratio", width / height);
-    this.stage.replaceChildren(...this.order().map((i) => this.draw(i)));
+    this.showing.hidden = !this.painted;
+    this.showing.setAttribute("aria-pressed", String(!this.hides()));
+    this.stage.replaceChildren(...(this.painted && !this.hides() ? [this.picture] : []), ...this.order().map((i) => this.draw(i)));
     this.stage.setAttribute("aria-activedescendant", region ? `${this.name}-${this.chosen}` : "");
     this.about.disabled = !region;
     const value = region?.text ?? "";
@@ -366,7 +394,8 @@ const also = (before, after) =>
     return result;
   };
 
-const gone = new Set(); // editors of removed nodes
+const living = new Set(); // editors of nodes that are there
+const gone = new Set(); // and of removed ones
 
 /** Undo makes nodes anew, and the Vue renderer keeps the element of the old one on the page: the new editor takes its place. */
 function takeOver(id, editor) {
@@ -380,9 +409,9 @@ function takeOver(id, editor) {
 app.registerExtension({
   name: "cidm.Regions",
   init() {
-    const sheet = new CSSStyleSheet();
-    sheet.replaceSync(STYLE);
-    document.adoptedStyleSheets.push(sheet);
+    addStyle(STYLE);
+    const look = () => living.forEach((editor) => editor.look());
+    for (const event of ["graphChanged", "executed"]) app.api.addEventListener(event, () => setTimeout(look)); // after the host's own
   },
   nodeCreated(node) {
     const widget = node.comfyClass === "CIDMRegionBoxes" && node.widgets?.find(({ name }) => name === "boxes");
@@ -394,11 +423,16 @@ app.registerExtension({
     widget.tooltip = "Regions of the picture, each with its prompt.";
     widget.options.getMinHeight = () => 340;
     widget.callback = also(widget.callback, () => editor.read());
-    node.onRemoved = also(node.onRemoved, () => gone.add({ id: node.id, element: editor.element }));
+    node.onRemoved = also(node.onRemoved, () => {
+      living.delete(editor);
+      gone.add({ id: node.id, element: editor.element });
+    });
+    living.add(editor);
     node.onConfigure = also(node.onConfigure, () => {
       editor.read();
       editor.render();
       setTimeout(() => takeOver(node.id, editor), 100);
+      setTimeout(() => editor.look(), 100); // its links come after it
     });
     node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], 540)]);
   },

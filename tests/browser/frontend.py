@@ -5,6 +5,7 @@ with ``preview`` behind it, in the middle of a training that has shown two previ
 """
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -59,6 +60,30 @@ CANCEL = """async () => {
 PICTURES = (
     "() => Object.fromEntries(app.graph._nodes.filter(n => n.imgs && n.imgs.length).map(n => [n.id, n.imgs.map(i => i.naturalWidth)]))"
 )
+# Draws with the classic canvas or with Nodes 2.0; tells whether this front end's Nodes 2.0 has the elements of widgets.
+RENDERER = """async vue => {
+    await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue);
+    await new Promise(done => setTimeout(done, 1500));
+    return 'widgetId' in (LiteGraph.createNode('CIDMRegionBoxes').widgets[0]);
+}"""
+# Brings the first node of a type into view, as large as it is.
+SHOW = """async type => {
+    const node = app.graph._nodes.find(n => n.type === type);
+    app.canvas.deselectAll(); // a chosen node lies above the text areas of others
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [150 - node.pos[0], 120 - node.pos[1]];
+    app.canvas.setDirty(true, true);
+    await new Promise(done => setTimeout(done, 700));
+}"""
+# Where a widget that the canvas draws is on the page.
+WIDGET = """([type, name]) => {
+    const node = app.graph._nodes.find(n => n.type === type), {left, top} = app.canvas.canvas.getBoundingClientRect();
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + 10 +
+        node.widgets.find(w => w.name === name).last_y]);
+    return [left + x, top + y];
+}"""
+VALUE = "([type, name]) => app.graph._nodes.find(n => n.type === type).widgets.find(w => w.name === name).value"
+ELEMENT = "([type, name]) => app.graph._nodes.find(n => n.type === type).widgets.find(w => w.name === name).element"
 # The whole graph in view at full size, without what floats above it.
 FRAME = """async () => {
     const [left, top, right, bottom] = [...app.graph._nodes, ...app.graph._groups]
@@ -91,6 +116,20 @@ def open_page(url: str, width: int = 1600, height: int = 900) -> Iterator[Page]:
             yield page
         finally:
             browser.close()
+
+
+def enter(page: Page, kind: str, name: str) -> None:
+    """Click into the text field of a widget as a person would, in either renderer."""
+    page.evaluate(SHOW, kind)
+    if page.evaluate("() => !!LiteGraph.vueNodesMode"):
+        node = page.locator(f".lg-node[data-node-id='{page.evaluate('type => app.graph._nodes.find(n => n.type === type).id', kind)}']")
+        label = node.locator("label", has_text=re.compile(f"^ *{name} *$"))
+        page.locator(f"#{label.get_attribute('for')}").click() if label.count() else node.locator(f"input[aria-label='{name}']").click()
+    elif element := page.evaluate_handle(ELEMENT, [kind, name]).as_element():
+        element.click()
+    else:
+        page.mouse.click(*page.evaluate(WIDGET, [kind, name]))
+        page.locator(".graphdialog .value").wait_for()
 
 
 def load(page: Page, workflow: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Workflows in the real front end: they load, say the same as their twins for the server, and end in pictures."""
+"""Workflows in the real front end: they load, say the same as their twins for the server, end in pictures, and their wires have colours."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,16 @@ PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 
 pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
+
+PALETTE = """async name => {
+    await app.extensionManager.setting.set('Comfy.ColorPalette', name);
+    await new Promise(done => setTimeout(done, 1000));
+}"""
+SHOWN = """types => {
+    const style = getComputedStyle(document.documentElement), links = app.canvas.constructor.link_type_colors;
+    return types.map(type => [links[type], app.canvas.default_connection_color_byType[type],
+        style.getPropertyValue(`--color-datatype-${type}`).trim()]);
+}"""
 
 
 def read(file):
@@ -62,3 +72,17 @@ def test_a_training_is_watched_cancelled_and_gone_on_with(page):
     pictures = page.evaluate(frontend.PICTURES)
     shown = page.evaluate("() => Object.fromEntries(app.graph._nodes.map(n => [n.type, String(n.id)]))")
     assert pictures[shown["SaveImage"]] == [128] * 4 and pictures[shown["LossGraphNode"]] and pictures[shown["CIDMPreviewDataset"]]
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_every_type_of_ours_has_a_colour_of_its_own(page, server, palette):
+    info = server.get("/object_info")
+    ours = [node for name, node in info.items() if name.startswith("CIDM")]
+    inputs = {slot[0] for node in ours for group in node["input"].values() if isinstance(group, dict) for slot in group.values()}
+    types = sorted(t for t in inputs | {t for node in ours for t in node["output"]} if isinstance(t, str) and t.startswith("CIDM_"))
+    page.evaluate(PALETTE, palette)
+    shown = page.evaluate(SHOWN, types)
+    core = page.evaluate(SHOWN, ["MODEL", "CLIP", "CONDITIONING", "LATENT", "IMAGE", "MASK", "VAE"])
+    page.evaluate(PALETTE, "dark")
+    assert len(types) >= 8 and all(link == slot == variable for link, slot, variable in shown)
+    assert len({link for link, *_ in shown} | {link for link, *_ in core} - {""}) == len(types) + len(core)

@@ -14,11 +14,6 @@ DRAWN = [[0.05, 0.1, 0.4, 0.9], [0.6, 0.1, 0.95, 0.9], [0.45, 0.3, 0.55, 0.8]]
 
 pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
 
-RENDERER = """async vue => {
-    await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue);
-    await new Promise(done => setTimeout(done, 1500));
-    return 'widgetId' in (LiteGraph.createNode('CIDMRegionBoxes').widgets[0]);
-}"""
 SHOW = """async text => {
     const node = app.graph._nodes.find(n => n.type === 'CIDMRegionBoxes');
     if (text !== null) node.widgets[0].value = text;
@@ -36,14 +31,14 @@ HALVES = '[{"text": "a dog", "box": [0.1, 0.1, 0.4, 0.4]}, {"text": "a cat", "bo
 def editor(request, page):
     """The shipped workflow in view, in one of the renderers."""
     vue = request.param == "vue"
-    mounts = page.evaluate(RENDERER, vue)
+    mounts = page.evaluate(frontend.RENDERER, vue)
     if vue and not mounts:
-        page.evaluate(RENDERER, False)
+        page.evaluate(frontend.RENDERER, False)
         pytest.skip("the Vue renderer of this front end has no DOM widgets yet: the text stays a text field there")
     frontend.load(page, json.loads((PACK / "workflows" / "draw_regions.json").read_text(encoding="utf-8")))
     page.evaluate(SHOW, None)
     yield page
-    page.evaluate(RENDERER, False)
+    page.evaluate(frontend.RENDERER, False)
 
 
 def boxes(page):
@@ -173,3 +168,51 @@ def test_a_text_that_cannot_be_drawn_stays_and_can_be_corrected(editor, text):
     page.locator(".cidm-regions button", has_text="JSON").focus()
     assert page.evaluate(TEXT) == HALVES
     assert page.locator(".cidm-regions .box").count() == 2 and not page.locator(".cidm-regions .error").is_visible()
+
+
+STAGE = "() => { const {width, height} = document.querySelector('.cidm-regions .stage').getBoundingClientRect(); return width / height; }"
+SIZE = """async size => {
+    const {widgets} = app.graph._nodes.find(n => n.type === 'EmptyLatentImage');
+    size.forEach((side, i) => widgets[i].value = side);
+    app.canvas.emitBeforeChange();
+    app.canvas.emitAfterChange();
+    await new Promise(done => setTimeout(done, 500));
+}"""
+
+
+def test_the_shape_is_that_of_the_latent_until_one_is_chosen_by_hand(editor):
+    page = editor
+    page.evaluate(SHOW, HALVES)
+    shape = page.locator(".cidm-regions select")
+    assert page.evaluate(STAGE) == pytest.approx(2, abs=0.02) and shape.input_value() == "2:1", "the workflow has it by hand"
+    shape.select_option("")
+    page.evaluate(SIZE, [128, 256])
+    assert page.evaluate(STAGE) == pytest.approx(0.5, abs=0.02)
+    assert shape.locator("option").first.inner_text() == "128 x 256"
+    shape.select_option("4:3")
+    page.evaluate(SIZE, [256, 256])
+    assert page.evaluate(STAGE) == pytest.approx(4 / 3, abs=0.02), "a hand's choice stays"
+    shape.select_option("")
+    assert page.evaluate(STAGE) == pytest.approx(1, abs=0.02)
+    assert page.evaluate(TEXT) == HALVES
+
+
+def test_boxes_are_drawn_over_the_last_picture(editor):
+    page = editor
+    page.evaluate("() => { for (const n of app.graph._nodes) for (const w of n.widgets || []) if (w.name === 'steps') w.value = 1 }")
+    page.evaluate("() => { app.graph._nodes.find(n => n.type === 'KSampler').widgets[0].value = Math.floor(1e9 * Math.random()) }")
+    assert page.evaluate(frontend.RUN) == ""
+    page.evaluate(SHOW, HALVES)
+    picture, toggle = page.locator(".cidm-regions .picture"), page.locator(".cidm-regions button", has_text="Picture")
+    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [256, 128]
+    assert "filename=regions" in picture.get_attribute("src")
+    toggle.click()
+    assert picture.count() == 0 and toggle.get_attribute("aria-pressed") == "false"
+    toggle.click()
+    pull(page, (0.25, 0.25), (0.35, 0.3))
+    assert boxes(page)[0] == pytest.approx([0.2, 0.15, 0.5, 0.45], abs=0.011)
+    assert picture.count() == 1 and set(json.loads(page.evaluate(TEXT))[0]) == {"text", "box"}
+    page.evaluate("() => { delete app.nodeOutputs[app.graph._nodes.find(n => n.type === 'SaveImage').id] }")
+    page.mouse.move(10, 10)
+    page.mouse.move(*point(page, 0.5, 0.5))
+    assert picture.count() == 0, "a figure of Preview Regions is no picture to draw over"
