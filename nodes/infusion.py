@@ -150,7 +150,7 @@ class CIDMInfusion(io.ComfyNode):
                 RegionList.Input(
                     "regions",
                     optional=True,
-                    tooltip="From Concept Region: a concept that stands in a region's text acts in that region only. It stands in the text above "
+                    tooltip="From Concept Region: one that stands in a region's text acts in that region only. It stands in the text above "
                     "too; the region's other words are not read.",
                 ),
             ],

@@ -10,6 +10,7 @@ import frontend
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+SAVED = Path(__file__).parent / "saved"  # workflows as people saved them from the first version on
 
 pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
 
@@ -44,7 +45,7 @@ def test_a_workflow_and_its_twin_for_the_server_say_the_same(page, server, file)
 
 
 def test_two_concepts_learned_and_painted_in_the_browser(page):
-    assert frontend.load(page, read(PACK / "workflows" / "learn_two_doodle_concepts.json")) == []
+    assert frontend.load(page, read(SAVED / "learn_two_doodle_concepts.json")) == []
     page.evaluate("() => { for (const n of app.graph._nodes) for (const w of n.widgets || []) if (w.name === 'steps') w.value = 3 }")
     assert page.evaluate(frontend.RUN) == ""
     page.evaluate(frontend.FRAME)  # the front end fetches the pictures of nodes in view
@@ -56,7 +57,7 @@ def test_two_concepts_learned_and_painted_in_the_browser(page):
 
 
 def test_a_training_is_watched_cancelled_and_gone_on_with(page):
-    assert frontend.load(page, read(PACK / "workflows" / "watch_a_training.json")) == []
+    assert frontend.load(page, read(SAVED / "watch_a_training.json")) == []
     page.evaluate(
         """() => { for (const n of app.graph._nodes) for (const w of n.widgets || []) {
             if (w.name === 'steps') w.value = n.type === 'CIDMTrainConcept' ? 40 : 3;

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
 import frontend
 
-PACK = Path(__file__).resolve().parents[2]
+SAVED = Path(__file__).parent / "saved"
 SENT = ("a <dog> on the left", "a <cat> on the right", "a <duck> in the middle")
 DRAWN = [[0.05, 0.1, 0.4, 0.9], [0.6, 0.1, 0.95, 0.9], [0.45, 0.3, 0.55, 0.8]]
 
@@ -35,7 +35,7 @@ def editor(request, page):
     if vue and not mounts:
         page.evaluate(frontend.RENDERER, False)
         pytest.skip("the Vue renderer of this front end has no DOM widgets yet: the text stays a text field there")
-    frontend.load(page, json.loads((PACK / "workflows" / "draw_regions.json").read_text(encoding="utf-8")))
+    frontend.load(page, json.loads((SAVED / "draw_regions.json").read_text(encoding="utf-8")))
     page.evaluate(SHOW, None)
     yield page
     page.evaluate(frontend.RENDERER, False)

@@ -8,13 +8,13 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
 import frontend
 
-PACK = Path(__file__).resolve().parents[2]
+SAVED = Path(__file__).parent / "saved"
 pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
 BROKEN = "() => [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
 
 
 def test_a_report_of_every_score_opens_without_anything_else(page, server, tmp_path):
-    workflow = json.loads((PACK / "workflows" / "score_a_concept.json").read_text(encoding="utf-8"))
+    workflow = json.loads((SAVED / "score_a_concept.json").read_text(encoding="utf-8"))
     assert frontend.load(page, workflow) == []
     assert page.evaluate(frontend.RUN) == ""
     (report,) = (server.folder / "output" / "cidm").glob("report*.html")

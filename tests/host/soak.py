@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 from comfy_server import Server, message  # noqa: E402
 
-GRAPHS = HERE.parents[1] / "workflows" / "api"
+GRAPHS = HERE / "saved"
 PAINTED = ("ten_concepts_any_prompt", "draw_regions", "find_regions", "infusion_on_doodle", "watch_a_training")
 TEXTS = ("a <dog> in the snow", "a <cat:0.6> on the beach", "a <duck> in a meadow", "<ink> of a <bear> on the street", "a red car")
 OURS = ("hooks", "wrappers", "scenes", "texts")  # what the pack puts on models

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_server import KEEPING, node
+from test_server import SAVED, node
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.lowrank import LowRank
 
-PACK = Path(__file__).resolve().parents[2]
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_{}"
 
 
@@ -50,9 +49,9 @@ def manage(bank: str, action: str, **more):
     return {"1": node("CIDMOpenBank", name=bank), "2": node("CIDMManageBank", **inputs)}
 
 
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", ["manage_a_bank", "compress_a_bank"])
 def test_the_workflows_that_keep_a_bank_run(server, two, name):
-    prompt = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    prompt = json.loads((SAVED / f"{name}.json").read_text(encoding="utf-8"))
     for step in prompt.values():
         if step["class_type"] == "CIDMExpandBank":
             step["inputs"]["name"] = "expanded_by_workflow"
@@ -66,12 +65,12 @@ def test_the_workflows_that_keep_a_bank_run(server, two, name):
 
 
 def test_the_thumbnail_of_the_workflow_is_in_the_file(server, two):
-    server.run(json.loads((PACK / "workflows" / "api" / "manage_a_bank.json").read_text(encoding="utf-8")))
+    server.run(json.loads((SAVED / "manage_a_bank.json").read_text(encoding="utf-8")))
     assert two.get("dog").preview.startswith(b"\xff\xd8") and two.get("dog").about["license"] == "CC0-1.0"
 
 
 def test_a_compressed_bank_comes_back_within_the_tolerance(server, two):
-    server.run(json.loads((PACK / "workflows" / "api" / "compress_a_bank.json").read_text(encoding="utf-8")))
+    server.run(json.loads((SAVED / "compress_a_bank.json").read_text(encoding="utf-8")))
     assert (server.bank("doodle_two").parent / "doodle_two.compressed.safetensors").is_file()
     back = Bank(server.bank("doodle_two_expanded"))
     assert back.names == two.names
