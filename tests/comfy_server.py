@@ -90,8 +90,11 @@ class Server:
         return entry["outputs"]
 
     def error(self, prompt: dict[str, Any]) -> str:
-        """The message of the error that a prompt ends with."""
-        entry = self.finished(self.queue(prompt))
+        """The message of the error that a prompt ends with, or that it is refused with before it runs."""
+        try:
+            entry = self.finished(self.queue(prompt))
+        except AssertionError as refused:
+            return str(refused).encode().decode("unicode_escape") if "custom_validation_failed" in str(refused) else str(refused)
         assert entry["status"]["status_str"] == "error", "it went through"
         return message(entry)
 

@@ -35,6 +35,32 @@ def picture(server, outputs, key="9"):
     return np.asarray(Image.open(server.folder / "output" / image["subfolder"] / image["filename"]))
 
 
+def test_one_node_paints_what_several_do(server):
+    """Paint with Concepts: with regions what Paint in Regions paints, without them what Encode Prompt and Apply Concepts do."""
+    parts, said = {"model": ["1", 0], "clip": ["1", 1], "bank": ["2", 0]}, "a <dog> on the beach"
+    how = {"mode": "exact", "strength": 0.8}
+    prompt = painting()
+    prompt["4"]["inputs"] |= {"strength": 0.8}
+    prompt |= {
+        "10": node("CIDMPaint", **parts, prompt="in the snow", negative="", regions=["3", 0], **how),
+        "20": node("CIDMPaint", **parts, prompt=said, negative="", **how),
+        "30": node("CIDMEncodePrompt", clip=["1", 1], bank=["2", 0], text=said),
+        "31": node("CIDMAggregate", **parts, text=["30", 1], **how),
+    }
+    sides = {"1": (["10", 0], ["10", 1], ["10", 2]), "2": (["20", 0], ["20", 1], ["20", 2]), "3": (["31", 0], ["30", 0], ["5", 0])}
+    for key, (model, positive, negative) in sides.items():
+        sampler = prompt["7"]["inputs"] | {"model": model, "positive": positive, "negative": negative}
+        prompt |= {
+            f"4{key}": node("KSampler", **sampler),
+            f"5{key}": node("VAEDecode", samples=[f"4{key}", 0], vae=["1", 2]),
+            f"6{key}": node("SaveImage", images=[f"5{key}", 0], filename_prefix="one_node"),
+        }
+    outputs = server.run(prompt)
+    assert np.array_equal(picture(server, outputs), picture(server, outputs, "61"))
+    assert np.array_equal(picture(server, outputs, "62"), picture(server, outputs, "63"))
+    assert outputs["20"]["text"] == ["<dog> 0.80"] and outputs["10"]["text"] == outputs["4"]["text"]
+
+
 @pytest.mark.parametrize("preset", ["fast", "paper", "auto"])
 def test_the_guider_paints_what_the_sampler_does(server, preset):
     prompt = painting()

@@ -117,18 +117,43 @@ def test_every_node_explains_itself(server, name):
     assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"])
 
 
-def test_every_translation_has_every_text(server):
-    languages = sorted((PACK / "locales").iterdir())
-    assert languages
+def texts_of(info):
+    """What a person reads of a node, as a translation has it."""
+    inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
+    outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
+    return {
+        "display_name": info["display_name"],
+        "description": info["description"],
+        "inputs": {name: {"name": name, "tooltip": options[0]["tooltip"]} for name, (_, *options) in inputs.items()},
+        "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in enumerate(outputs)},
+    }
+
+
+def test_every_translation_has_every_text_as_it_is_now(server):
+    """``translated.json`` has the English texts that were translated: who changes one changes its translations, and then this file."""
+    translated = json.loads((Path(__file__).parent / "translated.json").read_text(encoding="utf-8"))
+    now = {f"CIDM{name}": texts_of(server.get(f"/object_info/CIDM{name}")[f"CIDM{name}"]) for name in NODES}
+    assert {node: texts for node, texts in now.items() if translated.get(node) != texts} == {} and translated.keys() == now.keys()
     served = server.get("/i18n")
-    for language in languages:
+    assert {language.name for language in (PACK / "locales").iterdir()} == {"zh", "ja", "ko", "de", "fr", "es", "ru"}
+    for language in (PACK / "locales").iterdir():
         texts = served[language.name]["nodeDefs"]
-        for name in (f"CIDM{name}" for name in NODES):
-            info, own = server.get(f"/object_info/{name}")[name], texts[name]
+        for node, english in now.items():
+            own = texts[node]
             assert own["display_name"] and own["description"]
-            assert set(own["inputs"]) == {*info["input"].get("required", {}), *info["input"].get("optional", {})}
-            assert set(own["outputs"]) == {str(i) for i in range(len(info["output"]))}
-            assert all(text["name"] and text["tooltip"] for part in ("inputs", "outputs") for text in own[part].values())
+            for part in ("inputs", "outputs"):
+                assert own[part].keys() == english[part].keys()
+                assert all(text["name"] and text["tooltip"] for text in own[part].values())
+
+
+def test_every_node_has_a_template_and_words_to_be_found_by(server):
+    kinds = {step["class_type"] for file in WORKFLOWS if file.parent.name == "api" for step in json.loads(file.read_text("utf-8")).values()}
+    assert {f"CIDM{name}" for name in NODES} <= kinds
+    for name in NODES:
+        info = server.get(f"/object_info/CIDM{name}")[f"CIDM{name}"]
+        if "search_aliases" in info:  # not at the floor
+            assert len(info["search_aliases"]) > 2, name
+    assert all(file.with_suffix(".jpg").is_file() for file in (PACK / "workflows").glob("*.json"))
 
 
 def brought(server, text):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cidm_ops.models.sd import DOODLE, SD1
 from cidm_ops.training.captions import OBJECT_TEMPLATES, Wording, concept_captions, constant_words
 from cidm_ops.training.crops import bucket, fit
 from cidm_ops.training.dataset import Dataset, from_images
@@ -142,8 +143,34 @@ class TestCaptions:
     def test_words_in_every_caption_are_named(self):
         assert constant_words(["a yellow rubber duck", "the rubber duck, yellow and wet"], "duck") == ["rubber", "yellow"]
 
+    def test_pictures_without_a_caption_are_one_line(self):
+        for captions, which in ((["", " "], "no captions"), (["a dog", ""], "1 of 2 pictures have no caption")):
+            assert concept_captions(captions, "dog", WORDS, "rex")[1] == [f"{which}: what they show is learned as '<rex.1> <rex.2>' alone"]
+        assert concept_captions(["a dog"], "dog", WORDS, "rex")[1] == []
+
 
 class TestDataset:
+    def test_masks_that_nobody_gave_are_no_remark(self):
+        """A node that finds no mask gives one of ones for every picture."""
+        pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+        whole, half = torch.ones(1, 64, 64), torch.ones(1, 64, 64)
+        half[..., 32:] = 0
+        assert Dataset(pictures, ["a dog"] * 3, [whole] * 3).remarks("dog") == []
+        (said,) = Dataset(pictures, ["a dog"] * 3, [whole, half, whole]).remarks("dog")
+        assert said == "picture 1, picture 3: the mask covers everything, as if there were none"
+
+    def test_a_dataset_without_a_size_has_that_of_the_base(self):
+        picture = torch.rand(3, 300, 300)
+        for how, family, side in (("centre", DOODLE, 128), ("centre", SD1, 512), ("as_given", DOODLE, 296)):
+            data = Dataset([picture], ["a dog"], fit=how).sized_for(family)
+            assert data.draw(0, False, random.Random(0))[0].shape == (3, side, side)
+        assert Dataset([picture], ["a dog"], size=64, fit="centre").sized_for(SD1).size == 64
+
+    def test_a_size_that_cannot_suit_the_base_is_said(self):
+        photo = Dataset([torch.rand(3, 512, 512)], ["a dog"])
+        assert photo.misfits(SD1) == [] and "512 x 512 pixels and Doodle was made for 128 x 128" in photo.misfits(DOODLE)[0]
+        assert "64 x 64" in Dataset([torch.rand(3, 512, 512)], ["a dog"], size=64, fit="centre").misfits(SD1)[0]
+
     def test_what_may_go_wrong_is_said(self):
         pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in (0, 0, 1)]
         masks = [torch.zeros(1, 64, 64), torch.ones(1, 64, 64), None]
