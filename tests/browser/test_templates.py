@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
 import frontend
@@ -31,7 +32,8 @@ ALERTS = "() => [...document.querySelectorAll('.p-toast-message, [role=alert], [
 
 @pytest.fixture(scope="module")
 def screen(server):
-    """A laptop's screen, and what its console says."""
+    """A laptop's screen, and what its console says; ComfyUI's own example lies in its input folder."""
+    Image.new("RGB", (64, 64)).save(server.folder / "input" / "example.png")
     with frontend.open_page(server.url, 1440, 900) as page:
         page.said = []
         page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
