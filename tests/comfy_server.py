@@ -78,7 +78,9 @@ class Server:
         return json.loads(text) if text else None
 
     def queue(self, prompt: dict[str, Any]) -> str:
-        return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+        answer = self.post("/prompt", {"prompt": prompt})
+        assert not answer["node_errors"], answer["node_errors"]  # the rest would run
+        return answer["prompt_id"]
 
     def finished(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
         return self.wait_for(lambda: self.get(f"/history/{prompt_id}").get(prompt_id), seconds)

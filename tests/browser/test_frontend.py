@@ -87,3 +87,14 @@ def test_every_type_of_ours_has_a_colour_of_its_own(page, server, palette):
     page.evaluate(PALETTE, "dark")
     assert len(types) >= 8 and all(link == slot == variable for link, slot, variable in shown)
     assert len({link for link, *_ in shown} | {link for link, *_ in core} - {""}) == len(types) + len(core)
+
+
+@pytest.mark.parametrize("file", sorted((PACK / "subgraphs").glob("*.json")), ids=lambda file: file.stem)
+def test_a_blueprint_is_one_node_with_what_a_person_sets(page, server, file):
+    assert frontend.load(page, read(file)) == []
+    title, inputs, outputs = page.evaluate(
+        "() => { const [n] = app.graph._nodes; return [n.title, n.inputs.map(i => i.type), n.outputs.map(o => o.type)]; }"
+    )
+    assert title == file.stem and {"MODEL", "CLIP", "VAE", "CIDM_BANK", "STRING"} <= set(inputs) and len(outputs) == 1
+    if server.host.version != "0.3.64":  # the floor lists none
+        assert file.stem in [entry["name"] for entry in server.get("/global_subgraphs").values()]

@@ -82,5 +82,7 @@ def test_a_template_opens_legible_and_runs_without_an_alert_or_overlap(screen, s
         screen.evaluate("() => { for (const n of app.graph._nodes) for (const w of n.widgets || []) if (w.name === 'steps') w.value = 3 }")
         assert screen.evaluate(frontend.RUN) == ""
         assert overlaps(screen.evaluate(PLACES)) == []
-        assert screen.evaluate(frontend.PICTURES)
+        saved = screen.evaluate("() => app.graph._nodes.filter(n => n.type === 'SaveImage').map(n => String(n.id))")
+        screen.evaluate(frontend.FRAME)  # the front end fetches the pictures of nodes in view
+        assert {*saved} <= screen.evaluate(frontend.PICTURES).keys() and screen.evaluate(frontend.PICTURES)
         assert screen.evaluate(ALERTS) == [] and screen.said == []
