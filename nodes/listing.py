@@ -135,6 +135,9 @@ ROUTES = {
 
 
 def add_routes() -> None:
-    """Add the routes to the host's, which it serves under ``/api`` too. To be called while it loads its packs."""
-    for path, answer in ROUTES.items():
-        PromptServer.instance.routes.get(path)(answer)
+    """Add the routes to the host's, which it serves under ``/api`` too. To be called while it loads its packs. Who loads nodes without a
+    server has nobody to ask for lists.
+    """
+    if hasattr(PromptServer, "instance"):
+        for path, answer in ROUTES.items():
+            PromptServer.instance.routes.get(path)(answer)
