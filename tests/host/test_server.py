@@ -235,7 +235,7 @@ def test_a_new_concept_is_seen_by_the_next_prompt(server):
     assert "no concept has the word <dog>" in server.error(speak("late", "a <dog>"))
     server.run(learn("late"))
     shown = server.run(speak("late", "a <dog>"))
-    assert "dog" in shown["5"]["text"][0] and "1.000" in shown["4"]["text"][0]
+    assert "dog" in shown["5"]["text"][0] and shown["4"]["text"] == ["<dog> 1.00"]
 
 
 def test_cancel_leaves_the_bank_as_it_was(server):
