@@ -73,7 +73,10 @@ def thumbnail(pictures: list[Image.Image]) -> Image.Image:
     width, height = pictures[0].size
     columns = 1 if width > height or len(pictures) < 4 else 2
     rows = max(1, round(columns * width / height))
-    tiles = [ImageOps.fit(p.convert("RGB"), (SIDE // columns, SIDE // rows), Image.Resampling.LANCZOS) for p in pictures[: columns * rows]]
+    tiles = [
+        ImageOps.fit(p.convert("RGB"), (SIDE // columns, SIDE // rows), Image.Resampling.LANCZOS, centering=(0, 0))
+        for p in pictures[: columns * rows]
+    ]
     square = Image.new("RGB", (SIDE, SIDE), "white")
     for i, tile in enumerate(tiles):
         square.paste(tile, (i % columns * (SIDE // columns), i // columns * (SIDE // rows)))
