@@ -14,6 +14,7 @@ MODULES = {
     **dict.fromkeys(("socket", "ssl", "urllib", "http", "ftplib", "smtplib", "requests", "httpx"), "it reaches the network"),
     **dict.fromkeys(("aiohttp", "websockets", "websocket"), "it reaches the network"),
 }
+ANSWERING = "from aiohttp import web"  # what the host's own server answers with; it opens nothing
 IN_SCRIPTS = {
     r"\beval\s*\(|\bnew\s+Function\b": "it runs a text as code",
     r"\bimport\s*\(?\s*[\"'`]https?:|\bfrom\s+[\"']https?:|\.src\s*=\s*[\"'`]https?:": "it loads code from the network",
@@ -35,7 +36,7 @@ def find_banned(name: str, text: str) -> list[str]:
 def find_in_python(text: str) -> Iterator[tuple[int, str]]:
     """Lines of a Python source and what is wrong with them."""
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and ast.unparse(node) != ANSWERING:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [] if node.level else [node.module or ""]
             for top in {name.split(".")[0] for name in names} & MODULES.keys():
                 yield node.lineno, f"imports {top}: {MODULES[top]}"

@@ -58,8 +58,8 @@ def concept_captions(captions: Sequence[str], class_word: str, words: Sequence[s
         said, found = spoken_caption(caption, class_word, words, name)
         told = f"caption {i + 1} ({caption[:60]!r})"
         if not found:
-            said = f"{spoken}, {said}" if said else spoken
-            if caption:
+            said = f"{spoken}, {said}" if said.strip() else spoken
+            if caption.strip():
                 warnings.append(f"{told} does not hold the class word {class_word!r}: {spoken!r} is put in front")
         if left := [tag for tag in TAG.findall(said) if tag not in words]:
             warnings.append(f"{told} has {', '.join(left)} in it, which is no word of this concept: it is learned as plain text")

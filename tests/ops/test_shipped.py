@@ -10,6 +10,7 @@ from test_floors import HOST, PACK, SHIPPED, imports, name_of
 
 BROUGHT = {  # module -> the line of the host's requirements.txt that installs it
     "PIL": "pillow",
+    "aiohttp": "aiohttp",
     "einops": "einops",
     "filelock": "torch",  # 0.3.64 does not name it: torch requires it
     "numpy": "numpy",

@@ -54,7 +54,7 @@ def test_the_suite_runs_on_the_oldest_comfyui_that_the_project_allows():
 
 def test_what_comfy_test_queues_is_published():
     text = (PACK / "comfy-test.toml").read_text(encoding="utf-8")
-    queued = re.findall(r'"(\w+\.json)"', text)
+    queued = re.findall(r'"([^"/]+\.json)"', text)
     assert queued and {f"workflows/{name}" for name in queued} <= set(files_to_publish(uncommitted=True))
 
 
