@@ -65,7 +65,7 @@ def test_a_training_is_watched_cancelled_and_gone_on_with(page):
         } }"""
     )
     said = page.evaluate(frontend.PREVIEW, ["CIDMTrainConcept", 2])
-    assert "of 40, loss" in said and "left" in said
+    assert "/40  loss" in said and "left" in said
     assert page.evaluate("() => app.graph._nodes.find(n => n.type === 'CIDMTrainConcept').imgs.length") == 1
     assert page.evaluate(frontend.CANCEL)
     assert page.evaluate(frontend.RUN) == ""

@@ -99,15 +99,15 @@ def test_what_is_no_name_reaches_nothing(server, shelf, path, name):
 
 
 def test_a_damaged_bank_gives_what_is_whole_and_no_traceback(server, shelf):
-    folder = server.bank("damaged")
+    folder = server.bank("half_damaged")
     folder.mkdir()
     shutil.copy(TEN / "duck.safetensors", folder)
     (folder / "broken.safetensors").write_bytes(b"\xff" * 100)
     (folder / "cut.safetensors").write_bytes((TEN / "dog.safetensors").read_bytes()[:1000])
     (folder / "index.json").write_text(json.dumps({"format": 1, "concepts": {"duck.safetensors": {"stamp": 1, "header": []}}}))
     before = server.log.read_text().count("Traceback")
-    assert [concept["name"] for concept in server.get("/cidm/banks/damaged")] == ["duck"]
-    assert ask(server, "/cidm/banks/damaged/broken/thumbnail")[0] == 404
+    assert [concept["name"] for concept in server.get("/cidm/banks/half_damaged")] == ["duck"]
+    assert ask(server, "/cidm/banks/half_damaged/broken/thumbnail")[0] == 404
     assert server.log.read_text().count("Traceback") == before
 
 

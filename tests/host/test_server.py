@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def learn(bank, steps=2, name="dog", class_word="dog", images=("3", 0), captions
             "CIDMTrainConcept",
             **{"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "bank": ["2", 0], "images": list(images), "captions": list(captions)},
             **{"name": name, "class_word": class_word, "kind": "thing", "steps": steps, "seed": seed, "batch_size": 1, "rank": 4},
-            **{"learning_rate": 1e-3, "token_learning_rate": 1e-3, "consolidation": 0.1, "token_norm_stop": 0.55},
+            **{"learning_rate": 1e-3, "token_learning_rate": 2e-3, "consolidation": 0.1, "token_norm_stop": 0.55},
         ),
         "5": node("PreviewAny", source=["4", 3]),
     }
@@ -458,6 +459,7 @@ def test_a_file_is_told_by_what_import_would_make_of_it(server):
 def test_concepts_are_exported_as_files_that_the_host_reads(server):
     server.run(learn("exported", name="dog"))
     server.run(learn("exported", name="cat"))
+    shutil.rmtree(server.folder / "output" / "loras", ignore_errors=True)  # of the templates
     bank = {"1": node("CIDMOpenBank", name="exported")}
     how = dict(bank=["1", 0], rank=2, strengths="1, 0.5", merged_name="both")
     server.run(bank | {"2": node("CIDMExportConcept", names="dog", form="lora and embedding", **how)})
@@ -465,8 +467,8 @@ def test_concepts_are_exported_as_files_that_the_host_reads(server):
     assert sorted(file.name for file in folder.iterdir()) == ["dog.safetensors", "dog_words.safetensors"]
     concept = load_concept(server.bank("exported") / "dog.safetensors")
     assert torch.allclose(load_file(folder / "dog_words.safetensors")["clip_l"], next(iter(concept.tokens.values())).mean(1), atol=1e-6)
-    (server.folder / "models" / "embeddings").mkdir(exist_ok=True)
     for name, place in (("dog.safetensors", "loras"), ("dog_words.safetensors", "embeddings")):
+        (server.folder / "models" / place).mkdir(parents=True, exist_ok=True)
         (server.folder / "models" / place / name).write_bytes((folder / name).read_bytes())
     picture(server, paint("", "a embedding:dog_words on the grass", lora="dog.safetensors"))
     log = server.log.read_text()
