@@ -56,11 +56,10 @@ def promise_nodes(described: dict[str, Any]) -> Nodes:
 
 
 def promise_input(about: list[Any]) -> str | list[Any]:
-    """The type of an input as a host describes it, or the options of a combo."""
+    """The type of an input as a host describes it, or the options of a combo, but for files that lie in the host's folders."""
     kind, details = about[0], about[1] if len(about) > 1 else {}
-    if isinstance(kind, list):
-        return kind
-    return list(details.get("options", [])) if kind == "COMBO" else kind
+    options = kind if isinstance(kind, list) else details.get("options", []) if kind == "COMBO" else None
+    return kind if options is None else [option for option in options if "/" not in str(option)]
 
 
 def read_formats(root: Path = ROOT) -> dict[str, int]:
