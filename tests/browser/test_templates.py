@@ -55,8 +55,9 @@ def overlaps(places):
 def open_from_browser(page, server, name):
     """Open the template browser, choose the pack, and click on a card."""
     page.evaluate(OPEN)
-    page.get_by_text(server.pack.name).last.click(timeout=20_000)
-    page.get_by_text(name, exact=True).first.click(timeout=20_000)
+    dialog = page.get_by_role("dialog").last
+    dialog.get_by_text(server.pack.name).last.click(timeout=20_000)
+    dialog.get_by_text(name, exact=True).first.click(timeout=20_000)  # a tab may have the name too
     page.wait_for_function("() => !document.querySelector('[role=dialog]')", timeout=20_000)
     page.wait_for_timeout(1500)
 
