@@ -37,9 +37,10 @@ def bank_folder(name: str) -> Path:
 
 
 def bank_names() -> list[str]:
-    """List the banks that there are."""
+    """List the banks in the host's folders for them, by name."""
     places = (Path(place) for place in folder_paths.get_folder_paths(FOLDER))
-    return sorted({folder.name for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()}, key=str.lower)
+    found = (folder for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir())
+    return sorted({folder.name for folder in found if NAME.fullmatch(folder.name)}, key=lambda name: (name.lower(), name))
 
 
 def others_than(name: str) -> str:

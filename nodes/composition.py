@@ -87,7 +87,7 @@ class CIDMPaint(io.ComfyNode):
         composition = compose_regions(backbone, bank, prompt, regions, read_aggregation(settings, mode, strength))
         patched, positive = patches.in_regions(backbone, composition, noise or PRESETS["fast"])
         words = describe_scene(composition)
-        unwanted = patches.unwanted(clip, read(bank, negative), composition)
+        unwanted = patches.encode_negative(clip, read(bank, negative), composition)
         return say.output(cls, patched, positive, unwanted, words, text=words, warnings=composition.warnings)
 
 

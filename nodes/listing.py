@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 from aiohttp import web
 from server import PromptServer
 
@@ -19,16 +18,9 @@ from ..cidm_ops.bank.concept_file import Header, read_header, read_preview
 from ..cidm_ops.bank.index import SUFFIX, stamp
 from ..cidm_ops.bank.thumbnails import THUMBNAIL, decoded, thumbnail
 from ..cidm_ops.doodle.files import TEN
-from .bank import FOLDER, bank_folder
+from .bank import bank_folder, bank_names
 
 NO_SNIFFING = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
-
-
-def banks() -> list[str]:
-    """List the banks in the host's folders for them, by name."""
-    places = (Path(place) for place in folder_paths.get_folder_paths(FOLDER))
-    found = (folder for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir())
-    return sorted({folder.name for folder in found if NAME.fullmatch(folder.name)}, key=lambda name: (name.lower(), name))
 
 
 def check(name: str) -> str:
@@ -64,6 +56,7 @@ def picture(file: Path, now: tuple[int, ...]) -> bytes:
 
 
 def picture_of(folder: Path, name: str) -> bytes:
+    """Return the thumbnail of a concept in a folder, as ``picture`` does. Raises 400 for what is no name."""
     file = folder / f"{check(name)}{SUFFIX}"
     return picture(file, tuple(stamp(file)))
 
@@ -97,14 +90,14 @@ def read_doodle() -> list[dict[str, Any]]:
 
 
 def show(found: bytes, name: str) -> web.Response:
-    """Raises 404 where there is no picture."""
+    """Answer with a picture. Raises 404 where there is none."""
     if not found:
         raise web.HTTPNotFound(text=f"there is no thumbnail of a concept {name!r}")
     return web.Response(body=found, content_type="image/jpeg", headers=NO_SNIFFING)
 
 
 async def get_banks(request: web.Request) -> web.Response:
-    return web.json_response(await asyncio.to_thread(banks))
+    return web.json_response(await asyncio.to_thread(bank_names))
 
 
 async def get_bank(request: web.Request) -> web.Response:

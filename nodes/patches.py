@@ -94,7 +94,7 @@ def encode_prompt(clip: comfy.sd.CLIP, said: ParsedPrompt) -> list:
     return conditioning(clip, [said]) if said.concepts else clip.encode_from_tokens_scheduled(clip.tokenize(said.text))
 
 
-def unwanted(clip: comfy.sd.CLIP, said: ParsedPrompt, composition: Composition) -> list:
+def encode_negative(clip: comfy.sd.CLIP, said: ParsedPrompt, composition: Composition) -> list:
     """The CONDITIONING of what a composition should not have, with what the concepts of its prompt changed in the text encoders, where they
     act on negative texts too.
     """

@@ -69,7 +69,7 @@ def teller(node: str) -> Callable[[str], None]:
     return tell
 
 
-def span(seconds: float) -> str:
+def write_time(seconds: float) -> str:
     """Write a time as people read it on a clock: ``2:04`` or ``1:02:04``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
@@ -94,6 +94,6 @@ def training_progress(node: str, preview_every: int = 0, preview_prompt: str = "
         if now - shown > 0.5:
             shown, recent = now, trainer.losses[-20:]
             left = (now - began) / (step - first) * (steps - step) if step > first else 0.0
-            send(f"{step}/{steps}  loss {sum(recent) / len(recent):.3f}" + (f"  {span(left)} left" if left else ""), node)
+            send(f"{step}/{steps}  loss {sum(recent) / len(recent):.3f}" + (f"  {write_time(left)} left" if left else ""), node)
 
     return on_step

@@ -96,7 +96,7 @@ class Server:
         try:
             entry = self.finished(self.queue(prompt))
         except AssertionError as refused:
-            return str(refused).encode().decode("unicode_escape") if "custom_validation_failed" in str(refused) else str(refused)
+            return str(refused)
         assert entry["status"]["status_str"] == "error", "it went through"
         return message(entry)
 

@@ -139,9 +139,7 @@ class Family:
     latent_channels: int
     factor: int  # pixels of a latent cell's side
     size: int  # pixels of a side that it was trained for
-    recipes: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # by method: the settings of training that suit it, where they differ
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method: what suits training on it, where that differs
     order: Sequence[str] = ()  # what begins the names of the model's blocks, in layer order
     decoder: str = r"(?!)"  # finds the names of layers in the second half of the model
     stage: str = r".*"  # finds in the name of such a layer the part of the model in which all can share a word's row

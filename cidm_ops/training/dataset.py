@@ -89,9 +89,8 @@ class Dataset:
         if words := constant_words(self.captions, class_word):
             out.append(f"every caption says {', '.join(map(repr, words))}: the concept will not carry that by itself; leave it out of some")
         thumbs = torch.stack([resize(p, 8, 8).expand(3, 8, 8) for p in self.pictures]).flatten(1)
-        covering = [mask is not None and bool(mask.min() > WHOLE) for mask in self.masks]
-        if not all(covering):  # where all are, as a node gives them that found none, there is no mask
-            idle = [name for name, whole in zip(self.names, covering, strict=True) if whole]
+        if not all(mask is not None and bool((mask == 1).all()) for mask in self.masks):  # a node that finds no masks gives ones for all
+            idle = [name for name, mask in zip(self.names, self.masks, strict=True) if mask is not None and mask.min() > WHOLE]
             out += [f"{', '.join(idle)}: the mask covers everything, as if there were none"] if idle else []
         for i, name in enumerate(self.names):
             for j in ((thumbs[:i] - thumbs[i]).abs().mean(1) < 0.004).nonzero()[:, 0].tolist():
@@ -106,7 +105,7 @@ class Dataset:
                 out.append(f"{name}: its mask covers nothing of what fit {self.fit!r} takes of it, so nothing is learned from it")
         return out
 
-    def misfits(self, family: Family) -> list[str]:
+    def unsuited_size(self, family: Family) -> list[str]:
         """Returns a line if the pictures are trained at a size that is far from that of the bases of a family."""
         sides = [p.shape[1:].numel() ** 0.5 for p in self.pictures] if self.fit == "as_given" else [self.side]
         if not sides or all(family.size / 2 < side < family.size * 2 for side in sides):

@@ -99,10 +99,16 @@ def remarks_on(data: Dataset, task: Task, method: Method, family: Family) -> lis
     base.
     """
     plain = [f"{warning} (pictures of the plain class)" for warning in task.prior.warnings] if task.prior else []
-    return [*data.remarks(task.class_word), *data.misfits(family), *method.remarks(data), *plain, *misfits(task, method, family)]
+    return [
+        *data.remarks(task.class_word),
+        *data.unsuited_size(family),
+        *method.remarks(data),
+        *plain,
+        *unsuited_rates(task, method, family),
+    ]
 
 
-def misfits(task: Task, method: Method, family: Family) -> list[str]:
+def unsuited_rates(task: Task, method: Method, family: Family) -> list[str]:
     """Returns a line for every rate of a task that is far from what suits bases of a family."""
     recipe, settings = family.recipes.get(method.name, {}), task.config.settings()
     found = []

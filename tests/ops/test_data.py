@@ -168,8 +168,8 @@ class TestDataset:
 
     def test_a_size_that_cannot_suit_the_base_is_said(self):
         photo = Dataset([torch.rand(3, 512, 512)], ["a dog"])
-        assert photo.misfits(SD1) == [] and "512 x 512 pixels and Doodle was made for 128 x 128" in photo.misfits(DOODLE)[0]
-        assert "64 x 64" in Dataset([torch.rand(3, 512, 512)], ["a dog"], size=64, fit="centre").misfits(SD1)[0]
+        assert photo.unsuited_size(SD1) == [] and "512 x 512 pixels and Doodle was made for 128 x 128" in photo.unsuited_size(DOODLE)[0]
+        assert "64 x 64" in Dataset([torch.rand(3, 512, 512)], ["a dog"], size=64, fit="centre").unsuited_size(SD1)[0]
 
     def test_what_may_go_wrong_is_said(self):
         pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in (0, 0, 1)]

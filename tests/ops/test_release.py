@@ -119,6 +119,7 @@ def test_what_the_registry_refuses_in_a_script_is_named_with_its_line(line):
             "model.eval()\nimport re, torch\ntorch.load('a', weights_only=True)\nfrom .pickle import a\nre.compile('a')",
         ),
         ("web/good.js", "fetch('/cidm/a'); import { app } from '/scripts/app.js'; retrieval(a);"),
+        ("nodes/routes.py", "from aiohttp import web"),  # what the host's server answers with
         ("docs/page.md", "eval(this)"),
     ],
 )

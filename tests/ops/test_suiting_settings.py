@@ -6,7 +6,7 @@ from cidm_ops.evaluation.doodle import INFUSED, RECIPE
 from cidm_ops.models.sd import DOODLE, SD1, SDXL
 from cidm_ops.training.method import Task
 from cidm_ops.training.methods import METHODS, configure, configure_for
-from cidm_ops.training.task import misfits
+from cidm_ops.training.task import unsuited_rates
 
 
 @pytest.mark.parametrize("family", [SD1, SDXL, DOODLE], ids=lambda family: family.title)
@@ -25,7 +25,7 @@ def test_doodle_is_taught_by_its_recipe_everywhere():
 
 def test_a_rate_that_cannot_suit_the_base_is_told_by_its_name():
     def told(**settings):
-        return misfits(Task(name="rex", class_word="dog", config=configure("cidm", **settings)), METHODS["cidm"], DOODLE)
+        return unsuited_rates(Task(name="rex", class_word="dog", config=configure("cidm", **settings)), METHODS["cidm"], DOODLE)
 
     (low, words) = told()
     assert low == "lr is 0.0001, 40 times below what suits Doodle, 0.004"
