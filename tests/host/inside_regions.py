@@ -75,7 +75,7 @@ def the_region_that_is_everywhere_is_the_ordinary_prompt():
             equal(scene.paint("a <rex> in the snow", negative=negative), want)
             none = scene.paint("a <rex> in the snow", ("a <tom>", torch.zeros(16, 16)), negative=negative)
             near(none, want)
-        bare = sample(scene.model, scene.text("a dog"), scene.nothing)
+        bare = sample(scene.model, plain(scene.clip, "a dog"), scene.nothing)
         equal(scene.paint("a dog"), bare)
         assert float((scene.paint("a dog", ("a <rex>", half())) - bare).abs().max()) > 0.01
 
