@@ -1,6 +1,7 @@
 """Templates as a stranger meets them: opened from the template browser, legible, without an alert, without overlaps, run to pictures."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ PACK = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 RENDERERS = ("canvas", "nodes 2.0")
 BRINGS = ("CheckpointLoaderSimple",)  # what a template needs that does not ship
+PATIENCE = 60_000  # ms, for two browsers beside each other on two cores
 LEGIBLE, LARGEST = 0.7, (1450, 880)  # zoom on a screen of 1440 x 900; units of the canvas
 
 pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
@@ -26,7 +28,6 @@ PLACES = """() => app.graph._nodes.map(node => {
         box.height / scale];
 })"""
 OPEN = "() => app.extensionManager.command.execute('Comfy.BrowseTemplates')"
-CARD = "[data-testid='template-workflow-{0}'], .template-workflow-{0}"
 ALERTS = "() => [...document.querySelectorAll('.p-toast-message, [role=alert], [role=dialog]')].map(e => e.innerText).filter(Boolean)"
 
 
@@ -53,12 +54,19 @@ def overlaps(places):
 
 
 def open_from_browser(page, server, name):
-    """Open the template browser, choose the pack, and click on a card."""
+    """Open the template browser, choose the pack, and click on a card. A front end may bring the last cards when one scrolls."""
     page.evaluate(OPEN)
     dialog = page.get_by_role("dialog").last
-    dialog.get_by_text(server.pack.name).last.click(timeout=20_000)
-    dialog.get_by_text(name, exact=True).first.click(timeout=20_000)  # a tab may have the name too
-    page.wait_for_function("() => !document.querySelector('[role=dialog]')", timeout=20_000)
+    dialog.get_by_text(server.pack.name).last.click(timeout=PATIENCE)
+    card = dialog.get_by_text(name, exact=True).first
+    dialog.get_by_text(re.compile(r"^\d\d ")).first.hover(timeout=PATIENCE)
+    for _ in TEMPLATES:
+        if card.count():
+            break
+        page.mouse.wheel(0, 900)
+        page.wait_for_timeout(500)
+    card.click(timeout=PATIENCE)
+    page.wait_for_function("() => !document.querySelector('[role=dialog]')", timeout=PATIENCE)
     page.wait_for_timeout(1500)
 
 
