@@ -16,6 +16,7 @@ FOLDER = "cidm_banks"
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 CATEGORY = "CIDM/bank"  # of the nodes that need no model
+MOST_NAMES = 20  # of concepts, in the text of a node
 ConceptBank = io.Custom("CIDM_BANK")
 BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
 
@@ -50,7 +51,15 @@ def others_than(name: str) -> str:
     return (f"; did you mean {near[0]!r}?" if near else "") + (f"\nbanks: {', '.join(have[:20])}" if have else "")
 
 
+def summary(bank: Bank) -> str:
+    """Write how many concepts a bank has and their names, as many as a node has room for."""
+    names = [f"<{name}>" for name in bank.names]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{len(names)} concept{'s' * (len(names) > 1)}: {', '.join(names[:MOST_NAMES])}{more}" if names else "no concepts yet"
+
+
 def listing(bank: Bank) -> str:
+    """Write a line for each concept of a bank: its number, name, class word, and its method where that is not the usual one."""
     by = {"cidm": "", "infusion": ", by Infusion"}
     lines = [f"{header['task']}. {bank.title(name)}{by[header['method']]}" for name, header in bank.headers.items()]
     return "\n".join(lines) or "no concepts yet"
@@ -88,7 +97,7 @@ class CIDMOpenBank(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         bank = Bank(folder := bank_folder(name))
-        text = listing(bank) if folder.is_dir() else f"{name!r} is new and empty{others_than(name)}"
+        text = summary(bank) if folder.is_dir() else f"{name!r} is new and empty{others_than(name)}"
         return say.output(cls, bank, text=text, warnings=list(bank.damaged.values()))
 
 
