@@ -217,7 +217,8 @@ def compose_scene(
     backbone = host.ComfyBackbone(model, clip)
     composition = compose_regions(backbone, bank, text, regions, read_aggregation(settings, mode, strength))
     patched, conditioning = patches.in_regions(backbone, composition, noise or PRESETS[preset])
-    return patched, conditioning, describe_scene(composition), composition.warnings
+    alone = [] if regions else ["there are no regions: the whole picture follows the global prompt"]
+    return patched, conditioning, describe_scene(composition), [*composition.warnings, *alone]
 
 
 def describe_scene(composition: Composition) -> str:
