@@ -2,10 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from count_nodes import HEAD, ONE, ROWS, TWO, Counted, count, parse
+from count_nodes import HEAD, ONE, ROWS, TWO, Counted, Row, count, main, parse
 from PIL import Image, PngImagePlugin
 
 PACK = Path(__file__).resolve().parents[2]
@@ -103,3 +105,26 @@ def test_the_graph_of_a_picture_that_the_host_saved_is_read(tmp_path):
     about.add_text("workflow", json.dumps(painted_by_blueprint()))
     Image.new("RGB", (8, 8)).save(picture := tmp_path / "saved.png", pnginfo=about)
     assert count(parse(picture.name, picture.read_bytes())) == count(painted_by_blueprint())
+
+
+def test_a_graph_of_others_is_counted_at_its_commit(tmp_path):
+    def git(*words):
+        given = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", "-C", clone, *given, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    (clone := tmp_path / "pack").mkdir()
+    git("init")
+    for graph in (painted_by_blueprint(), {"nodes": [], "links": []}):
+        (clone / "a graph.json").write_text(json.dumps(graph))
+        git("add", ".")
+        git("commit", "-m", "a graph")
+    row = Row("a job", "a way", "a graph.json", "somebody/pack", git("rev-parse", "--short", "HEAD~1"))
+    assert row.count(tmp_path) == count(painted_by_blueprint())
+    with pytest.raises(SystemExit, match="has no a graph.json at 0000000, clone somebody/pack there"):
+        Row("", "", "a graph.json", "somebody/pack", "0000000").count(tmp_path)
+
+
+def test_a_graph_of_ones_own_is_counted(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["count_nodes.py", str(PACK / "tests" / "counted" / "one_concept.json")])
+    main()
+    assert capsys.readouterr().out.splitlines()[-1] == "| 7 | 10 | one_concept.json |"
