@@ -262,7 +262,7 @@ def test_the_workflow_is_cancelled_at_any_step_and_goes_on(server):
             if step["class_type"] == "CIDMOpenBank":
                 step["inputs"]["name"] = bank
             elif step["class_type"] in ("CIDMTrainConcept", "KSampler"):
-                step["inputs"]["steps"] = 60 if step["class_type"] == "CIDMTrainConcept" else 2
+                step["inputs"]["steps"] = 30 if step["class_type"] == "CIDMTrainConcept" else 2
         return prompt
 
     learned, state = (server.bank("halted") / place / "duck.safetensors" for place in ("", ".training"))
@@ -279,7 +279,7 @@ def test_the_workflow_is_cancelled_at_any_step_and_goes_on(server):
     assert stops, "it was never stopped in mid-run"
     outputs = server.run(task("halted"))
     whole, halted = (load_concept(server.bank(name) / "duck.safetensors") for name in ("whole", "halted"))
-    assert whole.training["losses"] == halted.training["losses"] and len(halted.training["losses"]) == 60
+    assert whole.training["losses"] == halted.training["losses"] and len(halted.training["losses"]) == 30
     assert all((f.up == halted.factors[n].up).all() for n, f in whole.factors.items())
     assert not state.exists()
     kinds = {step["class_type"]: key for key, step in task("halted").items()}
