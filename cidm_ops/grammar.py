@@ -5,4 +5,4 @@ def article(words: str) -> str:
     """Puts the article before words: "an orange dog", "a red dog"; those that bring their own keep it, as "the <toy> duck"."""
     if words.startswith(("a ", "an ", "the ", "my ")):
         return words
-    return ("an " if words[:1].lower() in tuple("aeiou") else "a ") + words
+    return ("an " if words.lower().startswith(tuple("aeiou")) else "a ") + words

@@ -16,7 +16,7 @@ FOLDER = "cidm_banks"
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 CATEGORY = "CIDM/bank"  # of the nodes that need no model
-MOST_NAMES = 20  # of concepts, in the text of a node
+MOST_NAMES = 20  # of concepts or of banks, in the text of a node
 ConceptBank = io.Custom("CIDM_BANK")
 BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
 
@@ -48,14 +48,16 @@ def others_than(name: str) -> str:
     """Say which banks there are beside one, those with a name like it first."""
     have = [other for other in bank_names() if other != name]
     near = get_close_matches(name, have, 1)
-    return (f"; did you mean {near[0]!r}?" if near else "") + (f"\nbanks: {', '.join(have[:20])}" if have else "")
+    return (f"; did you mean {near[0]!r}?" if near else "") + (f"\nbanks: {', '.join(have[:MOST_NAMES])}" if have else "")
 
 
-def summary(bank: Bank) -> str:
+def summarise(bank: Bank) -> str:
     """Write how many concepts a bank has and their names, as many as a node has room for."""
-    names = [f"<{name}>" for name in bank.names]
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"{len(names)} concept{'s' * (len(names) > 1)}: {', '.join(names[:MOST_NAMES])}{more}" if names else "no concepts yet"
+    if not (count := len(bank.names)):
+        return "no concepts yet"
+    shown = ", ".join(f"<{name}>" for name in bank.names[:MOST_NAMES])
+    more = f" and {count - MOST_NAMES} more" if count > MOST_NAMES else ""
+    return f"{count} concept{'s' if count > 1 else ''}: {shown}{more}"
 
 
 def listing(bank: Bank) -> str:
@@ -97,7 +99,7 @@ class CIDMOpenBank(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         bank = Bank(folder := bank_folder(name))
-        text = summary(bank) if folder.is_dir() else f"{name!r} is new and empty{others_than(name)}"
+        text = summarise(bank) if folder.is_dir() else f"{name!r} is new and empty{others_than(name)}"
         return say.output(cls, bank, text=text, warnings=list(bank.damaged.values()))
 
 

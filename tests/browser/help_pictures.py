@@ -23,10 +23,8 @@ SHOWN = {
     "02": ("CIDMRegionPreview",),
     "08": ("CIDMBankTable",),
     "10": ("CIDMConceptCard", "CIDMOverlapMap", "CIDMRoutingPreview"),
-    "11": ("CIDMImageAlignment", "CIDMTextAlignment", "CIDMPresence"),
-    "12": ("CIDMWasserstein", "CIDMFisherDivergence"),
+    "11": ("CIDMPresence",),
     "13": ("CIDMDiversity", "CIDMForgetting", "CIDMRoutingTable"),
-    "15": ("CIDMPreviewDataset",),
 }
 WATCHED = ("01", "CIDMTrainConcept", 6)  # in the middle of its work: when it has shown so many previews
 PLACE = """type => {

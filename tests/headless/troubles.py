@@ -130,7 +130,8 @@ def main(folder: str) -> None:
             learned = [dim(p * 2 - 1, mask) for p, mask in zip(shown.pictures, shown.masks, strict=True)]
             labels = [("learned from", ""), ("", ""), ("", ""), *(("painted", place) for place in PLACES)]
             strips.append(Strip(said, [*learned[:3], *painted], labels))
-        write_picture(sheet(strips, title, f"Doodle, one seed; prompts “a <{name}> {PLACES[0]}” and so on."), out / f"{picture}.png")
+        note = f"Doodle, one seed; prompts “a <{name}> {PLACES[0]}” and so on."
+        write_picture(sheet(strips, title, note), out / f"trouble_{picture}.png")
         print(picture)
 
 
