@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
+from .module import Module, Slice, flat, module_of, slices_of
+
 Kind = Literal["self", "cross", "joint", "feed_forward"]
 Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
 Stream = Literal["image", "text", "both"]
@@ -96,6 +98,7 @@ class Host:
     """
 
     models: Sequence[str] = ()
+    others: Sequence[str] = ()  # classes made of those that are another model
     text_model: str = ""
     patch_place: Callable[[str], tuple[str, int, int]] = lambda module: (module, 0, 0)  # of an attention, by its module's name
 
@@ -121,9 +124,14 @@ class LoraFiles:
     """How LoRA files name a family's model, and the standard name of such files."""
 
     kohya: str = "lora_unet_"  # begins the keys of the model's layers in what we write
+    dotted: bool = False  # whether we write names with their dots, and factors as peft does, which diffusers reads too
+    exported: str = ""  # begins the keys of an export in the host's own modules, where it reads our layers only as they lie in those
     roots: Sequence[str] = ()  # what begins them in the files of others, as regular expressions with ``_`` for every dot
     read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to our name of the layer
     telltale: str = r"(?!)"  # finds the names of layers that only this family has
+    said: str = r"(?!)"  # finds in the metadata of a file that it is for this family
+    kin: str = ""  # the family that a file is taken for where it does not say for which of the two it is
+    least: float = 0.0  # the share of a file's entries below which it is refused, as one of another model
     modelspec: str = ""  # its architecture in the ModelSpec standard
 
 
@@ -151,6 +159,7 @@ class Family:
     host: Host = Host()
     diffusers: Diffusers = Diffusers()
     files: LoraFiles = LoraFiles()
+    modules: Sequence[Module] = ()  # its linear layers as the host has them, where that has no table of its own for diffusers' names
     weigh: Callable[["Family"], Mapping[str, tuple[int, int]]] = lambda family: {}  # the shapes of its weights, where they are known
 
     def __repr__(self) -> str:
@@ -263,11 +272,31 @@ class Family:
         """
         return self.weigh(self)
 
-    def kohya_key(self, layer: str) -> str:
-        """The name of a layer in LoRA files of kohya's kind, by its canonical name."""
-        if encoder := self.encoder_of(layer):
-            return encoder.kohya + layer.removeprefix(f"{encoder.name}.").replace(".", "_")
-        return self.files.kohya + layer.replace(".", "_")
+    def file_key(self, layer: str) -> str:
+        """The name of a layer in the LoRA files that we write, by its canonical name."""
+        encoder = self.encoder_of(layer)
+        root, name = (encoder.kohya, layer.removeprefix(f"{encoder.name}.")) if encoder else (self.files.kohya, layer)
+        return root + (name if self.files.dotted else flat(name))
+
+    def slices(self, name: str, rows: int, width: int) -> dict[str, Slice]:
+        """Our layers in a module of the host, or in what a file has fused, of so many ``rows`` in a model of a ``width``, by their names
+        and where they lie in it; a layer lies in itself.
+
+        Raises ``ValueError`` if they cannot have as many rows.
+        """
+        return slices_of(self.modules, name, rows, width) or {name: Slice(name, 0, rows)}
+
+    def module_of(self, layer: str) -> tuple[str, Sequence[str]]:
+        """The host's module that a layer lies in, and all layers in it, in the order of their rows."""
+        return module_of(self.modules, layer)
+
+    def layers_in(self, name: str) -> Sequence[str]:
+        """Our layers in what a file calls by a name: several if it is fused."""
+        return self._fused.get(name, (name,))
+
+    @cached_property
+    def _fused(self) -> dict[str, Sequence[str]]:
+        return dict(self.module_of(layer) for layer in self.shapes if self.modules and not self.encoder_of(layer))
 
     def short(self, layer: str) -> str:
         """A layer's name for reading."""
