@@ -97,7 +97,7 @@ def divided(factors: LowRank, name: str, family: Family, architecture: str) -> d
 
     Raises ``ValueError`` if their rows cannot be those of its layers.
     """
-    parts = family.slices(name, len(factors.up), Architecture.parse(architecture).width)
+    parts = family.slices(name, shape_of(factors), Architecture.parse(architecture).width)
     if len(parts) == 1:
         return {layer: factors for layer in parts}
     return {layer: LowRank(factors.up[at.start : at.start + at.rows], factors.down) for layer, at in parts.items()}
@@ -285,10 +285,10 @@ def could_be(family: Family, name: str, parts: Mapping[str, Tensor]) -> bool:
     if up is None or down is None or not up.ndim or not down.ndim or "mid" in parts or not down.shape[0]:
         return True
     try:
-        slices = family.slices(name, up.shape[0], family.width)
+        slices = family.slices(name, (up.shape[0], down[0].numel()), family.width)
     except ValueError:
         return False
-    return all((at.rows, down[0].numel()) == family.shapes[layer] for layer, at in slices.items())
+    return all((at.rows, at.columns) == family.shapes[layer] for layer, at in slices.items())
 
 
 def text_width(family: Family, layers: Mapping[str, Mapping[str, Tensor]]) -> int:

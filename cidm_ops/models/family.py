@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
-from .module import Module, Slice, flat, module_of, slices_of
+from .module import Module, Slice, flat, layers_at, module_of, slices_of
 
 Kind = Literal["self", "cross", "joint", "feed_forward"]
 Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
@@ -278,25 +278,39 @@ class Family:
         root, name = (encoder.kohya, layer.removeprefix(f"{encoder.name}.")) if encoder else (self.files.kohya, layer)
         return root + (name if self.files.dotted else flat(name))
 
-    def slices(self, name: str, rows: int, width: int) -> dict[str, Slice]:
-        """Our layers in a module of the host, or in what a file has fused, of so many ``rows`` in a model of a ``width``, by their names
-        and where they lie in it; a layer lies in itself.
+    def layers_in(self, name: str) -> Sequence[str]:
+        """Our layers in what a file calls by a name: several if it is fused."""
+        return layers_at(self.modules, name) or (name,)
+
+    def slices(self, name: str, shape: tuple[int, int], width: int) -> dict[str, Slice]:
+        """Our layers in what a file has fused, which changes a weight of a ``shape`` (out, in) of a model of a ``width``, and where they
+        lie in it; a layer lies in itself.
 
         Raises ``ValueError`` if they cannot have as many rows.
         """
-        return slices_of(self.modules, name, rows, width) or {name: Slice(name, 0, rows)}
+        return slices_of(self.modules, name, shape, width) or {name: Slice(name, 0, *shape)}
+
+    def layout(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Slice]:
+        """Where our layers lie in the host's model, from the shapes of its linear layers by their names there; empty if the queries of
+        none of its blocks are there.
+
+        Raises ``ValueError`` if the rows of a module cannot be those of its layers.
+        """
+        known = {name: layers for name in shapes if (layers := layers_at(self.modules, name))}
+        width = next((shapes[name][1] for name, layers in known.items() if self.looks_at_text(layers[0])), 0)
+        return {layer: at for name in known if width for layer, at in slices_of(self.modules, name, shapes[name], width).items()}
+
+    def architecture_of(self, layout: Mapping[str, Slice]) -> str:
+        """The architecture of a model by its layout: its blocks in which the image reads the text, by kind, and its width."""
+        blocks = dict.fromkeys(map(self.block_of, layout))
+        kinds = [kind for kind in self.blocks if any(sub.kind in ("cross", "joint") for sub in kind.sublayers)]
+        counts = tuple(sum(bool(re.fullmatch(kind.pattern, block)) for block in blocks) for kind in kinds)
+        width = next(at.columns for layer, at in layout.items() if self.looks_at_text(layer))
+        return str(Architecture(self.name, counts, width))
 
     def module_of(self, layer: str) -> tuple[str, Sequence[str]]:
         """The host's module that a layer lies in, and all layers in it, in the order of their rows."""
         return module_of(self.modules, layer)
-
-    def layers_in(self, name: str) -> Sequence[str]:
-        """Our layers in what a file calls by a name: several if it is fused."""
-        return self._fused.get(name, (name,))
-
-    @cached_property
-    def _fused(self) -> dict[str, Sequence[str]]:
-        return dict(self.module_of(layer) for layer in self.shapes if self.modules and not self.encoder_of(layer))
 
     def short(self, layer: str) -> str:
         """A layer's name for reading."""

@@ -10,7 +10,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     (r"joint_blocks|(^|_)context_block_", "Stable Diffusion 3"),
     (r"(img|txt)_mlp_net_|(^|_)transformer_blocks_(19|[2-5]\d)_attn_add_", "Qwen-Image"),
     (r"(double|single)_stream_blocks|(^|_)ff_i_", "HiDream"),
-    (r"individual_token_refiner|(img|txt)_attn_qkv|linear1_qkv_mlp", "HunyuanVideo"),
+    (r"individual_token_refiner|(img|txt)_(mlp_fc[12]|mod_linear)", "HunyuanVideo"),
     (r"llm_adapter|(^|_)blocks_\d+_(self|cross)_attn_[qkv]_proj", "Anima or Cosmos"),
     (r"txtfusion|(^|_)blocks_\d+_attn_w[qkv]", "Krea 2"),
     (r"(^|_)blocks_\d+_(self|cross)_attn_[qkvo]", "Wan"),

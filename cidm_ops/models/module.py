@@ -37,11 +37,12 @@ class Module:
 
 @dataclass(frozen=True)
 class Slice:
-    """Where a layer lies: in which module, from which row on, and how many rows it has."""
+    """Where a layer lies: in which module, from which row on, how many rows it has, and how many columns, as all of the module."""
 
     module: str
     start: int
     rows: int
+    columns: int
 
 
 def without_number(name: str) -> tuple[str, str]:
@@ -72,8 +73,15 @@ def flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-def slices_of(modules: Iterable[Module], name: str, total: int, width: int) -> dict[str, Slice]:
-    """Our layers in the host's module of a name that has ``total`` rows, in a model of a ``width``; empty for one that is not known.
+def layers_at(modules: Iterable[Module], name: str) -> list[str]:
+    """Our layers in the host's module of a name, in the order of their rows; none for one that is not known."""
+    pattern, number = without_number(name)
+    return [layer.format(number) for module in modules if module.name == pattern for layer in module.layers]
+
+
+def slices_of(modules: Iterable[Module], name: str, shape: tuple[int, int], width: int) -> dict[str, Slice]:
+    """Our layers in the host's module of a name, whose weight is of a ``shape`` (out, in), in a model of a ``width``; empty for a module
+    that is not known.
 
     Raises ``ValueError`` if the rows of the layers cannot be as many.
     """
@@ -81,11 +89,12 @@ def slices_of(modules: Iterable[Module], name: str, total: int, width: int) -> d
     module = next((m for m in modules if m.name == pattern), None)
     if module is None:
         return {}
+    total, columns = shape
     rows = module.rows(total, width)
     if sum(rows) != total or min(rows) < 1:
         raise ValueError(f"{name} has {total} rows, which cannot be those of {', '.join(module.layers)} in a model of width {width}")
     starts = [sum(rows[:i]) for i in range(len(rows))]
-    return {layer.format(number): Slice(name, start, n) for layer, start, n in zip(module.layers, starts, rows, strict=True)}
+    return {layer.format(number): Slice(name, start, n, columns) for layer, start, n in zip(module.layers, starts, rows, strict=True)}
 
 
 def module_of(modules: Iterable[Module], layer: str) -> tuple[str, Sequence[str]]:

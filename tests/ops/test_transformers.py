@@ -336,12 +336,13 @@ def test_the_text_encoder_of_flux_has_its_changes_too(tmp_path):
 @pytest.mark.parametrize("family", TRANSFORMERS, ids=lambda f: f.title)
 def test_the_layers_of_a_family_tile_the_hosts_modules(family):
     """Each layer lies in one module, the rows of a module's layers are its own, and all names read back."""
-    for layer, (rows, _) in family.shapes.items():
+    for layer, (rows, columns) in family.shapes.items():
         if family.encoder_of(layer):
             continue
         module, layers = family.module_of(layer)
-        slices = family.slices(module, sum(family.shapes[name][0] for name in layers), family.width)
-        assert slices[layer].rows == rows and [*slices] == [*layers] and family.layers_in(module) == layers
+        slices = family.slices(module, (sum(family.shapes[name][0] for name in layers), columns), family.width)
+        assert (slices[layer].rows, slices[layer].columns) == (rows, columns)
+        assert [*slices] == [*layers] and family.layers_in(module) == layers
         assert family.files.read_layer(layer.replace(".", "_")) == layer
         assert family.files.read_layer(module.replace(".", "_")) == (module if len(layers) > 1 else layer)
 
