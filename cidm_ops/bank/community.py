@@ -100,7 +100,7 @@ def divided(factors: LowRank, name: str, family: Family, architecture: str) -> d
     parts = family.slices(name, shape_of(factors), Architecture.parse(architecture).width)
     if len(parts) == 1:
         return {layer: factors for layer in parts}
-    return {layer: LowRank(factors.up[at.start : at.start + at.rows], factors.down) for layer, at in parts.items()}
+    return {layer: LowRank(factors.up[at.start : at.start + at.rows].clone(), factors.down.clone()) for layer, at in parts.items()}
 
 
 def check_share(state: Mapping[str, Tensor], unused: Mapping[str, str], family: Family) -> None:

@@ -68,9 +68,8 @@ LUMINA: dict[str, Any] = {
     "n_kv_heads": 2,
     "axes_dims": [4, 6, 6],
     "axes_lens": [300, 512, 512],
-    "rope_theta": 10000.0,
     "ffn_dim_multiplier": 4.0,
-}
+} | ({"rope_theta": 10000.0} if NEWEST else {})
 Z_IMAGE = LUMINA | {
     "n_heads": HEADS,
     "n_kv_heads": HEADS,
@@ -103,7 +102,7 @@ def randomise(module: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         value = torch.randn(parameter.shape, generator=generator)
-        parameter.data.copy_(1 + 0.1 * value if "norm" in name and value.ndim == 1 else 0.5 * value / max(1, parameter.shape[-1]) ** 0.5)
+        parameter.data.copy_(1 + 0.1 * value if "norm" in name and value.ndim == 1 else 0.5 * value / value.numel() ** 0.25)
 
 
 @cache
@@ -281,7 +280,7 @@ def the_picture_of_flux_is_that_of_the_hosts_own_loader():
     with tempfile.TemporaryDirectory() as folder:
         save_file(state, Path(folder) / "rex.safetensors")
         bank, (rex,), _ = import_into(
-            Bank(folder), Path(folder) / "rex.safetensors", architecture=ARCHITECTURES["Flux"], triggers=["ohwx cat"]
+            Bank(Path(folder) / "bank"), Path(folder) / "rex.safetensors", architecture=ARCHITECTURES["Flux"], triggers=["ohwx cat"]
         )
         assert len(rex.text_factors) == 2
         (file,) = export_concept(rex, Path(folder) / "out")

@@ -177,9 +177,10 @@ def test_a_file_of_any_tool_is_the_change_that_it_means(family, tool, tmp_path):
     check(merged(read), expected)
 
 
+@pytest.mark.parametrize("make", [split_file, fused_file])
 @pytest.mark.parametrize("family", TRANSFORMERS, ids=lambda f: f.title)
-def test_a_concept_is_kept_and_exported_as_it_is(family, tmp_path):
-    state, expected = split_file(family, dotted("transformer."), PEFT, True)
+def test_a_concept_is_kept_and_exported_as_it_is(family, make, tmp_path):
+    state, expected = make(family, dotted("diffusion_model."), PEFT, True)
     save_file(state, tmp_path / "rex.safetensors")
     (rex,), _ = import_file(tmp_path / "rex.safetensors", architecture=SMALL[family], triggers=["rexx"])
     bank = Bank(tmp_path / "bank").add(rex)
