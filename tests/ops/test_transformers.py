@@ -1,5 +1,6 @@
 """LoRA files of Flux.1, Chroma, Lumina 2 and Z-Image, in the spelling of every tool, become the same exact change of the same layers."""
 
+import json
 import re
 
 import pytest
@@ -193,7 +194,7 @@ def test_a_concept_is_kept_and_exported_as_it_is(family, make, tmp_path):
     error = export_merged([back, back], [1.0, -0.5], 64, tmp_path / "out" / "half.safetensors")
     (half,), _ = import_file(tmp_path / "out" / "half.safetensors", architecture=SMALL[family])
     assert error < 1e-6
-    check({m: 2 * d for m, d in merged(half).items()}, expected) if family is not LUMINA else None
+    check({m: 2 * d for m, d in merged(half).items()}, expected)
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS, ids=lambda f: f.title)
@@ -232,8 +233,6 @@ def test_other_kinds_of_a_fused_layer_come_apart_too(kind, tmp_path):
 
 
 def test_the_settings_of_peft_find_a_fused_layer_by_its_own_name(tmp_path):
-    import json
-
     up, down = random_factors((72, 24), 2)
     key = "base_model.model.double_blocks.0.img_attn.qkv"
     save_file({f"{key}.lora_B.weight": up, f"{key}.lora_A.weight": down}, tmp_path / "adapter_model.safetensors")
@@ -352,5 +351,5 @@ def test_every_linear_of_a_block_has_its_shape():
     for family in TRANSFORMERS:
         blocks = dict.fromkeys(filter(None, map(family.block_of, family.shapes)))
         assert {f"{b}.{p}" for b in blocks for p in family.parts(b)} == {n for n in family.shapes if family.block_of(n)}
-        assert [*blocks] == sorted(blocks, key=family.place) or family.name in ("lumina2", "zimage", "flux1")
+        assert [*blocks] == sorted(blocks, key=family.place)
     assert [f.name for f in families()][:2] == ["sd1", "sdxl"], "files of theirs are looked for first"
