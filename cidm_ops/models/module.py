@@ -55,7 +55,7 @@ def reader_of(modules: Sequence[Module]) -> Callable[[str], str | None]:
     """Return what reads the name of a layer, with ``_`` for every dot, in any of the spellings of ``modules``: our name of it, or the
     host's where it holds several of ours. ``None`` for a layer that is in none of them.
     """
-    known = {}
+    known: dict[str, str] = {}
     for module in modules:
         ours = module.layers[0] if len(module.layers) == 1 else module.name
         known |= {flat(name): ours for name in (module.name, *module.others)}
