@@ -9,6 +9,7 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 PAGES = {page.stem: page for page in sorted((PACK / "web" / "docs").glob("*.md"))}
+TRANSLATED = Path(__file__).with_name("translated_pages.json")  # a digest of each English page that was translated
 # What stands for "Inputs", "Outputs", "Good to know" and "optional".
 WORDS = {
     "de": ("Eingänge", "Ausgänge", "Gut zu wissen", "optional"),
@@ -70,8 +71,16 @@ def test_every_language_of_the_nodes_has_help_pages_and_no_page_is_left_over():
     assert there == {(name, language) for name in PAGES for language in WORDS}
 
 
+def digests() -> dict[str, str]:
+    return {name: hashlib.sha256(page.read_text(encoding="utf-8").encode()).hexdigest() for name, page in PAGES.items()}
+
+
 def test_the_pages_are_as_new_as_the_english_ones():
-    """``translated_pages.json`` has a digest of what was translated: who changes a page changes its translations, and then this file."""
-    translated = json.loads(Path(__file__).with_name("translated_pages.json").read_text(encoding="utf-8"))
-    now = {name: hashlib.sha256(page.read_text(encoding="utf-8").encode()).hexdigest() for name, page in PAGES.items()}
+    """Who changes an English page changes its translations, and then runs this file, which writes what was translated."""
+    translated = json.loads(TRANSLATED.read_text(encoding="utf-8"))
+    now = digests()
     assert [name for name in now if translated.get(name) != now[name]] == [] and translated.keys() == now.keys()
+
+
+if __name__ == "__main__":
+    TRANSLATED.write_text(json.dumps(digests(), indent=1) + "\n", encoding="utf-8")
