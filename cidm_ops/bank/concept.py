@@ -1,6 +1,5 @@
 """One concept as data: low-rank factors and layer-wise token rows, or residuals at the class word."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +8,7 @@ from torch import Tensor
 
 from ..lowrank import LowRank
 from ..tokens import Table
-
-LOW_RANK, RESIDUALS = "cidm", "infusion"
-METHODS = (LOW_RANK, RESIDUALS)
-ABOUT = ("author", "license", "description")  # names of the ModelSpec standard
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+from .header import LOW_RANK, RESIDUALS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +60,3 @@ class Concept:
         """Token rows by word."""
         layers = self.token_layers or tuple(range(next((t.shape[1] for t in self.tokens.values()), 0)))
         return {w: Table({e: t[i] for e, t in self.tokens.items()}, layers) for i, w in enumerate(self.words)}
-
-
-def check_name(name: str) -> str:
-    """The name itself if it can be a file name and a ``<handle>``. Raises ``ValueError`` otherwise."""
-    if not NAME.fullmatch(name):
-        raise ValueError(f"concept name {name[:80]!r}: expected 1 to 64 letters, digits, '-' or '_', starting with a letter or digit")
-    return name

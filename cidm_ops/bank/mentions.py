@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ..tokens import WORD
-from .concept import RESIDUALS
+from .header import RESIDUALS
 
 NAMED = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"

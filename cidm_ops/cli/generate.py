@@ -5,10 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..method.aggregation import MODES
-from ..method.infusion import STREAMS
-from ..painting.scene import PRESETS, ResidualConfig
-from ..painting.scope import SCOPES
+from ..painting.config import MODES, PRESETS, SCOPES, STREAMS, ResidualConfig
 from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
@@ -64,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from ..bank.bank import Bank
-    from ..bank.files import write_picture
+    from ..bank.formats import write_picture
     from ..painting.compose import AggregationConfig
     from ..painting.paint import SamplingConfig, paint, unit_noise
 

@@ -56,7 +56,6 @@ RULES = {
     "released": Rule(4.0, "l1", positions="all", threshold=EVERY, scale=0.8, joint=True),  # 0.8: the code's --alpha
     "paper": Rule(2.0, "l2", "dot", "all", threshold=EVERY, mean_first=True, joint=True),
 }
-MODES = ("exact", "released", "paper", "soft")
 
 
 def soft_weights(context: Tensor, keys: Sequence[Tensor], rule: Rule) -> Tensor:

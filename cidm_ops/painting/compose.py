@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..adapters import attach
 from ..backbone import Backbone
 from ..bank.bank import Bank, check_base
-from ..bank.concept import LOW_RANK, RESIDUALS, Concept
+from ..bank.concept import Concept
+from ..bank.header import LOW_RANK, RESIDUALS
 from ..bank.mentions import Prompt
 from ..causal import linear_layers
 from ..concept_text import ConceptText
@@ -25,8 +26,9 @@ from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
 from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, encode_layerwise, stand_for
-from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stack_mixtures
-from .scope import BY_KIND, acts_everywhere, token_masks
+from .config import BY_KIND, NoiseEstimation, ResidualConfig
+from .scene import ConceptStack, Scene, stack_mixtures
+from .scope import acts_everywhere, token_masks
 from .weights import weights
 
 

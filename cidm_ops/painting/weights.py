@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..method.aggregation import MODES, RULES, Rule, soft_weights, spoken_as, tables_of
+from ..method.aggregation import RULES, Rule, soft_weights, spoken_as, tables_of
 from ..tokens import encode_layerwise, hide
+from .config import MODES
 
 
 @torch.no_grad()

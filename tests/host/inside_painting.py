@@ -21,10 +21,10 @@ from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
 from pack.cidm_ops.lowrank import LowRank
-from pack.cidm_ops.method.aggregation import MODES
 from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.painting.compose import AggregationConfig, mix
-from pack.cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, token_masks
+from pack.cidm_ops.painting.config import MODES, WORDS, WORDS_AND_END
+from pack.cidm_ops.painting.scope import acting_at, token_masks
 from pack.cidm_ops.training.methods import configure
 from pack.cidm_ops.training.task import Task, learn_into
 from pack.nodes import native, patches

@@ -34,6 +34,7 @@ FLOORS = {
     "causal": 1,
     "schedule": 1,
     "fingerprint": 1,
+    "file_fault": 1,
     "file_kind": 1,
     "tensor_file": 1,
     "printable": 1,
