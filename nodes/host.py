@@ -4,9 +4,10 @@ The host's objects stay as they are: what training needs of them is swapped in f
 on a clone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import comfy.conds
 import comfy.lora
@@ -104,6 +105,15 @@ class ComfyText:
                 return states, None
             end = (ids[:1].to(states.device) == kind.end).int().argmax(1)
             return states, model.text_projection(pooled_state(model, states[:1], end, depth))
+
+    def text_state(self) -> Hashable | None:
+        """The patches on the text encoder, its place, the clip skip and the tokenizer; none while hooks or other objects stand in."""
+        patcher = self.clip.patcher
+        parts = (part for model in self.texts.values() for part in model.modules())
+        if patcher.forced_hooks is not None or patcher.object_patches or any(p._forward_hooks or p._forward_pre_hooks for p in parts):
+            return None
+        options = str(sorted(self.clip.tokenizer_options.items()))
+        return patcher.patches_uuid, str(self.device), self.clip.layer_idx, ref(self.clip.tokenizer), options
 
     def emphasise(self, text: str, context: Tensor) -> Tensor:
         """The host's word weights on text states ``[L, N, C]``: each moves away from the empty text by its weight."""

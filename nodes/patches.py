@@ -29,9 +29,9 @@ from ..cidm_ops.painting.compose import (
     infusing,
     row_plan,
     scene_beside,
-    text_deltas,
 )
 from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.texts import text_deltas
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, layer_names

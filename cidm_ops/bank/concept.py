@@ -1,9 +1,12 @@
 """One concept as data: low-rank factors and layer-wise token rows, or residuals at the class word."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..lowrank import LowRank
@@ -56,7 +59,40 @@ class Concept:
         """Those of the U-Net and those of the text encoders; their names differ."""
         return {**self.factors, **self.text_factors}
 
+    @cached_property
+    def words_digest(self) -> str:
+        """What the words are to a text encoder: where it is equal, so are words, rows and the layers that read them. A concept is not
+        changed once it is made.
+        """
+        return digest(self.tokens, self.words, self.token_layers)
+
+    @cached_property
+    def text_digest(self) -> str:
+        """What the factors of the text encoders are, in the same way."""
+        return digest({f"{name}.{part}": getattr(f, part) for name, f in self.text_factors.items() for part in ("up", "down")})
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The rows and columns of the weights that it changes, by layer."""
+        return {layer: (f.up.shape[0], f.down.shape[1]) for layer, f in self.all_factors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        factors = sum(f.up.nbytes + f.down.nbytes for f in self.all_factors.values())
+        return factors + sum(t.nbytes for t in (*self.tokens.values(), *self.residuals.values())) + len(self.preview)
+
+    @cached_property
     def tables(self) -> dict[str, Table]:
         """Token rows by word."""
         layers = self.token_layers or tuple(range(next((t.shape[1] for t in self.tokens.values()), 0)))
         return {w: Table({e: t[i] for e, t in self.tokens.items()}, layers) for i, w in enumerate(self.words)}
+
+
+def digest(tensors: Mapping[str, Tensor], *facts: object) -> str:
+    """SHA-256 of tensors by name, in order, and of facts that are written out."""
+    found = hashlib.sha256(repr(facts).encode())
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -25,6 +25,7 @@ FLOORS = {
     "hub": 2,
     "adapters": 2,
     "recompute": 2,
+    "kept": 1,
     "lowrank": 1,
     "concept_text": 1,
     "row_plan": 1,
