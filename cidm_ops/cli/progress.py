@@ -30,11 +30,11 @@ def training_bar() -> Iterator[Callable[[Any], None]]:
 
 
 @contextmanager
-def counting_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar of what is done out of how many; gives the callback that takes both."""
+def counting_bar(what: str, unit: str, delay: float = 0) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar of what is done out of how many, once ``delay`` seconds have gone; gives the callback that takes both."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, disable=None) as bar:
+    with tqdm(desc=what, unit=unit, delay=delay, disable=None) as bar:
 
         def show(done: int, count: int) -> None:
             bar.total = count
