@@ -25,6 +25,7 @@ from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import read_layerwise
 from ..cidm_ops.models.family import Family, families, family_of
 from ..cidm_ops.models.module import Slice
+from ..cidm_ops.painting.texts import kept_text
 from ..cidm_ops.schedule import Flow, Schedule
 
 PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
@@ -110,10 +111,14 @@ class ComfyText:
             return states, model.text_projection(pooled_state(model, states[:1], end, depth))
 
     def text_state(self) -> Hashable | None:
-        """The patches on the text encoder, its place, the clip skip and the tokenizer; none while hooks or other objects stand in."""
+        """The patches on the text encoder, its place, the clip skip and the tokenizer; none while hooks, injections (as a LoRA's in bypass
+        mode) or other objects act, which the number of the patches does not say.
+        """
         patcher = self.clip.patcher
         parts = (part for model in self.texts.values() for part in model.modules())
-        if patcher.forced_hooks is not None or patcher.object_patches or any(p._forward_hooks or p._forward_pre_hooks for p in parts):
+        if patcher.forced_hooks is not None or patcher.object_patches or patcher.injections:
+            return None
+        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
             return None
         options = str(sorted(self.clip.tokenizer_options.items()))
         return patcher.patches_uuid, str(self.device), self.clip.layer_idx, ref(self.clip.tokenizer), options
@@ -123,11 +128,7 @@ class ComfyText:
         weights = self.tokens(text)[1].flatten().to(context)
         if (weights == 1).all():
             return context
-        sides = []
-        for encoder in self.encoders:
-            ids = self.tokenize("", encoder)
-            sides.append(self.encode_text(ids, self.token_rows(ids, encoder), encoder)[0])
-        empty = torch.cat(sides, -1)
+        empty = kept_text(self, "").context[0]
         empty = empty.repeat(1, len(weights) // empty.shape[1], 1).to(context)
         return empty + (context - empty) * weights[:, None]
 

@@ -23,13 +23,13 @@ from ..causal import AFTER_LAYER, linear_layers, transformer_of
 from ..kept import Kept
 from ..lowrank import LowRank, Stack
 from ..method.aggregation import spoken_as, tables_of
-from ..tokens import Text, encode_beginning, encode_layerwise, words_in
+from ..tokens import Text, count_layers, encode_beginning, encode_layerwise, hide, words_in
 
 ROOM = 256 * 2**20  # bytes of texts that are kept for a text encoder, in main memory, and as many of words, and of concepts
 Show = Callable[[int, int], None]  # is told what is done, and out of how many
 
 TEXTS: WeakKeyDictionary[nn.Module, Kept[Text]] = WeakKeyDictionary()  # by the model of the first text encoder
-WORDS: WeakKeyDictionary[nn.Module, Kept[Tensor]] = WeakKeyDictionary()
+WORDS: WeakKeyDictionary[nn.Module, Kept[Text]] = WeakKeyDictionary()
 STATES: WeakKeyDictionary[nn.Module, Kept[object]] = WeakKeyDictionary()  # what stands for a state of the encoders in the keys of texts
 CONCEPTS: Kept[Concept] = Kept(ROOM, lambda concept: concept.nbytes)
 SHOW: ContextVar[Show] = ContextVar("show", default=lambda done, count: None)
@@ -55,7 +55,7 @@ def kept_concept(bank: Bank, name: str) -> Concept:
             return bank.get(name)
 
     file = bank.file(name)
-    return CONCEPTS.take((str(file), *stamp(file)), load)
+    return CONCEPTS.take((file.absolute(), *stamp(file)), load)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def kept_text(backbone: Backbone, prompt: str, concepts: Sequence[Concept] = (),
 
     def encode() -> Text:
         deltas = text_deltas(concepts, strengths, backbone.device)
-        with show_layers(backbone, prompt), attach(linear_layers(backbone.texts), deltas):
+        with show_layers(backbone, hide(prompt, tables, backbone.family.placeholders)[0]), attach(linear_layers(backbone.texts), deltas):
             return encode_layerwise(backbone, [prompt], tables)
 
     if (state := state_of(backbone)) is None:
@@ -73,29 +73,29 @@ def kept_text(backbone: Backbone, prompt: str, concepts: Sequence[Concept] = (),
     said = set(words_in(prompt))
     named = tuple(concept.words_digest for concept in concepts if said.intersection(concept.words))
     changed = tuple((c.text_digest, strengths[c.name]) for c in concepts if c.text_factors and strengths.get(c.name))
-    layers = frozenset(len(table.layers) for table in tables.values())
     kept = TEXTS.setdefault(first_text(backbone), Kept(ROOM, text_nbytes))
-    return to(kept.take((state, prompt, layers, named, changed), lambda: to(encode(), "cpu")), backbone.device)
+    key = state, prompt, count_layers(backbone, tables), named, changed
+    return to(kept.take(key, lambda: lasting(encode())), backbone.device)
 
 
 @torch.no_grad()
 def kept_words(backbone: Backbone, concepts: Sequence[Concept]) -> list[Tensor]:
     """Text states ``[L, k, C]`` of each concept's words after "a". CLIP is causal: only what stands up to the last of them is encoded."""
     state, show = state_of(backbone), SHOW.get()
-    kept = WORDS.setdefault(first_text(backbone), Kept(ROOM, lambda states: states.nbytes))
+    kept = WORDS.setdefault(first_text(backbone), Kept(ROOM, text_nbytes))
     first = backbone.family.encoder().first + 1  # after "a"
-    found: list[Tensor] = []
+    found: list[Text] = []
 
-    def encode(concept: Concept) -> Tensor:
+    def encode(concept: Concept) -> Text:
         end = first + length(backbone, concept)
         text = encode_beginning(backbone, f"a {spoken_as(concept)}", concept.tables, end)
         show(len(found) + 1, len(concepts))
-        return text.context[0, :, first:].contiguous().cpu()
+        return lasting(replace(text, states=text.states[:, :, first:].contiguous()))
 
     for concept in concepts:
-        key = state, spoken_as(concept), concept.words_digest
+        key = state, spoken_as(concept), count_layers(backbone, concept.tables), concept.words_digest
         found.append(encode(concept) if state is None else kept.take(key, partial(encode, concept)))
-    return [states.to(backbone.device) for states in found]
+    return [to(words, backbone.device).context[0] for words in found]
 
 
 def length(backbone: Backbone, concept: Concept) -> int:
@@ -138,13 +138,21 @@ def to(text: Text, device: torch.device | str) -> Text:
     return replace(text, states=text.states.to(device), pooled=None if text.pooled is None else text.pooled.to(device))
 
 
+@torch.inference_mode(False)
+def lasting(text: Text) -> Text:
+    """A text in main memory, for everybody: none whose tensors only inference may use."""
+    found = to(text, "cpu")
+    parts = {name: part.clone() for name in ("states", "pooled") if (part := getattr(found, name)) is not None and part.is_inference()}
+    return replace(found, **parts)
+
+
 def text_nbytes(text: Text) -> int:
     return text.states.nbytes + (0 if text.pooled is None else text.pooled.nbytes)
 
 
 @contextmanager
 def show_layers(backbone: Backbone, prompt: str) -> Iterator[None]:
-    """Tell how many layers a text has gone through, of all that it goes through in all encoders."""
+    """Tell how many layers a text without concept words has gone through, of all that it goes through in all encoders."""
     show, done = SHOW.get(), 0
     depths = {encoder: len(transformer_of(model).encoder.layers) for encoder, model in backbone.texts.items()}
     count = sum(depth * len(backbone.tokenize(prompt, encoder)) for encoder, depth in depths.items())

@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from cidm_ops.adapters import attach
 from cidm_ops.bank.bank import Bank
+from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.causal import AFTER_LAYER, linear_layers
 from cidm_ops.doodle.files import TEN
 from cidm_ops.engines.diffusers import DiffusersBackbone, load
@@ -121,6 +123,31 @@ def test_autocast_has_texts_of_its_own(backbone):
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(kept_text(backbone, "a dog").states, plain)
     assert torch.equal(kept_text(backbone, "a dog").states, plain)
+
+
+def test_as_many_layers_read_a_kept_text_as_the_model_has(backbone):
+    text = copy(backbone)
+    text.cross_attention = {}  # as where a text encoder has no model beside it
+    assert [len(kept_text(b, "a dog").layers) for b in (backbone, text, backbone)] == [7, 1, 7]
+    plain = replace(load_concept(TEN / "dog.safetensors"), words=(), tokens={})
+    assert [len(kept_words(b, [plain])[0]) for b in (backbone, text, backbone)] == [7, 1, 7]
+
+
+def test_what_was_kept_in_inference_mode_can_be_learned_with(backbone, bank):
+    with torch.inference_mode():
+        kept_text(backbone, "a dog")
+        kept_words(backbone, [kept_concept(bank, "dog")])
+    found = [kept_text(backbone, "a dog").states, *kept_words(backbone, [kept_concept(bank, "dog")])]
+    assert not any(states.is_inference() for states in found)
+
+
+def test_weights_that_count_no_changes_have_no_kept_texts(backbone):
+    with torch.inference_mode():
+        layer = next(iter(linear_layers(backbone.texts).values()))
+        layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)
+        first = kept_text(backbone, "a dog").states
+        layer.weight.mul_(1.5)
+        assert not torch.equal(kept_text(backbone, "a dog").states, first)
 
 
 def test_words_are_encoded_as_in_the_whole_text(backbone, bank):
