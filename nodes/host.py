@@ -111,17 +111,18 @@ class ComfyText:
             return states, model.text_projection(pooled_state(model, states[:1], end, depth))
 
     def text_state(self) -> Hashable | None:
-        """The patches on the text encoder, its place, the clip skip and the tokenizer; none while hooks, injections (as a LoRA's in bypass
-        mode) or other objects act, which the number of the patches does not say.
+        """The patches on the text encoder, its precision and place, the clip skip and the tokenizer; none while hooks, injections (as a
+        LoRA's in bypass mode) or other objects act, of which the number of the patches says nothing.
         """
         patcher = self.clip.patcher
         parts = (part for model in self.texts.values() for part in model.modules())
-        if patcher.forced_hooks is not None or patcher.object_patches or patcher.injections:
+        dtype = patcher.object_patches.get("manual_cast_dtype")  # newer hosts set it on every text encoder
+        if patcher.forced_hooks is not None or patcher.injections or set(patcher.object_patches) - {"manual_cast_dtype"}:
             return None
         if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
             return None
         options = str(sorted(self.clip.tokenizer_options.items()))
-        return patcher.patches_uuid, str(self.device), self.clip.layer_idx, ref(self.clip.tokenizer), options
+        return patcher.patches_uuid, dtype, str(self.device), self.clip.layer_idx, ref(self.clip.tokenizer), options
 
     def emphasise(self, text: str, context: Tensor) -> Tensor:
         """The host's word weights on text states ``[L, N, C]``: each moves away from the empty text by its weight."""
