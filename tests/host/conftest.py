@@ -10,27 +10,16 @@ from comfy_server import (
     server,  # noqa: F401
 )
 
-INSIDE = (
-    "inside",
-    "inside_painting",
-    "inside_regions",
-    "inside_infusion",
-    "inside_methods",
-    "inside_scores",
-    "inside_table",
-    "inside_transformers",
-)
-SCRIPTS = [Path(__file__).with_name(f"{name}.py") for name in INSIDE]
+SCRIPT = Path(__file__).with_name("inside_all.py")
 
 
 @pytest.fixture(scope="session")
 def inside(comfy_host, tmp_path_factory) -> Path:
-    """The folder of finished runs of the scripts: ``results.json`` and what their checks left for others."""
+    """The folder of a finished run of the script: ``results.json`` and what its checks left for others."""
     folder = tmp_path_factory.mktemp("inside")
     found, pack = folder / "results.json", install(folder)
-    for script in SCRIPTS:
-        run = subprocess.run([comfy_host.python, script, pack, found], cwd=comfy_host.path, capture_output=True, text=True)
-        assert not run.returncode and found.exists(), run.stderr[-4000:]
+    run = subprocess.run([comfy_host.python, SCRIPT, pack, found], cwd=comfy_host.path, capture_output=True, text=True)
+    assert not run.returncode and found.exists(), run.stderr[-4000:]
     return folder
 
 

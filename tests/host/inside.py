@@ -1,4 +1,4 @@
-"""Checks that run inside a ComfyUI, with its Python and its classes: ``python inside.py PACK RESULTS [--slow]``, in the checkout.
+"""Checks that run inside a ComfyUI, with its Python and its classes; inside_all.py runs them.
 
 Each function whose name starts with ``the_`` is one; test_inside.py makes a test of it. Those of painting are in inside_painting.py.
 """
@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 PACK, RESULTS = Path(sys.argv[1]), Path(sys.argv[2])
-SLOW = "--slow" in sys.argv
 sys.argv[1:] = ["--cpu"]
 sys.path.insert(0, str(Path.cwd()))
 
@@ -369,7 +368,3 @@ def run(checks):
         except Exception:
             results[name] = traceback.format_exc()
         RESULTS.write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    run(globals())

@@ -1,6 +1,6 @@
 """Graphs from a grammar: what the table has one node at a time is chained at random, and is the host's own picture or refused by name.
 
-A part of inside_table.py: ``CIDM_EXAMPLES=1000`` draws as many graphs instead of a few.
+``CIDM_EXAMPLES=1000`` draws as many graphs instead of a few.
 
     graph := patch* ours patch* text? end      patch: a model patch of inside_patches.py, text: a node of inside_conditionings.py
     ours  := one of the subjects               end:   KSampler, or a guider of inside_guiders.py

@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from inside import RESULTS, data_of, doodle, doubled, equal, host, near, plain, run, sample
+from inside import RESULTS, data_of, doodle, doubled, equal, host, near, plain, sample
 
 # isort: split
 
@@ -235,7 +235,3 @@ def the_infusion_learns_and_both_engines_paint_it():
         picture = comfy.sample.sample(model, noise, 10, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1)
         scaled = scene.model.model.process_latent_in(picture)
         save_file({"latents": scaled}, RESULTS.with_name("infused.safetensors"))
-
-
-if __name__ == "__main__":
-    run(globals())

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from inside import data_of, doodle, equal, host, patches, plain, run, sample
+from inside import data_of, doodle, equal, host, patches, plain, sample
 
 # isort: split
 
@@ -47,7 +47,3 @@ def the_method_that_a_test_registers_is_trained_by_the_nodes_and_painted():
         assert float((painted - base).abs().max()) > 1e-2 and torch.isfinite(painted).all()
         equal(sample(model, plain(clip, "a dog on the beach"), plain(clip, "")), base)
     del METHODS["inversion"], server
-
-
-if __name__ == "__main__":
-    run(globals())

@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import replace
 
-from inside import RESULTS, data_of, doodle, doubled, equal, host, near, plain, random_factors, run, sample, wise
+from inside import RESULTS, data_of, doodle, doubled, equal, host, near, plain, random_factors, sample, wise
 
 # isort: split
 
@@ -432,7 +432,3 @@ def the_patches_come_and_go_with_the_prompt():
     for k, v in model.model.state_dict().items():
         equal(v, before[k])
     assert not model.model_options["transformer_options"].get("patches") and not model.wrappers
-
-
-if __name__ == "__main__":
-    run(globals())

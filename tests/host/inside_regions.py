@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 
-from inside import RESULTS, doodle, doubled, equal, host, near, plain, run, sample
+from inside import RESULTS, doodle, doubled, equal, host, near, plain, sample
 from inside_infusion import concept as infusion_concept
 from inside_painting import bank_of, concept, control_net
 
@@ -388,7 +388,3 @@ def the_guiders_that_ask_in_another_order_paint_the_same_regions():
         for other in seen[1:]:
             for name, answer in other.items():
                 near(answer, seen[0][name])
-
-
-if __name__ == "__main__":
-    run(globals())

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from inside import doodle, doubled, near, plain, run
+from inside import doodle, doubled, near, plain
 
 # isort: split
 
@@ -104,7 +104,3 @@ def the_probe_asks_the_model_what_a_sampler_asks():
         model, noise, 1.0, sampler, steps, asked, asked, latents, callback=lambda i, x0, x, n: kept.append(x0.cpu()), seed=0
     )
     near(own[1], kept[0])
-
-
-if __name__ == "__main__":
-    run(globals())

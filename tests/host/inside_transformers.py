@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from inside import doodle, equal, run
+from inside import doodle, equal
 
 # isort: split
 
@@ -346,7 +346,3 @@ def the_model_that_is_made_of_a_known_one_is_no_known_one():
     assert named is None, "Flux.2 is made of the class of Flux.1"
     own = type("OfAPack", (comfy.supported_models.Flux,), {})
     assert host.family_in(type("Patcher", (), {"model": type("Model", (), {"model_config": own(dict(FLUX))})})).name == "flux1"
-
-
-if __name__ == "__main__":
-    run(globals())

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import functools
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -362,9 +361,3 @@ def summary(cells: Mapping[str, str]) -> str:
 
 
 TABLE = Table()
-
-
-def written() -> None:
-    """Write the table into the file that the command line names, where it names one."""
-    if "--table" in sys.orig_argv:  # inside.py takes the rest of the line for the host
-        Path(sys.orig_argv[sys.orig_argv.index("--table") + 1]).write_text(TABLE.markdown(), encoding="utf-8")
