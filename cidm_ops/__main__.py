@@ -7,7 +7,6 @@ from io import TextIOWrapper
 
 from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train
 from .printable import one_line
-from .training.memory import is_out_of_memory
 from .training.stops import end_as_interrupts
 
 COMMANDS = {
@@ -41,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         return refuse(error)
     except RuntimeError as error:
+        from .training.memory import is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         return refuse(f"memory is short: paint or train at a smaller size, or free memory ({str(error).splitlines()[0]})")

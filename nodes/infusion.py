@@ -5,10 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.method.infusion import STREAMS
 from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.painting.compose import AggregationConfig, compose, residual_masks
-from ..cidm_ops.painting.scene import ResidualConfig
+from ..cidm_ops.painting.config import STREAMS, ResidualConfig
 from ..cidm_ops.row_plan import TokenResidual
 from ..cidm_ops.training.methods import configure
 from . import host, patches, say

@@ -30,9 +30,9 @@ from ..cidm_ops.painting.compose import (
     infusing,
     row_plan,
     scene_beside,
-    text_deltas,
 )
-from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.texts import text_deltas
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys

@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.models.family import Family
 from ..cidm_ops.training.captions import TEMPLATES
-from ..cidm_ops.training.config import TrainingConfig
+from ..cidm_ops.training.config import EXISTING, TrainingConfig
 from ..cidm_ops.training.dataset import Dataset, from_images
-from ..cidm_ops.training.method import EXISTING, Task
+from ..cidm_ops.training.method import Task
 from ..cidm_ops.training.methods import configure, configure_for
 from ..cidm_ops.training.task import Learned, learn_into
 from . import host, patches, say

@@ -10,9 +10,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..grammar import article
-from .concept import Concept, check_name
-from .concept_file import Header, load_concept, save_concept
+from .concept import Concept
+from .concept_file import load_concept, save_concept
 from .files import clear_parts
+from .header import Header, check_name
 from .index import read_headers, stamp
 from .lock import unwritable, writing
 from .mentions import Prompt, Vocabulary

@@ -14,9 +14,10 @@ from ..tensor_file import read_tensors, tensors_in
 from ..text_file import read_json
 from .bank import Bank
 from .community import Lora, check_sizes, read_lora, remarks, what_else
-from .concept import ABOUT, Concept, check_name
+from .concept import Concept
 from .concept_file import load_concept
 from .embedding import first_encoder, misfit, read_words, rows_in, spoken, words_concept
+from .header import ABOUT, check_name
 from .manage import renamed
 from .metadata import BASES, Settings, check_settings, picture_in, settings_in, triggers_in
 from .names import NUMBERED, Description, LayerPart, Rows, Unused, read_key

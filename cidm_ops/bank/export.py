@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..lowrank import LowRank, Stack
 from ..models.family import family_of
-from .concept import ABOUT, Concept, check_name
+from .concept import Concept
 from .concept_file import factor_state, lora_state
 from .embedding import single_rows
 from .factorised import truncated
-from .files import check_replaceable, packed, write_atomically
+from .files import check_replaceable, write_atomically
+from .formats import packed
+from .header import ABOUT, check_name
 
 EXPORTED = "cidm.exported"  # in the metadata of our exports: only these are replaced by another
 

@@ -17,6 +17,7 @@ BENCHES = {
     "regions": (("comfy", "pixels"), "what regions cost"),
     "routing": (("folder",), "where the weights of a prompt go"),
     "scenes": (("comfy", "folder", "scenes", "seeds"), "whether several concepts stand each in its place"),
+    "text": ((), "what a prompt's text costs, new, repeated, and soft in a bank of a thousand, and how long a command takes to begin"),
     "tokens": ((), "what layer-wise words cost"),
     "train": (("comfy",), "our trainer and ComfyUI's own"),
 }

@@ -5,14 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..method.aggregation import MODES
-from ..method.infusion import STREAMS
-from ..painting.scene import PRESETS, ResidualConfig
-from ..painting.scope import SCOPES
+from ..painting.config import MODES, PRESETS, SCOPES, STREAMS, ResidualConfig
 from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
-from .progress import warn
+from .progress import counting_bar, warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +61,10 @@ def run(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from ..bank.bank import Bank
-    from ..bank.files import write_picture
+    from ..bank.formats import write_picture
     from ..painting.compose import AggregationConfig
     from ..painting.paint import SamplingConfig, paint, unit_noise
+    from ..painting.texts import show_encoding
 
     bank, regions = Bank(options.bank), regions_of(options)
     how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)
@@ -80,7 +78,8 @@ def run(options: argparse.Namespace) -> None:
     for number, prompt in enumerate(options.prompt, 1):
         for seed in range(options.seed, options.seed + options.count):
             noise = unit_noise(backbone.family, seed, 1, size, size)
-            pictures, warnings = paint(backbone, bank, prompt, noise, config, regions)
+            with counting_bar("encoding", "part", delay=1) as show, show_encoding(show):
+                pictures, warnings = paint(backbone, bank, prompt, noise, config, regions)
             warn(warnings)
             pixels = ((pictures[0].permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
             words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]

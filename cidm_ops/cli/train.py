@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..training.crops import FITS
-from ..training.method import EXISTING
+from ..training.config import EXISTING, FITS
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import training_bar, warn

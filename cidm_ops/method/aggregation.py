@@ -56,16 +56,16 @@ RULES = {
     "released": Rule(4.0, "l1", positions="all", threshold=EVERY, scale=0.8, joint=True),  # 0.8: the code's --alpha
     "paper": Rule(2.0, "l2", "dot", "all", threshold=EVERY, mean_first=True, joint=True),
 }
-MODES = ("exact", "released", "paper", "soft")
 
 
 def soft_weights(context: Tensor, keys: Sequence[Tensor], rule: Rule) -> Tensor:
     """Weights ``[L, G]`` from the prompt's states ``context [L, N, C]`` and those of each concept's words ``keys[g] [L, k, C]``."""
     if rule.mean_first:
         keys = [k.mean(1, keepdim=True) for k in keys]
+    every = torch.cat(list(keys), 1)
     if rule.similarity == "cosine":
-        context, keys = F.normalize(context, dim=-1), [F.normalize(k, dim=-1) for k in keys]
-    best = torch.einsum("lkc,lnc->lkn", torch.cat(list(keys), 1), context).amax(-1)
+        context, every = F.normalize(context, dim=-1), F.normalize(every, dim=-1)
+    best = torch.einsum("lkc,lnc->lkn", every, context).amax(-1)
     similarity = torch.stack([part.mean(1) for part in best.split([k.shape[1] for k in keys], 1)], 1)
     raised = torch.where(similarity >= rule.threshold, similarity, 0.0).abs().pow(rule.power)
     return rule.scale * (raised if rule.norm == "none" else F.normalize(raised, p=ORDER[rule.norm], dim=1))
@@ -135,4 +135,4 @@ def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -
 
 def tables_of(concepts: Sequence[Concept]) -> dict[str, Table]:
     """All token tables by word."""
-    return {w: t for c in concepts for w, t in c.tables().items()}
+    return {w: t for c in concepts for w, t in c.tables.items()}

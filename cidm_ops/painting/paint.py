@@ -15,10 +15,11 @@ from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
+from .config import NoiseEstimation, ResidualConfig
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
-from .scene import NoiseEstimation, ResidualConfig, Scene
+from .scene import Scene
 
 
 @dataclass(frozen=True)

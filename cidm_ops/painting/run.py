@@ -11,8 +11,8 @@ from ..hub import Sites
 from ..method.blending import blend
 from ..method.regions import cells
 from ..row_plan import RowPlan
+from .config import NoiseEstimation
 from .rows import ALL, NONE, Job, Row, has_residuals, pack_jobs, rows_of
-from .scene import NoiseEstimation
 from .state import RunState
 from .unet_call import UnetCall
 

@@ -8,52 +8,8 @@ from torch import Tensor
 
 from ..bank.concept import Concept
 from ..concept_text import ConceptText
-from ..method.infusion import STREAMS
 from ..method.regions import RegionMask
-from .scope import BY_KIND
-
-
-@dataclass(frozen=True)
-class ResidualConfig:
-    """How residuals act: ``stream`` of ``STREAMS``, in which layers, and in which part of the sampling, from 0 (noise) to 1.
-
-    Raises ``ValueError`` naming the value that cannot be.
-    """
-
-    stream: str = "dual"
-    layers: str = "all"
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.stream not in STREAMS:
-            raise ValueError(f"stream {self.stream!r}: expected one of {', '.join(STREAMS)}")
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"start {self.start:g} and end {self.end:g}: expected 0 <= start <= end <= 1")
-
-    @property
-    def never(self) -> bool:
-        """Whether the part of the sampling is empty."""
-        return self.start == 1 or self.end == 0
-
-
-@dataclass(frozen=True)
-class NoiseEstimation:
-    """Region noise estimation (CIDM 3.3, Eq. 4 and 5): ``alpha`` of the global prediction inside regions; passes from ``start`` to ``end``
-    of the sampling, as parts of it; overlap and feather of the blend; ``bootstrap``: so long, each pass sees plain background outside of
-    its region. ``features``: the global pass has the regions' features too.
-    """
-
-    alpha: float = 0.1
-    start: float = 0.0
-    end: float = 1.0
-    overlap: str = "mean"
-    feather: float = 0.0
-    bootstrap: float = 0.0
-    features: bool = False
-
-
-PRESETS = {"fast": None, "paper": NoiseEstimation(), "auto": NoiseEstimation(end=0.3, features=True)}
+from .config import BY_KIND, NoiseEstimation, ResidualConfig
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from ..bank.concept import Concept
 from ..models.family import family_of
 from ..row_plan import END_OF_TEXT
 from ..tokens import hide
+from .config import BY_KIND, EVERYWHERE, SCOPES, WORDS, WORDS_AND_END
 
-BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
 OF_KIND = {"style": WORDS}
 
 

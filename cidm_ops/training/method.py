@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..bank.concept import LOW_RANK, Concept, check_name
+from ..bank.concept import Concept
+from ..bank.header import LOW_RANK, check_name
 from ..painting.sampling import Predict
 from ..tokens import Table, Text, concept_words, encode_layerwise, join, of_one_length
 from .batches import Sample, masks_of
 from .captions import TEMPLATES
-from .config import MethodConfig, TrainingConfig
+from .config import EXISTING, MethodConfig, TrainingConfig
 from .dataset import Dataset
 from .objective import Noised, error
 
-EXISTING = ("replace", "refuse", "continue")
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
 
 

@@ -17,7 +17,7 @@ from cidm_ops.bank import files, manage
 from cidm_ops.bank.archive import compress_bank, expand_into
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.export import export_concept, export_merged
-from cidm_ops.bank.files import write_picture
+from cidm_ops.bank.formats import write_picture
 from cidm_ops.bank.lock import writing
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and kill -9")

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from ...adapters import attach
 from ...bank.bank import Bank
-from ...bank.files import write_array, write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_array, write_picture
 from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.figures import COLOURS, individual, plain
 from ...doodle.style import PLACES

@@ -12,7 +12,7 @@ from typing import Any
 from ...engines.diffusers import load
 from ...engines.towers import load_tower
 from ...method.consolidation import MODES
-from ...painting.scope import BY_KIND
+from ...painting.config import BY_KIND
 from ..quality.figures import figures, overlap, row_of
 from ..quality.methods import Method
 from ..quality.protocol import Bench, run_all

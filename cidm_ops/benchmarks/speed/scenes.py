@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from ...bank.files import write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_picture
 from ...engines.doodle import DoodleReader
 from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...bank.files import packed, write_atomically
+from ...bank.files import write_atomically
+from ...bank.formats import packed
 from ...lowrank import Stack
 from ...method.aggregation import spoken_as, tables_of
 from ...method.consolidation import Consolidation

@@ -15,19 +15,11 @@ from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...hub import change_attention
 from ...method.attention import word_attention
-from ...method.infusion import (
-    KEY,
-    STREAMS,
-    VALUE,
-    foundation_anchor,
-    infused_value,
-    infusion,
-    masked_error,
-    residual_layers,
-)
+from ...method.infusion import KEY, VALUE, foundation_anchor, infused_value, infusion, masked_error, residual_layers
+from ...painting.config import STREAMS, ResidualConfig
 from ...painting.paint import predictor
 from ...painting.sampling import Predict
-from ...painting.scene import ResidualConfig, Scene
+from ...painting.scene import Scene
 from ...row_plan import RowPlan, TokenResidual
 from ...tokens import Text, encode_layerwise, stand_for
 from ..captions import INFUSION_TEMPLATES
