@@ -10,16 +10,8 @@ import pytest
 PACK = Path(__file__).resolve().parents[2]
 PAGES = {page.stem: page for page in sorted((PACK / "web" / "docs").glob("*.md"))}
 TRANSLATED = Path(__file__).with_name("translated_pages.json")  # a digest of each English page that was translated
-# What stands for "Inputs", "Outputs", "Good to know" and "optional".
-WORDS = {
-    "de": ("Eingänge", "Ausgänge", "Gut zu wissen", "optional"),
-    "es": ("Entradas", "Salidas", "Conviene saber", "opcional"),
-    "fr": ("Entrées", "Sorties", "Bon à savoir", "facultatif"),
-    "ja": ("入力", "出力", "知っておくこと", "任意"),
-    "ko": ("입력", "출력", "알아 두기", "선택 사항"),
-    "ru": ("Входы", "Выходы", "Полезно знать", "необязательно"),
-    "zh": ("输入", "输出", "须知", "可选"),
-}
+# By language, what stands for "Inputs", "Outputs", "Good to know" and "optional".
+WORDS = json.loads(Path(__file__).with_name("page_words.json").read_text(encoding="utf-8"))
 ITEM = re.compile(r"^- \*\*(.+?)\*\*(?: \((.+?)\))?: \S", re.M)
 FIXED = re.compile(r"`[^`\n]+`|\]\([^)]+\)|<https?:[^>]+>")  # what is typed or followed, whatever the language
 
