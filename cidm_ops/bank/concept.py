@@ -57,6 +57,11 @@ class Concept:
         return str(self.training.get("kind", ""))
 
     @property
+    def shared(self) -> str:
+        """What tells the concepts that share their factors, as those do that were learned together; "" for factors of its own."""
+        return str(self.training.get("shared", ""))
+
+    @property
     def all_factors(self) -> dict[str, LowRank]:
         """Those of the U-Net and those of the text encoders; their names differ."""
         return {**self.factors, **self.text_factors}

@@ -20,7 +20,7 @@ from ..bank.mentions import Prompt
 from ..causal import linear_layers
 from ..concept_text import ConceptText
 from ..lowrank import LowRank, Stack
-from ..method.aggregation import RULES, Rule, aggregate, tables_of
+from ..method.aggregation import RULES, Rule, aggregate, count_once, tables_of
 from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
 from ..row_plan import RowPlan, TokenResidual
@@ -214,8 +214,9 @@ def row_plan(backbone: Backbone, said: ParsedPrompt, regions: Sequence[ConceptTe
 def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], device: torch.device) -> dict[str, LowRank]:
     """The weighted sum of the concepts' factors for each layer of the text encoders; concepts without a strength take no part."""
     layers: dict[str, list[tuple[LowRank, float]]] = {}
-    for concept in concepts:
-        if strength := strengths.get(concept.name, 0.0):
+    once = count_once(concepts, torch.tensor([strengths.get(concept.name, 0.0) for concept in concepts], dtype=torch.double)).tolist()
+    for concept, strength in zip(concepts, once, strict=True):
+        if strength:
             for name, f in concept.text_factors.items():
                 layers.setdefault(name, []).append((f.to(device), strength))
     return {
