@@ -59,7 +59,7 @@ class Concept:
     @property
     def shared(self) -> str:
         """What tells the concepts that share their factors, as those do that were learned together; "" for factors of its own."""
-        return str(self.training.get("shared", ""))
+        return str(self.training.get("shared_factors", ""))  # "shared" is a setting of CIDM
 
     @property
     def all_factors(self) -> dict[str, LowRank]:

@@ -228,7 +228,7 @@ def store(bank: Bank, trainer: Trainer, plan: Plan) -> tuple[Bank, Concept]:
     """
     record = {"task": plan.digest, "losses": [round(loss, 5) for loss in trainer.losses]} | ({"began": plan.began} if plan.began else {})
     if trainer.task.others:
-        record |= {"shared": plan.digest, "together": list(trainer.task.concepts)}
+        record |= {"shared_factors": plan.digest, "together": list(trainer.task.concepts)}
     concepts = [replace(concept, training={**concept.training, **record}) for concept in trainer.concepts()]
     return bank.add(*concepts), concepts[0]
 

@@ -37,6 +37,7 @@ def renaming_cut_short(root: Path) -> None:
 
 OPERATIONS: dict[str, Callable[[Path], object]] = {
     "add": lambda root: here(root).add(small("elk")),
+    "add several": lambda root: here(root).add(small("elk"), small("fox")),
     "replace": lambda root: here(root).add(small("bee", 99)),
     "remove": lambda root: manage.remove(here(root), "bee"),
     "rename": lambda root: manage.rename(here(root), "bee", "wasp"),
