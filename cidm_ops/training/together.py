@@ -1,6 +1,6 @@
-"""Several concepts from the same pictures: in one joint run, or, where masks say which part of a picture is which, each from its cut-outs."""
+"""Several concepts from the same pictures: in one joint run, or, where masks say what is which, each in a run of its own on cut-outs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,12 +17,28 @@ MARGIN = 1.35  # a cut-out's side, in sides of the box around its concept
 Masks = Mapping[str, Sequence[Tensor]]  # of every concept by name, [1, H, W] for each picture
 
 
+def parse_names(entries: Iterable[str], sign: str) -> dict[str, str]:
+    """Returns class words by name of entries ``name<sign>class word``, empty ones left out. Raises ``ValueError`` for one that is not of
+    that form, for a name that is there twice, and for fewer than two.
+    """
+    found: dict[str, str] = {}
+    for entry in filter(str.strip, entries):
+        name, _, class_word = (part.strip() for part in entry.partition(sign))
+        if not name or not class_word:
+            raise ValueError(f"{entry.strip()[:80]!r}: expected a name and what kind of thing it is, such as rex{sign}dog")
+        if name in found:
+            raise ValueError(f"{name!r} is there twice: name every concept differently")
+        found[name] = class_word
+    if len(found) < 2:
+        raise ValueError(f"{len(found)} concept given: expected at least 2 that the picture shows, such as rex{sign}dog and tom{sign}cat")
+    return found
+
+
 def learn_together(
     bank: Bank,
     backbone: Backbone,
-    data: Dataset,
+    data: Dataset | Mapping[str, Dataset],
     task: Task,
-    masks: Masks | None = None,
     *,
     on_step: Callable[[Trainer], None] = lambda trainer: None,
     on_picture: Callable[[int, int], None] = lambda done, count: None,
@@ -30,19 +46,22 @@ def learn_together(
 ) -> list[Learned]:
     """Learns all concepts of a task, and returns what each run made.
 
-    Without masks it is one run, in which they share their factors. With ``masks`` every concept is learned in a run of its own, in which
-    it is all there is: from squares around it, in which the masks of the others are not learned. Raises what ``learn_into`` and
-    ``cut_out`` do.
+    With one dataset for all it is one run, in which they share their factors. With a dataset for each by name, such as ``cut_outs``, every
+    concept is learned in a run of its own. Raises what ``learn_into`` does.
     """
-    if masks is None:
+    if isinstance(data, Dataset):
         return [learn_into(bank, backbone, data, task, on_step=on_step, on_picture=on_picture, tell=tell)]
-    cut = {name: cut_out(data, masks, name) for name in task.concepts}
     runs: list[Learned] = []
     for name, class_word in task.concepts.items():
         alone = replace(task, name=name, class_word=class_word, others={})
-        runs.append(learn_into(bank, backbone, cut[name], alone, on_step=on_step, on_picture=on_picture, tell=tell))
+        runs.append(learn_into(bank, backbone, data[name], alone, on_step=on_step, on_picture=on_picture, tell=tell))
         bank = runs[-1].bank
     return runs
+
+
+def cut_outs(data: Dataset, masks: Masks) -> dict[str, Dataset]:
+    """Returns a dataset of each concept of ``masks`` by name. Raises what ``cut_out`` does."""
+    return {name: cut_out(data, masks, name) for name in masks}
 
 
 def cut_out(data: Dataset, masks: Masks, name: str) -> Dataset:
