@@ -6,7 +6,7 @@ their attention maps and, for pictures with masks, the anchor. The authors train
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from ...bank.concept import Concept
 from ...hub import watch_attention
 from ...method.attention import token_maps
 from ...method.calibration import calibration, nearest_resolution, stretch
-from ...method.infusion import foundation_anchor
 from ...tokens import encode_layerwise, positions_of
 from ..batches import Sample
 from ..config import check_least
@@ -28,8 +27,8 @@ from .cidm import Cidm, CidmConfig, CidmLearner
 @dataclass(frozen=True, kw_only=True)
 class DisenDiffConfig(CidmConfig):
     """``calibration`` weighs binding and separation: 0.01 is the authors' released setting, 1 the printed one, which destroys what is
-    learned on Doodle. ``anchor`` weighs that outside of masks the prediction is the base's of the plain words. Raises ``ValueError``
-    naming the setting that cannot work.
+    learned on Doodle. ``anchor`` weighs that outside of masks the prediction is the base's of the plain words, beside the error inside.
+    Raises ``ValueError`` naming the setting that cannot work.
     """
 
     calibration: float = 0.01
@@ -38,6 +37,10 @@ class DisenDiffConfig(CidmConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 0, ("calibration", "anchor"))
+        if self.anchor and self.attention:
+            raise ValueError(
+                f"anchor {self.anchor} with attention {self.attention}: the anchor learns outside of masks too, expected one of them"
+            )
 
 
 class DisenDiffLearner(CidmLearner):
@@ -52,6 +55,7 @@ class DisenDiffLearner(CidmLearner):
         return config
 
     def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
+        batch = self.add_anchor(batch)  # before anything is watched, as the base has maps of its own
         named = [self.places_of(text) for text in batch.texts]
         if not self.settings.calibration or not any(named):
             return super().loss(batch, during)
@@ -97,15 +101,19 @@ class DisenDiffLearner(CidmLearner):
         finally:
             self.resting = False
 
-    def penalty(self, batch: Batch, guess: Tensor) -> Tensor:
-        """Returns the anchor: outside of masks the prediction is to be what the base says of the plain words."""
-        if not self.settings.anchor or batch.mask is None:
-            return super().penalty(batch, guess)
-        draw = batch.noised
+    def add_anchor(self, batch: Batch) -> Batch:
+        """Returns the batch in which what lies outside of masks is learned too, weighed by ``anchor``: there the target is what the base
+        predicts of the plain words.
+        """
+        mask, draw, weight = batch.mask, batch.noised, self.settings.anchor
+        if not weight or mask is None:
+            return batch
         with torch.no_grad(), self.rest():
             text = encode_layerwise(self.backbone, [self.plain(said) for said in batch.texts], {})
             base = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-        return self.settings.anchor * foundation_anchor(guess, base, batch.mask).sum()
+        noised = replace(draw, target=mask * draw.target + (1 - mask) * base)
+        everywhere = [replace(sample, mask=own + weight * (1 - own)) for sample, own in zip(batch.samples, mask, strict=True)]
+        return replace(batch, noised=noised, samples=everywhere)
 
     def plain(self, text: str) -> str:
         """Returns a text with the class words in place of the concepts' words."""
