@@ -121,7 +121,9 @@ class CIDMTrainTogether(io.ComfyNode):
             data.flip = flip
         several = [batch for batch in (masks, *(more.get(f"mask_{n}") for n in MORE)) if batch is not None]
         found = [mask for batch in several for mask in batch]
-        parts = cut_outs(data, masks_of(found, list(task.concepts), len(data))) if found else data
+        parts = data
+        if found:
+            parts = cut_outs(data, masks_of(found, list(task.concepts), len(data)), inside=bool(config.settings()["anchor"]))
         runs = learn(cls, backbone, bank, parts, task, given)
         losses = [loss for run in runs for loss in run.losses]
         how = "each from its own part of the picture" if found else "together"

@@ -101,8 +101,8 @@ class Bank:
                 probe.unlink(missing_ok=True)
 
     def add(self, *concepts: Concept) -> "Bank":
-        """Write a concept as the latest task and return the bank reopened. A concept of the same name is replaced in place. Of several,
-        which are written in turn, none is if one of them cannot be.
+        """Write a concept as the latest task and return the bank reopened. A concept of the same name is replaced in place. Several are
+        all checked before the first is written.
 
         Raises ``ValueError`` if the bank's concepts are for another architecture, its words or its name in another case are taken, a
         file of that name is no whole concept, or the folder cannot be written to, ``TimeoutError`` if another process goes on writing.

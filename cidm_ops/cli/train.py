@@ -103,7 +103,9 @@ def run(options: argparse.Namespace) -> None:
         existing=options.existing,
         prior=options.prior and from_folder(options.prior, size, fit),
     )
-    data = cut_outs(images, masks_of(options.masks, images, list(concepts))) if options.masks else images
+    data: Dataset | dict[str, Dataset] = images
+    if options.masks:
+        data = cut_outs(images, masks_of(options.masks, images, list(concepts)), inside=bool(config.settings().get("anchor")))
     told: list[str] = []
 
     def tell(said: str) -> None:

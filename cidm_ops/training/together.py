@@ -59,35 +59,45 @@ def learn_together(
     return runs
 
 
-def cut_outs(data: Dataset, masks: Masks) -> dict[str, Dataset]:
+def cut_outs(data: Dataset, masks: Masks, inside: bool = False) -> dict[str, Dataset]:
     """Returns a dataset of each concept of ``masks`` by name. Raises what ``cut_out`` does."""
-    return {name: cut_out(data, masks, name) for name in masks}
+    return {name: cut_out(data, masks, name, inside) for name in masks}
 
 
-def cut_out(data: Dataset, masks: Masks, name: str) -> Dataset:
-    """Returns the dataset of one concept: a square around it from every picture that has it, with the concept's mask.
+def cut_out(data: Dataset, masks: Masks, name: str, inside: bool = False) -> Dataset:
+    """Returns the dataset of one concept: a square around it from every picture that has it, in which the masks of the others are not
+    learned, or with ``inside`` its own mask alone is.
 
-    Captions are left out, since they say what stands beside it. Raises ``ValueError`` if a concept has no masks, another number of them
-    than there are pictures, one of another size, or none that covers anything.
+    Captions are left out, since they say what stands beside it. Raises ``ValueError`` if a concept has another number of masks than there
+    are pictures, one of another size, or none that covers anything.
     """
-    shown = masks.get(name, ())
-    if len(shown) != len(data):
-        raise ValueError(f"<{name}> has {len(shown)} masks for {len(data)} pictures: give one for each picture, in the order of the names")
+    for other, own in masks.items():
+        check_masks(data, other, own)
     pictures, areas, names, repeats = [], [], [], []
-    for i, (picture, mask) in enumerate(zip(data.pictures, shown, strict=True)):
-        if mask.shape[1:] != picture.shape[1:]:
-            size, wanted = (" x ".join(map(str, reversed(t.shape[1:]))) for t in (mask, picture))
-            raise ValueError(f"{data.names[i]}: the mask of <{name}> is {size} and the picture {wanted}: make it of the same size")
+    for i, (picture, mask) in enumerate(zip(data.pictures, masks[name], strict=True)):
         if mask.max() < EMPTY:
             continue
         rows, columns = square_around(mask)
+        others = [own[i] for other, own in masks.items() if other != name]
+        area = mask if inside or not others else 1 - torch.stack(others).amax(0)
+        shown = data.masks[i]
         pictures.append(picture[:, rows, columns])
-        areas.append(mask[:, rows, columns])
+        areas.append((area if shown is None else area * shown)[:, rows, columns])
         names.append(f"{data.names[i]}, cut around <{name}>")
         repeats.append(data.repeats[i])
     if not pictures:
         raise ValueError(f"the masks of <{name}> cover nothing, so nothing would be learned of it: a mask is white where the concept is")
     return Dataset(pictures, [""] * len(pictures), areas, names, repeats, data.size, "buckets", data.flip, data.warnings)
+
+
+def check_masks(data: Dataset, name: str, masks: Sequence[Tensor]) -> None:
+    """Raises ``ValueError`` if the masks of a concept are not one for each picture, of its size."""
+    if len(masks) != len(data):
+        raise ValueError(f"<{name}> has {len(masks)} masks for {len(data)} pictures: give one for each picture, in the order of the names")
+    for picture_name, picture, mask in zip(data.names, data.pictures, masks, strict=True):
+        if mask.shape[1:] != picture.shape[1:]:
+            size, wanted = (" x ".join(map(str, reversed(t.shape[1:]))) for t in (mask, picture))
+            raise ValueError(f"{picture_name}: the mask of <{name}> is {size} and the picture {wanted}: make it of the same size")
 
 
 def square_around(mask: Tensor) -> tuple[slice, slice]:

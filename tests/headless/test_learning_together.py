@@ -4,11 +4,14 @@ import os
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from faults import at_point, kill
+from PIL import Image
 from test_training import Stopped, same
 
+from cidm_ops.__main__ import main
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.bank.export import export_merged
@@ -24,7 +27,7 @@ from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.methods import configure
 from cidm_ops.training.task import Task, learn_into
-from cidm_ops.training.together import cut_out, learn_together, square_around
+from cidm_ops.training.together import cut_out, cut_outs, learn_together, parse_names, square_around
 from cidm_ops.training.trainer import Trainer
 
 RECIPE = configure("disendiff", steps=4, batch=2, lr=0.02, lr_tokens=0.02, seed=3)
@@ -255,7 +258,7 @@ def masks_of_halves():
 
 
 def test_with_masks_each_is_learned_alone_from_its_cut_out(backbone, tmp_path):
-    runs = learn_together(Bank(tmp_path), backbone, picture(size=64), task(), masks_of_halves())
+    runs = learn_together(Bank(tmp_path), backbone, cut_outs(picture(size=64), masks_of_halves()), task())
     rex, tom = (runs[-1].bank.get(name) for name in NAMES)
     assert runs[-1].bank.names == ["rex", "tom"] and not rex.shared and not tom.shared
     assert any(not torch.equal(a, b) for a, b in zip(numbers(rex), numbers(tom), strict=True))
@@ -269,10 +272,60 @@ def test_a_cut_out_is_a_square_around_the_concept_that_lies_in_the_picture():
     assert square_around(torch.ones(1, 30, 50)) == (slice(0, 30), slice(0, 50))
 
 
+def test_in_a_cut_out_the_others_are_not_learned_or_with_an_anchor_the_concept_alone_is():
+    near = {"rex": masks_of_halves()["rex"], "tom": [masks_of_halves()["rex"][0].roll(18, -1)]}  # the two overlap by two columns
+    rows, columns = square_around(near["rex"][0])
+    data = cut_out(picture(), near, "rex")
+    assert torch.equal(data.pictures[0], picture().pictures[0][:, rows, columns]) and data.fit == "buckets"
+    assert torch.equal(data.masks[0], 1 - near["tom"][0][:, rows, columns]) and data.masks[0].min() == 0
+    assert torch.equal(cut_out(picture(), near, "rex", inside=True).masks[0], near["rex"][0][:, rows, columns])
+    seen = torch.zeros(1, 64, 64)
+    shown = cut_out(picture(masks=[seen]), near, "rex").masks[0]
+    assert not shown.any(), "what the picture's own mask leaves out stays out"
+
+
+def test_names_are_read_from_lines_and_options():
+    assert parse_names(["rex: dog", "", " tom : teddy bear "], ":") == {"rex": "dog", "tom": "teddy bear"}
+    for entries, error in (
+        (["rex dog"], "'rex dog': expected a name and what kind of thing it is, such as rex=dog"),
+        (["rex=dog", "rex=cat"], "'rex' is there twice"),
+        (["rex=dog"], "1 concept given: expected at least 2"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            parse_names(entries, "=")
+
+
+def test_the_command_learns_both_from_one_picture_and_says_what_does_not_go_together(tiny_sd1, tmp_path, capsys):
+    shown = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(shown).save(tmp_path / "photo.png")
+    (tmp_path / "photo.txt").write_text("a dog on the left and a cat on the right")
+    for name, mask in masks_of_halves().items():
+        Image.fromarray((mask[0][0].numpy() * 255).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    common = ["train", "--base", str(tiny_sd1), "--size", "64", "--device", "cpu", "--steps", "2", "--images", str(tmp_path / "photo.png")]
+    both = ["--together", "rex=dog", "tom=cat"]
+    masks = ["--masks", str(tmp_path / "rex.png"), str(tmp_path / "tom.png")]
+    for folder, more, shared in (("joint", [], True), ("cut", masks, False)):
+        assert main([*common, *both, *more, "--bank", str(tmp_path / folder)]) == 0
+        written = capsys.readouterr().out.split()
+        assert [file.rpartition("/")[2] for file in written] == ["rex.safetensors", "tom.safetensors"]
+        concepts = [load_concept(file) for file in written]
+        assert [c.training["method"] for c in concepts] == ["disendiff"] * 2 and all(bool(c.shared) is shared for c in concepts)
+    for wrong, error in (
+        ([*both, "--class-word", "dog"], "leave out --name and --class-word"),
+        ([], "--class-word is missing"),
+        (["--class-word", "dog", *masks], "--masks is for --together"),
+        ([*both, *masks[:2]], "1 masks for rex, tom: give one for each"),
+        (["--together", "rex"], "'rex': expected a name"),
+        ([*both, "--method", "infusion"], "'infusion' learns one concept at a time"),
+    ):
+        assert main([*common, *wrong, "--bank", str(tmp_path / "wrong")]) == 2
+        assert error in capsys.readouterr().err
+
+
 def test_masks_that_do_not_fit_are_refused_by_name():
     masks = masks_of_halves()
     with pytest.raises(ValueError, match="<tom> has 0 masks for 1 pictures"):
-        cut_out(picture(), {"rex": masks["rex"]}, "tom")
+        cut_outs(picture(), masks | {"tom": []})
     with pytest.raises(ValueError, match="the mask of <rex> is 32 x 64 and the picture 64 x 64"):
         cut_out(picture(), {"rex": [torch.ones(1, 64, 32)]}, "rex")
     with pytest.raises(ValueError, match="the masks of <rex> cover nothing"):

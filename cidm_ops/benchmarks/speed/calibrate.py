@@ -123,7 +123,7 @@ class Bench:
         config = configure_for(DOODLE, "disendiff", seed=seed, **ROWS[row])
         others = {second: CONCEPTS[second].class_word}
         task = Task(name=first, class_word=CONCEPTS[first].class_word, others=others, config=config)
-        data = cut_outs(shot.data, shot.masks) if row in WITH_MASKS else shot.data
+        data = cut_outs(shot.data, shot.masks, inside="anchor" in ROWS[row]) if row in WITH_MASKS else shot.data
         return learn_together(bank, backbone, data, task)[-1].bank
 
     def scored(self, row: str, number: int, pair: tuple[str, str], seed: int) -> list[dict[str, float]]:
