@@ -6,7 +6,7 @@ Every run is kept in a folder, banks and scores, and a benchmark that was stoppe
 import json
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Shot:
     masks: Masks
 
 
-def run(folder: Path, seeds: int = 3, rows: tuple[str, ...] = tuple(ROWS)) -> dict[str, Any]:
+def run(folder: Path = Path("runs/calibrate"), seeds: int = 3, rows: Sequence[str] = tuple(ROWS)) -> dict[str, Any]:
     """Learn six pairs from one picture each, by every row and training seed, and paint each concept alone in four places. ``ia``: likeness
     with held-out renderings; ``other``: with those of the other concept of the pair; ``ta``: text alignment; ``present`` and
     ``other_present``: how often the concept, or the other, is the nearest of Doodle's things; ``place``: how often the place is the
@@ -69,7 +69,10 @@ def run(folder: Path, seeds: int = 3, rows: tuple[str, ...] = tuple(ROWS)) -> di
     difference from the joint run of the same pair, concept and seed, with its interval.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    bench, found = Bench(folder), {row: [] for row in rows}  # type: ignore[var-annotated]
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise ValueError(f"row {unknown[0]!r}: expected one of {', '.join(ROWS)}")
+    bench = Bench(folder)
+    found: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
     for seed in range(seeds):
         for number, pair in enumerate(PAIRS):
             for row in rows:
@@ -164,7 +167,7 @@ class Bench:
             "place": statistics.mean(float(a == b) for a, b in zip(placed, asked, strict=True)),
         }
 
-    def sheet(self, rows: tuple[str, ...]) -> None:
+    def sheet(self, rows: Sequence[str]) -> None:
         """Of the first seed, both concepts of the first three pairs in all places, a line for each row; nothing is chosen."""
         lines = []
         for number, pair in enumerate(PAIRS[:3]):
