@@ -137,7 +137,7 @@ def concepts_of(options: argparse.Namespace) -> dict[str, str]:
     return {options.name or options.images.resolve().name: options.class_word}
 
 
-def masks_of(files: Sequence[Path], images: Dataset, names: Sequence[str]) -> Masks:
+def masks_of(files: Sequence[Path], images: "Dataset", names: Sequence[str]) -> "Masks":
     """Reads the masks of all concepts of a single picture. Raises ``ValueError`` for several pictures or another number of masks."""
     from ..training.folder import read_mask
 
