@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
@@ -120,10 +121,11 @@ class CIDMTrainTogether(io.ComfyNode):
         if not isinstance(images, Dataset):
             data.flip = flip
         several = [batch for batch in (masks, *(more.get(f"mask_{n}") for n in MORE)) if batch is not None]
-        found = [mask for batch in several for mask in batch]
-        parts = data
+        found = [mask for batch in several for mask in (batch if batch.ndim == 3 else batch[None])]
+        parts: Dataset | dict[str, Dataset] = data
         if found:
-            parts = cut_outs(data, masks_of(found, list(task.concepts), len(data)), inside=bool(config.settings()["anchor"]))
+            with torch.inference_mode(False):  # the executor runs nodes without gradients
+                parts = cut_outs(data, masks_of(found, list(task.concepts), len(data)), inside=bool(config.settings()["anchor"]))
         runs = learn(cls, backbone, bank, parts, task, given)
         losses = [loss for run in runs for loss in run.losses]
         how = "each from its own part of the picture" if found else "together"
@@ -143,7 +145,7 @@ def check_names(names: str) -> None:
     joint_task(names, configure("disendiff"))
 
 
-def masks_of(masks: list, names: list[str], pictures: int) -> Masks:
+def masks_of(masks: list[torch.Tensor], names: list[str], pictures: int) -> Masks:
     """Returns masks ``[H, W]`` by the names that they are of, ``[1, H, W]``. Raises ``ValueError`` for another number of them."""
     if len(masks) != len(names) * pictures:
         raise ValueError(
