@@ -25,7 +25,7 @@ def test_renderings_of_a_concept_are_like_it_and_not_like_the_other(tmp_path):
     bench = Bench(tmp_path)
     shown = pictured(examples(CONCEPTS["duck"], 8, seed=7))
     scores = bench.score(shown, "duck", "dog2")
-    assert scores["present"] == 1 and scores["other_present"] == 0 and scores["ia"] > 0.5 > scores["other"]
+    assert scores["present"] == 1 and scores["other_present"] == 0 and scores["ia"] > 0.4 > 0.2 > scores["other"]
     assert scores.keys() == set(SCORES)
 
 
