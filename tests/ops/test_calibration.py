@@ -65,7 +65,6 @@ def test_free_maps_find_a_half_each():
     lean = halves() - 0.5
     logits = torch.cat([torch.zeros(2, 16, 16), 0.5 * lean]).requires_grad_()
     optimizer = torch.optim.Adam([logits], 0.1)
-    before = float(separation(stretch(logits.detach().softmax(0))[2:]))
     for _ in range(200):
         maps = stretch(logits.softmax(0))
         loss = calibration(maps[:2], maps[2:])
@@ -76,7 +75,6 @@ def test_free_maps_find_a_half_each():
     left = strong[..., :8].sum((1, 2)) / strong.sum((1, 2))
     assert left[2] > 0.8 and left[3] < 0.2, f"the nouns part: {left}"
     assert left[0] > 0.9 and left[1] < 0.1, f"the modifiers go with them: {left}"
-    assert float(separation(maps[2:])) < before
 
 
 def test_the_resolution_is_that_of_the_paper_or_the_nearest_that_there_is():
