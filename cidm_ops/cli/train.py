@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,22 +88,19 @@ def run(options: argparse.Namespace) -> None:
     kind = "style" if options.style else "thing"
     given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
     method = method_named(options.method or ("disendiff" if options.together else "cidm"))
-    configure(method.name, **given).parse(options.set)  # what cannot be is refused before the base is loaded
+    config = configure(method.name, **given).parse(options.set)
+    (name, class_word), *others = concepts.items()
+    task = Task(name=name, class_word=class_word, others=dict(others), config=config, existing=options.existing)
+    if not options.masks:  # with them each is learned alone
+        method.words_by_name(task)
+    # What cannot be was refused before the base is loaded.
     backbone = load_base(options, on_cuda="bfloat16")
     config = configure_for(backbone.family, method.name, seed=options.seed, kind=kind, templates=method.templates(kind), **given)
     config = config.parse(options.set)
     size, fit = options.size or backbone.size, options.fit or ("buckets" if options.together else FITS[0])
     read = from_picture if options.together and options.images.is_file() else from_folder
     images = read(options.images, size, fit, options.flip)
-    (name, class_word), *others = concepts.items()
-    task = Task(
-        name=name,
-        class_word=class_word,
-        others=dict(others),
-        config=config,
-        existing=options.existing,
-        prior=options.prior and from_folder(options.prior, size, fit),
-    )
+    task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit))
     data: Dataset | dict[str, Dataset] = images
     if options.masks:
         data = cut_outs(images, masks_of(options.masks, images, list(concepts)), inside=bool(config.settings().get("anchor")))
@@ -129,7 +127,10 @@ def concepts_of(options: argparse.Namespace) -> dict[str, str]:
     if options.together:
         if options.name or options.class_word:
             raise ValueError("--together names all concepts and what they are: leave out --name and --class-word")
-        return parse_names(options.together, "=")
+        concepts = parse_names(options.together, "=")
+        if options.masks and len(options.masks) != len(concepts):
+            raise ValueError(f"{len(options.masks)} masks for {', '.join(concepts)}: give one for each, in that order")
+        return concepts
     if not options.class_word:
         raise ValueError("--class-word is missing: say what the pictures show, such as --class-word dog, or name several with --together")
     if options.masks:
@@ -138,11 +139,9 @@ def concepts_of(options: argparse.Namespace) -> dict[str, str]:
 
 
 def masks_of(files: Sequence[Path], images: "Dataset", names: Sequence[str]) -> "Masks":
-    """Reads the masks of all concepts of a single picture. Raises ``ValueError`` for several pictures or another number of masks."""
+    """Reads the masks of all concepts of a single picture. Raises ``ValueError`` for several pictures."""
     from ..training.folder import read_mask
 
     if len(images) != 1:
         raise ValueError(f"--masks with {len(images)} pictures: expected a single picture")
-    if len(files) != len(names):
-        raise ValueError(f"{len(files)} masks for {', '.join(names)}: give one for each, in that order")
     return {name: [read_mask(file, images.pictures[0])] for name, file in zip(names, files, strict=True)}

@@ -109,13 +109,13 @@ def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str
 
     ``layers`` are the canonical names of the L cross-attention layers in order.
     """
-    parts: dict[str, list[tuple[LowRank, Tensor]]] = {}
-    for g, concept in enumerate(concepts):
-        for name, factors in concept.factors.items():
-            weight = count_once(concepts, weights_in(weights, layers, name))[g]
-            if weight != 0:
-                parts.setdefault(name, []).append((factors, weight))
-    return {name: Stack.of([f for f, _ in pairs]).merge(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
+    merged: dict[str, LowRank] = {}
+    for name in dict.fromkeys(name for concept in concepts for name in concept.factors):
+        once = count_once(concepts, weights_in(weights, layers, name))
+        acting = [g for g, concept in enumerate(concepts) if name in concept.factors and once[g] != 0]
+        if acting:
+            merged[name] = Stack.of([concepts[g].factors[name] for g in acting]).merge(once[acting])
+    return merged
 
 
 @dataclass(frozen=True)

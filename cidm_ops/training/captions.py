@@ -56,17 +56,19 @@ def concept_captions(captions: Sequence[str], class_word: str, words: Sequence[s
 
 
 def joint_captions(captions: Sequence[str], concepts: Mapping[str, str], words: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
-    """Put the ``words`` of all ``concepts``, class words by name, into captions, one concept after another as ``concept_captions`` does. A
-    picture without a caption is learned as all of them, with "and a" between.
+    """Put the ``words`` of all ``concepts``, class words by name, into captions, one concept after another as ``concept_captions`` does,
+    class words of several words first: a teddy bear is not the bear. A picture without a caption is learned as all of them, with "and a"
+    between.
     """
     spoken, out, warnings = {name: " ".join(own) for name, own in words.items()}, [], []
     all_of_them, known = " and a ".join(spoken.values()), {word for own in words.values() for word in own}
     if bare := sum(not caption.strip() for caption in captions):
         which = "no captions" if bare == len(captions) else f"{bare} of {len(captions)} pictures have no caption"
         warnings.append(f"{which}: what they show is learned as {all_of_them!r} alone")
+    longest_first = sorted(concepts.items(), key=lambda concept: -len(concept[1].split()))
     for i, caption in enumerate(captions):
         said, told = caption if caption.strip() else all_of_them, f"caption {i + 1} ({caption[:60]!r})"
-        for name, class_word in concepts.items():
+        for name, class_word in longest_first:
             said, found = spoken_caption(said, class_word, words[name], name)
             if not found:
                 said = f"{spoken[name]}, {said}"

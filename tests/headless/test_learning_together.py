@@ -236,6 +236,8 @@ def test_captions_get_the_words_of_all_and_a_mirrored_picture_has_its_sides_chan
         "<rex.1> <rex.2> and a <tom.1> <tom.2>",
     ]
     assert len(warnings) == 2 and "does not hold the class word 'dog'" in warnings[1]
+    bears = {"rex": "bear", "tom": "teddy bear"}
+    assert joint_captions(["a teddy bear beside a bear"], bears, words) == (["a <tom.1> <tom.2> beside a <rex.1> <rex.2>"], [])
     assert mirror_caption("a <left.1> on the Left, leftover, right of it") == "a <left.1> on the right, leftover, left of it"
 
 
