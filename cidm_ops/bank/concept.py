@@ -55,6 +55,11 @@ class Concept:
         return str(self.training.get("kind", ""))
 
     @property
+    def shared(self) -> str:
+        """What tells the concepts that share their factors, as those do that were learned together; "" for factors of its own."""
+        return str(self.training.get("shared_factors", ""))  # "shared" is a setting of CIDM
+
+    @property
     def all_factors(self) -> dict[str, LowRank]:
         """Those of the U-Net and those of the text encoders; their names differ."""
         return {**self.factors, **self.text_factors}

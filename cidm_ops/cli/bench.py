@@ -11,6 +11,7 @@ from .arguments import whole
 # Each is a module of benchmarks/speed; here is what its `run` takes of the command line, and what it measures.
 BENCHES = {
     "aggregate": (("comfy",), "what concepts cost when painting"),
+    "calibrate": (("folder", "seeds", "rows"), "two concepts from one picture: calibrated, from cut-outs, and plainly joint"),
     "consolidation": ((), "what earlier ones cost a training step"),
     "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
     "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
@@ -29,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for infusion, modes and scenes: keeps what is done (default: runs/NAME); for routing: a bank (default: Doodle's)",
+        help="for calibrate, infusion, modes and scenes: keeps what is done (default: runs/NAME); for routing: a bank (default: Doodle's)",
     )
-    parser.add_argument("--seeds", type=whole(1), default=3, help="for modes and scenes (default: %(default)s)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, modes and scenes (default: %(default)s)")
     parser.add_argument("--scenes", type=whole(3), default=200, help="for scenes (default: %(default)s)")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
+    parser.add_argument("--rows", nargs="+", help="for calibrate: which of its rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     parser.add_argument(
         "--comfy",

@@ -87,18 +87,35 @@ def weights_in(weights: Tensor, layers: Sequence[str], name: str) -> Tensor:
     return weights.mean(-2) if here is None else weights[..., here, :]
 
 
+def count_once(concepts: Sequence[Concept], weights: Tensor) -> Tensor:
+    """Returns weights ``[..., G]`` in which concepts that share their factors, as those do that were learned together, count once: the one
+    whose weight is the largest keeps it, the others get 0.
+    """
+    sharing: dict[str, list[int]] = {}
+    for g, concept in enumerate(concepts):
+        if concept.shared:
+            sharing.setdefault(concept.shared, []).append(g)
+    for members in sharing.values():
+        if len(members) > 1:
+            own = weights[..., members]
+            largest = torch.zeros_like(own).scatter(-1, own.abs().argmax(-1, keepdim=True), 1)
+            weights = weights.index_copy(-1, torch.tensor(members, device=weights.device), own * largest)
+    return weights
+
+
 def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str]) -> dict[str, LowRank]:
-    """``sum_g weights[l, g] * delta_g`` per linear layer, as one pair of factors; concepts of weight 0 cost nothing.
+    """``sum_g weights[l, g] * delta_g`` per linear layer, as one pair of factors; concepts of weight 0 cost nothing, and factors that
+    several share count once.
 
     ``layers`` are the canonical names of the L cross-attention layers in order.
     """
-    parts: dict[str, list[tuple[LowRank, Tensor]]] = {}
-    for g, concept in enumerate(concepts):
-        for name, factors in concept.factors.items():
-            weight = weights_in(weights, layers, name)[g]
-            if weight != 0:
-                parts.setdefault(name, []).append((factors, weight))
-    return {name: Stack.of([f for f, _ in pairs]).merge(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
+    merged: dict[str, LowRank] = {}
+    for name in dict.fromkeys(name for concept in concepts for name in concept.factors):
+        once = count_once(concepts, weights_in(weights, layers, name))
+        acting = [g for g, concept in enumerate(concepts) if name in concept.factors and once[g] != 0]
+        if acting:
+            merged[name] = Stack.of([concepts[g].factors[name] for g in acting]).merge(once[acting])
+    return merged
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,7 @@ DOODLE = register(
             "cidm": {"steps": 350, "batch": 4, "lr": 4e-3, "lr_tokens": 1e-2, "norm_stop": 2.0},
             # Its class words get little of the attention, so residuals have to be large; docs/infusion.md.
             "infusion": {"accumulate": 1, "steps": 150, "lr": 0.3, "min_snr": 1.0},
+            "disendiff": {"steps": 200, "batch": 4, "lr": 4e-3, "lr_tokens": 1e-2, "norm_stop": 2.0},
         },
         halvings=2,
         diffusers=Diffusers(

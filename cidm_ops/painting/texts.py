@@ -22,7 +22,7 @@ from ..bank.index import stamp
 from ..causal import AFTER_LAYER, linear_layers, transformer_of
 from ..kept import Kept
 from ..lowrank import LowRank, Stack
-from ..method.aggregation import spoken_as, tables_of
+from ..method.aggregation import count_once, spoken_as, tables_of
 from ..tokens import Text, count_layers, encode_beginning, encode_layerwise, hide, words_in
 
 ROOM = 256 * 2**20  # bytes of texts that are kept for a text encoder, in main memory, and as many of words, and of concepts
@@ -72,7 +72,7 @@ def kept_text(backbone: Backbone, prompt: str, concepts: Sequence[Concept] = (),
         return encode()
     said = set(words_in(prompt))
     named = tuple(concept.words_digest for concept in concepts if said.intersection(concept.words))
-    changed = tuple((c.text_digest, strengths[c.name]) for c in concepts if c.text_factors and strengths.get(c.name))
+    changed = tuple((c.text_digest, c.shared, strengths[c.name]) for c in concepts if c.text_factors and strengths.get(c.name))
     kept = TEXTS.setdefault(first_text(backbone), Kept(ROOM, text_nbytes))
     key = state, prompt, count_layers(backbone, tables), named, changed
     return to(kept.take(key, lambda: lasting(encode())), backbone.device)
@@ -110,8 +110,9 @@ def length(backbone: Backbone, concept: Concept) -> int:
 def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], device: torch.device) -> dict[str, LowRank]:
     """The weighted sum of the concepts' factors for each layer of the text encoders; concepts without a strength take no part."""
     layers: dict[str, list[tuple[LowRank, float]]] = {}
-    for concept in concepts:
-        if strength := strengths.get(concept.name, 0.0):
+    once = count_once(concepts, torch.tensor([strengths.get(concept.name, 0.0) for concept in concepts], dtype=torch.double)).tolist()
+    for concept, strength in zip(concepts, once, strict=True):
+        if strength:
             for name, f in concept.text_factors.items():
                 layers.setdefault(name, []).append((f.to(device), strength))
     return {

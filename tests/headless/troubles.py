@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 from cidm_ops.backbone import Backbone  # noqa: E402
 from cidm_ops.bank.bank import Bank  # noqa: E402
-from cidm_ops.bank.files import write_picture  # noqa: E402
+from cidm_ops.bank.formats import write_picture  # noqa: E402
 from cidm_ops.doodle.concepts import CONCEPTS  # noqa: E402
 from cidm_ops.doodle.world import Scene, arrange, render  # noqa: E402
 from cidm_ops.engines.diffusers import load  # noqa: E402

@@ -57,7 +57,7 @@ class Residuals(Learner):
     leaves what its attention layers make: the customised stream takes that, so its cost is that of an ordinary step and one forward pass.
     """
 
-    def __init__(self, backbone: Backbone, task: Task, words: Sequence[str]):
+    def __init__(self, backbone: Backbone, task: Task, words: Mapping[str, Sequence[str]]):
         super().__init__(backbone, task, words)
         layers: Mapping[str, Any] = backbone.cross_attention
         parts = (VALUE, KEY) if self.settings.stream == "released_code" else (VALUE,)
