@@ -9,6 +9,7 @@ from torch import Tensor
 from ..bank.concept import Concept
 from ..concept_text import ConceptText
 from ..method.infusion import STREAMS
+from ..method.inversion import Trajectory
 from ..method.regions import RegionMask
 from .scope import BY_KIND
 
@@ -53,6 +54,66 @@ class NoiseEstimation:
     features: bool = False
 
 
+@dataclass(frozen=True)
+class WeaveConfig:
+    """How concepts are woven into a template (Concept Weaver): ``suppression`` lambda of what is not the concept, inside regions; the parts
+    of the sampling in which the queries and keys of self-attention (``attention``) and the features of a residual branch (``residual``)
+    are the template's, by default those of Plug-and-Play (Tumanyan et al. 2023); whether what no region covers is locked; and by how many
+    latent cells regions ``grow``.
+
+    Raises ``ValueError`` naming the value that cannot be.
+    """
+
+    suppression: float = 0.0
+    attention: float = 0.5
+    residual: float = 0.8
+    lock: bool = True
+    grow: int = 1
+
+    def __post_init__(self) -> None:
+        if self.suppression < 0:
+            raise ValueError(f"suppression {self.suppression:g}: expected 0 (none) or more, such as 0.2")
+        for name in ("attention", "residual"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"keep {name} {getattr(self, name):g}: expected a part of the sampling, from 0 (never) to 1 (always)")
+        if self.grow < 0:
+            raise ValueError(f"grow {self.grow}: expected 0 or more cells of the latent, such as 1")
+
+
+@dataclass(frozen=True)
+class InvertedPicture:
+    """A picture on its way up to noise, and the ``text [1, N, C]`` that the plain model read on it. ``latents [P, C, h, w]`` are the
+    picture as a host keeps it; ``None`` where that is what the model sees.
+    """
+
+    trajectory: Trajectory
+    text: Tensor
+    latents: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """The picture that concepts are woven into, how, and the names of the layers whose outputs are the template's while its layout is kept:
+    linear layers of self-attention, and convolutions.
+    """
+
+    picture: InvertedPicture
+    how: WeaveConfig
+    attention: tuple[str, ...]
+    residual: tuple[str, ...]
+
+    def at(self, level: float, like: Tensor) -> Tensor:
+        """The sampler's variable of the template at a noise level, for each image of a batch ``like [B, C, h, w]``.
+
+        Raises ``ValueError`` for a batch of another size of image.
+        """
+        states = self.picture.trajectory.at(level)
+        if states.shape[1:] != like.shape[1:]:
+            (height, width), (own_height, own_width) = like.shape[-2:], states.shape[-2:]
+            raise ValueError(f"the latent is {height} x {width} and the template {own_height} x {own_width}: sample the latent of Weave")
+        return states[[image % len(states) for image in range(len(like))]].to(like)
+
+
 PRESETS = {"fast": None, "paper": NoiseEstimation(), "auto": NoiseEstimation(end=0.3, features=True)}
 
 
@@ -72,7 +133,8 @@ class ConceptStack:
 
 @dataclass(frozen=True)
 class Scene:
-    """Concepts beside the layers, the places of regions, and how residuals and the passes of noise estimation act.
+    """Concepts beside the layers, the places of regions, and how residuals and the passes of noise estimation act; and the ``template``
+    that all this is woven into, if there is one.
 
     A row of a batch reads in region u what its text carries for it, and itself if it carries none. ``texts`` of the regions are for texts
     of other encoders, which carry none. With ``negative`` off, rows that were not composed with concepts have no regions.
@@ -84,6 +146,7 @@ class Scene:
     negative: bool = True
     estimation: NoiseEstimation | None = None
     infusion: ResidualConfig = ResidualConfig()
+    template: Template | None = None
 
 
 def stack_mixtures(concepts: Sequence[Sequence[Concept]], weights: Sequence[Tensor]) -> tuple[list[Concept], Tensor]:
