@@ -107,11 +107,19 @@ class Template:
 
         Raises ``ValueError`` for a batch of another size of image.
         """
-        states = self.picture.trajectory.at(level)
-        if states.shape[1:] != like.shape[1:]:
-            (height, width), (own_height, own_width) = like.shape[-2:], states.shape[-2:]
-            raise ValueError(f"the latent is {height} x {width} and the template {own_height} x {own_width}: sample the latent of Weave")
-        return states[[image % len(states) for image in range(len(like))]].to(like)
+        return _for_each(self.picture.trajectory.at(level), like)
+
+    def latents(self, like: Tensor) -> Tensor:
+        """The template itself as a host keeps it, for each image of a batch ``like [B, C, h, w]``."""
+        return _for_each(self.picture.trajectory.states[0] if self.picture.latents is None else self.picture.latents, like)
+
+
+def _for_each(pictures: Tensor, like: Tensor) -> Tensor:
+    """One of P pictures ``[P, C, h, w]`` for each image of a batch ``like [B, C, h, w]``, over again from the first if there are more."""
+    if pictures.shape[1:] != like.shape[1:]:
+        (height, width), (own_height, own_width) = like.shape[-2:], pictures.shape[-2:]
+        raise ValueError(f"the latent is {height} x {width} and the template {own_height} x {own_width}: sample the latent of Weave")
+    return pictures[[image % len(pictures) for image in range(len(like))]].to(like)
 
 
 PRESETS = {"fast": None, "paper": NoiseEstimation(), "auto": NoiseEstimation(end=0.3, features=True)}

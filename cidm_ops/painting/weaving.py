@@ -16,6 +16,8 @@ from ..tokens import Text
 from .compose import Composition
 from .scene import InvertedPicture, Scene, Template, WeaveConfig
 
+CORRECTIONS = 1  # of each step up; on Doodle 25 steps with one come nearer than 50 without, docs/weaving.md
+
 
 @torch.no_grad()
 def invert_picture(
@@ -23,7 +25,7 @@ def invert_picture(
     text: Text,
     latents: Tensor,
     steps: int = 50,
-    corrections: int = 0,
+    corrections: int = CORRECTIONS,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> InvertedPicture:
     """Invert the ``latents [P, C, h, w]`` of a picture as the plain model reads the ``text`` of it, without guidance."""
@@ -81,6 +83,12 @@ def hold(scene: Scene, x: Tensor, level: float) -> Tensor:
     """The sampler's variable ``x [B, C, h, w]`` at a noise level, with the template where no region is if that is locked."""
     template = scene.template
     return lock(x, template.at(level, x), scene.masks) if template and template.how.lock else x
+
+
+def hold_latents(scene: Scene, latents: Tensor) -> Tensor:
+    """Finished latents ``[B, C, h, w]`` as a host keeps them, with the template where no region is if that is locked."""
+    template = scene.template
+    return lock(latents, template.latents(latents), scene.masks) if template and template.how.lock else latents
 
 
 def warnings_of(composition: Composition, how: WeaveConfig) -> list[str]:

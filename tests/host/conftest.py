@@ -10,7 +10,9 @@ from comfy_server import (
     server,  # noqa: F401
 )
 
-INSIDE = ("inside", "inside_painting", "inside_regions", "inside_infusion", "inside_methods", "inside_scores", "inside_table")
+INSIDE = (
+    "inside", "inside_painting", "inside_regions", "inside_infusion", "inside_weaving", "inside_methods", "inside_scores", "inside_table",
+)  # fmt: skip
 SCRIPTS = [Path(__file__).with_name(f"{name}.py") for name in INSIDE]
 
 
