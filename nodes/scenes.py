@@ -99,11 +99,14 @@ class HostRun:
         self.size = noise.shape[-2:]
         if self.scene.masks:
             self.give_texts(executor.class_obj)
-        if self.scene.template:
-            check_start(self.model, self.scene.template.picture, noise, latent)
+        ends = False
+        if template := self.scene.template:
+            check_start(self.model, template.picture, noise, latent)
+            # asked before the run: uni_pc writes 0.001 over the last of its sigmas, for all that come after it too
+            ends = float(sigmas[-1]) < float(template.picture.trajectory.levels[1])
         try:
             found = executor(noise, latent, sampler, sigmas, *args, **kwargs)
-            return hold_latents(self.scene, found) if float(sigmas[-1]) == 0 else found
+            return hold_latents(self.scene, found) if ends else found
         finally:
             self.run.begin()
             self.size = None

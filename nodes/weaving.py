@@ -1,9 +1,11 @@
 """Concepts woven into a template: a picture inverted by the host's own guider, and the model that paints over its things."""
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from torch import Tensor
@@ -29,7 +31,7 @@ DEFAULT = WeaveConfig()
 class Ascent(comfy.samplers.Sampler):
     """A sampler that goes up from clean latents to noise, and keeps the way."""
 
-    def __init__(self, corrections: int, on_step: Any):
+    def __init__(self, corrections: int, on_step: Callable[[int, int], None]):
         self.corrections, self.on_step = corrections, on_step
         self.way: Trajectory | None = None
 
@@ -74,20 +76,15 @@ class CIDMInvertPicture(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, conditioning, latent: dict[str, Any], sigmas: Tensor, corrections: int) -> io.NodeOutput:
-        levels, (text, _) = rising(sigmas), only_one(conditioning)
-        samples = latent["samples"]
-        bar, tell = ProgressBar(len(levels) - 1), say.progress(cls.hidden.unique_id, "step {} of {}")
+        bar, tell = ProgressBar(len(sigmas) - 1), say.progress(cls.hidden.unique_id, "step {} of {}")
 
         def on_step(step: int, steps: int) -> None:
             tell(step, steps)
             bar.update_absolute(step, steps)
 
-        ascent = Ascent(corrections, on_step)
-        Conditional(model).set_text(conditioning).sample(torch.zeros_like(samples), samples, ascent, levels, disable_pbar=True, seed=0)
-        assert ascent.way is not None
-        picture = InvertedPicture(ascent.way, text[:1], samples)
-        spread = float(start_of(model, picture).std()) / float(levels[-1])
-        said = f"{len(samples)} picture(s) in {len(levels) - 1} steps; the noise has {spread:.2f} of the size that noise has there"
+        picture = invert_latents(model, conditioning, latent["samples"], sigmas, corrections, on_step)
+        noise = picture.trajectory.states[-1].std() / picture.trajectory.levels[-1]
+        said = f"inverted in {len(sigmas) - 1} steps; its noise has {float(noise):.2f} of the size that noise has there"
         return say.output(cls, picture, text=said)
 
 
@@ -171,6 +168,24 @@ class CIDMWeave(io.ComfyNode):
         return say.output(cls, patched, conditioning, latent, levels, words, text=words, warnings=warnings_of(composition, how))
 
 
+def invert_latents(
+    model: ModelPatcher,
+    conditioning: list,
+    latents: Tensor,
+    sigmas: Tensor,
+    corrections: int = CORRECTIONS,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> InvertedPicture:
+    """Invert a LATENT ``[P, C, h, w]`` on the way of ``sigmas``, as the model reads a CONDITIONING without guidance.
+
+    Raises ``ValueError`` for sigmas that do not fall to 0, and for several texts.
+    """
+    levels, text, ascent = rising(sigmas), only_text(conditioning), Ascent(corrections, on_step)
+    Conditional(model).set_text(conditioning).sample(torch.zeros_like(latents), latents, ascent, levels, disable_pbar=True, seed=0)
+    assert ascent.way is not None
+    return InvertedPicture(ascent.way, text, latents)
+
+
 def rising(sigmas: Tensor) -> Tensor:
     """The sigmas of a sampling from clean to noise. Raises ``ValueError`` for those of a part of it."""
     if len(sigmas) < 2 or float(sigmas[-1]) != 0 or not bool((sigmas.diff() < 0).all()):
@@ -181,13 +196,13 @@ def rising(sigmas: Tensor) -> Tensor:
     return sigmas.flip(0).float().cpu()
 
 
-def only_one(conditioning: list) -> tuple[Tensor, dict[str, Any]]:
-    """The text of a conditioning. Raises ``ValueError`` where there are several, such as those for areas."""
+def only_text(conditioning: list) -> Tensor:
+    """The text ``[1, N, C]`` of a conditioning. Raises ``ValueError`` where there are several, such as those for areas."""
     if len(conditioning) != 1:
         raise ValueError(
             f"{len(conditioning)} texts in one conditioning: expected one that says what the picture shows, from CLIP Text Encode"
         )
-    return conditioning[0][0], conditioning[0][1]
+    return conditioning[0][0][:1]
 
 
 WEAVING_NODES = [CIDMInvertPicture, CIDMWeave]

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from cidm_ops.__main__ import main
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.boxes import read_region
@@ -173,3 +176,26 @@ def test_what_cannot_be_woven_is_refused_by_name(backbone, bank, picture):
     assert warnings == [
         "there is no region and what no region covers is locked: the template comes out as it is; give regions, or unlock it"
     ]
+
+
+def test_the_command_line_weaves_a_file_or_what_the_base_paints(bank, tmp_path, capsys):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)).save(photo)
+    given = ["weave", "--bank", str(bank.folder), "--source", "a dog in the snow", "--prompt", "in the snow", "--steps", "2"]
+    given += ["--region", "0,0.4,0.6,1: a <dog> in the snow", "--out", str(tmp_path)]
+    for more, size in (((), (128, 128)), (("--image", str(photo)), (160, 96))):
+        assert main([*given, *more]) == 0
+        template, woven = capsys.readouterr().out.split()
+        assert template.endswith("template-a-dog-in-the-snow-0.png") and woven.endswith("woven-in-the-snow-0.png")
+        before, after = (np.asarray(Image.open(file), dtype=float) for file in (template, woven))
+        assert before.shape[:2] == after.shape[:2] == size[::-1]
+        assert np.abs(before - after)[:, -24:].max() < 1 < np.abs(before - after)[-60:, :60].mean(), "the right side is locked"
+    for wrong, told in (
+        (("--suppression", "-1"), "suppression -1: expected 0"),
+        (("--keep-attention", "2"), "keep attention 2: expected a part"),
+        (("--prompt", "a <nobody>"), "nobody"),
+        (("--image", str(tmp_path / "none.png")), "none.png"),
+    ):
+        assert main([*given, *wrong]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert told in error and error.startswith("cidm: ")
