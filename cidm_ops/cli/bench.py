@@ -19,6 +19,7 @@ BENCHES = {
     "scenes": (("comfy", "folder", "scenes", "seeds"), "whether several concepts stand each in its place"),
     "tokens": ((), "what layer-wise words cost"),
     "train": (("comfy",), "our trainer and ComfyUI's own"),
+    "weave": (("folder", "scenes"), "whether concepts woven into a picture are in their places, and the rest stays"),
 }
 
 
@@ -28,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for infusion, modes and scenes: keeps what is done (default: runs/NAME); for routing: a bank (default: Doodle's)",
+        help="for infusion, modes, scenes and weave: keeps what is done (default: runs/NAME); for routing: a bank (default: Doodle's)",
     )
     parser.add_argument("--seeds", type=whole(1), default=3, help="for modes and scenes (default: %(default)s)")
-    parser.add_argument("--scenes", type=whole(3), default=200, help="for scenes (default: %(default)s)")
+    parser.add_argument("--scenes", type=whole(3), help="for scenes and weave (default: 200 and 60)")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     parser.add_argument(
