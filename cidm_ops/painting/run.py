@@ -131,9 +131,7 @@ class SceneRun(RunState):
         x[alone] = torch.where(inside, x[alone], background(x[alone]))
         return x
 
-    def with_template(
-        self, x: Tensor, text: Tensor, rows: list[Row], read: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, list[Row]]:
+    def with_template(self, x: Tensor, text: Tensor, rows: list[Row], read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, list[Row]]:
         """The images and texts of a call, and its rows, with the template and its own text in its rows."""
         at = [b for b, row in enumerate(rows) if row.job.template]
         if not at or not self.scene.template:
