@@ -1,13 +1,17 @@
-"""What the method sees of a model: one protocol, implemented by ``engines/diffusers.py`` and ``nodes/host.py``."""
+"""What the method sees of a model: one protocol, implemented by ``engines/diffusers.py`` and ``nodes/host.py``, and the little that it
+needs of a model into whose weights concepts are merged.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .models.family import Family
+from .models.module import Slice
 from .schedule import Schedule
 
 
@@ -65,3 +69,19 @@ class Backbone(Protocol):
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         """The model's output (epsilon, v or flow) at ``x [B, C, h, w]``; some families also read the ``pooled [B, P]`` text."""
         ...
+
+
+@dataclass
+class Transformer:
+    """A model in which all layers read one text, as far as concepts are merged into its weights: where its layers lie in the host's.
+
+    ``cross_attention`` has the names of the attentions in which the image reads the text, in order. Concepts are not trained on it here,
+    so it has no fingerprint.
+    """
+
+    family: Family
+    architecture: str
+    layers: Mapping[str, Slice]
+    cross_attention: Mapping[str, Any]
+    texts: Mapping[str, nn.Module] = field(default_factory=dict)
+    fingerprint: str = ""

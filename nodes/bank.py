@@ -16,6 +16,7 @@ FOLDER = "cidm_banks"
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 CATEGORY = "CIDM/bank"  # of the nodes that need no model
+MOST_NAMES = 20  # of concepts or of banks, in the text of a node
 ConceptBank = io.Custom("CIDM_BANK")
 BANK = ConceptBank.Input("bank", tooltip="The bank with the concepts.")
 
@@ -47,10 +48,20 @@ def others_than(name: str) -> str:
     """Say which banks there are beside one, those with a name like it first."""
     have = [other for other in bank_names() if other != name]
     near = get_close_matches(name, have, 1)
-    return (f"; did you mean {near[0]!r}?" if near else "") + (f"\nbanks: {', '.join(have[:20])}" if have else "")
+    return (f"; did you mean {near[0]!r}?" if near else "") + (f"\nbanks: {', '.join(have[:MOST_NAMES])}" if have else "")
+
+
+def summarise(bank: Bank) -> str:
+    """Write how many concepts a bank has and their names, as many as a node has room for."""
+    if not (count := len(bank.names)):
+        return "no concepts yet"
+    shown = ", ".join(f"<{name}>" for name in bank.names[:MOST_NAMES])
+    more = f" and {count - MOST_NAMES} more" if count > MOST_NAMES else ""
+    return f"{count} concept{'s' if count > 1 else ''}: {shown}{more}"
 
 
 def listing(bank: Bank) -> str:
+    """Write a line for each concept of a bank: its number, name, class word, and its method where that is not the usual one."""
     by = {"cidm": "", "infusion": ", by Infusion"}
     lines = [f"{header['task']}. {bank.title(name)}{by[header['method']]}" for name, header in bank.headers.items()]
     return "\n".join(lines) or "no concepts yet"
@@ -88,7 +99,7 @@ class CIDMOpenBank(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         bank = Bank(folder := bank_folder(name))
-        text = listing(bank) if folder.is_dir() else f"{name!r} is new and empty{others_than(name)}"
+        text = summarise(bank) if folder.is_dir() else f"{name!r} is new and empty{others_than(name)}"
         return say.output(cls, bank, text=text, warnings=list(bank.damaged.values()))
 
 

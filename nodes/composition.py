@@ -83,7 +83,7 @@ class CIDMPaint(io.ComfyNode):
         cls, model, clip, bank: Bank, prompt: str, negative: str, mode: str, strength: float, regions=(),
         settings: AggregationConfig | None = None, noise: NoiseEstimation | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        backbone = host.ComfyBackbone(model, clip)
+        backbone = host.base_of(model, clip)
         composition = compose_regions(backbone, bank, prompt, regions, read_aggregation(settings, mode, strength))
         patched, positive = patches.in_regions(backbone, composition, noise or PRESETS["fast"])
         words = describe_scene(composition)
@@ -214,10 +214,11 @@ def compose_scene(
     noise=None,
 ) -> tuple[Any, list, str, list[str]]:
     """Return the model that paints regions, the global CONDITIONING, which concepts act where in words, and warnings."""
-    backbone = host.ComfyBackbone(model, clip)
+    backbone = host.base_of(model, clip)
     composition = compose_regions(backbone, bank, text, regions, read_aggregation(settings, mode, strength))
     patched, conditioning = patches.in_regions(backbone, composition, noise or PRESETS[preset])
-    return patched, conditioning, describe_scene(composition), composition.warnings
+    alone = [] if regions else ["there are no regions: the whole picture follows the global prompt"]
+    return patched, conditioning, describe_scene(composition), [*composition.warnings, *alone]
 
 
 def describe_scene(composition: Composition) -> str:

@@ -10,7 +10,7 @@ from ..cidm_ops.doodle.concepts import CONCEPTS, examples, instance
 from ..cidm_ops.doodle.figures import FIGURES
 from ..cidm_ops.doodle.files import TEN
 from . import native, say
-from .bank import CIDMOpenBank, ConceptBank, bank_folder, listing
+from .bank import CIDMOpenBank, ConceptBank, bank_folder, summarise
 from .schema import schema, validate
 
 ANOTHER = "another "
@@ -133,7 +133,7 @@ class CIDMDoodleBank(io.ComfyNode):
         if not bank.names and not bank.damaged:
             for concept in sorted(map(load_concept, TEN.glob("*.safetensors")), key=lambda c: c.task):
                 bank = bank.add(concept)
-        return say.output(cls, bank, text=listing(bank), warnings=list(bank.damaged.values()))
+        return say.output(cls, bank, text=summarise(bank), warnings=list(bank.damaged.values()))
 
 
 DOODLE_NODES = [CIDMDoodleModel, CIDMDoodleTowers, CIDMDoodleConcept, CIDMDoodleBank]

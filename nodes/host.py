@@ -18,16 +18,19 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..cidm_ops.backbone import Backbone
+from ..cidm_ops.backbone import Backbone, Transformer
 from ..cidm_ops.causal import pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import read_layerwise
 from ..cidm_ops.models.family import Family, families, family_of
+from ..cidm_ops.models.module import Slice
 from ..cidm_ops.schedule import Flow, Schedule
 
 PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
 STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
+MERGED = "takes concepts in its weights alone, by Paint with Concepts, or by Apply Concepts and Encode Prompt with Concepts"
+NOT_YET = "training, regions, Infusion, prompts for each image of a batch and views of a prompt do not work on it yet"
 
 
 @contextmanager
@@ -125,8 +128,11 @@ class ComfyBackbone(ComfyText, Backbone):
     def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE | None = None):
         config = model.model.model_config
         family, channels = family_in(model), config.unet_config.get("in_channels")
+        if family is not None and not family.layerwise:
+            raise ValueError(f"this model is {family.title}, which {MERGED}: {NOT_YET}")
         if family is None or channels != model.model.latent_format.latent_channels:
-            raise ValueError(f"{ONLY}: this model is {type(config).__name__} with {channels} input channels")
+            kind = f"{type(config).__name__} with {channels} input channels"
+            raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {kind}")
         super().__init__(clip)
         self.model, self.vae, self.room = model, vae, 1
         self.unet: nn.Module = model.model.diffusion_model
@@ -189,6 +195,45 @@ class ComfyBackbone(ComfyText, Backbone):
         comfy.model_management.load_models_gpu([self.model], memory_required=needed)
 
 
+class ComfyTransformer(Transformer):
+    """A MODEL whose layers all read one text, and its CLIP: see ``Transformer``. Raises ``ValueError`` for one whose layers are not where
+    the host has them.
+    """
+
+    def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP | None):
+        family, layers = known_family(model), layout(model)
+        if clip is None:
+            raise ValueError(f"{family.title} needs its text encoder too: connect a CLIP")
+        text: Any = clip.cond_stage_model
+        found = {e.name: part.transformer for e in family.encoders if (part := getattr(text, e.host, None)) is not None}
+        sites = family.sites(dict.fromkeys(map(family.block_of, layers)), "joint")
+        architecture = family.architecture_of(layers)
+        super().__init__(family_of(architecture), architecture, layers, dict.fromkeys(sorted(sites, key=family.place)), found)
+        self.model, self.clip = model, clip
+
+
+def base_of(model: ModelPatcher, clip: comfy.sd.CLIP | None) -> "ComfyBackbone | ComfyTransformer":
+    """What concepts can be painted with: by its family, a backbone, or a transformer that they are merged into."""
+    family = family_in(model)
+    return ComfyBackbone(model, clip) if family is None or family.layerwise else ComfyTransformer(model, clip)
+
+
+def layout(model: ModelPatcher) -> dict[str, Slice]:
+    """Where our layers lie in a MODEL of a family without a table of the host's own: by canonical name, in the host's modules.
+
+    Raises ``ValueError`` if they are not where the host has them.
+    """
+    family, unet = known_family(model), model.model.diffusion_model
+    linears = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear)}
+    found = family.layout({name: (m.out_features, m.in_features) for name, m in linears.items()})
+    if not found:
+        raise ValueError(
+            f"this {family.title} ({type(unet).__name__}) has none of its layers where ComfyUI has them, as Nunchaku's, which are fused "
+            "and quantised: load it with ComfyUI's own loader"
+        )
+    return found
+
+
 def noise_schedule(sampling: Any) -> Schedule:
     """Return the schedule of a model's sampling object, also one that ModelSamplingDiscrete has set. Raises ``ValueError`` for other
     predictions.
@@ -204,9 +249,15 @@ def noise_schedule(sampling: Any) -> Schedule:
 
 
 def family_in(model: ModelPatcher) -> Family | None:
-    """The family of a MODEL, at any size, by the host's class for it; ``None`` for one that is not known."""
-    kinds = [kind.__name__ for kind in type(model.model.model_config).__mro__]
-    return next((f for f in families() if any(name in kinds for name in f.host.models)), None)
+    """The family of a MODEL, at any size, by the host's class for it, or the nearest that it is made of; ``None`` for one that is not
+    known.
+    """
+    for kind in type(model.model.model_config).__mro__:
+        if any(kind.__name__ in f.host.others for f in families()):
+            return None
+        if found := next((f for f in families() if kind.__name__ in f.host.models), None):
+            return found
+    return None
 
 
 def block_names(model: ModelPatcher) -> dict[str, str]:
@@ -228,7 +279,26 @@ def known_family(model: ModelPatcher) -> Family:
     """The family of a MODEL. Raises ``ValueError`` for one that is not known."""
     if family := family_in(model):
         return family
-    raise ValueError(f"{ONLY}: this model is {type(model.model.model_config).__name__}")
+    raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {type(model.model.model_config).__name__}")
+
+
+def merged_titles() -> str:
+    """The families that concepts are only merged into."""
+    return ", ".join(family.title for family in families() if not family.layerwise)
+
+
+def weight_keys(model: ModelPatcher) -> dict[str, str | tuple[str, tuple[int, int, int]]]:
+    """The key of every layer's weight in a MODEL by canonical name, as the host's patches take it: that of a layer which lies in a fused
+    one has the rows.
+    """
+    if known_family(model).layerwise:
+        return {name: f"diffusion_model.{own}.weight" for name, own in layer_names(model).items()}
+    have = dict(model.model.diffusion_model.named_modules())
+    keys: dict[str, str | tuple[str, tuple[int, int, int]]] = {}
+    for layer, at in layout(model).items():
+        key = f"diffusion_model.{at.module}.weight"
+        keys[layer] = key if at.rows == have[at.module].out_features else (key, (0, at.start, at.rows))
+    return keys
 
 
 def layer_names(model: ModelPatcher) -> dict[str, str]:

@@ -11,7 +11,7 @@ from ..cidm_ops.bank.compress import DTYPES
 from ..cidm_ops.bank.index import stamp
 from ..cidm_ops.measure.pictures import from_image
 from . import say
-from .bank import BANK, CATEGORY, FOLDER, CIDMOpenBank, ConceptBank, bank_folder, listing
+from .bank import BANK, CATEGORY, FOLDER, CIDMOpenBank, ConceptBank, bank_folder, listing, summarise
 from .schema import schema
 
 ACTIONS = ("verify", "repair", "remove", "rename", "move", "merge", "describe")
@@ -188,7 +188,7 @@ class CIDMExpandBank(io.ComfyNode):
     @classmethod
     def execute(cls, compressed: str, name: str) -> io.NodeOutput:
         bank = archive.expand_into(compressed_file(compressed), bank_folder(name))
-        return say.output(cls, bank, text=listing(bank), warnings=list(bank.damaged.values()))
+        return say.output(cls, bank, text=summarise(bank), warnings=list(bank.damaged.values()))
 
 
 KEEP_NODES = [CIDMManageBank, CIDMCompressBank, CIDMExpandBank]

@@ -96,7 +96,7 @@ class CIDMAggregate(io.ComfyNode):
     def execute(
         cls, model, clip, bank: Bank, text: str, mode: str, strength: float, settings: AggregationConfig | None = None
     ) -> io.NodeOutput:
-        backbone, how = host.ComfyBackbone(model, clip), read_aggregation(settings, mode, strength)
+        backbone, how = host.base_of(model, clip), read_aggregation(settings, mode, strength)
         mixture = mix(backbone, bank, text, how)
         layers = list(backbone.cross_attention)
         shown = table(mixture.weights, mixture.concepts, layers) if mixture.concepts else "no concept in the prompt"

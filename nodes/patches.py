@@ -4,7 +4,7 @@ Merged, concepts are weight patches like any LoRA's. Routed, they act beside the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..cidm_ops.bank.concept_file import unfolded
 from ..cidm_ops.concept_text import ConceptText
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
+from ..cidm_ops.models.family import family_of
 from ..cidm_ops.painting.compose import (
     AggregationConfig,
     Composition,
@@ -35,7 +36,7 @@ from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig, Template
 from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
-from .host import ComfyBackbone, ComfyText, layer_names
+from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys
 from .scenes import scene_of, with_more, with_scene
 
 PATCHED = "cidm_text"  # in a CLIP's options: names of the concepts whose text factors are merged into it
@@ -44,11 +45,16 @@ PATCHED = "cidm_text"  # in a CLIP's options: names of the concepts whose text f
 def lora_model(model: ModelPatcher, factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
     """Factors as the host's LORA_MODEL: what its own nodes save, load and apply."""
     names = layer_names(model)
-    if unknown := [layer for layer in factors if layer not in names]:
+    check_known(factors, names)
+    return lora_state({f"diffusion_model.{names[layer]}": f for layer, f in factors.items()})
+
+
+def check_known(factors: Mapping[str, LowRank], known: Collection[str]) -> None:
+    """Raises ``KeyError`` naming a layer that has factors and is not in a model."""
+    if unknown := [layer for layer in factors if layer not in known]:
         raise KeyError(
             f"the model has no layer {unknown[0]!r} ({len(unknown)} of {len(factors)} unknown): the concept is for another architecture"
         )
-    return lora_state({f"diffusion_model.{names[layer]}": f for layer, f in factors.items()})
 
 
 def lora_state(factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
@@ -61,13 +67,17 @@ def lora_state(factors: Mapping[str, LowRank]) -> dict[str, Tensor]:
 
 
 def merge(model: ModelPatcher, factors: Mapping[str, LowRank]) -> ModelPatcher:
-    """Return a clone of ``model`` with the factors merged into its weights, which reads texts layer by layer."""
-    patched = with_scene(model, scene_of(model))
-    patched.add_patches(comfy.lora.load_lora(lora_model(model, factors), comfy.lora.model_lora_keys_unet(model.model, {})))
+    """Return a clone of ``model`` with the factors merged into its weights, which reads texts layer by layer if its family does."""
+    patched = with_scene(model, scene_of(model)) if known_family(model).layerwise else model.clone()
+    keys = weight_keys(model)
+    check_known(factors, keys)
+    patched.add_patches(comfy.lora.load_lora(lora_state(factors), {layer: keys[layer] for layer in factors}))
     return patched
 
 
-def with_concepts(backbone: ComfyBackbone, mixes: Sequence[ConceptMix], how: AggregationConfig | None = None) -> ModelPatcher:
+def with_concepts(
+    backbone: ComfyBackbone | ComfyTransformer, mixes: Sequence[ConceptMix], how: AggregationConfig | None = None
+) -> ModelPatcher:
     """A clone of the model with the concepts of one prompt, or of one for each image of a batch: in its weights, or beside its layers."""
     how = how or AggregationConfig()
     if len(mixes) == 1 and Composition(mixes[0], (), how).mergeable:
@@ -79,9 +89,13 @@ def with_concepts(backbone: ComfyBackbone, mixes: Sequence[ConceptMix], how: Agg
     return with_more(backbone.model, scene)
 
 
-def in_regions(backbone: ComfyBackbone, composition: Composition, estimation: NoiseEstimation | None = None) -> tuple[ModelPatcher, list]:
+def in_regions(
+    backbone: ComfyBackbone | ComfyTransformer, composition: Composition, estimation: NoiseEstimation | None = None
+) -> tuple[ModelPatcher, list]:
     """A clone of the model that paints a composition in its regions, if it has any, and the CONDITIONING of its global prompt."""
     whole = composition.whole
+    if isinstance(backbone, ComfyTransformer):
+        return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
     if composition.regions:
         texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
         return with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
@@ -98,8 +112,18 @@ def woven_into(backbone: ComfyBackbone, composition: Composition, template: Temp
 
 
 def encode_prompt(clip: comfy.sd.CLIP, said: ParsedPrompt) -> list:
-    """The CONDITIONING of a prompt; without concepts the host encodes it, embeddings and all."""
-    return conditioning(clip, [said]) if said.concepts else clip.encode_from_tokens_scheduled(clip.tokenize(said.text))
+    """The CONDITIONING of a prompt; without concepts, or where all layers read one text, the host encodes it, embeddings and all."""
+    if any(family_of(concept.architecture).layerwise for concept in said.concepts):
+        return conditioning(clip, [said])
+    if strengths := unmerged(clip, said.strengths):
+        clip = patched_clip(clip, said.concepts, strengths)
+    return clip.encode_from_tokens_scheduled(clip.tokenize(said.text))
+
+
+def unmerged(clip: comfy.sd.CLIP, strengths: Mapping[str, float]) -> dict[str, float]:
+    """Strengths without those of concepts whose text factors are merged into a CLIP already."""
+    known = clip.patcher.model_options.get(PATCHED, ())
+    return {name: strength for name, strength in strengths.items() if name not in known}
 
 
 def encode_negative(clip: comfy.sd.CLIP, said: ParsedPrompt, composition: Composition) -> list:
@@ -127,11 +151,10 @@ def conditioning(clip: comfy.sd.CLIP, prompts: Sequence[ParsedPrompt], regions: 
             "the hooks of this CLIP are scheduled, and a prompt with concepts is encoded once: switch schedule_clip of SetClipHooks off"
         )
     text, states, plans, pooled = ComfyText(clip), [], [], []
-    known = clip.patcher.model_options.get(PATCHED, ())
     device = comfy.model_management.intermediate_device()
     for said in prompts:
         plain, _ = hide(said.text, tables_of(said.concepts), text.family.placeholders)
-        encoded = encode(text, replace(said, strengths={n: s for n, s in said.strengths.items() if n not in known}))
+        encoded = encode(text, replace(said, strengths=unmerged(clip, said.strengths)))
         states.append(text.emphasise(plain, encoded.context[0]).to(device))
         plans.append(row_plan(text, said, regions))
         pooled += [] if encoded.pooled is None else [encoded.pooled]
@@ -164,10 +187,15 @@ def with_infusion(
 
 
 def patched_clip(clip: comfy.sd.CLIP, concepts: Sequence[Concept], strengths: Mapping[str, float]) -> comfy.sd.CLIP:
-    """A clone with what the concepts changed in the text encoders merged into it, for prompts that other nodes encode."""
+    """A clone with what the concepts changed in the text encoders merged into it, for prompts that other nodes encode.
+
+    Raises ``ValueError`` if it has not the text encoder that they changed.
+    """
     patched, deltas = clip.clone(), text_deltas(concepts, strengths, torch.device("cpu"))
     names = {layer: "{0}.transformer.text_model.{2}".format(*layer.partition(".")) for layer in deltas}
     state = lora_state({names[layer]: f for layer, f in deltas.items()})
-    patched.add_patches(comfy.lora.load_lora(state, {name: f"{name}.weight" for name in names.values()}))
+    done = patched.add_patches(comfy.lora.load_lora(state, {name: f"{name}.weight" for name in names.values()}))
+    if missing := [layer for layer, name in names.items() if f"{name}.weight" not in done]:
+        raise ValueError(f"the CLIP has no {missing[0]}, which a concept changed: connect one with that text encoder, as of its checkpoint")
     patched.patcher.model_options[PATCHED] = (*clip.patcher.model_options.get(PATCHED, ()), *strengths)
     return patched

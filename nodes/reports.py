@@ -127,7 +127,8 @@ class CIDMScoreReport(io.ComfyNode):
         folder, name, number, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
         file = Path(folder) / f"{name}_{number:05}_.html"
         write_html(file, title, results, warning=note.strip())
-        return say.output(cls, str(file), text=f"{len(results)} scores in {file}")
+        shown = file.relative_to(folder_paths.get_output_directory())
+        return say.output(cls, str(file), text=f"{len(results)} scores, in the output folder: {shown}")
 
 
 REPORT_NODES = [CIDMForgetting, CIDMRoutingTable, CIDMScoreReport]

@@ -26,6 +26,10 @@ def install(custom_nodes: Path) -> Path:
     return place
 
 
+# No films on the first visit, and a canvas that does not paint all the time: in software that takes a third of a core.
+SETTINGS = {"Comfy.TutorialCompleted": True, "LiteGraph.Canvas.MaximumFps": 10}
+
+
 class Server:
     """A running ComfyUI: prompts in, history out."""
 
@@ -34,7 +38,7 @@ class Server:
         self.pack = install(folder / "custom_nodes")
         for name in ("models", "input", "output", "user/default"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "user/default/comfy.settings.json").write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+        (folder / "user/default/comfy.settings.json").write_text(json.dumps(SETTINGS))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

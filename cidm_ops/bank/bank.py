@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ..grammar import article
 from .concept import Concept, check_name
 from .concept_file import Header, load_concept, save_concept
 from .files import clear_parts
@@ -43,7 +44,7 @@ class Bank:
     def title(self, name: str) -> str:
         """A concept in a line: ``<rex>, a dog``, or ``<rex>`` if it has no class word."""
         word = self.headers[name]["class_word"]
-        return f"<{name}>, a {word}" if word else f"<{name}>"
+        return f"<{name}>, {article(word)}" if word else f"<{name}>"
 
     def file(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}.safetensors"

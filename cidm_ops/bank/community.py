@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..lowrank import LowRank
 from ..models.family import Architecture, Family, families, family_of
+from ..models.foreign import foreign_family
 from .concept import Concept
 from .factorised import factors_of
 from .metadata import Settings
@@ -44,44 +45,74 @@ class Lora:
 Groups = Mapping[str, Mapping[str, Tensor]]  # parts by the name of their layer, as it is written
 
 
-def read_lora(state: Mapping[str, Tensor], settings: Mapping[str, Settings] = {}, architecture: str = "", rank: int = 16) -> Lora:
-    """The factors in a state dict of any naming; what is no LoRA of two factors is brought to ``rank``.
+def read_lora(
+    state: Mapping[str, Tensor], settings: Mapping[str, Settings] = {}, architecture: str = "", rank: int = 16, said: str = ""
+) -> Lora:
+    """The factors in a state dict of any naming; what is no LoRA of two factors is brought to ``rank``, and what is fused is divided.
 
-    ``settings`` are peft's by encoder, "" for the U-Net. Without an ``architecture`` it is found from the shapes. Raises ``ValueError``
-    naming the key for a file of another family, kinds that are no sum (DoRA, OFT, ...), factors that do not fit each other or the base, or
-    are no finite numbers, and layers given twice.
+    ``settings`` are peft's by encoder, "" for the U-Net. Without an ``architecture`` it is found from the shapes, and, where these are
+    those of two families, from what the metadata ``said``. Raises ``ValueError`` naming the key for a file of another family, kinds that
+    are no sum (DoRA, OFT, ...), factors that do not fit each other or the base, or are no finite numbers, and layers given twice.
     """
     groups, written, unused = grouped(state)
     check_kinds(groups)
-    architecture = architecture_of(groups, architecture)
+    architecture, remark = architecture_of(groups, architecture, said)
     family = family_of(architecture)
     known = family.shapes if family.architecture == architecture else {}
     factors: dict[str, LowRank] = {}
     errors: dict[str, float] = {}
     for module, parts in groups.items():
-        layer = canonical(module, family)
-        if layer is None or (known and layer not in known):
+        name = canonical(module, family)
+        if name is None or (known and any(layer not in known for layer in family.layers_in(name))):
             unused |= dict.fromkeys(written[module], no_layer(module, architecture))
             continue
-        if layer in factors:
-            raise ValueError(f"{module}: layer {layer} stands twice in it, under two names: remove one of them")
         try:
-            factors[layer], errors[layer] = scaled(parts, layer, settings, family, rank)
-        except ValueError as error:
-            raise ValueError(f"{module}: {error}") from error
-        if known and (found := shape_of(factors[layer])) != known[layer]:
-            raise ValueError(
-                f"{module}: a change of a weight {list(found)}, which does not fit {architecture}: {layer} is {list(known[layer])} there"
-            )
+            whole, error = scaled(parts, name, settings, family, rank, module)
+            own = divided(whole, name, family, architecture)
+        except ValueError as error_:
+            raise ValueError(f"{module}: {error_}") from error_
+        for layer, f in own.items():
+            if layer in factors:
+                raise ValueError(f"{module}: layer {layer} stands twice in it, under two names: remove one of them")
+            if known and (found := shape_of(f)) != known[layer]:
+                raise ValueError(
+                    f"{module}: a change of a weight {list(found)}, which does not fit {architecture}: {layer} is {list(known[layer])} "
+                    "there"
+                )
+            factors[layer], errors[layer] = f, error
     if not factors:
         raise ValueError(what_else(state))
+    check_share(state, unused, family)
     return Lora(
         architecture,
         {layer: f for layer, f in factors.items() if not family.encoder_of(layer)},
         {layer: f for layer, f in factors.items() if family.encoder_of(layer)},
-        [*remarks(unused, len(state)), *errors_told(errors, rank), *unscaled(state, settings)],
+        [*remark, *remarks(unused, len(state)), *errors_told(errors, rank), *unscaled(state, settings)],
         unused,
     )
+
+
+def divided(factors: LowRank, name: str, family: Family, architecture: str) -> dict[str, LowRank]:
+    """The factors of our layers in what a file has fused, each exactly its rows of the whole; a layer that is none stays as it is.
+
+    Raises ``ValueError`` if their rows cannot be those of its layers.
+    """
+    parts = family.slices(name, shape_of(factors), Architecture.parse(architecture).width)
+    if len(parts) == 1:
+        return {layer: factors for layer in parts}
+    return {layer: LowRank(factors.up[at.start : at.start + at.rows].clone(), factors.down.clone()) for layer, at in parts.items()}
+
+
+def check_share(state: Mapping[str, Tensor], unused: Mapping[str, str], family: Family) -> None:
+    """Raises ``ValueError`` naming three entries if fewer of them are used than the family's files have at least."""
+    used = len(state) - len(unused)
+    if used < family.files.least * len(state):
+        others = foreign_family(unused)
+        names = ", ".join(map(repr, list(unused)[:3]))
+        raise ValueError(
+            f"only {used} of its {len(state)} entries are {family.title}'s, others such as {names} are not: "
+            + (f"it looks like a file for {others}" if others else "look for a LoRA of the linear layers, or of that base")
+        )
 
 
 def grouped(state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[str]], dict[str, str]]:
@@ -113,8 +144,13 @@ def check_kinds(groups: Groups) -> None:
                 raise ValueError(f"{module}: {kind}, which needs the base's own weights and is no sum: look for a LoRA of the same")
 
 
-def scaled(parts: Mapping[str, Tensor], layer: str, settings: Mapping[str, Settings], family: Family, rank: int) -> tuple[LowRank, float]:
-    """The factors of a layer as they act, and their relative error. Raises ``ValueError`` for parts of which none can be made."""
+def scaled(
+    parts: Mapping[str, Tensor], layer: str, settings: Mapping[str, Settings], family: Family, rank: int, module: str = ""
+) -> tuple[LowRank, float]:
+    """The factors of a layer as they act, and their relative error; ``module`` is the layer's name as it is written.
+
+    Raises ``ValueError`` for parts of which none can be made.
+    """
     numbers = {name: parts[name] for name in ("alpha", "scalar") if name in parts}
     for name, number in numbers.items():
         if number.numel() != 1:
@@ -125,7 +161,7 @@ def scaled(parts: Mapping[str, Tensor], layer: str, settings: Mapping[str, Setti
     given = {name: part.float() for name, part in parts.items() if name not in numbers}
     f, dim, error = factors_of(given, rank, family.kernel_of(layer))
     alpha, scalar = numbers.get("alpha"), numbers.get("scalar")
-    scale = scale_of(layer, dim, settings, family) if alpha is None else alpha.item() / dim if dim else 1.0
+    scale = scale_of(layer, dim, settings, family, module) if alpha is None else alpha.item() / dim if dim else 1.0
     scale *= 1.0 if scalar is None else scalar.item()
     if not (math.isfinite(scale) and f.up.isfinite().all() and f.down.isfinite().all()):
         raise ValueError("not all factors are finite numbers")
@@ -163,8 +199,6 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"custom_diffusion\.", "a Custom Diffusion, whose weights stand in place of the base's own: look for a LoRA of the same"),
     (r"^(control_model|controlnet_cond_embedding|controlnet_|zero_convs|input_hint_block)", "a ControlNet: it is no concept"),
     (r"^(image_proj|ip_adapter)\b", "an IP-Adapter: it is no concept"),
-    (r"(double|single)_blocks|single_transformer_blocks", "a LoRA or a model of Flux"),
-    (r"joint_blocks", "a LoRA or a model of Stable Diffusion 3"),
     (r"^(model\.diffusion_model|diffusion_model|unet)\..*(?<!lora)\.weight$", "weights of a model and no change of one: it is a base"),
     (r"^(first_stage_model|encoder\.down|decoder\.up|post_quant_conv)", "an autoencoder: it is no concept"),
     (r"^(text_model\.|cond_stage_model|conditioner|transformer\.text_model)", "a text encoder: it is no concept"),
@@ -175,47 +209,86 @@ def what_else(state: Mapping[str, Tensor]) -> str:
     """Says of a file without a layer of a known family what it is."""
     known = listed([f.title for f in families()])
     said = f"no LoRA of {known}: none of its {len(state)} keys is one, such as {next(iter(state), '')!r}"
+    if others := foreign_family(state):
+        return f"a LoRA or a model of {others}, which this version does not know; {said}"
     for pattern, what in OTHERS:
         if any(re.search(pattern, key) for key in state):
             return f"{what}; {said}"
+    if base := next((f for f in families() if not f.layerwise and any(canonical(key.removesuffix(".weight"), f) for key in state)), None):
+        return f"weights of {base.title} and no change of them: it is a base; {said}"
     return said
 
 
-def architecture_of(groups: Groups, given: str = "") -> str:
-    """Tell what base the layers are of: by the text that they read, else by names that only one family has, else by their shapes.
+def architecture_of(groups: Groups, given: str = "", said: str = "") -> tuple[str, list[str]]:
+    """Tell what base the layers are of, and what has to be said about that: by the text that they read, else by names that only one family
+    has, else by their shapes, else by what the file ``said``.
 
     Raises ``ValueError`` when it is another family, not the one ``given``, or cannot be told.
     """
     known = [family_of(given)] if given else families()
     names = {f: {layer: parts for module, parts in groups.items() if (layer := canonical(module, f))} for f in known}
-    widths = {f: text_width(f, layers) for f, layers in names.items()}
-    width = next(filter(None, widths.values()), 0)
     if given:
-        if width and width != Architecture.parse(given).width and family_of(given).architecture != given:
+        width = text_width(known[0], names[known[0]])
+        if width and width != Architecture.parse(given).width and known[0].architecture != given:
             raise ValueError(f"a LoRA for a text of width {width}: it does not fit {given}")
-        return given
-    if width:
-        fitting = next((f for f in known if widths[f] == f.width), None)
+        return given, []
+    readers = [f for f in known if f.layerwise]
+    widths = {f: text_width(f, names[f]) for f in readers}
+    if width := next(filter(None, widths.values()), 0):
+        fitting = next((f for f in readers if widths[f] == f.width), None)
         if fitting is None:
-            raise ValueError(f"a LoRA for a text of width {width}: expected {listed([f'{f.width} ({f.title})' for f in known])}")
-        return fitting.architecture
+            raise ValueError(f"a LoRA for a text of width {width}: expected {listed([f'{f.width} ({f.title})' for f in readers])}")
+        return fitting.architecture, []
     if told := next((f for f in known if any(re.search(f.files.telltale, layer) for layer in names[f])), None):
-        return told.architecture
+        return told.architecture, []
     if not any(names.values()):
-        return known[0].architecture  # the caller says that there is no layer at all
-    if len(could := [f for f in known if f.shapes and names[f] and all(could_be(f, *item) for item in names[f].items())]) == 1:
-        return could[0].architecture
-    raise ValueError(f"no layer in it says which base it is for: give the architecture, one of {', '.join(f.architecture for f in known)}")
+        return known[0].architecture, []  # the caller says that there is no layer at all
+    could = [f for f in known if f.shapes and names[f] and all(could_be(f, *item) for item in names[f].items())]
+    changed = [f for f in could if any(not f.encoder_of(layer) for layer in names[f])]
+    could = changed or [f for f in could if f.layerwise]
+    if len(could) > 1:
+        return alike(could, said)
+    if could:
+        return could[0].architecture, []
+    if sized := next((f for f in known if not f.layerwise and any(not f.encoder_of(layer) for layer in names[f])), None):
+        wrong = next(layer for layer, parts in names[sized].items() if not could_be(sized, layer, parts))
+        others = foreign_family(groups) or "another model"
+        raise ValueError(f"its layers are named as those of {sized.title} and have other sizes, the first is {wrong}: a file for {others}")
+    raise ValueError(undecided(known))
 
 
-def could_be(family: Family, layer: str, parts: Mapping[str, Tensor]) -> bool:
-    """Whether a layer of a family has the sizes of some parts, as far as these are a plain LoRA."""
+def alike(could: Sequence[Family], said: str) -> tuple[str, list[str]]:
+    """Choose among families whose layers have the same names and shapes: the one that the file ``said``, else the one that such files are
+    taken for, with a remark. Raises ``ValueError`` if neither decides.
+    """
+    if len(told := [f for f in could if re.search(f.files.said, said)]) == 1:
+        return told[0].architecture, []
+    names = [f.name for f in could]
+    rest = [f for f in could if f.files.kin not in names]
+    if len(rest) > 1:
+        raise ValueError(undecided(could))
+    one, others = rest[0], [f for f in could if f is not rest[0]]
+    also = listed([f"{f.title} ({f.architecture})" for f in others])
+    return one.architecture, [f"it does not say whether it is for {one.title} or {also}: it is taken for {one.title}"]
+
+
+def undecided(could: Sequence[Family]) -> str:
+    """Say that a file could be for several bases."""
+    return f"no layer in it says which base it is for: give the architecture, one of {', '.join(f.architecture for f in could)}"
+
+
+def could_be(family: Family, name: str, parts: Mapping[str, Tensor]) -> bool:
+    """Whether a layer of a family, or what a file has fused of several, has the sizes of some parts, as far as these are a plain LoRA."""
     up, down = parts.get("up"), parts.get("down")
-    if layer not in family.shapes:
+    if any(layer not in family.shapes for layer in family.layers_in(name)):
         return False
     if up is None or down is None or not up.ndim or not down.ndim or "mid" in parts or not down.shape[0]:
         return True
-    return (up.shape[0], down[0].numel()) == family.shapes[layer]
+    try:
+        slices = family.slices(name, (up.shape[0], down[0].numel()), family.width)
+    except ValueError:
+        return False
+    return all((at.rows, at.columns) == family.shapes[layer] for layer, at in slices.items())
 
 
 def text_width(family: Family, layers: Mapping[str, Mapping[str, Tensor]]) -> int:
@@ -236,7 +309,7 @@ def width_in(parts: Mapping[str, Tensor]) -> int:
     return next((parts[k].shape[1] for k in ("down", "hada_w1_b", "diff") if k in parts and parts[k].ndim > 1), 0)
 
 
-def scale_of(layer: str, rank: int, settings: Mapping[str, Settings], family: Family) -> float:
+def scale_of(layer: str, rank: int, settings: Mapping[str, Settings], family: Family, module: str = "") -> float:
     """How strongly factors act by peft's settings: 1 where there are none.
 
     LoRA is divided by its rank or, with rsLoRA, by the root of it. LoHa and LoKr are always divided by ``r``, whole sides too, and call
@@ -246,18 +319,21 @@ def scale_of(layer: str, rank: int, settings: Mapping[str, Settings], family: Fa
     own = settings.get(encoder.name if encoder else "")
     if own is None:
         return 1.0
-    path = f"text_model.{layer.partition('.')[2]}" if encoder else layer
+    paths = (f"text_model.{layer.partition('.')[2]}" if encoder else layer, module)
     kind = str(own.get("peft_type", "LORA")).upper()
-    rank = int(for_layer(own, "rank_pattern", path, own.get("r", rank))) if kind in ("LOHA", "LOKR") else rank
+    rank = int(for_layer(own, "rank_pattern", paths, own.get("r", rank))) if kind in ("LOHA", "LOKR") else rank
     if not rank:
         return 1.0
-    alpha = for_layer(own, "alpha_pattern", path, own.get("lora_alpha" if kind == "LORA" else "alpha", rank))
+    alpha = for_layer(own, "alpha_pattern", paths, own.get("lora_alpha" if kind == "LORA" else "alpha", rank))
     return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") and kind == "LORA" else rank)
 
 
-def for_layer(own: Settings, pattern: str, path: str, otherwise: Any) -> Any:
-    """A setting of peft for one layer: that of the first name in its pattern which the layer's ends with."""
-    return next((value for name, value in (own.get(pattern) or {}).items() if f".{path}".endswith(f".{name}")), otherwise)
+def for_layer(own: Settings, pattern: str, paths: Sequence[str], otherwise: Any) -> Any:
+    """A setting of peft for one layer: that of the first name in its pattern which one of the layer's names ends with."""
+    for name, value in (own.get(pattern) or {}).items():
+        if any(f".{path}".endswith(f".{name}") for path in paths):
+            return value
+    return otherwise
 
 
 def remarks(unused: Mapping[str, str], total: int) -> list[str]:

@@ -1,7 +1,8 @@
 """A concept in one safetensors file: an ordinary LoRA to every other tool, and its layer-wise tokens in the header; or residuals.
 
-Factors carry kohya's names for diffusers modules with alpha equal to the rank, so every loader applies ``up @ down``
-unscaled. Token tables are base64 fp32 in the metadata: a key that a LoRA loader does not know would make it warn.
+Factors carry kohya's names for diffusers modules with alpha equal to the rank, or peft's and no alpha, as the family has it, so every
+loader applies ``up @ down`` unscaled. Token tables are base64 fp32 in the metadata: a key that a LoRA loader does not know would make it
+warn.
 """
 
 import base64
@@ -24,6 +25,8 @@ from .files import packed, write_atomically
 
 FORMAT = 2
 RESIDUAL = "infusion."  # begins the keys of residuals
+KOHYA = ("lora_up.weight", "lora_down.weight")  # with alpha beside them
+PEFT = ("lora_B.weight", "lora_A.weight")  # without, diffusers reads no alpha of them
 JPEG = "data:image/jpeg;base64,"
 
 
@@ -54,15 +57,23 @@ FIELDS: dict[str, type] = {key: getattr(hint, "__origin__", hint) for key, hint 
 
 
 def lora_state(concept: Concept) -> dict[str, Tensor]:
-    """The factors as a LoRA state dict: ``<key>.lora_up.weight``, ``.lora_down.weight``, ``.alpha`` (= rank)."""
-    out: dict[str, Tensor] = {}
+    """The factors as a LoRA state dict: ``<key>.lora_up.weight``, ``.lora_down.weight``, ``.alpha`` (= rank); or ``<key>.lora_B.weight``
+    and ``.lora_A.weight`` for families whose files have dots in their names.
+    """
     family = family_of(concept.architecture)
-    for layer, f in concept.all_factors.items():
-        key = family.kohya_key(layer)
+    return factor_state({family.file_key(layer): f for layer, f in concept.all_factors.items()}, family.files.dotted)
+
+
+def factor_state(factors: Mapping[str, LowRank], dotted: bool) -> dict[str, Tensor]:
+    """Factors by the names of layers in a file, as a LoRA state dict."""
+    out: dict[str, Tensor] = {}
+    up_name, down_name = PEFT if dotted else KOHYA
+    for key, f in factors.items():
         up, down = unfolded(f)
-        out[f"{key}.lora_up.weight"] = up.detach().float().cpu().contiguous()
-        out[f"{key}.lora_down.weight"] = down.detach().float().cpu().contiguous()
-        out[f"{key}.alpha"] = torch.tensor(float(f.rank))
+        out[f"{key}.{up_name}"] = up.detach().float().cpu().contiguous()
+        out[f"{key}.{down_name}"] = down.detach().float().cpu().contiguous()
+        if not dotted:
+            out[f"{key}.alpha"] = torch.tensor(float(f.rank))
     return out
 
 
@@ -184,8 +195,9 @@ def load_concept(file: Path) -> Concept:
     except ValueError as error:
         raise ValueError(f"{file.name}: {error}") from error
     state = _read_tensors(file)
-    factors = {layer: _read_factors(file, state, family.kohya_key(layer)) for layer in header["layers"]}
-    text_factors = {layer: _read_factors(file, state, family.kohya_key(layer)) for layer in header["text_layers"]}
+    dotted = family.files.dotted
+    factors = {layer: _read_factors(file, state, family.file_key(layer), dotted) for layer in header["layers"]}
+    text_factors = {layer: _read_factors(file, state, family.file_key(layer), dotted) for layer in header["text_layers"]}
     residuals = {layer: _read_residual(file, state, f"{RESIDUAL}{layer}") for layer in header["residuals"]}
     if metadata.get("cidm.sha256", expected := checksum(metadata, state)) != expected:
         raise damaged(file, "its contents are not what was written")
@@ -219,14 +231,15 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_factors(file: Path, state: Mapping[str, Tensor], key: str) -> LowRank:
-    """The factors of a layer whose kohya name is ``key``."""
+def _read_factors(file: Path, state: Mapping[str, Tensor], key: str, dotted: bool) -> LowRank:
+    """The factors of a layer whose name in the file is ``key``."""
     try:
-        up, down, alpha = (state[f"{key}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+        up, down = (state[f"{key}.{part}"] for part in (PEFT if dotted else KOHYA))
+        alpha = None if dotted else state[f"{key}.alpha"]
         if not (up.is_floating_point() and down.is_floating_point()):
             raise ValueError(f"the factors are {up.dtype} and {down.dtype}, expected numbers with a fraction")
         factors = folded(up, down)
-        if alpha.numel() != 1 or alpha.item() != factors.rank:
+        if alpha is not None and (alpha.numel() != 1 or alpha.item() != factors.rank):
             raise ValueError(f"alpha is {str(alpha.tolist())[:40]}, expected the rank {factors.rank}")
     except KeyError as error:
         raise damaged(file, f"{error.args[0]} is missing") from error

@@ -19,10 +19,15 @@ Words = Mapping[str, Mapping[str, Tensor]]  # rows [k, D] by text encoder, by wo
 PLAIN = re.compile(r"(?!(?:weights?|bias|data|tensors?|up|down|alpha)$)[^.:/\\]+")
 
 
+def layerwise_families() -> list[Family]:
+    """The families that can read words of their own."""
+    return [family for family in families() if family.layerwise]
+
+
 def widths() -> dict[str, list[int]]:
     """The widths that rows for a text encoder may have, by its name, the smallest first."""
     found: dict[str, set[int]] = {}
-    for family in families():
+    for family in layerwise_families():
         for encoder in family.encoders:
             found.setdefault(encoder.name, set()).add(encoder.width)
     return {name: sorted(known) for name, known in found.items()}
@@ -53,7 +58,7 @@ def read_words(tensors: Mapping[str, Tensor], keys: Mapping[str, Rows], first: s
         table = tensor.float().reshape(-1, tensor.shape[-1])
         if table.shape[-1] not in known[encoder]:
             raise ValueError(f"an embedding of width {table.shape[-1]}: expected {' or '.join(map(str, known[encoder]))} for {encoder}")
-        if len(table) > (room := max(e.room for f in families() for e in f.encoders if e.name == encoder)):
+        if len(table) > (room := max(e.room for f in layerwise_families() for e in f.encoders if e.name == encoder)):
             raise ValueError(f"{key}: {len(table)} rows, and a text has room for {room}: it is no embedding of a word")
         if not table.isfinite().all():
             raise ValueError(f"not all rows for {encoder} are finite numbers")
@@ -65,7 +70,7 @@ def read_words(tensors: Mapping[str, Tensor], keys: Mapping[str, Rows], first: s
 
 def check_words(words: Words) -> None:
     """Raises ``ValueError`` unless every word has as many rows for each text encoder, and those of a known family."""
-    sets = {f.title: {e.name for e in f.encoders} for f in families()}
+    sets = {f.title: {e.name for e in f.encoders} for f in layerwise_families()}
     for rows in words.values() or [{}]:
         if len({len(t) for t in rows.values()}) != 1 or set(rows) not in sets.values() or set(rows) != set(next(iter(words.values()))):
             wanted = ", ".join(f"for {' as for '.join(sorted(names, reverse=True))} in {title}" for title, names in sets.items())
@@ -77,7 +82,7 @@ def check_words(words: Words) -> None:
 def architecture_of_words(words: Words) -> str:
     """The base whose text encoders have the widths of the rows. Raises ``ValueError`` if there is none."""
     sizes = {encoder: t.shape[-1] for encoder, t in next(iter(words.values())).items()}
-    if found := next((f.architecture for f in families() if {e.name: e.width for e in f.encoders} == sizes), ""):
+    if found := next((f.architecture for f in layerwise_families() if {e.name: e.width for e in f.encoders} == sizes), ""):
         return found
     said = ", ".join(f"{width} for {encoder}" for encoder, width in sizes.items())
     raise ValueError(f"an embedding of width {said}: no base that is known has those")
@@ -86,6 +91,8 @@ def architecture_of_words(words: Words) -> str:
 def misfit(rows: Mapping[str, Tensor], architecture: str) -> str:
     """Why the rows of a word are none for a base; "" if they are."""
     family = family_of(architecture)
+    if not family.layerwise:
+        return f"{family.title} has no words of its own, its concepts are factors alone"
     if {e.name for e in family.encoders} != set(rows):
         return f"rows for {' and '.join(rows)}, and {family.title} reads {' and '.join(e.name for e in family.encoders)}"
     if len({len(t) for t in rows.values()}) > 1:
@@ -120,7 +127,7 @@ def spoken(words: Words, architecture: str, name: str) -> Spoken:
 
 def first_encoder(family: Family | None) -> str:
     """The text encoder that rows without one are for."""
-    return family.encoder().name if family else ""
+    return family.encoders[0].name if family and family.encoders else ""
 
 
 def words_concept(words: Words, *, name: str, architecture: str, class_word: str) -> tuple[Concept, list[str]]:

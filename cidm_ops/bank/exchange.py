@@ -18,7 +18,7 @@ from .concept import ABOUT, Concept, check_name
 from .concept_file import load_concept
 from .embedding import first_encoder, misfit, read_words, rows_in, spoken, words_concept
 from .manage import renamed
-from .metadata import Settings, check_settings, picture_in, settings_in, triggers_in
+from .metadata import BASES, Settings, check_settings, picture_in, settings_in, triggers_in
 from .names import NUMBERED, Description, LayerPart, Rows, Unused, read_key
 from .reference import is_reference, own_name, reference_concept
 
@@ -116,7 +116,8 @@ def read_foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], set
     others = {key: t for key, t in tensors.items() if key not in rows and key not in told}
     if rows and not any(isinstance(read_key(key), LayerPart) for key in others):
         return read_embedding(tensors, rows, labels)
-    lora = read_lora(others, settings or settings_in(metadata), labels.architecture, labels.rank)
+    base = " ".join(metadata.get(key, "") for key in BASES)
+    lora = read_lora(others, settings or settings_in(metadata), labels.architecture, labels.rank, base)
     concept, hints = lora_concept(lora, metadata, labels)
     kept, unused, said = words_beside(tensors, rows, lora)
     if kept:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..lowrank import LowRank, Stack
 from ..models.family import family_of
 from .concept import ABOUT, Concept, check_name
-from .concept_file import lora_state
+from .concept_file import factor_state, lora_state
 from .embedding import single_rows
 from .factorised import truncated
 from .files import check_replaceable, packed, write_atomically
@@ -21,7 +21,7 @@ EXPORTED = "cidm.exported"  # in the metadata of our exports: only these are rep
 
 
 def export_concept(concept: Concept, folder: Path) -> list[Path]:
-    """Write ``<name>.safetensors``, a LoRA with kohya's names and alpha equal to the rank, if the concept has factors, and
+    """Write ``<name>.safetensors``, a LoRA that the host's loader takes, of ``up @ down`` unscaled, if the concept has factors, and
     ``<name>_words.safetensors``, its words as an embedding of one row each, if it has words; ``embedding:<name>_words`` in ComfyUI.
 
     Raises ``OSError`` naming a file that cannot be written, ``ValueError`` for a concept of Infusion and for a file that is there and
@@ -32,7 +32,7 @@ def export_concept(concept: Concept, folder: Path) -> list[Path]:
     stem = check_name(concept.name)
     found: dict[Path, bytes] = {}
     if concept.all_factors:
-        found[folder / f"{stem}.safetensors"] = packed(lora_state(concept), lora_metadata(concept))
+        found[folder / f"{stem}.safetensors"] = packed(exported_state(concept), lora_metadata(concept))
     if concept.tokens:
         rows: dict[str, Tensor] = {encoder: t.contiguous() for encoder, t in single_rows(concept).items()}
         found[folder / f"{stem}_words.safetensors"] = packed(rows, {"modelspec.title": stem, EXPORTED: stem})
@@ -64,8 +64,49 @@ def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: i
     one = replace(concepts[0], name=check_name(file.stem), factors=merged, text_factors={}, triggers=triggers, about={}, preview=b"")
     metadata = lora_metadata(one) | {"cidm.merged": json.dumps(dict(zip([c.name for c in concepts], weights, strict=True)))}
     check_replaceable(file, EXPORTED)
-    write_atomically(packed(lora_state(one), metadata), file)
+    write_atomically(packed(exported_state(one), metadata), file)
     return error
+
+
+def exported_state(concept: Concept) -> dict[str, Tensor]:
+    """The factors as other programs read them: as in our own file, or fused as the host's modules are, where it reads nothing else."""
+    files = family_of(concept.architecture).files
+    if not files.exported:
+        return lora_state(concept)
+    fused = fused_factors(concept.factors, concept.architecture)
+    return factor_state({f"{files.exported}{module}": f for module, f in fused.items()}, files.dotted)
+
+
+def fused_factors(factors: Mapping[str, LowRank], architecture: str) -> dict[str, LowRank]:
+    """Factors of the host's modules, exactly: those of a fused one have all ``down`` one above another, and each ``up`` in its own rows
+    and columns.
+
+    Raises ``ValueError`` where some layers of a fused module are not in it and the size of the model, which says theirs, is not known.
+    """
+    family = family_of(architecture)
+    found: dict[str, LowRank] = {}
+    for layer in factors:
+        module, layers = family.module_of(layer)
+        if module in found:
+            continue
+        rows = [rows_of(name, layers, factors, architecture) for name in layers]
+        parts = [(factors.get(name), n) for name, n in zip(layers, rows, strict=True)]
+        ups = [torch.zeros(n, 0) if f is None else f.up.float() for f, n in parts]
+        found[module] = LowRank(torch.block_diag(*ups), torch.cat([f.down.float() for f, _ in parts if f is not None]))
+    return found
+
+
+def rows_of(layer: str, layers: Sequence[str], factors: Mapping[str, LowRank], architecture: str) -> int:
+    """How many rows a layer has that is fused with others: as its factors have, else as a model of this size.
+
+    Raises ``ValueError`` if neither says it.
+    """
+    if layer in factors:
+        return len(factors[layer].up)
+    family = family_of(architecture)
+    if family.architecture == architecture:
+        return family.shapes[layer][0]
+    raise ValueError(f"{layer} has no factors, and how large it is in a model {architecture} is not known: expected {', '.join(layers)}")
 
 
 def _merged(concepts: Sequence[Concept], weights: Sequence[float], rank: int) -> tuple[dict[str, LowRank], float]:

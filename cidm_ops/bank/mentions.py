@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
+from ..models.family import family_of
 from ..tokens import WORD
 from .concept import RESIDUALS
 
@@ -142,13 +143,23 @@ class Vocabulary:
                 yield from ((match, owner) for match in re.finditer(rf"(?<!\w){re.escape(trigger)}(?!\w)", said, re.IGNORECASE))
 
     def write_out(self, name: str) -> str:
-        """Write a handle out: all words of the concept, or the first trigger of a LoRA that was learned elsewhere. The handle of an
-        Infusion concept stays: which of the class words in a prompt are its own has to be known to the end.
+        """Write a handle out: all words of the concept, or the first trigger of a LoRA that was learned elsewhere, or its class word where
+        the base reads no words of its own. The handle of an Infusion concept stays: which of the class words in a prompt are its own has
+        to be known to the end.
         """
         header = self.headers[name]
         if header["method"] == RESIDUALS:
             return f"<{name}>"
-        return " ".join(header["words"]) or next(iter(header["triggers"]), "")
+        said = " ".join(header["words"]) or next(iter(header["triggers"]), "")
+        return said if said or reads_words(header["architecture"]) else header["class_word"]
+
+
+def reads_words(architecture: str) -> bool:
+    """Whether a base can read words of its own, as all do that this version does not know."""
+    try:
+        return family_of(architecture).layerwise
+    except ValueError:
+        return True
 
 
 def miswritten(prompt: str, mention: re.Match[str]) -> re.Match[str] | None:

@@ -10,6 +10,7 @@ from .concept_file import JPEG
 
 SUMS = ("LORA", "LOHA", "LOKR")  # of peft's kinds
 MOVED = ("pissa", "olora", "corda")  # ways of peft to begin, which take the first factors out of the base's own weights
+BASES = ("modelspec.architecture", "ss_base_model_version")  # of the metadata, that say what base a file is for
 LARGEST_RANK = 1 << 20
 Settings = Mapping[str, Any]  # of peft: lora_alpha, use_rslora, alpha_pattern, ...
 

@@ -133,7 +133,8 @@ def flat_name(module: str) -> str:
 
 
 def canonical(module: str, family: Family) -> str | None:
-    """Our name of a layer of a family, with dots; that of a text encoder's layer begins with the name of the encoder.
+    """Our name of a layer of a family, with dots; that of a text encoder's layer begins with the name of the encoder. What a file has
+    fused keeps the host's name: ``Family.slices`` says which of our layers it is.
 
     ``None`` for a layer that the family does not have, or that no low-rank delta can change, such as a norm.
     """
@@ -148,6 +149,8 @@ def canonical(module: str, family: Family) -> str | None:
 
 def _encoder_layer(flat: str, encoder: str, family: Family) -> str | None:
     """A layer of a text encoder, the first if none is named."""
+    if not family.encoders:
+        return None
     kind = family.encoder(encoder)
     layer = kind.read_layer(flat)
     return layer and f"{kind.name}.{layer}"

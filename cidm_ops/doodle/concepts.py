@@ -5,9 +5,10 @@ from zlib import crc32
 
 import numpy as np
 
+from ..grammar import article
 from .figures import COLOURS, FIGURES, UNNAMED, WHITE, Look, individual, plain
 from .style import PLACES, Style
-from .world import IN_PLACE, Scene, arrange, article, render
+from .world import IN_PLACE, Scene, arrange, render
 
 TEAL, MAGENTA, LIME, SNOW, COAL, SKY, SAND, WINE = UNNAMED
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..grammar import article
 from .draw import Pose
 from .figures import COLOURS, FIGURES, Look, individual, plain
 from .style import PLACES, STYLES, Style, apply_style, background, common_style
@@ -114,13 +115,6 @@ def random_scene(seed: int) -> Scene:
     if style == "ink":
         things = tuple(replace(t, words=t.look.kind) for t in things)
     return Scene(things, place, common_style(style), int(rng.integers(2**31)))
-
-
-def article(words: str) -> str:
-    """ "an orange dog", "a red dog", "the <toy> duck": words that bring their own article keep it."""
-    if words.split()[0] in ("a", "an", "the", "my"):
-        return words
-    return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 IN_PLACE = {

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..bank.bank import Bank
+from ..grammar import article
 from ..painting.compose import ConceptMix
 from ..tokens import WORD
 from .interval import Interval, mean_interval, several
@@ -94,7 +95,7 @@ def _draw_strengths(pen: ImageDraw.ImageDraw, bank: Bank, strengths: Mapping[str
         length = round(380 * abs(strength) / top)
         pen.text((MARGIN, y), fit_text(f"<{name}>", 15, 130), colours[name], font(15), anchor="lm")
         if word := bank.headers[name]["class_word"]:
-            pen.text((MARGIN + 140, y), fit_text(f"a {word}", 13, 110), GREY, font(13), anchor="lm")
+            pen.text((MARGIN + 140, y), fit_text(article(word), 13, 110), GREY, font(13), anchor="lm")
         pen.rectangle((MARGIN + 260, y - 7, MARGIN + 260 + max(1, length), y + 7), colours[name])
         pen.text((MARGIN + 270 + length, y), f"{strength:g}", INK, font(13), anchor="lm")
         y += 30

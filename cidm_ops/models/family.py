@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
 
+from .module import Module, Slice, flat, layers_at, module_of, slices_of
+
 Kind = Literal["self", "cross", "joint", "feed_forward"]
 Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
 Stream = Literal["image", "text", "both"]
@@ -96,6 +98,7 @@ class Host:
     """
 
     models: Sequence[str] = ()
+    others: Sequence[str] = ()  # classes made of those that are another model
     text_model: str = ""
     patch_place: Callable[[str], tuple[str, int, int]] = lambda module: (module, 0, 0)  # of an attention, by its module's name
 
@@ -121,9 +124,14 @@ class LoraFiles:
     """How LoRA files name a family's model, and the standard name of such files."""
 
     kohya: str = "lora_unet_"  # begins the keys of the model's layers in what we write
+    dotted: bool = False  # whether we write names with their dots, and factors as peft does, which diffusers reads too
+    exported: str = ""  # begins the keys of an export in the host's own modules, where it reads our layers only as they lie in those
     roots: Sequence[str] = ()  # what begins them in the files of others, as regular expressions with ``_`` for every dot
     read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to our name of the layer
     telltale: str = r"(?!)"  # finds the names of layers that only this family has
+    said: str = r"(?!)"  # finds in the metadata of a file that it is for this family
+    kin: str = ""  # the family that a file is taken for where it does not say for which of the two it is
+    least: float = 0.0  # the share of a file's entries below which it is refused, as one of another model
     modelspec: str = ""  # its architecture in the ModelSpec standard
 
 
@@ -153,6 +161,7 @@ class Family:
     host: Host = Host()
     diffusers: Diffusers = Diffusers()
     files: LoraFiles = LoraFiles()
+    modules: Sequence[Module] = ()  # its linear layers as the host has them, where that has no table of its own for diffusers' names
     weigh: Callable[["Family"], Mapping[str, tuple[int, int]]] = lambda family: {}  # the shapes of its weights, where they are known
 
     def __repr__(self) -> str:
@@ -265,11 +274,45 @@ class Family:
         """
         return self.weigh(self)
 
-    def kohya_key(self, layer: str) -> str:
-        """The name of a layer in LoRA files of kohya's kind, by its canonical name."""
-        if encoder := self.encoder_of(layer):
-            return encoder.kohya + layer.removeprefix(f"{encoder.name}.").replace(".", "_")
-        return self.files.kohya + layer.replace(".", "_")
+    def file_key(self, layer: str) -> str:
+        """The name of a layer in the LoRA files that we write, by its canonical name."""
+        encoder = self.encoder_of(layer)
+        root, name = (encoder.kohya, layer.removeprefix(f"{encoder.name}.")) if encoder else (self.files.kohya, layer)
+        return root + (name if self.files.dotted else flat(name))
+
+    def layers_in(self, name: str) -> Sequence[str]:
+        """Our layers in what a file calls by a name: several if it is fused."""
+        return layers_at(self.modules, name) or (name,)
+
+    def slices(self, name: str, shape: tuple[int, int], width: int) -> dict[str, Slice]:
+        """Our layers in what a file has fused, which changes a weight of a ``shape`` (out, in) of a model of a ``width``, and where they
+        lie in it; a layer lies in itself.
+
+        Raises ``ValueError`` if they cannot have as many rows.
+        """
+        return slices_of(self.modules, name, shape, width) or {name: Slice(name, 0, *shape)}
+
+    def layout(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Slice]:
+        """Where our layers lie in the host's model, from the shapes of its linear layers by their names there; empty if the queries of
+        none of its blocks are there.
+
+        Raises ``ValueError`` if the rows of a module cannot be those of its layers.
+        """
+        known = {name: layers for name in shapes if (layers := layers_at(self.modules, name))}
+        width = next((shapes[name][1] for name, layers in known.items() if self.looks_at_text(layers[0])), 0)
+        return {layer: at for name in known if width for layer, at in slices_of(self.modules, name, shapes[name], width).items()}
+
+    def architecture_of(self, layout: Mapping[str, Slice]) -> str:
+        """The architecture of a model by its layout: its blocks in which the image reads the text, by kind, and its width."""
+        blocks = dict.fromkeys(map(self.block_of, layout))
+        kinds = [kind for kind in self.blocks if any(sub.kind in ("cross", "joint") for sub in kind.sublayers)]
+        counts = tuple(sum(bool(re.fullmatch(kind.pattern, block)) for block in blocks) for kind in kinds)
+        width = next(at.columns for layer, at in layout.items() if self.looks_at_text(layer))
+        return str(Architecture(self.name, counts, width))
+
+    def module_of(self, layer: str) -> tuple[str, Sequence[str]]:
+        """The host's module that a layer lies in, and all layers in it, in the order of their rows."""
+        return module_of(self.modules, layer)
 
     def short(self, layer: str) -> str:
         """A layer's name for reading."""

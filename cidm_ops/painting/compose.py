@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..adapters import attach
-from ..backbone import Backbone
+from ..backbone import Backbone, Transformer
 from ..bank.bank import Bank, check_base
 from ..bank.concept import LOW_RANK, RESIDUALS, Concept
 from ..bank.mentions import Prompt
@@ -23,11 +23,14 @@ from ..lowrank import LowRank, Stack
 from ..method.aggregation import RULES, Rule, aggregate, tables_of
 from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
+from ..models.module import Slice
 from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, encode_layerwise, stand_for
 from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stack_mixtures
 from .scope import BY_KIND, acts_everywhere, token_masks
 from .weights import weights
+
+EXACT = "take mode exact, merged, on the negative too"  # what concepts can do on every family
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class ConceptMix(ParsedPrompt):
     warnings: Sequence[str] = ()
     residuals: Mapping[str, TokenResidual] = field(default_factory=dict)  # by name
 
-    def factors(self, backbone: Backbone) -> dict[str, LowRank]:
+    def factors(self, backbone: Backbone | Transformer) -> dict[str, LowRank]:
         """Aggregated factors per layer."""
         return aggregate(self.concepts, self.weights, list(backbone.cross_attention))
 
@@ -89,14 +92,14 @@ def without_infusion(bank: Bank, prompt: str) -> Prompt:
     return said
 
 
-def mix(backbone: Backbone, bank: Bank, prompt: str, how: AggregationConfig | None = None) -> ConceptMix:
+def mix(backbone: Backbone | Transformer, bank: Bank, prompt: str, how: AggregationConfig | None = None) -> ConceptMix:
     """``compose`` for a model that paints in one stream. Raises ``ValueError`` for a concept of Infusion too."""
     without_infusion(bank, prompt)
     return compose(backbone, bank, prompt, how)
 
 
 def compose(
-    backbone: Backbone,
+    backbone: Backbone | Transformer,
     bank: Bank,
     prompt: str,
     how: AggregationConfig | None = None,
@@ -111,6 +114,8 @@ def compose(
     the prompt.
     """
     how, masks = how or AggregationConfig(), masks or {}
+    if isinstance(backbone, Transformer):
+        return _compose_merged(backbone, bank, prompt, how)
     said = bank.read(prompt)
     names = [n for n in said.strengths if bank.headers[n]["method"] == RESIDUALS]
     if idle := [n for n in masks if n not in names]:
@@ -131,6 +136,26 @@ def compose(
         if any(r.any() for r in own.values()):
             found[name] = TokenResidual(own, marks[f"<{name}>"], masks.get(name))
     return replace(mixed, residuals=found, warnings=[w for w in warnings if w])
+
+
+def _compose_merged(base: Transformer, bank: Bank, prompt: str, how: AggregationConfig) -> ConceptMix:
+    """Take from a bank what a prompt needs for a model that all its concepts are merged into: exactly those that it mentions.
+
+    Raises ``ValueError`` for what such a model cannot do yet, too.
+    """
+    if how.mode != "exact":
+        raise ValueError(f"mode {how.mode!r} compares what each layer reads, and all layers of {base.family.title} read one text: {EXACT}")
+    if how.routed or not how.negative:
+        raise ValueError(f"concepts beside the layers (routed, or not on the negative) do not work on {base.family.title} yet: {EXACT}")
+    said = without_infusion(bank, prompt)
+    names = sorted(said.strengths)
+    warnings = [check_base(bank.headers[name], base.architecture, base.fingerprint) for name in names]
+    concepts = [bank.get(name) for name in names]
+    for concept in concepts:
+        check_layers(concept, {**base.layers, **linear_layers(base.texts)})
+    strengths = {n: how.strength * s for n, s in said.strengths.items()}
+    found = torch.tensor([strengths[name] for name in names]).expand(len(base.cross_attention), -1)
+    return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])
 
 
 def _residuals(backbone: Backbone, concept: Concept, layers: set[str], strength: float) -> dict[str, Tensor]:
@@ -161,11 +186,13 @@ def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig)
     return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])
 
 
-def check_layers(concept: Concept, layers: Mapping[str, nn.Module]) -> None:
+def check_layers(concept: Concept, layers: Mapping[str, nn.Module | Slice]) -> None:
     """Raises ``ValueError`` naming a layer of a model that is of another size than a concept's factors for it."""
     for layer, f in concept.all_factors.items():
         module = layers.get(layer)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Slice):
+            size = module.rows, module.columns
+        elif isinstance(module, nn.Linear):
             size = module.out_features, module.in_features
         elif isinstance(module, nn.Conv2d):
             size = module.out_channels, module.in_channels // module.groups * math.prod(module.kernel_size)
@@ -272,13 +299,19 @@ class Composition:
 
 
 def compose_regions(
-    backbone: Backbone, bank: Bank, prompt: str, regions: Sequence[tuple[str, RegionMask]], how: AggregationConfig | None = None
+    backbone: Backbone | Transformer,
+    bank: Bank,
+    prompt: str,
+    regions: Sequence[tuple[str, RegionMask]],
+    how: AggregationConfig | None = None,
 ) -> Composition:
     """A global prompt and the prompts of regions, composed from a bank.
 
     Raises ``ValueError`` as ``compose`` does, and for a region that is to be found by its concept and has none.
     """
     how = how or AggregationConfig()
+    if regions and isinstance(backbone, Transformer):
+        raise ValueError(f"regions cannot be painted on {backbone.family.title} yet, only on models with cross-attention: leave them out")
     parts = []
     for u, (text, mask) in enumerate(regions, 1):
         mixed = compose(backbone, bank, text, how)

@@ -17,12 +17,20 @@ from hosts import host  # noqa: E402
 from PIL import Image  # noqa: E402
 
 TEMPLATE = "02 Two in one picture - draw boxes"
-WIDTH, FRAME = 760, 120  # pixels; milliseconds
+WIDTH, FRAME = 840, 120  # pixels; milliseconds
 DRAWN = (((0.03, 0.06), (0.47, 0.97), "a <dog2> in the snow"), ((0.53, 0.06), (0.97, 0.97), "a <cat> in the snow"))
-EMPTY = """() => {
-    const node = app.graph._nodes.find(n => n.type === 'CIDMRegionBoxes');
-    node.widgets.find(w => w.name === 'boxes').value = '[]';
+# The box editor without boxes beside what is saved, one picture; the other nodes below, out of sight.
+STAGE = """() => {
+    const find = type => app.graph._nodes.find(n => n.type === type), drawn = find('CIDMRegionBoxes'), saved = find('SaveImage');
+    for (const node of app.graph._nodes) node.pos = [node.pos[0], node.pos[1] + 800];
+    [drawn.pos, saved.pos] = [[0, 0], [520, 0]];
+    for (const node of [drawn, saved]) node.setSize([500, 540]);
+    drawn.widgets.find(w => w.name === 'boxes').value = '[]';
+    find('EmptyLatentImage').widgets.find(w => w.name === 'batch_size').value = 1;
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [210, 130];
     for (const hidden of document.querySelectorAll('.litegraph-minimap, .p-toast, .side-tool-bar-container')) hidden.style.display = 'none';
+    app.canvas.setDirty(true, true);
 }"""
 RUN = "() => { window.ended = false; app.api.addEventListener('execution_success', () => window.ended = true); app.queuePrompt(0); }"
 
@@ -70,9 +78,9 @@ def main(checkout: str, file: str) -> None:
                 workflow = json.loads((PACK / "workflows" / f"{TEMPLATE}.json").read_text(encoding="utf-8"))
                 page.evaluate("async w => { await app.loadGraphData(w, true, true, 'boxes'); }", workflow)
                 page.wait_for_timeout(2500)
-                page.evaluate(EMPTY)
+                page.evaluate(STAGE)
                 page.wait_for_timeout(1000)
-                frames = film(page, {"x": 200, "y": 60, "width": 1080, "height": 760})
+                frames = film(page, {"x": 196, "y": 40, "width": 1050, "height": 660})
         finally:
             server.close()
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=FRAME, loop=0, quality=60, method=4)

@@ -28,7 +28,7 @@ ARGUMENTS = [
 READY = "window.app && window.app.graph && window.app.vueAppReady"
 LOAD = """async workflow => {
     await app.loadGraphData(workflow);
-    await new Promise(done => setTimeout(done, 1500));
+    await new Promise(done => setTimeout(done, 500));
     return app.graph._nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type);
 }"""
 RUN = """async () => {
@@ -39,7 +39,7 @@ RUN = """async () => {
     });
     app.queuePrompt(0);
     const error = await ended;
-    await new Promise(done => setTimeout(done, 2000));
+    await new Promise(done => setTimeout(done, 300)); // the last messages
     return error;
 }"""
 # Queues the graph and comes back when a node of this type has shown so many previews; tells what is written in it.
@@ -97,7 +97,8 @@ FRAME = """async () => {
     app.canvas.setDirty(true, true);
     const floating = '.comfyui-body-top, .comfyui-body-left, .side-tool-bar-container, .graph-canvas-panel, .p-panel, .litegraph-minimap';
     for (const element of document.querySelectorAll(floating)) element.style.visibility = 'hidden';
-    await new Promise(done => setTimeout(done, 1500));
+    const waiting = () => !LiteGraph.vueNodesMode && app.graph._nodes.some(n => app.nodeOutputs[n.id]?.images?.length && !n.imgs?.length);
+    for (let turn = 0; turn < 3 || (turn < 60 && waiting()); turn++) await new Promise(done => setTimeout(done, 200));
 }"""
 
 

@@ -36,7 +36,7 @@ def test_every_layer_of_the_full_models_has_its_name_and_kernel(family):
         unet, texts = UNet2DConditionModel(**own.model), {e.name: new_text_encoder(e, own.texts[e.name]) for e in family.encoders}
     layers = {n: m for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
     for name, module in (layers | linear_layers(texts)).items():
-        assert canonical(family.kohya_key(name), family) == name
+        assert canonical(family.file_key(name), family) == name
         assert family.kernel_of(name) == getattr(module, "kernel_size", ())
     assert all(canonical(name, family) == canonical(f"unet.{name}", family) == name for name in layers)
 

@@ -11,8 +11,16 @@ from comfy_server import (
 )
 
 INSIDE = (
-    "inside", "inside_painting", "inside_regions", "inside_infusion", "inside_weaving", "inside_methods", "inside_scores", "inside_table",
-)  # fmt: skip
+    "inside",
+    "inside_painting",
+    "inside_regions",
+    "inside_infusion",
+    "inside_weaving",
+    "inside_methods",
+    "inside_scores",
+    "inside_table",
+    "inside_transformers",
+)
 SCRIPTS = [Path(__file__).with_name(f"{name}.py") for name in INSIDE]
 
 

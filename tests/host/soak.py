@@ -112,6 +112,7 @@ def run(server: Server, prompt: dict[str, Any], cancelled: bool = False, delay: 
     ended = (
         "cancelled" if any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"]) else entry["status"]["status_str"]
     )
+    server.post("/history", {"delete": [number]})  # the host keeps 10,000 prompts and what came of them
     pictures = [picture for node in sorted(entry["outputs"]) for picture in entry["outputs"][node].get("images", ())]
     return ended, message(entry), [digest(server, picture) for picture in pictures]
 

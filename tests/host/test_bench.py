@@ -19,8 +19,9 @@ def test_the_bench_of_regions(comfy_host):
     assert figures["pixels"] == 64 and figures["comfyui"] == comfy_host.version
 
 
-def test_the_bench_of_scenes_goes_on_where_it_was(comfy_host, tmp_path):
-    figures = scenes.run(comfy_host.path, tmp_path, 3, 1, ("hooks", "fast"))
+def test_the_bench_of_scenes_goes_on_where_it_was(comfy_hosts, tmp_path):
+    newest = comfy_hosts[-1].path
+    figures = scenes.run(newest, tmp_path, 3, 1, ("hooks", "fast"))
     for way in ("hooks", "fast"):
         for count in (2, 3, 4):
             assert all(0 <= figures[f"{way}_{key}_{count}"] <= 1 for key in ("present", "bleed", "ia"))
@@ -28,7 +29,7 @@ def test_the_bench_of_scenes_goes_on_where_it_was(comfy_host, tmp_path):
     kept = json.loads((tmp_path / "scores.json").read_text())
     kept["fast 0"][0]["ia"] = [0.5, 0.7]
     (tmp_path / "scores.json").write_text(json.dumps(kept))
-    assert scenes.run(comfy_host.path, tmp_path, 3, 1, ("fast",))["fast_ia_2"] == 0.6, "what is there is not painted again"
+    assert scenes.run(newest, tmp_path, 3, 1, ("fast",))["fast_ia_2"] == 0.6, "what is there is not painted again"
 
 
 def test_a_folder_without_a_comfyui_is_refused(tmp_path):

@@ -103,6 +103,7 @@ def test_regions_that_are_tiny_empty_or_hidden_are_told(server):
     )
     empty["20"]["inputs"]["mask"] = ["21", 0]
     assert "region 1 is empty" in server.run(empty)["4"]["text"][0]
+    assert "there are no regions" in server.run(painting([]))["4"]["text"][0]
 
 
 @pytest.mark.parametrize(

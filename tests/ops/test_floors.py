@@ -37,6 +37,7 @@ FLOORS = {
     "file_kind": 1,
     "tensor_file": 1,
     "printable": 1,
+    "grammar": 1,
     "text_file": 1,
     "models": 0,
 }
@@ -44,7 +45,7 @@ BESIDE = {
     "engines": {
         "backbone", "causal", "schedule", "hub", "fingerprint", "tokens", "tensor_file", "text_file", "printable", "doodle", "models",
     },
-    "doodle": {"lowrank", "tokens", "backbone", "fingerprint", "models"},
+    "doodle": {"grammar", "lowrank", "tokens", "backbone", "fingerprint", "models"},
 }  # fmt: skip
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}

@@ -344,7 +344,7 @@ def test_every_layer_of_a_base_takes_its_own_size_and_no_other(family, tmp_path)
     for layer in [*family.shapes][:: len(family.shapes) // 25]:
         out, *rest = size(layer, family)
         up, down = torch.zeros(out, 1, *[1] * (len(rest) - 1)), torch.zeros(1, *rest)
-        key = family.kohya_key(layer)
+        key = family.file_key(layer)
 
         def lora(up, down, key=key):
             return {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(1.0)}
@@ -443,7 +443,7 @@ def test_a_tensor_that_says_it_is_larger_than_its_file_is_refused(tmp_path):
 
 
 OTHER_FILES = {
-    "Flux": ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": randn(4, 8)}, "Flux"),
+    "Flux.2": ({"transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight": randn(4, 8)}, "Flux.2"),
     "a checkpoint": ({"model.diffusion_model.input_blocks.0.0.weight": randn(4, 4)}, "weights of a model"),
     "a ControlNet": ({"control_model.input_hint_block.0.weight": randn(4, 4)}, "a ControlNet"),
     "an IP-Adapter": ({"image_proj.proj.weight": randn(4, 4)}, "an IP-Adapter"),
@@ -456,7 +456,7 @@ OTHER_FILES = {
 def test_tensors_of_another_kind_are_named(what, tmp_path):
     state, said = OTHER_FILES[what]
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=rf"^x\.safetensors: .*{said}.*no LoRA of Stable Diffusion 1, SDXL or Doodle"):
+    with pytest.raises(ValueError, match=rf"^x\.safetensors: .*{said}.*no LoRA of Stable Diffusion 1, SDXL, Doodle"):
         import_file(tmp_path / "x.safetensors")
 
 

@@ -9,6 +9,7 @@ from cidm_ops.doodle.concepts import CONCEPTS, examples, instance
 from cidm_ops.doodle.figures import COLOURS, FIGURES
 from cidm_ops.doodle.style import PLACES
 from cidm_ops.doodle.world import SIZE, caption, random_scene, render
+from cidm_ops.grammar import article
 
 
 def test_a_seed_is_a_picture():
@@ -55,3 +56,9 @@ def test_the_ten_tasks_mirror_the_paper_and_any_instance_has_an_identity():
     assert kinds == ["dog", "duck", "cat", "backpack", "teddy bear", "painting", "dog", "drawing", "cat", "ink painting"]
     assert instance("dog", 5) == instance("dog", 5)
     assert instance("dog", 5).look != instance("dog", 6).look
+
+
+@pytest.mark.parametrize("words", ["an orange dog", "a red dog", "the <toy> duck", "an ink painting", "an Ibis", "a <dog>"])
+def test_words_have_their_article_once(words):
+    bare = words.removeprefix("an ").removeprefix("a ")
+    assert article(bare) == words and article(words) == words

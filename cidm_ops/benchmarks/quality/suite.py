@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ...backbone import Backbone
 from ...doodle.concepts import CONCEPTS, DoodleConcept
-from ...doodle.world import article, render
+from ...doodle.world import render
 from ...engines.towers import Tower
 from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
 from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_references, read_prompts, references_in
+from ...grammar import article
 from ...measure.report import from_pixels
 from ...text_file import read_text
 from ...training.config import TrainingConfig

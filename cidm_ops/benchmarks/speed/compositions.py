@@ -6,7 +6,8 @@ import numpy as np
 
 from ...doodle.concepts import CONCEPTS
 from ...doodle.style import PLACES
-from ...doodle.world import IN_PLACE, SIZE, article
+from ...doodle.world import IN_PLACE, SIZE
+from ...grammar import article
 
 THINGS = tuple(name for name, concept in CONCEPTS.items() if concept.look)
 ALIKE = (("dog", "dog2"), ("cat", "cat2"))
