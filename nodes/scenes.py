@@ -52,15 +52,16 @@ def with_scene(model: ModelPatcher, scene: Scene) -> ModelPatcher:
 
 
 def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
-    """A clone of the model with a scene beside what it has already. Raises ``ValueError`` for regions on a model with regions, and for
-    a second template.
+    """A clone of the model with a scene beside what it has already. Raises ``ValueError`` for regions or a template on a model that has
+    either.
     """
     before = scene_of(model)
-    if before.masks and scene.masks:
-        raise ValueError("this model paints in regions already: give Paint in Regions the model before that, and all regions at once")
-    if before.template and scene.template:
-        raise ValueError("this model weaves into a template already: give Weave the model before that")
-    placed = scene if scene.masks or scene.template else before
+    places = [one for one in (before, scene) if one.masks or one.template]
+    if len(places) > 1:
+        does = "weaves into a template" if before.template else "paints in regions"
+        by = "Weave" if scene.template else "Paint in Regions"
+        raise ValueError(f"this model {does} already: give {by} the model before that, and all regions at once")
+    placed = places[0] if places else before
     stacks = (*before.stacks, *scene.stacks)
     return with_scene(model, replace(placed, stacks=stacks, infusion=before.infusion))
 

@@ -173,11 +173,15 @@ def the_weaving_that_cannot_be_is_refused_by_name():
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
         sigmas, small = scene.sigmas, torch.zeros(1, 4, 8, 8)
         flat = plain(scene.clip, SOURCE)
+        places = [(text, RegionMask(mask)) for text, mask in scene.places]
+        regions, _ = patches.in_regions(scene.backbone, compose_regions(scene.backbone, scene.bank, "in the snow", places))
         for told, call in (
             ("is noise already", lambda: sampled(model, text, scene.nothing, scene.start(), sigmas, noise)),
             ("8 x 8 and the template 16 x 16", lambda: sampled(model, text, scene.nothing, small, sigmas, torch.ones_like(small))),
             ("the sampler is at noise level", lambda: sampled(model, text, scene.nothing, torch.zeros_like(noise), 2 * sigmas, noise)),
             ("weaves into a template already", lambda: scenes.with_more(model, scenes.scene_of(scene.woven(places=[])[0]))),
+            ("weaves into a template already: give Paint in Regions", lambda: scenes.with_more(model, scenes.scene_of(regions))),
+            ("paints in regions already: give Weave", lambda: scenes.with_more(regions, scenes.scene_of(scene.woven(places=[])[0]))),
             ("neither flipped nor split", lambda: invert_latents(model, flat, scene.latent, sigmas.flip(0))),
             ("2 texts in one conditioning", lambda: invert_latents(model, flat * 2, scene.latent, sigmas)),
         ):
