@@ -178,8 +178,9 @@ def invert_latents(
 ) -> InvertedPicture:
     """Invert a LATENT ``[P, C, h, w]`` on the way of ``sigmas``, as the model reads a CONDITIONING without guidance.
 
-    Raises ``ValueError`` for sigmas that do not fall to 0, and for several texts.
+    Raises ``ValueError`` for a model that nothing can be woven with, sigmas that do not fall to 0, and several texts.
     """
+    host.layerwise_family(model)
     levels, text, ascent = rising(sigmas), only_text(conditioning), Ascent(corrections, on_step)
     Conditional(model).set_text(conditioning).sample(torch.zeros_like(latents), latents, ascent, levels, disable_pbar=True, seed=0)
     assert ascent.way is not None
