@@ -4,6 +4,7 @@ import argparse
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..bank.files import write_atomically
 from .arguments import whole
@@ -45,10 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs one benchmark and prints its figures."""
-    taken, _ = BENCHES[options.name]
-    given = {option: getattr(options, option) for option in taken if getattr(options, option) is not None}
     side = import_module(f"..benchmarks.speed.{options.name}", __package__)
-    figures = {"bench": options.name, **side.run(**given)}
+    figures = {"bench": options.name, **side.run(**given(options))}
     print(json.dumps(figures, indent=2))
     if options.json:
         write_atomically(json.dumps(figures, indent=2).encode(), options.json)
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """What the ``run`` of a benchmark takes of the command line; what was left out is for it to choose."""
+    taken, _ = BENCHES[options.name]
+    return {option: getattr(options, option) for option in taken if getattr(options, option) is not None}

@@ -5,8 +5,7 @@ import statistics
 import pytest
 import torch
 
-from cidm_ops.benchmarks.speed.templates import cells_of, figure, overlap, templates
-from cidm_ops.benchmarks.speed.weave import psnr
+from cidm_ops.benchmarks.speed.templates import cells_of, figure, overlap, psnr, templates
 from cidm_ops.doodle.concepts import CONCEPTS
 
 

@@ -67,3 +67,8 @@ def figure(cell: Tensor) -> Tensor:
 def overlap(a: Tensor, b: Tensor) -> float:
     """Intersection over union of two figures ``[H, W]`` of bool; 0 of two that are empty."""
     return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal to noise in dB of pictures in [-1, 1]."""
+    return float(10 * torch.log10(4 / (a - b).square().mean()))

@@ -35,7 +35,7 @@ from ...painting.paint import predictor, unit_noise
 from ...painting.sampling import sample
 from ...painting.scene import InvertedPicture, Scene, WeaveConfig
 from ...painting.weaving import denoiser_at, hold, invert_picture, noise_of, template_of, woven
-from .templates import RenderedTemplate, cells_of, figure, overlap, templates
+from .templates import RenderedTemplate, cells_of, figure, overlap, psnr, templates
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -175,8 +175,3 @@ def sampled(backbone: Backbone, composition: Composition, scene: Scene, noise: T
 def regions_of(template: RenderedTemplate) -> list[RegionMask]:
     """The places of a template's things."""
     return [RegionMask(mask) for mask in template.masks]
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal to noise in dB of pictures in [-1, 1]."""
-    return float(10 * torch.log10(4 / (a - b).square().mean()))
