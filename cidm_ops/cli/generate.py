@@ -95,14 +95,14 @@ def regions_of(options: argparse.Namespace) -> list[Any]:
     return regions + (read_boxes(read_text(options.regions)) if options.regions else [])
 
 
-def write_painted(picture: Any, folder: Path, number: str, prompt: str, seed: int) -> Path:
-    """Writes a picture ``[3, H, W]`` in [-1, 1] to a file that is named after its prompt and seed, and returns that file."""
+def write_painted(picture: Any, folder: Path, start: str, prompt: str, seed: int) -> Path:
+    """Writes a picture ``[3, H, W]`` in [-1, 1] to a file whose name is that start, its prompt and its seed, and returns that file."""
     from PIL import Image
 
     from ..bank.files import write_picture
 
     pixels = ((picture.permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-    file = folder / f"{number}-{words}-{seed}.png"
+    file = folder / f"{start}-{words}-{seed}.png"
     write_picture(Image.fromarray(pixels), file)
     return file

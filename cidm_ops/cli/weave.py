@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
     config = SamplingConfig(guidance=options.guidance, negative=options.negative, aggregation=AggregationConfig(strength=options.strength))
     for prompt in (options.prompt, options.negative, *(text for text, _ in regions)):
         bank.read(prompt)
+    if named := [*bank.read(options.source).strengths]:
+        raise ValueError(f"--source {options.source!r} has the concept {named[0]}: expected plain words, as the base knows no concepts")
     backbone = load_base(options, on_cuda="float16")
     latents = template_latents(backbone, options)
     with counting_bar("to noise", "step") as show:
@@ -79,8 +81,7 @@ def template_latents(backbone: Any, options: argparse.Namespace) -> Any:
     size = options.size or backbone.size
     if options.image is None:
         noise = unit_noise(backbone.family, options.seed, 1, size, size)
-        config = SamplingConfig(guidance=options.guidance, negative=options.negative)
-        return paint_latents(backbone, Composition(ConceptMix(options.source), ()), noise, config)
+        return paint_latents(backbone, Composition(ConceptMix(options.source), ()), noise, SamplingConfig(guidance=options.guidance))
     pixels = torch.from_numpy(np.array(read_image(options.image))).permute(2, 0, 1).float() / 255
     picture, _ = fit(pixels, None, "buckets", size, random.Random(0), backbone.family.cell)
     return backbone.encode_image(picture[None].to(backbone.device) * 2 - 1)

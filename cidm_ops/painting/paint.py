@@ -25,7 +25,9 @@ from .weaving import hold, noise_of, warnings_of, woven
 @dataclass(frozen=True)
 class SamplingConfig:
     """How images are sampled: steps, guidance and the negative prompt, how concepts are weighed, how residuals act, the passes of region
-    noise estimation, none by default, and the template that all is woven into, if there is one.
+    noise estimation, none by default, or the template that all is woven into, if there is one.
+
+    Raises ``ValueError`` for both.
     """
 
     steps: int = 25
@@ -35,6 +37,10 @@ class SamplingConfig:
     infusion: ResidualConfig = field(default_factory=ResidualConfig)
     estimation: NoiseEstimation | None = None
     template: Template | None = None
+
+    def __post_init__(self) -> None:
+        if self.estimation and self.template:
+            raise ValueError("region noise estimation and a template: expected one of the two, for regions are woven in one pass")
 
 
 @torch.no_grad()

@@ -82,9 +82,9 @@ class SceneRun(RunState):
 
     def layout_layers(self, sigma: float) -> list[str]:
         """The layers whose outputs are the template's at this noise level."""
-        if not (template := self.scene.template) or not self.layout:
+        if not (template := self.scene.template) or not self.layout_until:
             return []
-        attention, residual = self.layout
+        attention, residual = self.layout_until
         return [*(template.attention if sigma > attention else ()), *(template.residual if sigma > residual else ())]
 
     def jobs(self, plans: Sequence[RowPlan | None], each: int, chunks: int, sigma: float) -> list[list[Job]]:

@@ -1,5 +1,6 @@
 """What a model has beside its weights when it paints: the same for every row of every batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class WeaveConfig:
     grow: int = 1
 
     def __post_init__(self) -> None:
-        if self.suppression < 0:
+        if not 0 <= self.suppression < math.inf:
             raise ValueError(f"suppression {self.suppression:g}: expected 0 (none) or more, such as 0.2")
         for name in ("attention", "residual"):
             if not 0 <= getattr(self, name) <= 1:

@@ -68,8 +68,7 @@ class UnetCall:
         residuals: bool,
         layout: Sequence[str] = (),
     ):
-        self.layout = layout
-        self.run, self.sites, self.rows, self.size, self.looking = run, sites, rows, size, looking
+        self.run, self.sites, self.rows, self.size, self.looking, self.layout = run, sites, rows, size, looking, layout
         self.grid: list[int] = []
         self.regional = bool(run.scene.masks)
         self.marks = [run.mark_of(row) for row in rows]

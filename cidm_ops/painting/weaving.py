@@ -48,9 +48,14 @@ def denoiser_at(backbone: Backbone, text: Text) -> Callable[[Tensor, Tensor], Te
 
 def template_of(backbone: Backbone, picture: InvertedPicture, how: WeaveConfig | None = None) -> Template:
     """A template for concepts. Raises ``ValueError`` for a model of which nobody knows which layers hold the layout of a picture, and for a
-    picture that was inverted with regions or residuals.
+    picture that was inverted by a model of another kind, or with regions or residuals.
     """
-    family = backbone.family
+    family, width = backbone.family, next(iter(backbone.cross_attention.values())).to_k.in_features
+    if (own := picture.text.shape[-1]) != width:
+        raise ValueError(
+            f"the template was inverted by a model that reads texts of width {own}, and {family.title} reads {width}: invert it with the "
+            "model that it is woven with"
+        )
     if any(plan and (plan.regions or plan.residuals) for plan in plans_of(picture.text)):
         raise ValueError("the template's text has regions or Infusion concepts: invert the picture with the text that it is for the base")
     attention = tuple(

@@ -16,7 +16,7 @@ from cidm_ops.method.regions import NOWHERE, RegionMask
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import ParsedPrompt, compose_regions, encode
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, predictor, unit_noise, weave
-from cidm_ops.painting.scene import WeaveConfig
+from cidm_ops.painting.scene import NoiseEstimation, WeaveConfig
 from cidm_ops.painting.weaving import denoiser_at, invert_picture, noise_of, template_of, woven
 from cidm_ops.schedule import Schedule
 
@@ -172,6 +172,11 @@ def test_what_cannot_be_woven_is_refused_by_name(backbone, bank, picture):
         weave(backbone, bank, "a <dog>", into, SamplingConfig(1), sought)
     with pytest.raises(ValueError, match="the latent is 8 x 8 and the template 16 x 16"):
         paint(backbone, bank, "a dog", unit_noise(DOODLE, 1, 1, 64, 64), SamplingConfig(1, template=into))
+    other = replace(picture, text=picture.text[..., :96])
+    with pytest.raises(ValueError, match="inverted by a model that reads texts of width 96, and Doodle reads 128"):
+        template(backbone, other)
+    with pytest.raises(ValueError, match="expected one of the two"):
+        SamplingConfig(template=into, estimation=NoiseEstimation())
     _, warnings = weave(backbone, bank, "a dog", into)
     assert warnings == [
         "there is no region and what no region covers is locked: the template comes out as it is; give regions, or unlock it"
@@ -195,6 +200,7 @@ def test_the_command_line_weaves_a_file_or_what_the_base_paints(bank, tmp_path, 
         (("--suppression", "-1"), "suppression -1: expected 0"),
         (("--keep-attention", "2"), "keep attention 2: expected a part"),
         (("--prompt", "a <nobody>"), "nobody"),
+        (("--source", "a <dog> in the snow"), "has the concept dog: expected plain words"),
         (("--image", str(tmp_path / "none.png")), "none.png"),
     ):
         assert main([*given, *wrong]) == 2

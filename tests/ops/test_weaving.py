@@ -118,6 +118,7 @@ def test_every_kind_of_schedule_finds_the_timestep_of_its_levels():
     ("wrong", "told"),
     [
         ({"suppression": -0.1}, "suppression -0.1: expected 0"),
+        ({"suppression": float("nan")}, "suppression nan: expected 0"),
         ({"attention": 1.5}, "keep attention 1.5: expected a part of the sampling"),
         ({"residual": -1.0}, "keep residual -1: expected a part of the sampling"),
         ({"grow": -1}, "grow -1: expected 0 or more cells"),
