@@ -50,7 +50,8 @@ def template_of(backbone: Backbone, picture: InvertedPicture, how: WeaveConfig |
     """A template for concepts. Raises ``ValueError`` for a model of which nobody knows which layers hold the layout of a picture, and for a
     picture that was inverted by a model of another kind, or with regions or residuals.
     """
-    family, width = backbone.family, next(iter(backbone.cross_attention.values())).to_k.in_features
+    family, reads = backbone.family, next(iter(backbone.cross_attention.values()))
+    width = reads.get_submodule("to_k").in_features
     if (own := picture.text.shape[-1]) != width:
         raise ValueError(
             f"the template was inverted by a model that reads texts of width {own}, and {family.title} reads {width}: invert it with the "

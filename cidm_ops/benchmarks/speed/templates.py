@@ -49,8 +49,7 @@ def _rendered(scene: Composition, rng: np.random.Generator) -> RenderedTemplate:
     for i, mask in enumerate(masks):
         whole[i, :, i * SIZE : (i + 1) * SIZE] = mask
     text = f"{', '.join(words[:-1])} and {words[-1]} {scene.place}"
-    picture = from_pixels(np.concatenate(cells, 1)[None])[0]
-    return RenderedTemplate(scene, picture, torch.from_numpy(whole).float() / 255, text)
+    return RenderedTemplate(scene, from_pixels(np.concatenate(cells, 1)[None])[0], torch.from_numpy(whole).float() / 255, text)
 
 
 def cells_of(picture: Tensor, count: int) -> list[Tensor]:
