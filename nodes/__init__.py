@@ -22,6 +22,7 @@ from .settings import SETTINGS_NODES
 from .together import TOGETHER_NODES
 from .train import TRAIN_NODES
 from .views import VIEW_NODES
+from .weaving import WEAVING_NODES
 
 
 class CIDM(ComfyExtension):
@@ -31,5 +32,5 @@ class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
-        painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *INFUSION_NODES]
+        painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *INFUSION_NODES, *WEAVING_NODES]
         return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]

@@ -32,7 +32,7 @@ PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTIO
 STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
 MERGED = "takes concepts in its weights alone, by Paint with Concepts, or by Apply Concepts and Encode Prompt with Concepts"
-NOT_YET = "training, regions, Infusion, prompts for each image of a batch and views of a prompt do not work on it yet"
+NOT_YET = "training, regions, weaving, Infusion, prompts for each image of a batch and views of a prompt do not work on it yet"
 
 
 @contextmanager
@@ -138,20 +138,14 @@ class ComfyBackbone(ComfyText, Backbone):
     """See ``Backbone``: MODEL, CLIP and, to learn, VAE of the host. Raises ``ValueError`` for other families of models."""
 
     def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE | None = None):
-        config = model.model.model_config
-        family, channels = family_in(model), config.unet_config.get("in_channels")
-        if family is not None and not family.layerwise:
-            raise ValueError(f"this model is {family.title}, which {MERGED}: {NOT_YET}")
-        if family is None or channels != model.model.latent_format.latent_channels:
-            kind = f"{type(config).__name__} with {channels} input channels"
-            raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {kind}")
+        family = layerwise_family(model)
         super().__init__(clip)
         self.model, self.vae, self.room = model, vae, 1
         self.unet: nn.Module = model.model.diffusion_model
         self.device = model.load_device
         self.dtype: torch.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         if family.host.text_model != self.family.host.text_model:
-            width = config.unet_config["context_dim"]
+            width = model.model.model_config.unet_config["context_dim"]
             raise ValueError(
                 f"the CLIP has {len(self.encoders)} text encoders and the model reads a text of width {width}: connect its own CLIP"
             )
@@ -292,6 +286,20 @@ def known_family(model: ModelPatcher) -> Family:
     if family := family_in(model):
         return family
     raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {type(model.model.model_config).__name__}")
+
+
+def layerwise_family(model: ModelPatcher) -> Family:
+    """The family of a MODEL whose layers each read a text. Raises ``ValueError`` for other models, and for one that reads more than noise,
+    such as those for inpainting.
+    """
+    config, family = model.model.model_config, family_in(model)
+    channels = config.unet_config.get("in_channels")
+    if family is not None and not family.layerwise:
+        raise ValueError(f"this model is {family.title}, which {MERGED}: {NOT_YET}")
+    if family is None or channels != model.model.latent_format.latent_channels:
+        kind = f"{type(config).__name__} with {channels} input channels"
+        raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {kind}")
+    return family
 
 
 def merged_titles() -> str:

@@ -1,5 +1,6 @@
 """What is set about painting, and the names that people choose by. Nothing here computes, so that a command says what it takes at once."""
 
+import math
 from dataclasses import dataclass
 
 MODES = ("exact", "released", "paper", "soft")  # how the concepts' weights are found: method/aggregation.py
@@ -48,6 +49,32 @@ class NoiseEstimation:
     feather: float = 0.0
     bootstrap: float = 0.0
     features: bool = False
+
+
+@dataclass(frozen=True)
+class WeaveConfig:
+    """How concepts are woven into a template (Concept Weaver): ``suppression`` lambda of what is not the concept, inside regions; the parts
+    of the sampling in which the queries and keys of self-attention (``attention``) and the features of a residual branch (``residual``)
+    are the template's, by default those of Plug-and-Play (Tumanyan et al. 2023); whether what no region covers is locked; and by how many
+    latent cells regions ``grow``.
+
+    Raises ``ValueError`` naming the value that cannot be.
+    """
+
+    suppression: float = 0.0
+    attention: float = 0.5
+    residual: float = 0.8
+    lock: bool = True
+    grow: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.suppression < math.inf:
+            raise ValueError(f"suppression {self.suppression:g}: expected 0 (none) or more, such as 0.2")
+        for name in ("attention", "residual"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"keep {name} {getattr(self, name):g}: expected a part of the sampling, from 0 (never) to 1 (always)")
+        if self.grow < 0:
+            raise ValueError(f"grow {self.grow}: expected 0 or more cells of the latent, such as 1")
 
 
 PRESETS = {"fast": None, "paper": NoiseEstimation(), "auto": NoiseEstimation(end=0.3, features=True)}

@@ -8,8 +8,51 @@ from torch import Tensor
 
 from ..bank.concept import Concept
 from ..concept_text import ConceptText
+from ..method.inversion import Trajectory
 from ..method.regions import RegionMask
-from .config import BY_KIND, NoiseEstimation, ResidualConfig
+from .config import BY_KIND, NoiseEstimation, ResidualConfig, WeaveConfig
+
+
+@dataclass(frozen=True)
+class InvertedPicture:
+    """A picture on its way up to noise, and the ``text [1, N, C]`` that the plain model read on it. ``latents [P, C, h, w]`` are the
+    picture as a host keeps it; ``None`` where that is what the model sees.
+    """
+
+    trajectory: Trajectory
+    text: Tensor
+    latents: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """The picture that concepts are woven into, how, and the names of the layers whose outputs are the template's while its layout is kept:
+    linear layers of self-attention, and convolutions.
+    """
+
+    picture: InvertedPicture
+    how: WeaveConfig
+    attention: tuple[str, ...]
+    residual: tuple[str, ...]
+
+    def at(self, level: float, like: Tensor) -> Tensor:
+        """The sampler's variable of the template at a noise level, for each image of a batch ``like [B, C, h, w]``.
+
+        Raises ``ValueError`` for a batch of another size of image.
+        """
+        return _for_each(self.picture.trajectory.at(level), like)
+
+    def latents(self, like: Tensor) -> Tensor:
+        """The template itself as a host keeps it, for each image of a batch ``like [B, C, h, w]``."""
+        return _for_each(self.picture.trajectory.states[0] if self.picture.latents is None else self.picture.latents, like)
+
+
+def _for_each(pictures: Tensor, like: Tensor) -> Tensor:
+    """One of P pictures ``[P, C, h, w]`` for each image of a batch ``like [B, C, h, w]``, over again from the first if there are more."""
+    if pictures.shape[1:] != like.shape[1:]:
+        (height, width), (own_height, own_width) = like.shape[-2:], pictures.shape[-2:]
+        raise ValueError(f"the latent is {height} x {width} and the template {own_height} x {own_width}: sample the latent of Weave")
+    return pictures[[image % len(pictures) for image in range(len(like))]].to(like)
 
 
 @dataclass(frozen=True)
@@ -28,7 +71,8 @@ class ConceptStack:
 
 @dataclass(frozen=True)
 class Scene:
-    """Concepts beside the layers, the places of regions, and how residuals and the passes of noise estimation act.
+    """Concepts beside the layers, the places of regions, and how residuals and the passes of noise estimation act; and the ``template``
+    that all this is woven into, if there is one.
 
     A row of a batch reads in region u what its text carries for it, and itself if it carries none. ``texts`` of the regions are for texts
     of other encoders, which carry none. With ``negative`` off, rows that were not composed with concepts have no regions.
@@ -40,6 +84,7 @@ class Scene:
     negative: bool = True
     estimation: NoiseEstimation | None = None
     infusion: ResidualConfig = ResidualConfig()
+    template: Template | None = None
 
 
 def stack_mixtures(concepts: Sequence[Sequence[Concept]], weights: Sequence[Tensor]) -> tuple[list[Concept], Tensor]:

@@ -46,6 +46,8 @@ class RunState:
         self.by_token = [not acts_everywhere(stack.concepts, stack.scope) for stack in scene.stacks]
         self.sought = {u: level_of(mask.sought) for u, mask in enumerate(scene.masks, 1) if mask.sought}
         self.residuals = level_of(scene.infusion.start), level_of(scene.infusion.end)
+        woven = scene.template.how if scene.template else None
+        self.layout_until = (level_of(woven.attention), level_of(woven.residual)) if woven else None
         how = scene.estimation
         self.passes = (level_of(how.start), level_of(how.end), level_of(how.bootstrap)) if how else None
         self.placed: dict[tuple[torch.device, torch.dtype], dict[str, list[Beside]]] = {}

@@ -23,9 +23,10 @@ NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
     "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
     "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion", "InspectFile",
-    "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions", "Presence", "PreviewDataset", "References",
-    "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
-    "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings", "Wasserstein",
+    "InvertPicture", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions", "Presence", "PreviewDataset",
+    "References", "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview",
+    "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether",
+    "TrainingSettings", "Wasserstein", "Weave",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"

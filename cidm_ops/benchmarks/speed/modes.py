@@ -22,7 +22,7 @@ from .timing import machine
 TRAININGS = {mode: mode for mode in MODES} | {"off": "apart"}
 
 
-def run(folder: Path, seeds: int = 3, modes: Sequence[str] = MODES) -> dict[str, Any]:
+def run(folder: Path = Path("runs/modes"), seeds: int = 3, modes: Sequence[str] = MODES) -> dict[str, Any]:
     """Measure each mode: ``ia``, ``ta`` and ``forgetting`` with their intervals, ``_released`` with that routing, and ``overlap``, the mean
     cosine of the angles between what two concepts write, over pairs and layers.
     """
