@@ -46,10 +46,6 @@ def with_rates_of_sd15() -> tuple[Dataset, TrainingConfig]:
     return training_pictures(CONCEPTS["dog"]), RECIPE.update(lr=1e-4, lr_tokens=1e-3)
 
 
-def with_too_high_rates() -> tuple[Dataset, TrainingConfig]:
-    return training_pictures(CONCEPTS["dog"]), RECIPE.update(lr=4e-2, lr_tokens=1e-1)
-
-
 def with_the_hat_in_captions() -> tuple[Dataset, TrainingConfig]:
     data = training_pictures(CONCEPTS["duck"])
     return replace(data, captions=[caption.replace("duck", "duck with a green hat", 1) for caption in data.captions]), RECIPE
@@ -102,7 +98,6 @@ TROUBLES: dict[str, tuple[str, str, dict[str, tuple[Fault | None, float]]]] = {
         },
     ),
     "sizes": ("Pictures of 32 x 32 pixels", "dog", {"learned so": (from_tiny_pictures, 1.0), "of 128 x 128": (None, 1.0)}),
-    "rates": ("Rates ten times too high", "dog", {"learned so": (with_too_high_rates, 1.0), "rates at 0": (None, 1.0)}),
 }
 
 
