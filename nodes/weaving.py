@@ -119,7 +119,8 @@ class CIDMWeave(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="Moves regions away from what the plain model would paint there (lambda). 0.2 is usual, much oversaturates.",
+                    tooltip="Moves regions away from what the plain model would paint there (lambda). 0 is off, 0.2 a start, much "
+                    "oversaturates.",
                 ),
                 part(
                     "keep_attention",
