@@ -168,9 +168,10 @@ def scaled(
     alpha, scalar = numbers.get("alpha"), numbers.get("scalar")
     scale = scale_of(layer, dim, settings, family, module) if alpha is None else alpha.item() / dim if dim else 1.0
     scale *= 1.0 if scalar is None else scalar.item()
-    if not (math.isfinite(scale) and f.up.isfinite().all() and f.down.isfinite().all()):
+    up = f.up * scale  # a finite scale can take it beyond what its type holds
+    if not (math.isfinite(scale) and up.isfinite().all() and f.down.isfinite().all()):
         raise ValueError("not all factors are finite numbers")
-    return LowRank(f.up * scale, f.down, f.kernel), error
+    return LowRank(up, f.down, f.kernel), error
 
 
 def check_sizes(concept: Concept) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.family import families, family_of
 from ..models.foreign import foreign_family
+from ..printable import one_line
 from ..tensor_file import read_tensors, tensors_in
 from ..text_file import read_json
 from .bank import Bank
@@ -72,13 +73,13 @@ def read_file(file: Path, labels: Labels = Labels()) -> Reading:
     try:
         content, metadata = read_tensors(file)
     except ValueError as error:
-        raise ValueError(f"{file.name}: {error}") from error
+        raise ValueError(f"{file.name}: {one_line(error)}") from error
     if "cidm" in metadata:
         concept = load_concept(file)
         try:
             check_sizes(concept)
         except ValueError as error:
-            raise ValueError(f"{file.name}: {error}") from error
+            raise ValueError(f"{file.name}: {one_line(error)}") from error
         concept = renamed(concept, check_name(labels.name or concept.name))
         concept = replace(concept, class_word=labels.class_word or concept.class_word, triggers=tuple(labels.triggers) or concept.triggers)
         return Reading(OURS, concept, [], list(content))
@@ -88,7 +89,7 @@ def read_file(file: Path, labels: Labels = Labels()) -> Reading:
             return read_reference(content, labels)
         return read_foreign(tensors_in(content), metadata, settings_beside(file), labels)
     except ValueError as error:
-        raise ValueError(f"{file.name}: {error}") from error
+        raise ValueError(f"{file.name}: {one_line(error)}") from error
 
 
 def name_of(file: Path, content: Mapping[str, Any]) -> str:
