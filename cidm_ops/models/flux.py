@@ -162,32 +162,16 @@ FLUX = register(
 )
 
 CHROMA = register(
-    Family(
+    replace(
+        FLUX,
         name="chroma",
         title="Chroma",
         architecture=f"chroma-{DEPTH}+{SINGLE_DEPTH}x{WIDTH}",
         encoders=(),
-        blocks=(DOUBLE_BLOCKS, SINGLE_BLOCKS),
         modules=CHROMA_MODULES,
-        latent_channels=CHANNELS,
-        factor=8,
-        patch=PATCH,
-        size=1024,
-        order=("transformer_blocks", "single_transformer_blocks"),
-        layerwise=False,
-        abbreviations=("_transformer_blocks", ".attn"),
         host=Host(models=("Chroma",), others=("ChromaRadiance",)),
         diffusers=Diffusers(folder="transformer", facts={"_class_name": "ChromaTransformer2DModel"}),
-        files=LoraFiles(
-            kohya="transformer.",
-            dotted=True,
-            roots=ROOTS,
-            read_layer=reader_of(CHROMA_MODULES),
-            least=0.9,
-            said=r"(?i)chroma",
-            kin="flux1",
-            modelspec="chroma/lora",
-        ),
+        files=replace(FLUX.files, read_layer=reader_of(CHROMA_MODULES), said=r"(?i)chroma", kin="flux1", modelspec="chroma/lora"),
         weigh=chroma_shapes,
     )
 )

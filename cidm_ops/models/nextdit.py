@@ -5,6 +5,8 @@ have more heads than its keys and values (grouped queries, Ainslie et al. 2023).
 the two models.
 """
 
+from dataclasses import replace
+
 from .family import Blocks, Diffusers, Family, Host, Linear, LoraFiles, Role, Stream, Sublayer, register
 from .module import Module, reader_of
 
@@ -156,31 +158,17 @@ LUMINA = register(
 )
 
 Z_IMAGE = register(
-    Family(
+    replace(
+        LUMINA,
         name="zimage",
         title="Z-Image",
         architecture="zimage-30x3840",
-        encoders=(),
         blocks=blocks_of(*Z_NAMES),
         modules=Z_MODULES,
-        latent_channels=CHANNELS,
-        factor=8,
-        patch=PATCH,
-        size=1024,
-        order=(TEXT, IMAGE, BOTH),
-        layerwise=False,
         abbreviations=(".attention",),
         host=Host(models=("ZImage",), others=("ZImagePixelSpace",)),
         diffusers=Diffusers(folder="transformer", facts={"_class_name": "ZImageTransformer2DModel"}),
-        files=LoraFiles(
-            kohya="transformer.",
-            dotted=True,
-            roots=ROOTS,
-            read_layer=reader_of(Z_MODULES),
-            least=0.9,
-            said=r"(?i)z[-_ ]?image",
-            modelspec="z-image/lora",
-        ),
+        files=replace(LUMINA.files, exported="", read_layer=reader_of(Z_MODULES), said=r"(?i)z[-_ ]?image", modelspec="z-image/lora"),
         weigh=z_shapes,
     )
 )
