@@ -17,7 +17,20 @@ from .paint import CLIP, HANDLES, MODEL
 from .regions import RegionList
 from .schema import schema, validate
 from .settings import TrainingSettings
-from .train import advanced, backbone_of, check_words, configure_node, count, dataset_of, learn, mean_loss, rate, task_of
+from .train import (
+    advanced,
+    backbone_of,
+    base_inputs,
+    check_words,
+    configure_node,
+    count,
+    dataset_of,
+    learn,
+    mean_loss,
+    rate,
+    run_outputs,
+    task_of,
+)
 
 DEFAULTS = configure("infusion").settings()
 SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
@@ -37,9 +50,7 @@ class CIDMTrainInfusion(io.ComfyNode):
             "Stable Diffusion 1.5. The model, its words and what it knows stay exactly as they are. Give masks: only what they cover is "
             "learned. Cancel keeps the run, which goes on when queued again.",
             inputs=[
-                io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x, SDXL or Doodle). It stays as it is."),
-                io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
-                io.Vae.Input("vae", tooltip="Its autoencoder."),
+                *base_inputs(),
                 ConceptBank.Input("bank", tooltip="The bank that the concept goes into."),
                 io.MultiType.Input(
                     "images",
@@ -91,8 +102,7 @@ class CIDMTrainInfusion(io.ComfyNode):
             ],
             outputs=[
                 ConceptBank.Output(display_name="bank", tooltip="The bank with the concept in it."),
-                io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Int.Output(display_name="steps", tooltip="How many steps were trained."),
+                *run_outputs(),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -15,7 +15,7 @@ from .bank import ConceptBank
 from .data import ConceptDataset
 from .schema import schema, validate
 from .settings import TrainingSettings
-from .train import advanced, backbone_of, configure_node, count, dataset_of, learn, mean_loss, rate
+from .train import advanced, backbone_of, base_inputs, configure_node, count, dataset_of, learn, mean_loss, rate, run_outputs
 
 DEFAULTS = configure("disendiff").settings()
 MORE = range(2, 5)  # numbers of the inputs for single masks
@@ -34,9 +34,7 @@ class CIDMTrainTogether(io.ComfyNode):
             "told apart by where their words look (DisenDiff). With a mask for each, every one is cut out and learned alone, which brings "
             "more likeness. Cancel keeps the run, which goes on when queued again.",
             inputs=[
-                io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x, SDXL or Doodle). It stays as it is."),
-                io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
-                io.Vae.Input("vae", tooltip="Its autoencoder."),
+                *base_inputs(),
                 ConceptBank.Input("bank", tooltip="The bank that the concepts go into."),
                 io.MultiType.Input(
                     "images",
@@ -96,8 +94,7 @@ class CIDMTrainTogether(io.ComfyNode):
             ],
             outputs=[
                 ConceptBank.Output(display_name="bank", tooltip="The bank with all of the concepts in it."),
-                io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Int.Output(display_name="steps", tooltip="How many steps were trained."),
+                *run_outputs(),
             ],
             hidden=[io.Hidden.unique_id],
         )

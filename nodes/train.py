@@ -43,6 +43,23 @@ def rate(name: str, tooltip: str) -> io.Float.Input:
     return advanced(io.Float.Input(name, default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip=f"{tooltip} {AUTOMATIC}"))
 
 
+def base_inputs() -> list[io.Input]:
+    """The inputs of a training node that are the model it learns on."""
+    return [
+        io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x, SDXL or Doodle). It stays as it is."),
+        io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
+        io.Vae.Input("vae", tooltip="Its autoencoder."),
+    ]
+
+
+def run_outputs() -> list[io.Output]:
+    """The outputs of a training node that tell of its run."""
+    return [
+        io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
+        io.Int.Output(display_name="steps", tooltip="How many steps were trained."),
+    ]
+
+
 class CIDMTrainConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,9 +74,7 @@ class CIDMTrainConcept(io.ComfyNode):
             "with anything else changed replaces that concept. Cancel leaves the bank as it was and keeps the run, which goes on when "
             "queued again.",
             inputs=[
-                io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x, SDXL or Doodle). It stays as it is."),
-                io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
-                io.Vae.Input("vae", tooltip="Its autoencoder."),
+                *base_inputs(),
                 ConceptBank.Input(
                     "bank", tooltip="The bank that the concept goes into. What it holds already is kept apart while learning."
                 ),
@@ -132,8 +147,7 @@ class CIDMTrainConcept(io.ComfyNode):
                 io.LoraModel.Output(
                     display_name="lora", tooltip="The concept's factors as a LoRA, for ComfyUI's own nodes. Its words are only in the bank."
                 ),
-                io.LossMap.Output(display_name="loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Int.Output(display_name="steps", tooltip="How many steps were trained."),
+                *run_outputs(),
             ],
             hidden=[io.Hidden.unique_id],
         )
