@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.bank.concept_file import unfolded
-from ..cidm_ops.concept_text import ConceptText
+from ..cidm_ops.concept_text import ConceptText, plain
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
 from ..cidm_ops.models.family import family_of
@@ -36,7 +36,7 @@ from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys
-from .scenes import scene_of, with_more, with_scene
+from .scenes import scene_of, with_more, with_regions, with_scene
 
 PATCHED = "cidm_text"  # in a CLIP's options: names of the concepts whose text factors are merged into it
 
@@ -81,8 +81,13 @@ def with_concepts(
     how = how or AggregationConfig()
     if len(mixes) == 1 and Composition(mixes[0], (), how).mergeable:
         return merge(backbone.model, mixes[0].factors(backbone))
+    if isinstance(backbone, ComfyTransformer) and not how.negative:
+        raise ValueError(
+            f"on {backbone.family.title} a prompt alone does not say which texts are negative: take concepts on the negative too, or paint "
+            "in regions"
+        )
     scene = scene_beside([[mixed] for mixed in mixes], how)
-    names = layer_names(backbone.model)
+    names = weight_keys(backbone.model)
     if unknown := [layer for stack in scene.stacks for c in stack.concepts for layer in c.factors if layer not in names]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     return with_more(backbone.model, scene)
@@ -93,14 +98,27 @@ def in_regions(
 ) -> tuple[ModelPatcher, list]:
     """A clone of the model that paints a composition in its regions, if it has any, and the CONDITIONING of its global prompt."""
     whole = composition.whole
-    if isinstance(backbone, ComfyTransformer):
-        return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
+    if isinstance(backbone, ComfyTransformer) and composition.regions:
+        joined = [text_of(backbone.clip, region.mix) for region in composition.regions]
+        said = [[with_regions(text, joined), more] for text, more in encode_prompt(backbone.clip, whole)]
+        return with_more(backbone.model, composition.scene(joined, estimation)), said
     if composition.regions:
         texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
         return with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
     if whole.residuals:
         return with_infusion(backbone, whole, ResidualConfig(), composition.how)
     return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
+
+
+def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt) -> ConceptText:
+    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it.
+
+    Raises ``ValueError`` where that is not one text: while hooks change the encoder with the steps.
+    """
+    found = encode_prompt(clip, said)
+    if len(found) != 1:
+        raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
+    return ConceptText.of(plain(found[0][0]), [RowPlan()])
 
 
 def encode_prompt(clip: comfy.sd.CLIP, said: ParsedPrompt) -> list:
