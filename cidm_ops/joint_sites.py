@@ -126,7 +126,7 @@ def pad_texts(sites: JointSites, lengths: Sequence[int]) -> Iterator[None]:
     def after(module: nn.Module, args: Any, tokens: Tensor) -> Tensor:
         parts = []
         for own, length in zip(tokens.split(list(lengths), 1), wanted, strict=True):
-            parts += [own, pad.to(tokens).expand(len(own), length - own.shape[1], -1)]
+            parts += [own, pad.to(tokens)[None].repeat(len(own), length - own.shape[1], 1)]
         return torch.cat(parts, 1)
 
     with remove_at_end([sites.embedder.register_forward_hook(after)]):

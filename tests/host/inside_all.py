@@ -15,6 +15,7 @@ PARTS = (
     "inside_infusion",
     "inside_scores",
     "inside_transformers",
+    "inside_joint",
     "inside_conditionings",
     "inside_guiders",
     "inside_patches",

@@ -313,12 +313,9 @@ def the_rest_is_refused_by_name():
     with tempfile.TemporaryDirectory() as folder:
         bank = imported(folder, "Flux", rex=lora_file("Flux", SPELLINGS["kohya"]))
         given = {"model": model_of("Flux"), "clip": flux_clip(), "bank": bank}
-        box = call("CIDMRegionBoxes", boxes='[{"text": "a <rex>", "box": [0, 0, 0.5, 1]}]')
-        refused("regions cannot be painted on Flux.1 yet", "CIDMPaint", **given, prompt="snow", regions=box)
-        refused("regions cannot be painted on Flux.1 yet", "CIDMPaintRegions", **given, text="snow", regions=box)
         refused("all layers of Flux.1 read one text", "CIDMAggregate", **given, text="a <rex>", mode="soft")
-        routed = call("CIDMAggregationSettings", path="routed")
-        refused("do not work on Flux.1 yet", "CIDMAggregate", **given, text="a <rex>", settings=routed)
+        spared = call("CIDMAggregationSettings", negative=False)
+        refused("does not say which texts are negative", "CIDMAggregate", **given, text="a <rex>", settings=spared)
         refused("this model is Flux.1, which takes concepts in its weights alone", "CIDMAggregateBatch", **given, texts="a <rex>")
         refused("this model is chroma-2+2x64", "CIDMAggregate", **given | {"model": model_of("Chroma")}, text="a <rex>")
         refused("learned on flux1-2+2x64", "CIDMAggregate", **given | dict(zip(("model", "clip"), doodle(), strict=False)), text="a <rex>")

@@ -1,0 +1,240 @@
+"""Checks of regions on transformers inside a ComfyUI, as in inside.py: what a text and a LoRA do to a whole picture they do in their place,
+on small random models of the host's own classes.
+"""
+
+import functools
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+from inside import equal
+from inside_transformers import ARCHITECTURES, CONFIGS, POOLED, SPELLINGS, TEXT, flux_clip, imported, lora_file, model_of, refused
+
+# isort: split
+
+import comfy.sample
+import torch
+from pack.cidm_ops.bank.concept import Concept
+from pack.cidm_ops.concept_text import ConceptText
+from pack.cidm_ops.method.pieces import pieces_of
+from pack.cidm_ops.method.regions import RegionMask, box_mask
+from pack.cidm_ops.models.family import family_of
+from pack.cidm_ops.painting import joint_call
+from pack.cidm_ops.painting.scene import ConceptStack, NoiseEstimation, Scene
+from pack.cidm_ops.row_plan import RowPlan
+from pack.nodes import patches, scenes
+from subjects import call
+
+ALL_OVER, LEFT, RIGHT = torch.ones(8, 8), box_mask(0, 0, 0.5, 1), box_mask(0.5, 0, 1, 1)
+# Z-Image fills up an image to a multiple of 32 tokens with some whose places are absolute: only without those is a text the same elsewhere.
+SIZES = {kind: (8, 16) if kind == "ZImage" else (7, 10) for kind in CONFIGS}
+ROUNDED = 1e-5  # of the largest value, fp32
+
+
+def text_of(length: int, seed: int) -> torch.Tensor:
+    """A random text ``[1, N, C]``."""
+    return torch.randn(1, length, TEXT, generator=torch.Generator().manual_seed(seed))
+
+
+OTHER, OWN, THIRD, UNWANTED = (text_of(length, seed) for seed, length in enumerate((5, 11, 40, 11)))
+
+
+def conditioning(kind: str, text: torch.Tensor, *regions: torch.Tensor, **more: Any) -> list:
+    """A CONDITIONING of a text, with texts of regions if there are any."""
+    given = {"attention_mask": torch.ones(1, text.shape[1])} if kind in ("Lumina2", "ZImage") else {"pooled_output": torch.ones(1, POOLED)}
+    if regions:
+        text = ConceptText.of(text, [RowPlan(regions=tuple(ConceptText.of(region, [RowPlan()]) for region in regions))])
+    return [[text, given | more]]
+
+
+def painted(kind: str, model: Any, positive: list, cfg: float = 1.0, size: tuple[int, int] = (0, 0), count: int = 1) -> torch.Tensor:
+    """Latents of two steps; without guidance, the negative is not asked for."""
+    latent = torch.zeros(count, 16, *(size if size[0] else SIZES[kind]))
+    noise = comfy.sample.prepare_noise(latent, 1)
+    negative = conditioning(kind, UNWANTED)
+    found = comfy.sample.sample(model, noise, 2, cfg, "euler", "simple", positive, negative, latent, seed=1)
+    assert torch.isfinite(found).all()
+    return found
+
+
+def in_places(kind: str, *masks: torch.Tensor | RegionMask, **more: Any) -> Any:
+    """The model with regions."""
+    places = tuple(mask if isinstance(mask, RegionMask) else RegionMask(mask) for mask in masks)
+    return scenes.with_more(model_of(kind), Scene(masks=places, **more))
+
+
+def off(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def same(a: torch.Tensor, b: torch.Tensor, what: str) -> None:
+    assert off(a, b) <= ROUNDED, f"{what}: {off(a, b):.3g} of the largest value, {ROUNDED:g} expected"
+
+
+def differ(a: torch.Tensor, b: torch.Tensor, what: str) -> None:
+    assert off(a, b) > 1e-3, f"{what}: no difference"
+
+
+@functools.cache
+def concept(kind: str, in_blocks: bool = True, seed: int = 0) -> Concept:
+    """A LoRA on all layers of the blocks, or on all that are known."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = imported(folder, kind, rex=lora_file(kind, SPELLINGS["kohya"], seed)).get("rex")
+    if not in_blocks:
+        return found
+    family = family_of(found.architecture)
+    return replace(found, factors={layer: f for layer, f in found.factors.items() if family.block_of(layer)})
+
+
+def stack_of(kind: str, *weights: float, in_blocks: bool = True) -> ConceptStack:
+    """The LoRA beside the layers: how much of it acts elsewhere, and in each region."""
+    layers = sum(map(int, ARCHITECTURES[kind].split("-")[1].split("x")[0].split("+")))
+    return ConceptStack([concept(kind, in_blocks)], torch.tensor(weights)[None, :, None, None].expand(1, -1, layers, 1))
+
+
+def the_text_of_a_place_is_read_as_it_is_alone():
+    for kind in CONFIGS:
+        model, said = in_places(kind, ALL_OVER), conditioning(kind, OTHER, OWN)
+        alone = painted(kind, model_of(kind), conditioning(kind, OWN))
+        same(painted(kind, model, said), alone, kind)
+        differ(painted(kind, model_of(kind), conditioning(kind, OTHER)), alone, kind)
+        same(painted(kind, model, said, 1.5), painted(kind, model_of(kind), conditioning(kind, OWN), 1.5), f"{kind} with a negative")
+        both = [painted(kind, each, given, count=2) for each, given in ((model, said), (model_of(kind), conditioning(kind, OWN)))]
+        same(*both, f"{kind}, two pictures")
+        behind = in_places(kind, torch.zeros(8, 8), ALL_OVER), conditioning(kind, OTHER, THIRD, OWN)
+        same(painted(kind, *behind), alone, f"{kind}, behind a text that is nowhere")
+
+
+def the_same_text_in_two_halves_is_that_text():
+    for kind in CONFIGS:
+        model, said = in_places(kind, LEFT, RIGHT), conditioning(kind, OTHER, OWN, OWN)
+        alone = painted(kind, model_of(kind), conditioning(kind, OWN))
+        joint_call.pieces_of = functools.partial(pieces_of, closed=False)  # each text looks at the whole picture, as it does alone
+        try:
+            same(painted(kind, model, said), alone, kind)
+        finally:
+            joint_call.pieces_of = pieces_of
+        differ(painted(kind, model, said), alone, f"{kind}, where each text looks at its half")
+
+
+def the_lora_of_a_place_is_the_lora():
+    for kind in CONFIGS:
+        merged = patches.merge(model_of(kind), concept(kind).factors)
+        model = in_places(kind, ALL_OVER, stacks=(stack_of(kind, 0.0, 1.0),))
+        said, alone = conditioning(kind, OTHER, OWN), conditioning(kind, OWN)
+        same(painted(kind, model, said), painted(kind, merged, alone), kind)
+        same(painted(kind, model, said, 1.5), painted(kind, merged, alone, 1.5), f"{kind} with a negative")
+        differ(painted(kind, model, said), painted(kind, model_of(kind), alone), kind)
+        spared = in_places(kind, ALL_OVER, negative=False, stacks=(replace(stack_of(kind, 0.0, 1.0), negative=False),))
+        differ(painted(kind, spared, said, 1.5), painted(kind, merged, alone, 1.5), f"{kind}, the negative spared")
+
+
+def the_lora_beside_the_layers_is_the_merged_one():
+    for kind in CONFIGS:
+        merged = patches.merge(model_of(kind), concept(kind, False).factors)
+        beside = scenes.with_more(model_of(kind), Scene(stacks=(stack_of(kind, 1.0, in_blocks=False),)))
+        for cfg in (1.0, 1.5):
+            same(*(painted(kind, model, conditioning(kind, OWN), cfg) for model in (beside, merged)), kind)
+
+
+def the_place_without_strength_is_not_there():
+    for kind in CONFIGS:
+        plain = painted(kind, model_of(kind), conditioning(kind, OTHER))
+        equal(painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN)), plain)
+        half = painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.5)), conditioning(kind, OTHER, OWN))
+        differ(half, plain, kind)
+        soft = in_places(kind, RegionMask(LEFT, feather=0.2), RegionMask(RIGHT, priority=1))
+        differ(painted(kind, soft, conditioning(kind, OTHER, OWN, THIRD)), plain, kind)
+
+
+def the_text_of_a_place_reaches_no_other_text():
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, out: Any) -> None:
+        seen.append((out[1] if isinstance(out, tuple) else out).clone())  # the next block writes over it
+
+    for kind in CONFIGS:
+        unet = model_of(kind).model.diffusion_model
+        first = (unet.double_blocks if hasattr(unet, "double_blocks") else unet.layers)[0]
+        length = 32 if kind == "ZImage" else OTHER.shape[1]
+        seen.clear()
+        handle = first.register_forward_hook(keep)
+        try:
+            for own in (OWN, OWN.flip(1)):
+                painted(kind, in_places(kind, LEFT, RIGHT), conditioning(kind, OTHER, own, OWN))
+        finally:
+            handle.remove()
+        one, other = seen[0], seen[2]
+        equal(one[:, :length], other[:, :length])
+        behind = length + (32 if kind == "ZImage" else OWN.shape[1])
+        differ(one[:, length:behind], other[:, length:behind], kind)
+        equal(one[:, behind : behind + 11], other[:, behind : behind + 11])
+
+
+def the_passes_of_regions_are_those_of_their_texts():
+    for kind in CONFIGS:
+        model = in_places(kind, ALL_OVER, estimation=NoiseEstimation(alpha=0.0))
+        alone = painted(kind, model_of(kind), conditioning(kind, OWN))
+        same(painted(kind, model, conditioning(kind, OTHER, OWN)), alone, kind)
+
+
+def the_attention_of_another_pack_is_asked_for_each_piece():
+    asked: list[int] = []
+
+    def stub(func, q, k, v, heads, mask=None, **how):
+        assert mask is None or not mask.any(), "a kernel that takes no masks"
+        asked.append(q.shape[2])
+        return func(q, k, v, heads, mask=mask, **how)
+
+    for kind in CONFIGS:
+        model, said = in_places(kind, LEFT), conditioning(kind, OTHER, OWN)
+        wanted = painted(kind, model, said)
+        plain = model_of(kind).clone()
+        plain.model_options["transformer_options"] = {"optimized_attention_override": stub}
+        painted(kind, plain, conditioning(kind, OTHER))
+        once = len(asked)
+        asked.clear()
+        other = model.clone()
+        other.model_options["transformer_options"] = {**other.model_options["transformer_options"], "optimized_attention_override": stub}
+        equal(painted(kind, other, said), wanted)
+        assert len(asked) > once, "a piece was not asked of the other pack"
+        asked.clear()
+
+
+def the_mask_of_a_style_model_holds_for_its_text():
+    height, width = 4, 5
+    tokens = OTHER.shape[1] + height * width
+    for value, check in ((0.0, same), (-2.0, differ)):
+        mask = torch.zeros(1, tokens, tokens)
+        mask[:, OTHER.shape[1] :, : OTHER.shape[1]] = value
+        more = {"attention_mask": mask, "attention_mask_img_shape": (height, width)}
+        model, said = in_places("Flux", LEFT), conditioning("Flux", OTHER, OWN, **more)
+        check(painted("Flux", model, said), painted("Flux", model, conditioning("Flux", OTHER, OWN)), "Redux")
+
+
+def the_block_that_another_pack_skips_is_told():
+    model = in_places("Flux", LEFT)
+    model.set_model_patch_replace(lambda args, more: args, "dit", "double_block", 1)
+    try:
+        painted("Flux", model, conditioning("Flux", OTHER, OWN))
+    except ValueError as error:
+        assert "regions were not painted: 1 of 4 blocks of the model, such as transformer_blocks.1" in str(error), str(error)
+    else:
+        raise AssertionError("regions were painted without a block")
+
+
+def the_nodes_paint_two_concepts_in_their_places():
+    boxes = '[{"text": "a <rex> in the snow", "box": [0, 0, 0.5, 1]}, {"text": "a <tom> in the snow", "box": [0.5, 0, 1, 1]}]'
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("Flux", SPELLINGS["kohya"], seed) for seed, name in enumerate(("rex", "tom"))}
+        given = {"model": model_of("Flux"), "clip": flux_clip(), "bank": imported(folder, "Flux", **files)}
+        box = call("CIDMRegionBoxes", boxes=boxes)
+        model, positive, negative, words = call("CIDMPaint", **given, prompt="snow", negative="fog", regions=box)
+        assert "region 1: <rex> 1.00" in words and "region 2: <tom> 1.00" in words, words
+        found = painted("Flux", model, positive)
+        other, alike = call("CIDMPaintRegions", **given, text="snow", regions=box)[:2]
+        equal(painted("Flux", other, alike), found)
+        swapped = call("CIDMRegionBoxes", boxes=boxes.replace("rex", "kim").replace("tom", "rex").replace("kim", "tom"))
+        differ(painted("Flux", *call("CIDMPaintRegions", **given, text="snow", regions=swapped)[:2]), found, "swapped")
+        sought = call("CIDMFindRegions", texts="a <rex>\na <tom>")
+        refused("cannot be found by its concept on Flux.1 yet", "CIDMPaint", **given, prompt="snow", regions=sought)
