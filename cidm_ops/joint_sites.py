@@ -31,8 +31,8 @@ class AttentionSlot:
 @dataclass(frozen=True)
 class JointSites:
     """The places of a transformer where the method acts: the ``blocks`` that attend, by canonical names and in the order in which they
-    run, and which tokens the attention of each sees (``streams``); linear ``modules`` by the engine's names, and where our ``layers`` lie
-    in them; the ``slot`` of their attention.
+    run, and which tokens the attention of each sees (``streams``); linear ``modules`` by the engine's names, where our ``layers`` lie in
+    them, and which tokens each of those that are in a block ``reads``; the ``slot`` of their attention.
 
     ``positions`` makes rotations of the places ``[B, N, axes]`` of tokens, if text tokens have places of their own: the first axis
     numbers them, and the image comes after the last. ``embedder`` turns texts into tokens, and the engine fills up their number to a
@@ -43,6 +43,7 @@ class JointSites:
     streams: Mapping[str, Stream]
     modules: Mapping[str, nn.Module]
     layers: Mapping[str, Slice]
+    reads: Mapping[str, Stream]
     slot: AttentionSlot = field(default_factory=AttentionSlot)
     positions: nn.Module | None = None
     embedder: nn.Module | None = None

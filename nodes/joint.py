@@ -40,6 +40,7 @@ class HostTransformer:
             streams={block: stream for block in blocks if (stream := family.stream(block))},
             modules={at.module: modules[at.module] for at in self.layers.values()},
             layers=self.layers,
+            reads={layer: linear.reads for layer in self.layers if (linear := family.locate(layer)[2])},
             positions=modules[text.positions] if text.positions else None,
             embedder=modules[text.embedder] if text.embedder else None,
             pad=getattr(unet, text.pad) if text.pad else None,

@@ -4,6 +4,7 @@ Merged, concepts are weight patches like any LoRA's. Routed, they act beside the
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,7 @@ from ..cidm_ops.painting.compose import (
     text_deltas,
 )
 from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.scope import inserted_at
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys
@@ -99,9 +101,15 @@ def in_regions(
     """A clone of the model that paints a composition in its regions, if it has any, and the CONDITIONING of its global prompt."""
     whole = composition.whole
     if isinstance(backbone, ComfyTransformer) and composition.regions:
-        joined = [text_of(backbone.clip, region.mix) for region in composition.regions]
-        said = [[with_regions(text, joined), more] for text, more in encode_prompt(backbone.clip, whole)]
-        return with_more(backbone.model, composition.scene(joined, estimation)), said
+        texts = [text_of(backbone.clip, region.mix) for region in composition.regions]
+        for u, (text, region) in enumerate(zip(texts, composition.regions, strict=True), 1):
+            if region.mask.sought and not text.plans[0].token_masks:
+                raise ValueError(
+                    f"region {u}, {region.mix.text!r}, is to be found by its concept, and no trigger or class word of that stands in "
+                    "the text: import it with one (Import Concept), or draw the region"
+                )
+        said = [[with_regions(text, texts), more] for text, more in encode_prompt(backbone.clip, whole)]
+        return with_more(backbone.model, composition.scene(texts, estimation)), said
     if composition.regions:
         texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
         return with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
@@ -118,7 +126,30 @@ def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt) -> ConceptText:
     found = encode_prompt(clip, said)
     if len(found) != 1:
         raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
-    return ConceptText.of(plain(found[0][0]), [RowPlan()])
+    text = plain(found[0][0])
+    return ConceptText.of(text, [RowPlan(token_masks=trigger_masks(clip, said, text.shape[1]))])
+
+
+def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[str, Tensor]:
+    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens that the model reads of a
+    text. A concept that its text does not name so has none.
+    """
+    encoded = clip.tokenize(said.text)
+    encoder = next((name for name, rows in encoded.items() if sum(map(len, rows)) == count), "")  # whose states the model reads
+
+    def ids(text: str) -> list[int]:
+        return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
+
+    masks = {}
+    for concept in said.concepts if encoder else ():
+        mask = torch.zeros(count)
+        for word in filter(None, (*concept.triggers, concept.class_word)):
+            for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", said.text, re.IGNORECASE):
+                found = inserted_at(ids(said.text), ids(said.text[: at.start()].rstrip() + said.text[at.end() :]))
+                mask[found.start : found.stop] = 1
+        if mask.any():
+            masks[concept.name] = mask
+    return masks
 
 
 def encode_prompt(clip: comfy.sd.CLIP, said: ParsedPrompt) -> list:

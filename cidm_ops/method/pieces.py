@@ -5,7 +5,7 @@ text to that of another place. That is said by pieces, each an ordinary attentio
 with every attention kernel, and it costs what is attended to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,22 +32,22 @@ class Piece:
         return replace(self, queries=self.queries.to(x.device), keys=self.keys.to(x.device), shares=shares)
 
 
-def pieces_of(lengths: Sequence[int], shares: Tensor, closed: bool = True) -> list[Piece]:
+def pieces_of(lengths: Sequence[int], shares: Tensor, opened: Collection[int] = ()) -> list[Piece]:
     """The pieces of a sequence of texts of these ``lengths``, one for each row of ``shares [U + 1, T]``, and T image tokens behind them.
 
-    A token with shares in several places has the answers of all, each a whole softmax, by its shares. ``closed``: a text looks at the
-    image tokens of its place only, and else at all.
+    A token with shares in several places has the answers of all, each a whole softmax, by its shares. A text looks at the image
+    tokens of its place only, those whose numbers are ``opened`` at all.
     """
     shares = shares.cpu().float()
     shares = torch.where(shares < LEAST, 0.0, shares)
     shares = shares / shares.sum(0)
     image = torch.arange(shares.shape[1]) + sum(lengths)
     found, start = [], 0
-    for length, share in zip(lengths, shares, strict=True):
+    for number, (length, share) in enumerate(zip(lengths, shares, strict=True)):
         text = torch.arange(start, start + length)
         start += length
         held = share.nonzero()[:, 0]
-        seen = image[held] if closed else image
+        seen = image if number in opened else image[held]
         counted = torch.cat([torch.ones(length), share[held]])[:, None]
         if len(seen) == len(image):  # the text and its place look at the same tokens
             queries, keys = torch.cat([text, image[held]]), torch.cat([text, image])

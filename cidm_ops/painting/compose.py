@@ -312,12 +312,11 @@ def compose_regions(
     parts = []
     for u, (text, mask) in enumerate(regions, 1):
         mixed = compose(backbone, bank, text, how)
-        if isinstance(backbone, Transformer):
-            if mask.sought:
-                raise ValueError(f"region {u}, {text!r}, cannot be found by its concept on {backbone.family.title} yet: draw it")
-            mixed = replace(mixed, warnings=[*mixed.warnings, *left_out(mixed.concepts)])
-        if mask.sought and not any(mixed.strengths.get(c.name) and c.words for c in mixed.concepts):
+        worded = isinstance(backbone, Transformer)  # there a concept is named by its trigger, in words of the base
+        if mask.sought and not any(mixed.strengths.get(c.name) and (c.words or worded) for c in mixed.concepts):
             raise ValueError(f"region {u}, {text!r}, is to be found by its concept, and has none: write <name> into it, or draw it")
+        if isinstance(backbone, Transformer):
+            mixed = replace(mixed, warnings=[*mixed.warnings, *left_out(mixed.concepts)])
         parts.append(RegionPrompt(mask, mixed))
     return Composition(compose(backbone, bank, prompt, how), parts, how)
 

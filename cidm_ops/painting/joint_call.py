@@ -9,8 +9,9 @@ from torch import Tensor
 from ..adapters import attach_parts
 from ..concept_text import plain
 from ..joint_sites import Attend, JointSites, intercept_joint, pad_texts, restart_positions
+from ..method.attention import word_attention
 from ..method.pieces import Piece, mask_with_texts, pieces_of, piecewise_attention
-from ..models.family import Family, Stream
+from ..models.family import Stream
 from .rows import Row
 from .state import Beside, RunState
 from .unet_call import Weighted
@@ -43,20 +44,20 @@ class JointText:
 
 class JointCall:
     """The hooks of one call. All ``rows`` read texts of the same ``regions`` and ``lengths``; ``grid`` are the rows and columns of the
-    image's tokens, ``kept`` what is the same in every step of a run.
+    image's tokens, ``kept`` what is the same in every step of a run; ``looking`` whether sought regions are looked for.
     """
 
     def __init__(
         self,
         run: RunState,
         sites: JointSites,
-        family: Family,
         rows: Sequence[Row],
         text: JointText,
         grid: tuple[int, int],
         kept: dict[Hashable, list[Piece]],
+        looking: bool = False,
     ):
-        self.run, self.sites, self.family, self.rows, self.grid, self.kept = run, sites, family, rows, grid, kept
+        self.run, self.sites, self.rows, self.grid, self.kept, self.looking = run, sites, rows, grid, kept, looking
         self.places = (0, *text.regions)  # of the texts, in their order
         self.given, self.lengths = text.lengths, tuple(sites.padded(text.lengths))
         self.marks = [run.mark_of(row) for row in rows]
@@ -97,9 +98,8 @@ class JointCall:
         """Return what each of the scene's stacks adds to the layers."""
         found: list[dict[str, Weighted]] = [{} for _ in self.run.scene.stacks]
         for name, stacks in self.run.besides(x).items():
-            linear = self.family.locate(name)[2]
             for own in stacks:
-                found[own.number][name] = self.beside(own, linear.reads if linear else None)
+                found[own.number][name] = self.beside(own, self.sites.reads.get(name))
         return found
 
     def beside(self, own: Beside, stream: Stream | None) -> Weighted:
@@ -170,6 +170,8 @@ class JointCall:
         images = q.shape[2] - sum(self.lengths) if stream == "both" else 0
         if stream == "text" and q.shape[2] != sum(self.lengths):
             raise ValueError(f"the model has {q.shape[2]} tokens of text where {sum(self.lengths)} were expected: {MOVED}")
+        if self.looking and stream == "both":
+            self.look(q, k)
         of_mark: dict[Hashable, list[int]] = {}
         for number, mark in enumerate(self.marks):
             of_mark.setdefault(mark, []).append(number)
@@ -186,8 +188,29 @@ class JointCall:
 
     def pieces(self, row: Row, images: int, like: Tensor) -> list[Piece]:
         """The pieces of the attention of rows with one mark, with so many tokens of ``images``; none in what refines texts alone."""
-        key = (self.run.mark_of(row), images, self.places, self.lengths, like.device, like.dtype)
+        key = (self.run.mark_of(row), images, self.places, self.lengths, self.looking, like.device, like.dtype)
         if key not in self.kept:
             shares = self.shares(row, images, torch.zeros(())) if images else torch.zeros(len(self.places), 0)
-            self.kept[key] = [piece.to(like) for piece in pieces_of(self.lengths, shares)]
+            opened = [number for number, u in enumerate(self.places) if self.looking and u in self.run.sought]
+            self.kept[key] = [piece.to(like) for piece in pieces_of(self.lengths, shares, opened)]
         return self.kept[key]
+
+    def look(self, q: Tensor, k: Tensor) -> None:
+        """Add how much the image's tokens, of ``q [B, H, S, D]``, look at the words of the regions that are sought, in the text of each
+        among ``k``: these texts look at the whole picture meanwhile, and nobody reads them.
+        """
+        numbers = [b for b, row in enumerate(self.rows) if row.regional and row.job.region <= 0]
+        height, width = self.grid
+        behind = sum(self.lengths)
+        for u in self.run.sought if numbers else ():
+            at = self.places.index(u)
+            start = sum(self.lengths[:at])
+            image, text = q[numbers, :, behind : behind + height * width], k[numbers, :, start : start + self.given[at]]
+            marks = torch.stack([self.run.words_of(self.rows[b], u) for b in numbers])
+            seen = word_attention(side_by_side(image), side_by_side(text), marks, q.shape[1]).mean(1).view(-1, height, width).cpu()
+            self.run.seen[u] = self.run.seen[u] + seen if u in self.run.seen else seen
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """Heads ``[B, H, N, D]`` in one, ``[B, N, H * D]``."""
+    return x.transpose(1, 2).flatten(2)

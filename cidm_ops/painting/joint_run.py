@@ -41,10 +41,14 @@ class JointRun(SceneRun):
         """See ``SceneRun``. Raises ``ValueError`` for images of one text that read texts of other regions or lengths, too."""
         plans, each = plans_of(text), len(x) // len(keys)
         self.check(plans)
+        looking = bool(self.sought) and sigma > min(self.sought.values())
+        if self.seen and not looking:
+            self.find()
         grid = self.family.grids(x.shape[-2], x.shape[-1])[0]
         jobs = [job for group in self.jobs(plans, each, len(keys), sigma) for job in group]
         texts = {
-            job: self.texts_of(rows_of([job], plans, keys, each), text[job.chunk * each : (job.chunk + 1) * each], grid) for job in jobs
+            job: self.texts_of(rows_of([job], plans, keys, each), text[job.chunk * each : (job.chunk + 1) * each], grid, looking)
+            for job in jobs
         }
         alike: dict[Hashable, list[Job]] = {}
         for job in jobs:
@@ -56,14 +60,14 @@ class JointRun(SceneRun):
                 at = [job.chunk * each + image for job in call for image in range(each)]
                 some = self.hidden(x if at == list(range(len(x))) else x[at], rows, unet.background)
                 read = torch.cat([one.tokens for job in call for one in texts[job]])
-                with JointCall(self, sites, self.family, rows, texts[call[0]][0], grid, self.pieces).open(some):
+                with JointCall(self, sites, rows, texts[call[0]][0], grid, self.pieces, looking).open(some):
                     output = unet.call(call, at, some, read)
                 answers |= dict(zip(call, output.split(each), strict=True))
         return self.blend_passes({job: answers[job] for job in jobs}, len(keys))
 
-    def texts_of(self, rows: Sequence[Row], text: Tensor, grid: tuple[int, int]) -> list[JointText]:
+    def texts_of(self, rows: Sequence[Row], text: Tensor, grid: tuple[int, int], looking: bool) -> list[JointText]:
         """Return what the rows of one job read, whose own texts are ``text [B, N, C]``."""
-        regions = sorted({u for row in rows for u in self.regions_of(row, grid)})
+        regions = sorted({u for row in rows for u in self.regions_of(row, grid, looking)})
         found = [JointText(row, text[b : b + 1], regions) for b, row in enumerate(rows)]
         if len({one.layout for one in found}) > 1:
             lengths = " and ".join(dict.fromkeys(str(list(one.lengths)) for one in found))
@@ -73,12 +77,15 @@ class JointRun(SceneRun):
             )
         return found
 
-    def regions_of(self, row: Row, grid: tuple[int, int]) -> list[int]:
-        """The regions whose text a row reads: those that have a token. A row whose one text means the same everywhere reads it once."""
+    def regions_of(self, row: Row, grid: tuple[int, int], looking: bool) -> list[int]:
+        """The regions whose text a row reads: those that have a token, and those that are looked for. A row whose one text means the same
+        everywhere reads it once.
+        """
         if self.region_of(row) == NONE or not (row.regional or self.differs(row)):
             return []
         shares = self.shares_of(row, *grid, torch.zeros(()))
-        return [u for u in range(1, len(shares)) if shares[u].any()]
+        sought = self.sought if looking and row.regional and row.job.region <= 0 else {}
+        return [u for u in range(1, len(shares)) if shares[u].any() or u in sought]
 
     def differs(self, row: Row) -> bool:
         """Whether concepts that act on a row are mixed otherwise in some region."""

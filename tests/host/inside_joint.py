@@ -5,6 +5,7 @@ on small random models of the host's own classes.
 import functools
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from inside import equal
@@ -14,7 +15,9 @@ from inside_transformers import ARCHITECTURES, CONFIGS, POOLED, SPELLINGS, TEXT,
 
 import comfy.sample
 import torch
+from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
+from pack.cidm_ops.bank.exchange import import_into
 from pack.cidm_ops.concept_text import ConceptText
 from pack.cidm_ops.method.pieces import pieces_of
 from pack.cidm_ops.method.regions import RegionMask, box_mask
@@ -109,7 +112,7 @@ def the_same_text_in_two_halves_is_that_text():
     for kind in CONFIGS:
         model, said = in_places(kind, LEFT, RIGHT), conditioning(kind, OTHER, OWN, OWN)
         alone = painted(kind, model_of(kind), conditioning(kind, OWN))
-        joint_call.pieces_of = functools.partial(pieces_of, closed=False)  # each text looks at the whole picture, as it does alone
+        joint_call.pieces_of = functools.partial(pieces_of, opened=(0, 1, 2))  # each text looks at the whole picture, as it does alone
         try:
             same(painted(kind, model, said), alone, kind)
         finally:
@@ -236,5 +239,38 @@ def the_nodes_paint_two_concepts_in_their_places():
         equal(painted("Flux", other, alike), found)
         swapped = call("CIDMRegionBoxes", boxes=boxes.replace("rex", "kim").replace("tom", "rex").replace("kim", "tom"))
         differ(painted("Flux", *call("CIDMPaintRegions", **given, text="snow", regions=swapped)[:2]), found, "swapped")
-        sought = call("CIDMFindRegions", texts="a <rex>\na <tom>")
-        refused("cannot be found by its concept on Flux.1 yet", "CIDMPaint", **given, prompt="snow", regions=sought)
+
+
+def the_places_of_concepts_are_found_by_their_words():
+    texts, words = "a <rex> in the snow\na <tom> in the snow", {"rex": "red cat", "tom": "dog"}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("Flux", SPELLINGS["kohya"], seed) for seed, name in enumerate(words)}
+        nameless = {"model": model_of("Flux"), "clip": flux_clip(), "bank": imported(folder, "Flux", **files)}
+        bank = Bank(Path(folder) / "named")
+        for name, word in words.items():
+            bank = import_into(bank, Path(folder) / f"{name}.safetensors", architecture=ARCHITECTURES["Flux"], triggers=[word])[0]
+        given = {**nameless, "bank": bank}
+        regions = {until: call("CIDMFindRegions", texts=texts, until_percent=until) for until in (0.5, 1.0)}
+        refused("no trigger or class word of that stands in the text", "CIDMPaint", **nameless, prompt="snow", regions=regions[0.5])
+        plain = painted("Flux", *call("CIDMPaint", **given, prompt="snow")[:2])
+        model, positive = call("CIDMPaint", **given, prompt="snow", regions=regions[1.0])[:2]
+        same(painted("Flux", model, positive), plain, "while places are looked for, the picture is the global prompt's")
+        found = painted("Flux", *call("CIDMPaint", **given, prompt="snow", regions=regions[0.5])[:2])
+        differ(found, plain, "places that were found")
+        tokens = {word: [token[0] for token in flux_clip().tokenize(word)["t5xxl"][0]] for word in words.values()}
+        for text, (name, word) in zip(positive[0][0].plans[0].regions, words.items(), strict=True):
+            at = text.plans[0].token_masks[name].nonzero()[:, 0].tolist()
+            whole = flux_clip().tokenize(f"a {word} in the snow")["t5xxl"][0]
+            assert [whole[i][0] for i in at] == tokens[word][: len(word.split())], f"{word} stands at {at}"
+
+
+def the_places_of_every_family_are_found():
+    for kind in CONFIGS:
+        words = [RowPlan(token_masks={"rex": torch.eye(text.shape[1])[at]}) for at, text in enumerate((OWN, THIRD), 1)]
+        found = [ConceptText.of(text, [plan]) for text, plan in zip((OWN, THIRD), words, strict=True)]
+        more = conditioning(kind, OTHER)[0][1]
+        said = [[ConceptText.of(OTHER, [RowPlan(regions=tuple(found))]), more]]
+        plain = painted(kind, model_of(kind), conditioning(kind, OTHER))
+        for until, check in ((1.0, same), (0.5, differ)):
+            place = RegionMask(torch.zeros(1, 1), sought=until)
+            check(painted(kind, in_places(kind, place, place, stacks=(stack_of(kind, 0.0, 1.0, 1.0),)), said), plain, kind)

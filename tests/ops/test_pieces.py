@@ -33,16 +33,16 @@ def sequence(*shape: int) -> list[torch.Tensor]:
     return [torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(3)]
 
 
-@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("opened", [(), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
-def test_attention_in_pieces_equals_a_plain_loop(places, closed):
+def test_attention_in_pieces_equals_a_plain_loop(places, opened):
     lengths, held = (3, 5, 2), shares(places, 4, 4)
     q, k, v = sequence(2, 2, 26, 4)
-    found = piecewise_attention(q, k, v, pieces_of(lengths, held, closed), attend)
+    found = piecewise_attention(q, k, v, pieces_of(lengths, held, opened), attend)
     texts, image = [list(range(3)), list(range(3, 8)), [8, 9]], list(range(10, 26))
     wanted = torch.zeros(2, 26, 8, dtype=torch.float64)
     for u, text in enumerate(texts):
-        seen = [10 + t for t in range(16) if held[u, t] >= 1e-3] if closed else image
+        seen = image if u in opened else [10 + t for t in range(16) if held[u, t] >= 1e-3]
         wanted[:, text] = attend(q[:, :, text], k[:, :, text + seen], v[:, :, text + seen], None)
         for t in range(16):
             wanted[:, 10 + t] += held[u, t] * attend(q[:, :, [10 + t]], k[:, :, text + image], v[:, :, text + image], None)[:, 0]
@@ -80,7 +80,7 @@ def test_a_mask_of_text_and_image_says_nothing_of_other_texts():
 
 
 def sites(**own) -> JointSites:
-    return JointSites(**{"blocks": {}, "streams": {}, "modules": {}, "layers": {}, **own})
+    return JointSites(**{"blocks": {}, "streams": {}, "modules": {}, "layers": {}, "reads": {}, **own})
 
 
 @pytest.mark.parametrize("first", [0, 1])
