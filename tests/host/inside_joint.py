@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inside import equal
-from inside_transformers import ARCHITECTURES, CONFIGS, POOLED, SPELLINGS, TEXT, flux_clip, imported, lora_file, model_of, refused
+from inside_transformers import ARCHITECTURES, CONFIGS, NEWEST, POOLED, SPELLINGS, TEXT, flux_clip, imported, lora_file, model_of, refused
 
 # isort: split
 
@@ -213,6 +213,34 @@ def the_mask_of_a_style_model_holds_for_its_text():
         more = {"attention_mask": mask, "attention_mask_img_shape": (height, width)}
         model, said = in_places("Flux", LEFT), conditioning("Flux", OTHER, OWN, **more)
         check(painted("Flux", model, said), painted("Flux", model, conditioning("Flux", OTHER, OWN)), "Redux")
+
+
+def the_picture_beside_that_of_flux_goes_with_regions():
+    more = {"reference_latents": [torch.ones(1, 16, 6, 6)]}
+    plain = painted("Flux", model_of("Flux"), conditioning("Flux", OTHER, **more))
+    equal(painted("Flux", in_places("Flux", RegionMask(ALL_OVER, 0.0)), conditioning("Flux", OTHER, OWN, **more)), plain)
+    model = in_places("Flux", LEFT)
+    differ(
+        painted("Flux", model, conditioning("Flux", OTHER, OWN, **more)), painted("Flux", model, conditioning("Flux", OTHER, OWN)), "beside"
+    )
+    for kind in ("Lumina2", "ZImage") if NEWEST else ():
+        told(kind, conditioning(kind, OTHER, OWN, **more), "given other pictures beside regions (ref_latents)")
+
+
+def the_text_whose_tokens_are_masked_is_refused_beside_regions():
+    said = conditioning("Lumina2", OTHER, OWN)
+    said[0][1]["attention_mask"] = torch.tensor([[1, 1, 1, 0, 0]])
+    told("Lumina2", said, "has tokens that are masked (attention_mask)")
+
+
+def told(kind: str, said: list, why: str) -> None:
+    """A text for a model with a region ends in one error that says so."""
+    try:
+        painted(kind, in_places(kind, LEFT), said)
+    except ValueError as error:
+        assert why in str(error), str(error)
+    else:
+        raise AssertionError(f"{kind} painted it")
 
 
 def the_block_that_another_pack_skips_is_told():
