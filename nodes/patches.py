@@ -101,13 +101,7 @@ def in_regions(
     """A clone of the model that paints a composition in its regions, if it has any, and the CONDITIONING of its global prompt."""
     whole = composition.whole
     if isinstance(backbone, ComfyTransformer) and composition.regions:
-        texts = [text_of(backbone.clip, region.mix) for region in composition.regions]
-        for u, (text, region) in enumerate(zip(texts, composition.regions, strict=True), 1):
-            if region.mask.sought and not text.plans[0].token_masks:
-                raise ValueError(
-                    f"region {u}, {region.mix.text!r}, is to be found by its concept, and no trigger or class word of that stands in "
-                    "the text: import it with one (Import Concept), or draw the region"
-                )
+        texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought)) for region in composition.regions]
         said = [[with_regions(text, texts), more] for text, more in encode_prompt(backbone.clip, whole)]
         return with_more(backbone.model, composition.scene(texts, estimation)), said
     if composition.regions:
@@ -118,16 +112,23 @@ def in_regions(
     return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
 
 
-def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt) -> ConceptText:
-    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it.
+def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptText:
+    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it. If the region is
+    ``sought``, it says where the words of its concepts stand.
 
-    Raises ``ValueError`` where that is not one text: while hooks change the encoder with the steps.
+    Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and where it has none of the words.
     """
     found = encode_prompt(clip, said)
     if len(found) != 1:
         raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
     text = plain(found[0][0])
-    return ConceptText.of(text, [RowPlan(token_masks=trigger_masks(clip, said, text.shape[1]))])
+    masks = trigger_masks(clip, said, text.shape[1]) if sought else {}
+    if sought and not masks:
+        raise ValueError(
+            f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import it "
+            "with one (Import Concept), or draw the region"
+        )
+    return ConceptText.of(text, [RowPlan(token_masks=masks)])
 
 
 def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[str, Tensor]:
