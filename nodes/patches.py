@@ -125,8 +125,8 @@ def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptTex
     masks = trigger_masks(clip, said, text.shape[1]) if sought else {}
     if sought and not masks:
         raise ValueError(
-            f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import it "
-            "with one (Import Concept), or draw the region"
+            f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
+            "it with one (Import Concept), or draw the region"
         )
     return ConceptText.of(text, [RowPlan(token_masks=masks)])
 
