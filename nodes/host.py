@@ -30,7 +30,7 @@ PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTIO
 STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
 PAINTED = "takes concepts by Paint with Concepts and Paint in Regions, or by Apply Concepts and Encode Prompt with Concepts"
-NOT_YET = "training, Infusion, prompts for each image of a batch and views of a prompt do not work on it yet"
+NOT_YET = "training, Infusion and views of a prompt do not work on it yet"
 
 
 @contextmanager

@@ -67,8 +67,8 @@ class HostTransformer:
                         f"a text for {self.family.title} has tokens that are masked ({text.mask}), and regions beside it: encode it by a "
                         "node of its own, without another of another length"
                     )
-                if text.count:
-                    given[text.count] = joined.shape[1]
+            if text.count and given[text.mask] is None:
+                given[text.count] = joined.shape[1]
             return executor(*bound.args, **bound.kwargs)
 
         return execute

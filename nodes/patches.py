@@ -131,6 +131,28 @@ def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptTex
     return ConceptText.of(text, [RowPlan(token_masks=masks)])
 
 
+def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequence[ParsedPrompt]) -> list:
+    """The CONDITIONING of one prompt for each image of a batch.
+
+    Raises ``ValueError`` where that is not one text each: while hooks change the encoder with the steps.
+    """
+    if not isinstance(backbone, ComfyTransformer):
+        return conditioning(backbone.clip, prompts)
+    if len(prompts) == 1:
+        return encode_prompt(backbone.clip, prompts[0])
+    found = [encode_prompt(backbone.clip, said) for said in prompts]
+    if any(len(one) != 1 for one in found):
+        raise ValueError("the prompts are several texts each, by hooks on the CLIP that change with the steps: take them off for a batch")
+    texts, more = [plain(one[0][0]) for one in found], dict(found[0][0][1])
+    length = max(text.shape[1] for text in texts)
+    filled = torch.cat([torch.nn.functional.pad(text, (0, 0, 0, length - text.shape[1])) for text in texts])
+    if "attention_mask" in more:
+        more["attention_mask"] = torch.ones(1, length)
+    if more.get("pooled_output") is not None:
+        more["pooled_output"] = torch.cat([one[0][1]["pooled_output"] for one in found])
+    return [[ConceptText.of(filled, [RowPlan(layers=text) for text in texts]), more]]
+
+
 def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[str, Tensor]:
     """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens that the model reads of a
     text. A concept that its text does not name so has none.

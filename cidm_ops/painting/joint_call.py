@@ -23,12 +23,15 @@ MOVED = (
 
 
 class JointText:
-    """The texts that rows read: text number 0 is their own, the others those of ``regions``, in their order. ``lengths`` are their tokens.
+    """The texts that a row reads: text number 0 is its own, the others those of ``regions``, in their order. ``lengths`` are their tokens.
+    Its own is that of its plan, if that has one: texts of a batch differ in length.
 
     Rows go through the model together if they read texts of the same regions and lengths.
     """
 
     def __init__(self, row: Row, own: Tensor, regions: Sequence[int]):
+        if row.plan and row.plan.layers is not None:
+            own = row.plan.layers
         texts = [plain(own)]
         for u in regions:
             of_region = row.plan.regions[u - 1] if row.regional and row.plan else own

@@ -1,6 +1,6 @@
 """One run of a sampler on a transformer that joins texts and image, with concepts beside it and regions, step by step."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class JointRun(SceneRun):
     def predict(  # type: ignore[override]  # other places of another kind of model
         self, sites: JointSites, x: Tensor, text: Tensor, sigma: float, keys: Sequence[Hashable], unet: Unet
     ) -> Tensor:
-        """See ``SceneRun``. Raises ``ValueError`` for images of one text that read texts of other regions or lengths, too."""
+        """See ``SceneRun``."""
         plans, each = plans_of(text), len(x) // len(keys)
         self.check(plans)
         looking = bool(self.sought) and sigma > min(self.sought.values())
@@ -46,36 +46,27 @@ class JointRun(SceneRun):
             self.find()
         grid = self.family.grids(x.shape[-2], x.shape[-1])[0]
         jobs = [job for group in self.jobs(plans, each, len(keys), sigma) for job in group]
-        texts = {
-            job: self.texts_of(rows_of([job], plans, keys, each), text[job.chunk * each : (job.chunk + 1) * each], grid, looking)
-            for job in jobs
-        }
-        alike: dict[Hashable, list[Job]] = {}
-        for job in jobs:
-            alike.setdefault(texts[job][0].layout, []).append(job)
-        answers: dict[Job, Tensor] = {}
-        for own in alike.values():
-            for call in pack_jobs([[job] for job in own], each, unet.fits):
-                rows = rows_of(call, plans, keys, each)
-                at = [job.chunk * each + image for job in call for image in range(each)]
-                some = self.hidden(x if at == list(range(len(x))) else x[at], rows, unet.background)
-                read = torch.cat([one.tokens for job in call for one in texts[job]])
-                with JointCall(self, sites, rows, texts[call[0]][0], grid, self.pieces, looking).open(some):
-                    output = unet.call(call, at, some, read)
-                answers |= dict(zip(call, output.split(each), strict=True))
-        return self.blend_passes({job: answers[job] for job in jobs}, len(keys))
+        rows = {job: rows_of([job], plans, keys, each) for job in jobs}
+        texts = {job: self.texts_of(rows[job], text[job.chunk * each : (job.chunk + 1) * each], grid, looking) for job in jobs}
+        answers: dict[tuple[Job, int], Tensor] = {}
+        for count, parts in divided(texts):
+            for call in pack_jobs([[part] for part in parts], count, unet.fits):
+                pairs = [(job, image) for job, images in call for image in images]
+                at = [job.chunk * each + image for job, image in pairs]
+                own = [rows[job][image] for job, image in pairs]
+                some = self.hidden(x if at == list(range(len(x))) else x[at], own, unet.background)
+                read = torch.cat([texts[job][image].tokens for job, image in pairs])
+                first = texts[pairs[0][0]][pairs[0][1]]
+                with JointCall(self, sites, own, first, grid, self.pieces, looking).open(some):
+                    output = unet.call([job for job, _ in call], at, some, read)
+                answers |= dict(zip(pairs, output.split(1), strict=True))
+        whole = {job: torch.cat([answers[job, image] for image in range(each)]) for job in jobs}
+        return self.blend_passes(whole, len(keys))
 
     def texts_of(self, rows: Sequence[Row], text: Tensor, grid: tuple[int, int], looking: bool) -> list[JointText]:
         """Return what the rows of one job read, whose own texts are ``text [B, N, C]``."""
         regions = sorted({u for row in rows for u in self.regions_of(row, grid, looking)})
-        found = [JointText(row, text[b : b + 1], regions) for b, row in enumerate(rows)]
-        if len({one.layout for one in found}) > 1:
-            lengths = " and ".join(dict.fromkeys(str(list(one.lengths)) for one in found))
-            raise ValueError(
-                f"images of one batch read texts of {lengths} tokens: on {self.family.title} the texts of all images and of their regions "
-                "have to be as long; paint them in several batches"
-            )
-        return found
+        return [JointText(row, text[b : b + 1], regions) for b, row in enumerate(rows)]
 
     def regions_of(self, row: Row, grid: tuple[int, int], looking: bool) -> list[int]:
         """The regions whose text a row reads: those that have a token, and those that are looked for. A row whose one text means the same
@@ -91,3 +82,18 @@ class JointRun(SceneRun):
         """Whether concepts that act on a row are mixed otherwise in some region."""
         acting = (stack.weights for stack in self.scene.stacks if row.composed or stack.negative)
         return any(bool((weights != weights[:, :1]).any()) for weights in acting)
+
+
+def divided(texts: Mapping[Job, Sequence[JointText]]) -> Iterator[tuple[int, list[tuple[Job, list[int]]]]]:
+    """The images of jobs that can go through the model together, since they read texts of the same regions and lengths: how many of each
+    job, and the jobs with the numbers of their images.
+    """
+    alike: dict[Hashable, list[tuple[Job, list[int]]]] = {}
+    for job, own in texts.items():
+        images: dict[Hashable, list[int]] = {}
+        for image, text in enumerate(own):
+            images.setdefault(text.layout, []).append(image)
+        for layout, numbers in images.items():
+            alike.setdefault((layout, len(numbers)), []).append((job, numbers))
+    for parts in alike.values():
+        yield len(parts[0][1]), parts

@@ -269,6 +269,19 @@ def the_nodes_paint_two_concepts_in_their_places():
         differ(painted("Flux", *call("CIDMPaintRegions", **given, text="snow", regions=swapped)[:2]), found, "swapped")
 
 
+def the_prompts_of_a_batch_are_painted_as_each_alone():
+    prompts = ("a <rex:0.8> in the snow", "a <rex> and a <tom>", "fog " * 300)  # the last is longer than what others are filled up to
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("Flux", SPELLINGS["kohya"], seed) for seed, name in enumerate(("rex", "tom"))}
+        given = {"model": model_of("Flux"), "clip": flux_clip(), "bank": imported(folder, "Flux", **files)}
+        model, positive, count, *_ = call("CIDMAggregateBatch", **given, texts="\n".join(prompts))
+        assert count == 3
+        found = painted("Flux", model, positive, count=3)
+        for number, prompt in enumerate(prompts):
+            merged, said = call("CIDMAggregate", **given, text=prompt)[0], call("CIDMEncodePrompt", **given, text=prompt)[0]
+            same(found[number : number + 1], painted("Flux", merged, said, count=3)[number : number + 1], prompt[:30])
+
+
 def the_places_of_concepts_are_found_by_their_words():
     texts, words = "a <rex> in the snow\na <tom> in the snow", {"rex": "red cat", "tom": "dog"}
     with tempfile.TemporaryDirectory() as folder:

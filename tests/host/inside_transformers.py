@@ -316,7 +316,7 @@ def the_rest_is_refused_by_name():
         refused("all layers of Flux.1 read one text", "CIDMAggregate", **given, text="a <rex>", mode="soft")
         spared = call("CIDMAggregationSettings", negative=False)
         refused("does not say which texts are negative", "CIDMAggregate", **given, text="a <rex>", settings=spared)
-        refused("this model is Flux.1, which takes concepts by Paint with Concepts", "CIDMAggregateBatch", **given, texts="a <rex>")
+        refused("this model is Flux.1, which takes concepts by Paint with Concepts", "CIDMInfusion", **given, text="a <rex>")
         refused("this model is chroma-2+2x64", "CIDMAggregate", **given | {"model": model_of("Chroma")}, text="a <rex>")
         refused("learned on flux1-2+2x64", "CIDMAggregate", **given | dict(zip(("model", "clip"), doodle(), strict=False)), text="a <rex>")
 
