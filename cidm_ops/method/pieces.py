@@ -77,8 +77,8 @@ def piecewise_attention(q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece]
 
 
 def mask_with_texts(mask: Tensor, lengths: Sequence[int], total: int) -> Tensor:
-    """An additive ``mask [..., S, S]`` of the first text and the image, for a sequence of ``total`` tokens in which more texts of these
-    ``lengths`` stand between the two: nothing is said of them.
+    """A ``mask [..., S, S]``, additive or boolean, of the first text and the image, for a sequence of ``total`` tokens in which more texts
+    of these ``lengths`` stand between the two: nothing is said of them.
 
     Raises ``ValueError`` for a mask of another size.
     """
@@ -89,6 +89,6 @@ def mask_with_texts(mask: Tensor, lengths: Sequence[int], total: int) -> Tensor:
             f"an attention mask of {mask.shape[-2]} x {mask.shape[-1]} tokens for a text and an image of {total - more}: another node on "
             "this model masks attention, and nobody knows what it masks of the texts of regions; take it off"
         )
-    wide = mask.new_zeros(*mask.shape[:-2], total, total)
+    wide = torch.full((*mask.shape[:-2], total, total), mask.dtype == torch.bool, dtype=mask.dtype, device=mask.device)
     wide[..., own[:, None], own] = mask
     return wide

@@ -112,7 +112,7 @@ def the_same_text_in_two_halves_is_that_text():
     for kind in CONFIGS:
         model, said = in_places(kind, LEFT, RIGHT), conditioning(kind, OTHER, OWN, OWN)
         alone = painted(kind, model_of(kind), conditioning(kind, OWN))
-        joint_call.pieces_of = functools.partial(pieces_of, opened=(0, 1, 2))  # each text looks at the whole picture, as it does alone
+        joint_call.pieces_of = lambda lengths, held, opened: pieces_of(lengths, held, range(3))  # each looks at all, as it does alone
         try:
             same(painted(kind, model, said), alone, kind)
         finally:
@@ -291,12 +291,12 @@ def the_places_of_concepts_are_found_by_their_words():
         for name, word in words.items():
             bank = import_into(bank, Path(folder) / f"{name}.safetensors", architecture=ARCHITECTURES["Flux"], triggers=[word])[0]
         given = {**nameless, "bank": bank}
-        regions = {until: call("CIDMFindRegions", texts=texts, until_percent=until) for until in (0.5, 1.0)}
-        refused("no trigger or class word of that stands in the text", "CIDMPaint", **nameless, prompt="snow", regions=regions[0.5])
+        regions = {until: call("CIDMFindRegions", texts=texts, until_percent=until) for until in (0.3, 1.0)}
+        refused("no trigger or class word of that stands in the text", "CIDMPaint", **nameless, prompt="snow", regions=regions[0.3])
         plain = painted("Flux", *call("CIDMPaint", **given, prompt="snow")[:2])
         model, positive = call("CIDMPaint", **given, prompt="snow", regions=regions[1.0])[:2]
         same(painted("Flux", model, positive), plain, "while places are looked for, the picture is the global prompt's")
-        found = painted("Flux", *call("CIDMPaint", **given, prompt="snow", regions=regions[0.5])[:2])
+        found = painted("Flux", *call("CIDMPaint", **given, prompt="snow", regions=regions[0.3])[:2])
         differ(found, plain, "places that were found")
         tokens = {word: [token[0] for token in flux_clip().tokenize(word)["t5xxl"][0]] for word in words.values()}
         for text, (name, word) in zip(positive[0][0].plans[0].regions, words.items(), strict=True):
@@ -312,6 +312,6 @@ def the_places_of_every_family_are_found():
         more = conditioning(kind, OTHER)[0][1]
         said = [[ConceptText.of(OTHER, [RowPlan(regions=tuple(found))]), more]]
         plain = painted(kind, model_of(kind), conditioning(kind, OTHER))
-        for until, check in ((1.0, same), (0.5, differ)):
+        for until, check in ((1.0, same), (0.3, differ)):
             place = RegionMask(torch.zeros(1, 1), sought=until)
             check(painted(kind, in_places(kind, place, place, stacks=(stack_of(kind, 0.0, 1.0, 1.0),)), said), plain, kind)
