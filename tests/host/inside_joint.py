@@ -270,7 +270,11 @@ def the_nodes_paint_two_concepts_in_their_places():
 
 
 def the_prompts_of_a_batch_are_painted_as_each_alone():
-    prompts = ("a <rex:0.8> in the snow", "a <rex> and a <tom>", "fog " * 300)  # the last is longer than what others are filled up to
+    prompts = (
+        "a <rex:0.8> in the snow",
+        "a <rex> and a <tom>",
+        "fog " * 299 + "fog",
+    )  # the last is longer than what others are filled up to
     with tempfile.TemporaryDirectory() as folder:
         files = {name: lora_file("Flux", SPELLINGS["kohya"], seed) for seed, name in enumerate(("rex", "tom"))}
         given = {"model": model_of("Flux"), "clip": flux_clip(), "bank": imported(folder, "Flux", **files)}
