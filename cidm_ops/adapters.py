@@ -23,7 +23,7 @@ def attach(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Tenso
     A delta maps ``x [..., in]`` to ``[..., out]``, such as a ``LowRank``; one with a ``kernel`` is a convolution as the layer is.
     Raises ``KeyError`` when a delta names a layer the model does not have.
     """
-    check_known(deltas, layers)
+    refuse_unknown(deltas, layers)
 
     def beside(delta: Callable[[Tensor], Tensor]):
         if getattr(delta, "kernel", ()):
@@ -47,7 +47,7 @@ def attach_parts(
 
     Raises ``KeyError`` when a delta names a layer the model does not have.
     """
-    check_known(deltas, parts)
+    refuse_unknown(deltas, parts)
     of_module: dict[str, list[tuple[Slice, Callable[[Tensor], Tensor]]]] = {}
     for name, delta in deltas.items():
         of_module.setdefault(parts[name].module, []).append((parts[name], delta))
@@ -68,7 +68,7 @@ def attach_parts(
             handle.remove()
 
 
-def check_known(deltas: Collection[str], layers: Collection[str]) -> None:
+def refuse_unknown(deltas: Collection[str], layers: Collection[str]) -> None:
     """Raises ``KeyError`` when a delta names a layer the model does not have."""
     if missing := [name for name in deltas if name not in layers]:
         raise KeyError(

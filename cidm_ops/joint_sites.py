@@ -15,16 +15,16 @@ from .hub import remove_at_end
 from .models.family import Stream
 from .models.module import Slice
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v [B, H, N, D] and a mask, to [B, N, C]
+JointAttend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v [B, H, N, D] and a mask, to [B, N, C]
 
 
 @dataclass
 class AttentionSlot:
     """The slot where an engine asks for attention: ``change(q, k, v, mask, attend)`` answers in place of ``attend(q, k, v, mask)``."""
 
-    change: Callable[[Tensor, Tensor, Tensor, Tensor | None, Attend], Tensor] | None = None
+    change: Callable[[Tensor, Tensor, Tensor, Tensor | None, JointAttend], Tensor] | None = None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: Attend) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
         return attend(q, k, v, mask) if self.change is None else self.change(q, k, v, mask, attend)
 
 
@@ -57,7 +57,7 @@ class JointSites:
 
 @contextmanager
 def intercept_joint(
-    sites: JointSites, change: Callable[[str, Tensor, Tensor, Tensor, Tensor | None, Attend], Tensor]
+    sites: JointSites, change: Callable[[str, Tensor, Tensor, Tensor, Tensor | None, JointAttend], Tensor]
 ) -> Iterator[dict[str, int]]:
     """Put ``change(block, q, k, v, mask, attend)`` in place of what the attention of a block answers, while this is open; gives how
     often each block that ran was seen to attend.
@@ -72,7 +72,7 @@ def intercept_joint(
 
         return before
 
-    def changed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: Attend) -> Tensor:
+    def changed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
         if not running or q.shape[2] != k.shape[2]:  # not that of a block over its own tokens: another pack's
             return attend(q, k, v, mask)
         seen[running[0]] += 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..adapters import attach_parts
 from ..concept_text import plain
-from ..joint_sites import Attend, JointSites, intercept_joint, pad_texts, restart_positions
+from ..joint_sites import JointAttend, JointSites, intercept_joint, pad_texts, restart_positions
 from ..method.attention import word_attention
 from ..method.pieces import Piece, mask_with_texts, pieces_of, piecewise_attention
 from ..models.family import Stream
@@ -22,7 +22,7 @@ MOVED = (
 )
 
 
-class JointText:
+class RowTexts:
     """The texts that a row reads: text number 0 is its own, the others those of ``regions``, in their order. ``lengths`` are their tokens.
     Its own is that of its plan, if that has one: texts of a batch differ in length.
 
@@ -55,7 +55,7 @@ class JointCall:
         run: RunState,
         sites: JointSites,
         rows: Sequence[Row],
-        text: JointText,
+        text: RowTexts,
         grid: tuple[int, int],
         kept: dict[Hashable, list[Piece]],
         looking: bool = False,
@@ -161,7 +161,7 @@ class JointCall:
 
     # attention
 
-    def attention(self, block: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: Attend) -> Tensor:
+    def attention(self, block: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
         """What the attention of a block answers, ``[B, S, C]``, to ``q``, ``k`` and ``v [B, H, S, D]``."""
         stream = self.sites.streams[block]
         if stream == "image":

@@ -10,7 +10,7 @@ from ..joint_sites import JointSites
 from ..method.pieces import Piece
 from ..method.regions import RegionMask
 from ..models.family import Family
-from .joint_call import JointCall, JointText
+from .joint_call import JointCall, RowTexts
 from .rows import NONE, Job, Row, pack_jobs, rows_of
 from .run import SceneRun, Unet
 from .scene import Scene
@@ -63,10 +63,10 @@ class JointRun(SceneRun):
         whole = {job: torch.cat([answers[job, image] for image in range(each)]) for job in jobs}
         return self.blend_passes(whole, len(keys))
 
-    def texts_of(self, rows: Sequence[Row], text: Tensor, grid: tuple[int, int], looking: bool) -> list[JointText]:
+    def texts_of(self, rows: Sequence[Row], text: Tensor, grid: tuple[int, int], looking: bool) -> list[RowTexts]:
         """Return what the rows of one job read, whose own texts are ``text [B, N, C]``."""
         regions = sorted({u for row in rows for u in self.regions_of(row, grid, looking)})
-        return [JointText(row, text[b : b + 1], regions) for b, row in enumerate(rows)]
+        return [RowTexts(row, text[b : b + 1], regions) for b, row in enumerate(rows)]
 
     def regions_of(self, row: Row, grid: tuple[int, int], looking: bool) -> list[int]:
         """The regions whose text a row reads: those that have a token, and those that are looked for. A row whose one text means the same
@@ -84,7 +84,7 @@ class JointRun(SceneRun):
         return any(bool((weights != weights[:, :1]).any()) for weights in acting)
 
 
-def divided(texts: Mapping[Job, Sequence[JointText]]) -> Iterator[tuple[int, list[tuple[Job, list[int]]]]]:
+def divided(texts: Mapping[Job, Sequence[RowTexts]]) -> Iterator[tuple[int, list[tuple[Job, list[int]]]]]:
     """The images of jobs that can go through the model together, since they read texts of the same regions and lengths: how many of each
     job, and the jobs with the numbers of their images.
     """
