@@ -60,7 +60,9 @@ def pieces_of(lengths: Sequence[int], shares: Tensor, opened: Collection[int] = 
     return found
 
 
-def piecewise_attention(q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece], attend: JointAttend, mask: Tensor | None = None) -> Tensor:
+def piecewise_attention(
+    q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece], attend: JointAttend, mask: Tensor | None = None
+) -> Tensor:
     """The answers ``[B, S, C]`` to all queries of a sequence, ``q``, ``k`` and ``v [B, H, S, D]``, by its pieces. ``attend`` computes one
     of them; a ``mask [..., S, S]`` of the whole sequence goes with it.
     """
