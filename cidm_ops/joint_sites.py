@@ -36,7 +36,7 @@ class JointSites:
 
     ``positions`` makes rotations of the places ``[B, N, axes]`` of tokens, if text tokens have places of their own: the first axis
     numbers them, and the image comes after the last. ``embedder`` turns texts into tokens, and the engine fills up their number to a
-    ``multiple`` with ``pad [1, C]``.
+    ``multiple`` with ``pad() [1, C]``, which is asked for anew since hosts replace parameters.
     """
 
     blocks: Mapping[str, nn.Module]
@@ -47,7 +47,7 @@ class JointSites:
     slot: AttentionSlot = field(default_factory=AttentionSlot)
     positions: nn.Module | None = None
     embedder: nn.Module | None = None
-    pad: Tensor | None = None
+    pad: Callable[[], Tensor] | None = None
     multiple: int = 1
 
     def padded(self, lengths: Sequence[int]) -> list[int]:
@@ -122,7 +122,7 @@ def pad_texts(sites: JointSites, lengths: Sequence[int]) -> Iterator[None]:
     if sites.embedder is None or sites.pad is None or len(lengths) == 1:
         yield
         return
-    pad, wanted = sites.pad, sites.padded(lengths)
+    pad, wanted = sites.pad(), sites.padded(lengths)
 
     def after(module: nn.Module, args: Any, tokens: Tensor) -> Tensor:
         parts = []

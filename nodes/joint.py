@@ -43,7 +43,7 @@ class HostTransformer:
             reads={layer: linear.reads for layer in self.layers if (linear := family.locate(layer)[2])},
             positions=modules[text.positions] if text.positions else None,
             embedder=modules[text.embedder] if text.embedder else None,
-            pad=getattr(unet, text.pad) if text.pad else None,
+            pad=(lambda: getattr(unet, text.pad)) if text.pad else None,
             multiple=text.multiple,
         )
 

@@ -101,7 +101,7 @@ def test_every_text_ends_next_to_the_image(first, at_once):
 
 def test_every_text_is_filled_up_on_its_own():
     embedder, pad = nn.Linear(2, 3), torch.full((1, 3), 7.0)
-    text, own = torch.randn(2, 8, 2), sites(embedder=embedder, pad=pad, multiple=4)
+    text, own = torch.randn(2, 8, 2), sites(embedder=embedder, pad=lambda: pad, multiple=4)
     with pad_texts(own, [3, 5]):
         found = embedder(text)
     assert own.padded([3, 5]) == [4, 8] and found.shape == (2, 12, 3)
