@@ -13,7 +13,9 @@ from inside_transformers import ARCHITECTURES, CONFIGS, NEWEST, POOLED, SPELLING
 
 # isort: split
 
+import comfy.model_patcher
 import comfy.sample
+import comfy.supported_models
 import torch
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
@@ -138,6 +140,22 @@ def the_lora_beside_the_layers_is_the_merged_one():
         beside = scenes.with_more(model_of(kind), Scene(stacks=(stack_of(kind, 1.0, in_blocks=False),)))
         for cfg in (1.0, 1.5):
             same(*(painted(kind, model, conditioning(kind, OWN), cfg) for model in (beside, merged)), kind)
+
+
+def the_lora_lies_beside_a_quantised_base():
+    state = {key: weight.to(torch.float8_e4m3fn) for key, weight in model_of("Flux").model.diffusion_model.state_dict().items()}
+    models = []
+    for dtypes in ((torch.float8_e4m3fn, torch.float32), (torch.float32, None)):  # of the weights, and what is computed in
+        config = comfy.supported_models.Flux(dict(CONFIGS["Flux"]))
+        config.set_inference_dtype(*dtypes)
+        base = config.get_model({}, "", device=torch.device("cpu"))
+        base.diffusion_model.load_state_dict({key: weight.to(dtypes[0]) for key, weight in state.items()})
+        base.eval().requires_grad_(False)
+        models.append(comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu")))
+    scene = Scene(stacks=(stack_of("Flux", 1.0),))
+    found, wanted = (painted("Flux", scenes.with_more(model, scene), conditioning("Flux", OWN)) for model in models)
+    same(found, wanted, "the same numbers in fp8 and in fp32")
+    differ(found, painted("Flux", models[0], conditioning("Flux", OWN)), "without the LoRA")
 
 
 def the_place_without_strength_is_not_there():
