@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from ...bank.bank import Bank
 from ...bank.concept import Concept
-from ...bank.files import write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_picture
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
