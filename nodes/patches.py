@@ -149,7 +149,7 @@ def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequenc
     length = max(text.shape[1] for text in texts)
     filled = torch.cat([torch.nn.functional.pad(text, (0, 0, 0, length - text.shape[1])) for text in texts])
     if "attention_mask" in more:
-        more["attention_mask"] = torch.ones(1, length)
+        more["attention_mask"] = torch.ones(1, length, dtype=torch.long)
     if more.get("pooled_output") is not None:
         more["pooled_output"] = torch.cat([one[0][1]["pooled_output"] for one in found])
     return [[ConceptText.of(filled, [RowPlan(layers=text) for text in texts]), more]]

@@ -46,7 +46,11 @@ OTHER, OWN, THIRD, UNWANTED = (text_of(length, seed) for seed, length in enumera
 
 def conditioning(kind: str, text: torch.Tensor, *regions: torch.Tensor, **more: Any) -> list:
     """A CONDITIONING of a text, with texts of regions if there are any."""
-    given = {"attention_mask": torch.ones(1, text.shape[1])} if kind in ("Lumina2", "ZImage") else {"pooled_output": torch.ones(1, POOLED)}
+    given = (
+        {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}
+        if kind in ("Lumina2", "ZImage")
+        else {"pooled_output": torch.ones(1, POOLED)}
+    )
     if regions:
         text = ConceptText.of(text, [RowPlan(regions=tuple(ConceptText.of(region, [RowPlan()]) for region in regions))])
     return [[text, given | more]]

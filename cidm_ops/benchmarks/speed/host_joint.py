@@ -115,7 +115,7 @@ def text(length: int, *regions: torch.Tensor) -> list:
     """A CONDITIONING of random states."""
     width = MODELS[FAMILY][1]["context_in_dim" if FAMILY == "flux" else "cap_feat_dim"]
     states = torch.randn(1, length, width, generator=torch.Generator().manual_seed(length))
-    more = {"pooled_output": torch.zeros(1, 768)} if FAMILY == "flux" else {"attention_mask": torch.ones(1, length)}
+    more = {"pooled_output": torch.zeros(1, 768)} if FAMILY == "flux" else {"attention_mask": torch.ones(1, length, dtype=torch.long)}
     if regions:
         states = ConceptText.of(states, [RowPlan(regions=tuple(ConceptText.of(region, [RowPlan()]) for region in regions))])
     return [[states, more]]
