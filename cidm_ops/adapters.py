@@ -4,7 +4,7 @@ Forward hooks work on any linear layer, a quantised or offloaded one included, i
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .backbone import Backbone
 from .models.family import TARGETS
+from .models.module import Slice
 
 
 @contextmanager
@@ -22,11 +23,7 @@ def attach(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Tenso
     A delta maps ``x [..., in]`` to ``[..., out]``, such as a ``LowRank``; one with a ``kernel`` is a convolution as the layer is.
     Raises ``KeyError`` when a delta names a layer the model does not have.
     """
-    missing = [name for name in deltas if name not in layers]
-    if missing:
-        raise KeyError(
-            f"the model has no layer {missing[0]!r} ({len(missing)} of {len(deltas)} unknown): the concept is for another architecture"
-        )
+    refuse_unknown(deltas, layers)
 
     def beside(delta: Callable[[Tensor], Tensor]):
         if getattr(delta, "kernel", ()):
@@ -39,6 +36,44 @@ def attach(layers: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[Tenso
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def attach_parts(
+    modules: Mapping[str, nn.Module], parts: Mapping[str, Slice], deltas: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Add ``deltas[name](x)`` to the rows of a module's output that are those of the layer ``parts[name]``, while the context is open:
+    layers that lie in one module side by side each have their own.
+
+    Raises ``KeyError`` when a delta names a layer the model does not have.
+    """
+    refuse_unknown(deltas, parts)
+    of_module: dict[str, list[tuple[Slice, Callable[[Tensor], Tensor]]]] = {}
+    for name, delta in deltas.items():
+        of_module.setdefault(parts[name].module, []).append((parts[name], delta))
+
+    def beside(own: Sequence[tuple[Slice, Callable[[Tensor], Tensor]]]):
+        def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            for part, delta in own:
+                output[..., part.start : part.start + part.rows] += delta(args[0])  # a linear layer's output is nobody else's
+            return output
+
+        return after
+
+    handles = [modules[name].register_forward_hook(beside(own)) for name, own in of_module.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def refuse_unknown(deltas: Collection[str], layers: Collection[str]) -> None:
+    """Raises ``KeyError`` when a delta names a layer the model does not have."""
+    if missing := [name for name in deltas if name not in layers]:
+        raise KeyError(
+            f"the model has no layer {missing[0]!r} ({len(missing)} of {len(deltas)} unknown): the concept is for another architecture"
+        )
 
 
 def convolve(factors: Any, module: Any, x: Tensor) -> Tensor:

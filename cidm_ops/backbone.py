@@ -1,5 +1,5 @@
 """What the method sees of a model: one protocol, implemented by ``engines/diffusers.py`` and ``nodes/host.py``, and the little that it
-needs of a model into whose weights concepts are merged.
+needs of a model on which concepts are only painted.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -79,7 +79,7 @@ class Backbone(Protocol):
 
 @dataclass
 class Transformer:
-    """A model in which all layers read one text, as far as concepts are merged into its weights: where its layers lie in the host's.
+    """A model in which all layers read one text, as far as concepts are painted on it: where its layers lie in the host's.
 
     ``cross_attention`` has the names of the attentions in which the image reads the text, in order. Concepts are not trained on it here,
     so it has no fingerprint.

@@ -29,9 +29,10 @@ class TokenResidual:
 class RowPlan:
     """A plan says what one row of a text means to the model.
 
-    ``layers [L, N, C]``: what each cross-attention layer reads, the row itself if ``None``. ``token_masks [N]`` by concept name: where
-    the concept's words stand, and under ``END_OF_TEXT`` where the text has ended. ``residuals`` act at their tokens. ``regions``: the
-    text of each region of the image, each a ``ConceptText`` of one row. ``key`` tells plans apart: equal keys mean equal texts.
+    ``layers [L, N, C]``: what each cross-attention layer reads, or, in a transformer, all of them (L is 1); the row itself if ``None``.
+    ``token_masks [N]`` by concept name: where the concept's words stand, and under ``END_OF_TEXT`` where the text has ended.
+    ``residuals`` act at their tokens. ``regions``: the text of each region of the image, each a ``ConceptText`` of one row. ``key`` tells
+    plans apart: equal keys mean equal texts.
     """
 
     layers: Tensor | None = None

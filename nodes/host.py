@@ -31,8 +31,8 @@ from ..cidm_ops.schedule import Flow, Schedule
 PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
 STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
-MERGED = "takes concepts in its weights alone, by Paint with Concepts, or by Apply Concepts and Encode Prompt with Concepts"
-NOT_YET = "training, regions, weaving, Infusion, prompts for each image of a batch and views of a prompt do not work on it yet"
+PAINTED = "takes concepts by Paint with Concepts and Paint in Regions, or by Apply Concepts and Encode Prompt with Concepts"
+NOT_YET = "training, weaving, Infusion and views of a prompt do not work on it yet"
 
 
 @contextmanager
@@ -219,7 +219,7 @@ class ComfyTransformer(Transformer):
 
 
 def base_of(model: ModelPatcher, clip: comfy.sd.CLIP | None) -> "ComfyBackbone | ComfyTransformer":
-    """What concepts can be painted with: by its family, a backbone, or a transformer that they are merged into."""
+    """What concepts can be painted with: by its family, a backbone, or a transformer in which all layers read one text."""
     family = family_in(model)
     return ComfyBackbone(model, clip) if family is None or family.layerwise else ComfyTransformer(model, clip)
 
@@ -285,7 +285,7 @@ def known_family(model: ModelPatcher) -> Family:
     """The family of a MODEL. Raises ``ValueError`` for one that is not known."""
     if family := family_in(model):
         return family
-    raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {type(model.model.model_config).__name__}")
+    raise ValueError(f"{ONLY}, and paints concepts on {painted_titles()}: this model is {type(model.model.model_config).__name__}")
 
 
 def layerwise_family(model: ModelPatcher) -> Family:
@@ -295,15 +295,15 @@ def layerwise_family(model: ModelPatcher) -> Family:
     config, family = model.model.model_config, family_in(model)
     channels = config.unet_config.get("in_channels")
     if family is not None and not family.layerwise:
-        raise ValueError(f"this model is {family.title}, which {MERGED}: {NOT_YET}")
+        raise ValueError(f"this model is {family.title}, which {PAINTED}: {NOT_YET}")
     if family is None or channels != model.model.latent_format.latent_channels:
         kind = f"{type(config).__name__} with {channels} input channels"
-        raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {kind}")
+        raise ValueError(f"{ONLY}, and paints concepts on {painted_titles()}: this model is {kind}")
     return family
 
 
-def merged_titles() -> str:
-    """The families that concepts are only merged into."""
+def painted_titles() -> str:
+    """The families on which concepts are only painted."""
     return ", ".join(family.title for family in families() if not family.layerwise)
 
 

@@ -145,7 +145,7 @@ class CIDMAggregateBatch(io.ComfyNode):
         cls, model, clip, bank: Bank, texts: str, mode: str, strength: float, settings: AggregationConfig | None = None
     ) -> io.NodeOutput:
         prompts = prompts_of(texts)
-        backbone, how = host.ComfyBackbone(model, clip), read_aggregation(settings, mode, strength)
+        backbone, how = host.base_of(model, clip), read_aggregation(settings, mode, strength)
         mixtures = [mix(backbone, bank, prompt, how) for prompt in prompts]
         layers = list(backbone.cross_attention)
         tables = [table(m.weights, m.concepts, layers) if m.concepts else "no concept in the prompt" for m in mixtures]
@@ -154,7 +154,9 @@ class CIDMAggregateBatch(io.ComfyNode):
         patched = patches.with_concepts(backbone, mixtures, how)
         pictures = stack_images([picture_of(m, layers, backbone.family) for m in mixtures])
         text = "\n".join(f"{prompt}: {describe(mixed)}" for prompt, mixed in zip(prompts, mixtures, strict=True))
-        return say.output(cls, patched, patches.conditioning(clip, mixtures), len(prompts), shown, pictures, text=text, warnings=warnings)
+        return say.output(
+            cls, patched, patches.texts_of_images(backbone, mixtures), len(prompts), shown, pictures, text=text, warnings=warnings
+        )
 
 
 def prompts_of(texts: str) -> list[str]:

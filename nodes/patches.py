@@ -4,6 +4,7 @@ Merged, concepts are weight patches like any LoRA's. Routed, they act beside the
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.bank.concept_file import unfolded
-from ..cidm_ops.concept_text import ConceptText
+from ..cidm_ops.concept_text import ConceptText, plain
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
 from ..cidm_ops.models.family import family_of
@@ -33,12 +34,13 @@ from ..cidm_ops.painting.compose import (
 )
 from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
 from ..cidm_ops.painting.scene import Template
+from ..cidm_ops.painting.scope import inserted_at
 from ..cidm_ops.painting.texts import text_deltas
 from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys
-from .scenes import scene_of, with_more, with_scene
+from .scenes import scene_of, with_more, with_regions, with_scene
 
 PATCHED = "cidm_text"  # in a CLIP's options: names of the concepts whose text factors are merged into it
 
@@ -83,8 +85,13 @@ def with_concepts(
     how = how or AggregationConfig()
     if len(mixes) == 1 and Composition(mixes[0], (), how).mergeable:
         return merge(backbone.model, mixes[0].factors(backbone))
+    if isinstance(backbone, ComfyTransformer) and not how.negative:
+        raise ValueError(
+            f"on {backbone.family.title} a prompt alone does not say which texts are negative: take concepts on the negative too, or paint "
+            "in regions"
+        )
     scene = scene_beside([[mixed] for mixed in mixes], how)
-    names = layer_names(backbone.model)
+    names = weight_keys(backbone.model)
     if unknown := [layer for stack in scene.stacks for c in stack.concepts for layer in c.factors if layer not in names]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
     return with_more(backbone.model, scene)
@@ -95,14 +102,79 @@ def in_regions(
 ) -> tuple[ModelPatcher, list]:
     """A clone of the model that paints a composition in its regions, if it has any, and the CONDITIONING of its global prompt."""
     whole = composition.whole
-    if isinstance(backbone, ComfyTransformer):
-        return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
+    if isinstance(backbone, ComfyTransformer) and composition.regions:
+        texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought)) for region in composition.regions]
+        said = [[with_regions(text, texts), more] for text, more in encode_prompt(backbone.clip, whole)]
+        return with_more(backbone.model, composition.scene(texts, estimation)), said
     if composition.regions:
         texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
         return with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
     if whole.residuals:
         return with_infusion(backbone, whole, ResidualConfig(), composition.how)
     return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
+
+
+def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptText:
+    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it. If the region is
+    ``sought``, it says where the words of its concepts stand.
+
+    Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and where it has none of the words.
+    """
+    found = encode_prompt(clip, said)
+    if len(found) != 1:
+        raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
+    text = plain(found[0][0])
+    masks = trigger_masks(clip, said, text.shape[1]) if sought else {}
+    if sought and not masks:
+        raise ValueError(
+            f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
+            "it with one (Import Concept), or draw the region"
+        )
+    return ConceptText.of(text, [RowPlan(token_masks=masks)])
+
+
+def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequence[ParsedPrompt]) -> list:
+    """The CONDITIONING of one prompt for each image of a batch.
+
+    Raises ``ValueError`` where that is not one text each: while hooks change the encoder with the steps.
+    """
+    if not isinstance(backbone, ComfyTransformer):
+        return conditioning(backbone.clip, prompts)
+    if len(prompts) == 1:
+        return encode_prompt(backbone.clip, prompts[0])
+    found = [encode_prompt(backbone.clip, said) for said in prompts]
+    if any(len(one) != 1 for one in found):
+        raise ValueError("the prompts are several texts each, by hooks on the CLIP that change with the steps: take them off for a batch")
+    texts, more = [plain(one[0][0]) for one in found], dict(found[0][0][1])
+    length = max(text.shape[1] for text in texts)
+    filled = torch.cat([torch.nn.functional.pad(text, (0, 0, 0, length - text.shape[1])) for text in texts])
+    if "attention_mask" in more:
+        more["attention_mask"] = torch.ones(1, length, dtype=torch.long)
+    if more.get("pooled_output") is not None:
+        more["pooled_output"] = torch.cat([one[0][1]["pooled_output"] for one in found])
+    return [[ConceptText.of(filled, [RowPlan(layers=text) for text in texts]), more]]
+
+
+def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[str, Tensor]:
+    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens that the model reads of a
+    text. A concept that its text does not name so has none.
+    """
+    encoded = clip.tokenize(said.text)
+    encoder = next((name for name, rows in encoded.items() if sum(map(len, rows)) == count), "")  # whose states the model reads
+
+    def ids(text: str) -> list[int]:
+        return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
+
+    masks = {}
+    for concept in said.concepts if encoder else ():
+        mask = torch.zeros(count)
+        for word in filter(None, (*concept.triggers, concept.class_word)):
+            for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", said.text, re.IGNORECASE):
+                found = inserted_at(ids(said.text), ids(said.text[: at.start()].rstrip() + said.text[at.end() :]))
+                mask[found.start : found.stop] = 1
+        if mask.any():
+            masks[concept.name] = mask
+    return masks
 
 
 def woven_into(backbone: ComfyBackbone, composition: Composition, template: Template) -> tuple[ModelPatcher, list]:

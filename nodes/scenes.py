@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from ..cidm_ops.concept_text import ConceptText, plain, plans_of
 from ..cidm_ops.hub import Sites
+from ..cidm_ops.painting.joint_run import JointRun
 from ..cidm_ops.painting.rows import Job
 from ..cidm_ops.painting.run import SceneRun, Unet
 from ..cidm_ops.painting.scene import InvertedPicture, Scene
 from ..cidm_ops.painting.weaving import hold, hold_latents
 from ..cidm_ops.row_plan import RowPlan
 from .host import block_names, known_family, layer_names, text_sites
+from .joint import HostTransformer
 
 KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
 
@@ -84,13 +86,22 @@ class HostRun:
     def __init__(self, model: ModelPatcher, scene: Scene):
         self.model, self.scene = model, scene
         self.sampling = model.get_model_object("model_sampling")
-        self.blocks, self.layers = block_names(model), layer_names(model)
-        self.attentions, place = text_sites(model), known_family(model).host.patch_place
-        self.places = {name: place(module) for name, module in self.attentions.items()}
-        self.attend = HostAttention()
-        self.run = SceneRun(scene, list(self.places), self.attend, lambda part: float(self.sampling.percent_to_sigma(part)))
-        self.sites: dict[nn.Module, Sites] = {}
+        self.attend, family = HostAttention(), known_family(model)
+        self.transformer = None if family.layerwise else HostTransformer(model)
+        self.run: SceneRun
+        if self.transformer:
+            self.run = JointRun(scene, self.transformer.names, self.attend, self.level_of, family)
+        else:
+            self.blocks, self.layers = block_names(model), layer_names(model)
+            self.attentions, place = text_sites(model), family.host.patch_place
+            self.places = {name: place(module) for name, module in self.attentions.items()}
+            self.run = SceneRun(scene, list(self.places), self.attend, self.level_of)
+        self.sites: dict[nn.Module, Any] = {}  # Sites, or JointSites of a transformer
         self.size: torch.Size | None = None  # of the latent that a run samples
+
+    def level_of(self, part: float) -> float:
+        """The noise level at a part of the sampling."""
+        return float(self.sampling.percent_to_sigma(part))
 
     def sample(
         self, executor: WrapperExecutor, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
@@ -147,17 +158,19 @@ class HostRun:
         keys, count = options.get("uuids") or [None], len(x)
         sigmas = options.get("sigmas")
         sigma = float("inf") if sigmas is None else float(sigmas.max())
+        sites = self.sites_of(executor.class_obj, options.get("patches_replace", {}).get("attn2", {}))
+        execute = self.transformer.around(executor, sites.slot, context) if self.transformer else executor
 
         def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
             if list(rows) == list(range(count)):
                 self.attend.options = options
-                return executor(x, t, text, *args, **kwargs)
+                return execute(x, t, text, *args, **kwargs)
             check_added(options)
             picked = [of_jobs(value, jobs, rows, count) for value in (t, *args)]
             more = {key: of_jobs(value, jobs, rows, count) for key, value in kwargs.items()}
             self.attend.options = options_of(*picked, *more.values())
             with naming(executor.wrappers[executor.idx + 1 :]):
-                return executor(x, picked[0], text, *picked[1:], **more)
+                return execute(x, picked[0], text, *picked[1:], **more)
 
         def background(x: Tensor) -> Tensor:
             channels = self.model.model.latent_format.latent_channels  # an inpainting model reads more
@@ -176,14 +189,17 @@ class HostRun:
             needed = self.model.model.memory_required([rows, *x.shape[1:]]) * 1.5  # as the host reckons
             return needed < comfy.model_management.get_free_memory(x.device)
 
-        sites = self.sites_of(executor.class_obj, options.get("patches_replace", {}).get("attn2", {}))
         try:
             return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, template, fits))
         finally:
             self.attend.options = {}
 
-    def sites_of(self, unet: Any, replaced: Mapping[tuple, Any]) -> Sites:
-        """The places of the U-Net, and the cross-attentions that another pack computes."""
+    def sites_of(self, unet: Any, replaced: Mapping[tuple, Any]) -> Any:
+        """The places of the model, and the cross-attentions that another pack computes."""
+        if self.transformer and unet not in self.sites:
+            self.sites[unet] = self.transformer.sites(unet)
+        if self.transformer:
+            return self.sites[unet]
         if unet not in self.sites:
             blocks = {name: unet.get_submodule(module) for name, module in self.blocks.items()}
             cross_attention = {name: unet.get_submodule(module) for name, module in self.attentions.items()}

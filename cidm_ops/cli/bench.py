@@ -16,7 +16,7 @@ BENCHES = {
     "consolidation": ((), "what earlier ones cost a training step"),
     "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
     "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
-    "regions": (("comfy", "pixels"), "what regions cost"),
+    "regions": (("comfy", "pixels", "family"), "what regions cost"),
     "routing": (("folder",), "where the weights of a prompt go"),
     "scenes": (("comfy", "folder", "scenes", "seeds"), "whether several concepts stand each in its place"),
     "text": ((), "what a prompt's text costs, new, repeated, and soft in a bank of a thousand, and how long a command takes to begin"),
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, modes and scenes (default: %(default)s)")
     parser.add_argument("--scenes", type=whole(3), help="for scenes and weave (default: 200 and 60)")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
+    parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions: a transformer, instead of SD1.5 and Doodle")
     parser.add_argument("--rows", nargs="+", help="for calibrate: which of its rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     parser.add_argument(

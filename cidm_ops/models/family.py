@@ -92,6 +92,23 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class JointText:
+    """The host's names say how a transformer takes the text that it joins with the image in one sequence, the text first.
+
+    ``positions`` is the module that makes rotations of the places of tokens (RoPE, Su et al. 2021), if text tokens have places of their
+    own, and ``embedder`` the one that turns a text into tokens, which are filled up to a ``multiple`` with the parameter ``pad``.
+    """
+
+    positions: str = ""
+    embedder: str = ""
+    pad: str = ""
+    multiple: int = 1
+    count: str = ""  # the argument that says how many tokens the text has
+    mask: str = ""  # that which says which of them count
+    pictures: Sequence[str] = ()  # those with pictures beside the one that is painted, whose texts and places are numbered along
+
+
+@dataclass(frozen=True)
 class Host:
     """The host's names say what ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not
     by import, and how its attention patches tell where they are: part of the model, block and index in it.
@@ -100,6 +117,7 @@ class Host:
     models: Sequence[str] = ()
     others: Sequence[str] = ()  # classes made of those that are another model
     text_model: str = ""
+    text: JointText = JointText()  # where a transformer joins it with the image
     patch_place: Callable[[str], tuple[str, int, int]] = lambda module: (module, 0, 0)  # of an attention, by its module's name
 
 
@@ -227,6 +245,13 @@ class Family:
     def text_sites(self, blocks: Iterable[str]) -> list[str]:
         """The canonical names of the layers of blocks that each read a text of their own: its cross-attention."""
         return self.sites(blocks, "cross")
+
+    def stream(self, block: str) -> Stream | None:
+        """Which tokens the attention of a block sees: of the text, of the image, or of both together; ``None`` for what has none."""
+        kinds = {sub.kind: sub for sub in self.sublayers(block)}
+        if "joint" in kinds:
+            return "both"
+        return kinds["self"].linears[0].reads if "self" in kinds else None
 
     def parts(self, block: str, *kinds: Kind) -> list[str]:
         """The names inside a block of its linear layers, in order; only those in sublayers of some kinds, if any are named."""

@@ -51,6 +51,12 @@ def without_number(name: str) -> tuple[str, str]:
     return (f"{name[: found.start()]}{{}}{name[found.end() :]}", found[0]) if found else (name, "")
 
 
+def block_in(name: str) -> str:
+    """The block that a module is in, by its name: what it is called up to its first number; "" if it is in none."""
+    found = NUMBER.search(name)
+    return name[: found.end()] if found else ""
+
+
 def reader_of(modules: Sequence[Module]) -> Callable[[str], str | None]:
     """Return what reads the name of a layer, with ``_`` for every dot, in any of the spellings of ``modules``: our name of it, or the
     host's where it holds several of ours. ``None`` for a layer that is in none of them.

@@ -7,7 +7,7 @@ the two models.
 
 from dataclasses import replace
 
-from .family import Blocks, Diffusers, Family, Host, Linear, LoraFiles, Role, Stream, Sublayer, register
+from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Role, Stream, Sublayer, register
 from .module import Module, reader_of
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer", "(?:model_)?diffusion_model", "unet")
@@ -126,6 +126,14 @@ Z_MODULES = (
     Module("final_layer.linear", ["all_final_layer.2-1.linear"]),
 )
 
+TOGETHER = JointText(
+    positions="rope_embedder",
+    embedder="cap_embedder",
+    count="num_tokens",
+    mask="attention_mask",
+    pictures=("ref_latents", "ref_contexts", "siglip_feats"),
+)
+
 LUMINA = register(
     Family(
         name="lumina2",
@@ -141,7 +149,7 @@ LUMINA = register(
         order=(TEXT, IMAGE, BOTH),
         layerwise=False,
         abbreviations=(".attn",),
-        host=Host(models=("Lumina2",), others=("ZImagePixelSpace",)),
+        host=Host(models=("Lumina2",), others=("ZImagePixelSpace",), text=TOGETHER),
         diffusers=Diffusers(folder="transformer", facts={"_class_name": "Lumina2Transformer2DModel"}),
         files=LoraFiles(
             kohya="transformer.",
@@ -166,7 +174,7 @@ Z_IMAGE = register(
         blocks=blocks_of(*Z_NAMES),
         modules=Z_MODULES,
         abbreviations=(".attention",),
-        host=Host(models=("ZImage",), others=("ZImagePixelSpace",)),
+        host=Host(models=("ZImage",), others=("ZImagePixelSpace",), text=replace(TOGETHER, pad="cap_pad_token", multiple=32)),
         diffusers=Diffusers(folder="transformer", facts={"_class_name": "ZImageTransformer2DModel"}),
         files=replace(LUMINA.files, exported="", read_layer=reader_of(Z_MODULES), said=r"(?i)z[-_ ]?image", modelspec="z-image/lora"),
         weigh=z_shapes,

@@ -23,6 +23,7 @@ from ..lowrank import LowRank
 from ..method.aggregation import RULES, Rule, aggregate, tables_of
 from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
+from ..models.family import family_of
 from ..models.module import Slice
 from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, stand_for
@@ -32,7 +33,7 @@ from .scope import acts_everywhere, token_masks
 from .texts import kept_concept, kept_text
 from .weights import weights
 
-EXACT = "take mode exact, merged, on the negative too"  # what concepts can do on every family
+EXACT = "take mode exact"  # what concepts can do on every family
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def compose(
     """
     how, masks = how or AggregationConfig(), masks or {}
     if isinstance(backbone, Transformer):
-        return _compose_merged(backbone, bank, prompt, how)
+        return _compose_exact(backbone, bank, prompt, how)
     said = bank.read(prompt)
     names = [n for n in said.strengths if bank.headers[n]["method"] == RESIDUALS]
     if idle := [n for n in masks if n not in names]:
@@ -140,15 +141,13 @@ def compose(
     return replace(mixed, residuals=found, warnings=[w for w in warnings if w])
 
 
-def _compose_merged(base: Transformer, bank: Bank, prompt: str, how: AggregationConfig) -> ConceptMix:
-    """Take from a bank what a prompt needs for a model that all its concepts are merged into: exactly those that it mentions.
+def _compose_exact(base: Transformer, bank: Bank, prompt: str, how: AggregationConfig) -> ConceptMix:
+    """Take from a bank what a prompt needs for a model in which all layers read one text: exactly the concepts that it mentions.
 
     Raises ``ValueError`` for what such a model cannot do yet, too.
     """
     if how.mode != "exact":
         raise ValueError(f"mode {how.mode!r} compares what each layer reads, and all layers of {base.family.title} read one text: {EXACT}")
-    if how.routed or not how.negative:
-        raise ValueError(f"concepts beside the layers (routed, or not on the negative) do not work on {base.family.title} yet: {EXACT}")
     said = without_infusion(bank, prompt)
     names = sorted(said.strengths)
     warnings = [check_base(bank.headers[name], base.architecture, base.fingerprint) for name in names]
@@ -301,15 +300,37 @@ def compose_regions(
     Raises ``ValueError`` as ``compose`` does, and for a region that is to be found by its concept and has none.
     """
     how = how or AggregationConfig()
-    if regions and isinstance(backbone, Transformer):
-        raise ValueError(f"regions cannot be painted on {backbone.family.title} yet, only on models with cross-attention: leave them out")
     parts = []
     for u, (text, mask) in enumerate(regions, 1):
         mixed = compose(backbone, bank, text, how)
-        if mask.sought and not any(mixed.strengths.get(c.name) and c.words for c in mixed.concepts):
+        worded = isinstance(backbone, Transformer)  # there a concept is named by its trigger, in words of the base
+        if mask.sought and not any(mixed.strengths.get(c.name) and (c.words or worded) for c in mixed.concepts):
             raise ValueError(f"region {u}, {text!r}, is to be found by its concept, and has none: write <name> into it, or draw it")
+        if isinstance(backbone, Transformer):
+            mixed = replace(mixed, warnings=[*mixed.warnings, *left_out(mixed.concepts)])
         parts.append(RegionPrompt(mask, mixed))
     return Composition(compose(backbone, bank, prompt, how), parts, how)
+
+
+def left_out(concepts: Sequence[Concept]) -> list[str]:
+    """Say how much of each concept acts in no region: what it changed of layers that see the picture as a whole, as modulation does."""
+    found = []
+    for concept in concepts:
+        family = family_of(concept.architecture)
+        whole = [layer for layer in concept.factors if not family.block_of(layer)]
+        sizes = {layer: squared_norm(f) for layer, f in concept.factors.items()} if whole else {}
+        if share := math.sqrt(sum(sizes[layer] for layer in whole) / max(sum(sizes.values()), 1e-30)):
+            found.append(
+                f"<{concept.name}> acts in a region without {share:.0%} of its change (norm of the weights), which is in layers that see "
+                "the picture as a whole"
+            )
+    return found
+
+
+def squared_norm(f: LowRank) -> float:
+    """``||up down||_F^2`` by the products of the factors with themselves, which is quick and precise enough to compare by."""
+    up, down = f.up.float(), f.down.float()
+    return float(((up.T @ up) * (down @ down.T)).sum())
 
 
 def scene_beside(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig | None = None) -> Scene:

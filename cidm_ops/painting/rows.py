@@ -7,10 +7,12 @@ into goes through beside it.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..concept_text import plans_of
 from ..row_plan import RowPlan
 
+Item = TypeVar("Item")
 ALL, NONE = 0, -1  # regions: all of them, or none
 
 
@@ -69,11 +71,11 @@ def rows_of(jobs: Sequence[Job], plans: Sequence[RowPlan | None], keys: Sequence
     return rows
 
 
-def pack_jobs(jobs: Sequence[Sequence[Job]], each: int, fits: Callable[[int], bool]) -> list[list[Job]]:
-    """Pack groups of jobs that have to go together into as few calls as fit; ``fits`` says whether so many rows do. The first group always
-    goes first.
+def pack_jobs(jobs: Sequence[Sequence[Item]], each: int, fits: Callable[[int], bool]) -> list[list[Item]]:
+    """Pack groups of jobs, or of parts of them with ``each`` rows, that have to go together into as few calls as fit; ``fits`` says whether
+    so many rows do. The first group always goes first.
     """
-    calls: list[list[Job]] = []
+    calls: list[list[Item]] = []
     for group in jobs:
         if calls and fits((len(calls[-1]) + len(group)) * each):
             calls[-1] += group

@@ -86,3 +86,21 @@ def repeat_mask(mask: Tensor, tokens: int) -> Tensor:
             f"a text of {len(mask)} tokens is read as {tokens}: another node made it longer in the model, where CIDM cannot see"
         )
     return mask.repeat(tokens // len(mask))
+
+
+def inserted_at(ids: Sequence[int], without: Sequence[int]) -> range:
+    """The positions of the tokens of a word in ``ids``, of which ``without`` are those of the same text without it.
+
+    Whatever a tokenizer puts around a text is in both, and what fills it up to a length is left out.
+    """
+
+    def unfilled(tokens: Sequence[int]) -> Sequence[int]:
+        last = tokens[-1:]
+        kept = len(tokens)
+        while kept and tokens[kept - 1] == last[0]:
+            kept -= 1
+        return tokens[:kept]
+
+    longer, shorter = (unfilled(ids), unfilled(without)) if ids[-1:] == without[-1:] else (ids, without)
+    start = next((i for i, (a, b) in enumerate(zip(longer, shorter, strict=False)) if a != b), min(len(longer), len(shorter)))
+    return range(start, start + max(len(longer) - len(shorter), 0))

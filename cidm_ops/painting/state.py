@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..concept_text import plans_of
 from ..lowrank import Stack
 from ..method.aggregation import count_once, route, weights_in
 from ..method.blending import blend_weights
@@ -75,6 +76,25 @@ class RunState:
         at = {u: i for i, u in enumerate(self.seen)}
         self.place([[replace(m, mask=each[at[u]]) if u in at else m for u, m in enumerate(self.scene.masks, 1)] for each in found])
         self.seen = {}
+
+    def words_of(self, row: Row, region: int) -> Tensor:
+        """Return where the words of the concepts that act in a region stand in its text, ``[N]``.
+
+        Raises ``ValueError`` if it has none of them.
+        """
+        assert row.plan is not None
+        text = row.plan.regions[region - 1]
+        (plan,) = plans_of(text)
+        acting = {
+            c.name
+            for s in self.scene.stacks
+            for g, c in enumerate(s.concepts)
+            if s.weights[:, -1 if s.weights.shape[1] == 1 else region, :, g].any()
+        }
+        masks = [mask for name, mask in (plan.token_masks if plan else {}).items() if name in acting]
+        if not masks:
+            raise ValueError(f"region {region} is to be found by its concept, and its text has none: write <name> into it, or draw it")
+        return torch.stack(masks).amax(0)
 
     def besides(self, x: Tensor) -> dict[str, list[Beside]]:
         """The factors of every layer, on the device and in the type of ``x``."""

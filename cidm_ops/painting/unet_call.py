@@ -325,27 +325,11 @@ class UnetCall:
             return
         for u in self.run.sought:
             k, _ = self.region_keys(at, [(b, u) for b in numbers])
-            marks = torch.stack([repeat_mask(self.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
+            marks = torch.stack([repeat_mask(self.run.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
             seen = word_attention(at.q[numbers], k, marks, at.heads).mean(1)
             half = [-(-side // 2) for side in self.size]
             seen = F.interpolate(seen.view(-1, 1, height, width), half, mode="bilinear")[:, 0].cpu()
             self.run.seen[u] = self.run.seen[u] + seen if u in self.run.seen else seen
-
-    def words_of(self, row: Row, region: int) -> Tensor:
-        """Return where the words of the concepts that act in a region stand in its text, ``[N]``."""
-        assert row.plan is not None
-        text = row.plan.regions[region - 1]
-        (plan,) = plans_of(text)
-        acting = {
-            c.name
-            for s in self.run.scene.stacks
-            for g, c in enumerate(s.concepts)
-            if s.weights[:, -1 if s.weights.shape[1] == 1 else region, :, g].any()
-        }
-        masks = [mask for name, mask in (plan.token_masks if plan else {}).items() if name in acting]
-        if not masks:
-            raise ValueError(f"region {region} is to be found by its concept, and its text has none: write <name> into it, or draw it")
-        return torch.stack(masks).amax(0)
 
     # Infusion
 

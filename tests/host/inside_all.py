@@ -16,6 +16,7 @@ PARTS = (
     "inside_weaving",
     "inside_scores",
     "inside_transformers",
+    "inside_joint",
     "inside_conditionings",
     "inside_guiders",
     "inside_patches",

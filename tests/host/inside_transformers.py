@@ -71,16 +71,17 @@ LUMINA: dict[str, Any] = {
     "ffn_dim_multiplier": 4.0,
 } | ({"rope_theta": 10000.0} if NEWEST else {})
 Z_IMAGE = LUMINA | {
+    "dim": 256,  # its modulation reads as many features of the time, whatever the width
     "n_heads": HEADS,
     "n_kv_heads": HEADS,
-    "axes_dims": [8, 12, 12],
+    "axes_dims": [32, 48, 48],
     "ffn_dim_multiplier": 8.0 / 3.0,
     "z_image_modulation": True,
     "time_scale": 1000.0,
     "pad_tokens_multiple": 32,
 }
 CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA} | ({"ZImage": Z_IMAGE} if NEWEST else {})
-ARCHITECTURES = {"Flux": "flux1-2+2x64", "Chroma": "chroma-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x64"}
+ARCHITECTURES = {"Flux": "flux1-2+2x64", "Chroma": "chroma-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x256"}
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
 TWICE = ("linear_in", "linear_out", "to_qkv_mlp_proj", "norm_out.linear")
@@ -313,17 +314,14 @@ def the_rest_is_refused_by_name():
     with tempfile.TemporaryDirectory() as folder:
         bank = imported(folder, "Flux", rex=lora_file("Flux", SPELLINGS["kohya"]))
         given = {"model": model_of("Flux"), "clip": flux_clip(), "bank": bank}
-        box = call("CIDMRegionBoxes", boxes='[{"text": "a <rex>", "box": [0, 0, 0.5, 1]}]')
-        refused("regions cannot be painted on Flux.1 yet", "CIDMPaint", **given, prompt="snow", regions=box)
-        refused("regions cannot be painted on Flux.1 yet", "CIDMPaintRegions", **given, text="snow", regions=box)
         refused("all layers of Flux.1 read one text", "CIDMAggregate", **given, text="a <rex>", mode="soft")
-        routed = call("CIDMAggregationSettings", path="routed")
-        refused("do not work on Flux.1 yet", "CIDMAggregate", **given, text="a <rex>", settings=routed)
-        refused("this model is Flux.1, which takes concepts in its weights alone", "CIDMAggregateBatch", **given, texts="a <rex>")
+        spared = call("CIDMAggregationSettings", negative=False)
+        refused("does not say which texts are negative", "CIDMAggregate", **given, text="a <rex>", settings=spared)
+        refused("this model is Flux.1, which takes concepts by Paint with Concepts", "CIDMInfusion", **given, text="a <rex>")
         text, latent, sigmas = [[torch.zeros(1, 4, TEXT), {}]], {"samples": torch.ones(1, 16, 8, 8)}, torch.tensor([0.9, 0])
         picture = {"conditioning": text, "latent": latent, "sigmas": sigmas}
-        refused("Flux.1, which takes concepts in its weights alone", "CIDMInvertPicture", model=model_of("Flux"), **picture)
-        refused("training, regions, weaving, Infusion", "CIDMWeave", **given, trajectory=None, text="snow")
+        refused("Flux.1, which takes concepts by Paint with Concepts", "CIDMInvertPicture", model=model_of("Flux"), **picture)
+        refused("training, weaving, Infusion", "CIDMWeave", **given, trajectory=None, text="snow")
         refused("this model is chroma-2+2x64", "CIDMAggregate", **given | {"model": model_of("Chroma")}, text="a <rex>")
         refused("learned on flux1-2+2x64", "CIDMAggregate", **given | dict(zip(("model", "clip"), doodle(), strict=False)), text="a <rex>")
 

@@ -23,6 +23,7 @@ FLOORS = {
     "method": 3,
     "bank": 3,
     "hub": 2,
+    "joint_sites": 2,
     "adapters": 2,
     "recompute": 2,
     "kept": 1,

@@ -42,7 +42,9 @@ ALONE = not torch.cuda.is_available() and torch.get_num_threads() == 1
 CLOCK = time.process_time if ALONE else time.perf_counter  # the time of one thread is not that of others on a shared machine
 
 
-def painter(model: Any, positive: list, negative: list, pixels: int, batch: int = 1, count: int = 3) -> Callable[[], list[float]]:
+def painter(
+    model: Any, positive: list, negative: list, pixels: int, batch: int = 1, count: int = 3, guidance: float = 7.0
+) -> Callable[[], list[float]]:
     """A call that paints in so many steps, and gives the seconds of each of them but the first, which sets up."""
 
     def call() -> list[float]:
@@ -58,7 +60,7 @@ def painter(model: Any, positive: list, negative: list, pixels: int, batch: int 
             model,
             comfy.sample.prepare_noise(latent, 1),
             count,
-            7.0,
+            guidance,
             "euler",
             "normal",
             positive,

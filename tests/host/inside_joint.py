@@ -1,0 +1,344 @@
+"""Checks of regions on transformers inside a ComfyUI, as in inside.py: what a text and a LoRA do to a whole picture they do in their place,
+on small random models of the host's own classes.
+"""
+
+import functools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from inside import equal
+from inside_transformers import ARCHITECTURES, CONFIGS, NEWEST, POOLED, SPELLINGS, TEXT, flux_clip, imported, lora_file, model_of, refused
+
+# isort: split
+
+import comfy.model_patcher
+import comfy.sample
+import comfy.supported_models
+import torch
+from pack.cidm_ops.bank.bank import Bank
+from pack.cidm_ops.bank.concept import Concept
+from pack.cidm_ops.bank.exchange import import_into
+from pack.cidm_ops.concept_text import ConceptText
+from pack.cidm_ops.method.pieces import pieces_of
+from pack.cidm_ops.method.regions import RegionMask, box_mask
+from pack.cidm_ops.models.family import family_of
+from pack.cidm_ops.painting import joint_call
+from pack.cidm_ops.painting.scene import ConceptStack, NoiseEstimation, Scene
+from pack.cidm_ops.row_plan import RowPlan
+from pack.nodes import patches, scenes
+from subjects import call
+
+ALL_OVER, LEFT, RIGHT = torch.ones(8, 8), box_mask(0, 0, 0.5, 1), box_mask(0.5, 0, 1, 1)
+# Z-Image fills up an image to a multiple of 32 tokens with some whose places are absolute: only without those is a text the same elsewhere.
+SIZES = {kind: (8, 16) if kind == "ZImage" else (7, 10) for kind in CONFIGS}
+ROUNDED = 1e-5  # of the largest value, fp32
+
+
+def text_of(length: int, seed: int) -> torch.Tensor:
+    """A random text ``[1, N, C]``."""
+    return torch.randn(1, length, TEXT, generator=torch.Generator().manual_seed(seed))
+
+
+OTHER, OWN, THIRD, UNWANTED = (text_of(length, seed) for seed, length in enumerate((5, 11, 40, 11)))
+
+
+def conditioning(kind: str, text: torch.Tensor, *regions: torch.Tensor, **more: Any) -> list:
+    """A CONDITIONING of a text, with texts of regions if there are any."""
+    given = (
+        {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}
+        if kind in ("Lumina2", "ZImage")
+        else {"pooled_output": torch.ones(1, POOLED)}
+    )
+    if regions:
+        text = ConceptText.of(text, [RowPlan(regions=tuple(ConceptText.of(region, [RowPlan()]) for region in regions))])
+    return [[text, given | more]]
+
+
+def painted(kind: str, model: Any, positive: list, cfg: float = 1.0, size: tuple[int, int] = (0, 0), count: int = 1) -> torch.Tensor:
+    """Latents of two steps; without guidance, the negative is not asked for."""
+    latent = torch.zeros(count, 16, *(size if size[0] else SIZES[kind]))
+    noise = comfy.sample.prepare_noise(latent, 1)
+    negative = conditioning(kind, UNWANTED)
+    found = comfy.sample.sample(model, noise, 2, cfg, "euler", "simple", positive, negative, latent, seed=1)
+    assert torch.isfinite(found).all()
+    return found
+
+
+def in_places(kind: str, *masks: torch.Tensor | RegionMask, **more: Any) -> Any:
+    """The model with regions."""
+    places = tuple(mask if isinstance(mask, RegionMask) else RegionMask(mask) for mask in masks)
+    return scenes.with_more(model_of(kind), Scene(masks=places, **more))
+
+
+def off(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def same(a: torch.Tensor, b: torch.Tensor, what: str) -> None:
+    assert off(a, b) <= ROUNDED, f"{what}: {off(a, b):.3g} of the largest value, {ROUNDED:g} expected"
+
+
+def differ(a: torch.Tensor, b: torch.Tensor, what: str) -> None:
+    assert off(a, b) > 3 * ROUNDED, f"{what}: no difference"
+
+
+@functools.cache
+def concept(kind: str, in_blocks: bool = True, seed: int = 0) -> Concept:
+    """A LoRA on all layers of the blocks, or on all that are known."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = imported(folder, kind, rex=lora_file(kind, SPELLINGS["kohya"], seed)).get("rex")
+    if not in_blocks:
+        return found
+    family = family_of(found.architecture)
+    return replace(found, factors={layer: f for layer, f in found.factors.items() if family.block_of(layer)})
+
+
+def stack_of(kind: str, *weights: float, in_blocks: bool = True) -> ConceptStack:
+    """The LoRA beside the layers: how much of it acts elsewhere, and in each region."""
+    layers = sum(map(int, ARCHITECTURES[kind].split("-")[1].split("x")[0].split("+")))
+    return ConceptStack([concept(kind, in_blocks)], torch.tensor(weights)[None, :, None, None].expand(1, -1, layers, 1))
+
+
+def the_text_of_a_place_is_read_as_it_is_alone():
+    for kind in CONFIGS:
+        model, said = in_places(kind, ALL_OVER), conditioning(kind, OTHER, OWN)
+        alone = painted(kind, model_of(kind), conditioning(kind, OWN))
+        same(painted(kind, model, said), alone, kind)
+        differ(painted(kind, model_of(kind), conditioning(kind, OTHER)), alone, kind)
+        same(painted(kind, model, said, 1.5), painted(kind, model_of(kind), conditioning(kind, OWN), 1.5), f"{kind} with a negative")
+        both = [painted(kind, each, given, count=2) for each, given in ((model, said), (model_of(kind), conditioning(kind, OWN)))]
+        same(*both, f"{kind}, two pictures")
+        behind = in_places(kind, torch.zeros(8, 8), ALL_OVER), conditioning(kind, OTHER, THIRD, OWN)
+        same(painted(kind, *behind), alone, f"{kind}, behind a text that is nowhere")
+
+
+def the_same_text_in_two_halves_is_that_text():
+    for kind in CONFIGS:
+        model, said = in_places(kind, LEFT, RIGHT), conditioning(kind, OTHER, OWN, OWN)
+        alone = painted(kind, model_of(kind), conditioning(kind, OWN))
+        joint_call.pieces_of = lambda lengths, held, opened: pieces_of(lengths, held, range(3))  # each looks at all, as it does alone
+        try:
+            same(painted(kind, model, said), alone, kind)
+        finally:
+            joint_call.pieces_of = pieces_of
+        differ(painted(kind, model, said), alone, f"{kind}, where each text looks at its half")
+
+
+def the_lora_of_a_place_is_the_lora():
+    for kind in CONFIGS:
+        merged = patches.merge(model_of(kind), concept(kind).factors)
+        model = in_places(kind, ALL_OVER, stacks=(stack_of(kind, 0.0, 1.0),))
+        said, alone = conditioning(kind, OTHER, OWN), conditioning(kind, OWN)
+        same(painted(kind, model, said), painted(kind, merged, alone), kind)
+        same(painted(kind, model, said, 1.5), painted(kind, merged, alone, 1.5), f"{kind} with a negative")
+        differ(painted(kind, model, said), painted(kind, model_of(kind), alone), kind)
+        spared = in_places(kind, ALL_OVER, negative=False, stacks=(replace(stack_of(kind, 0.0, 1.0), negative=False),))
+        differ(painted(kind, spared, said, 1.5), painted(kind, merged, alone, 1.5), f"{kind}, the negative spared")
+
+
+def the_lora_beside_the_layers_is_the_merged_one():
+    for kind in CONFIGS:
+        merged = patches.merge(model_of(kind), concept(kind, False).factors)
+        beside = scenes.with_more(model_of(kind), Scene(stacks=(stack_of(kind, 1.0, in_blocks=False),)))
+        for cfg in (1.0, 1.5):
+            same(*(painted(kind, model, conditioning(kind, OWN), cfg) for model in (beside, merged)), kind)
+
+
+def the_lora_lies_beside_a_quantised_base():
+    state = {key: weight.to(torch.float8_e4m3fn) for key, weight in model_of("Flux").model.diffusion_model.state_dict().items()}
+    models = []
+    for dtypes in ((torch.float8_e4m3fn, torch.float32), (torch.float32, None)):  # of the weights, and what is computed in
+        config = comfy.supported_models.Flux(dict(CONFIGS["Flux"]))
+        config.set_inference_dtype(*dtypes)
+        base = config.get_model({}, "", device=torch.device("cpu"))
+        base.diffusion_model.load_state_dict({key: weight.to(dtypes[0]) for key, weight in state.items()})
+        base.eval().requires_grad_(False)
+        models.append(comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu")))
+    scene = Scene(stacks=(stack_of("Flux", 1.0),))
+    found, wanted = (painted("Flux", scenes.with_more(model, scene), conditioning("Flux", OWN)) for model in models)
+    same(found, wanted, "the same numbers in fp8 and in fp32")
+    differ(found, painted("Flux", models[0], conditioning("Flux", OWN)), "without the LoRA")
+
+
+def the_place_without_strength_is_not_there():
+    for kind in CONFIGS:
+        plain = painted(kind, model_of(kind), conditioning(kind, OTHER))
+        equal(painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN)), plain)
+        half = painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.5)), conditioning(kind, OTHER, OWN))
+        differ(half, plain, kind)
+        soft = in_places(kind, RegionMask(LEFT, feather=0.2), RegionMask(RIGHT, priority=1))
+        differ(painted(kind, soft, conditioning(kind, OTHER, OWN, THIRD)), plain, kind)
+
+
+def the_text_of_a_place_reaches_no_other_text():
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, out: Any) -> None:
+        seen.append((out[1] if isinstance(out, tuple) else out).clone())  # the next block writes over it
+
+    for kind in CONFIGS:
+        unet = model_of(kind).model.diffusion_model
+        first = (unet.double_blocks if hasattr(unet, "double_blocks") else unet.layers)[0]
+        length = 32 if kind == "ZImage" else OTHER.shape[1]
+        seen.clear()
+        handle = first.register_forward_hook(keep)
+        try:
+            for own in (OWN, OWN.flip(1)):
+                painted(kind, in_places(kind, LEFT, RIGHT), conditioning(kind, OTHER, own, OWN))
+        finally:
+            handle.remove()
+        one, other = seen[0], seen[2]
+        equal(one[:, :length], other[:, :length])
+        behind = length + (32 if kind == "ZImage" else OWN.shape[1])
+        differ(one[:, length:behind], other[:, length:behind], kind)
+        equal(one[:, behind : behind + 11], other[:, behind : behind + 11])
+
+
+def the_passes_of_regions_are_those_of_their_texts():
+    for kind in CONFIGS:
+        model = in_places(kind, ALL_OVER, estimation=NoiseEstimation(alpha=0.0))
+        alone = painted(kind, model_of(kind), conditioning(kind, OWN))
+        same(painted(kind, model, conditioning(kind, OTHER, OWN)), alone, kind)
+
+
+def the_attention_of_another_pack_is_asked_for_each_piece():
+    asked: list[int] = []
+
+    def stub(func, q, k, v, heads, mask=None, **how):
+        assert mask is None or not mask.any(), "a kernel that takes no masks"
+        asked.append(q.shape[2])
+        return func(q, k, v, heads, mask=mask, **how)
+
+    for kind in CONFIGS:
+        model, said = in_places(kind, LEFT), conditioning(kind, OTHER, OWN)
+        wanted = painted(kind, model, said)
+        plain = model_of(kind).clone()
+        plain.model_options["transformer_options"] = {"optimized_attention_override": stub}
+        painted(kind, plain, conditioning(kind, OTHER))
+        once = len(asked)
+        asked.clear()
+        other = model.clone()
+        other.model_options["transformer_options"] = {**other.model_options["transformer_options"], "optimized_attention_override": stub}
+        equal(painted(kind, other, said), wanted)
+        assert len(asked) > once, "a piece was not asked of the other pack"
+        asked.clear()
+
+
+def the_mask_of_a_style_model_holds_for_its_text():
+    height, width = 4, 5
+    tokens = OTHER.shape[1] + height * width
+    for value, check in ((0.0, same), (-2.0, differ)):
+        mask = torch.zeros(1, tokens, tokens)
+        mask[:, OTHER.shape[1] :, : OTHER.shape[1]] = value
+        more = {"attention_mask": mask, "attention_mask_img_shape": (height, width)}
+        model, said = in_places("Flux", LEFT), conditioning("Flux", OTHER, OWN, **more)
+        check(painted("Flux", model, said), painted("Flux", model, conditioning("Flux", OTHER, OWN)), "Redux")
+
+
+def the_picture_beside_that_of_flux_goes_with_regions():
+    more = {"reference_latents": [torch.ones(1, 16, 6, 6)]}
+    plain = painted("Flux", model_of("Flux"), conditioning("Flux", OTHER, **more))
+    equal(painted("Flux", in_places("Flux", RegionMask(ALL_OVER, 0.0)), conditioning("Flux", OTHER, OWN, **more)), plain)
+    model = in_places("Flux", LEFT)
+    differ(
+        painted("Flux", model, conditioning("Flux", OTHER, OWN, **more)), painted("Flux", model, conditioning("Flux", OTHER, OWN)), "beside"
+    )
+    for kind in ("Lumina2", "ZImage") if NEWEST else ():
+        told(kind, conditioning(kind, OTHER, OWN, **more), "given other pictures beside regions (ref_latents)")
+
+
+def the_text_whose_tokens_are_masked_is_refused_beside_regions():
+    said = conditioning("Lumina2", OTHER, OWN)
+    said[0][1]["attention_mask"] = torch.tensor([[1, 1, 1, 0, 0]])
+    told("Lumina2", said, "has tokens that are masked (attention_mask)")
+
+
+def told(kind: str, said: list, why: str) -> None:
+    """A text for a model with a region ends in one error that says so."""
+    try:
+        painted(kind, in_places(kind, LEFT), said)
+    except ValueError as error:
+        assert why in str(error), str(error)
+    else:
+        raise AssertionError(f"{kind} painted it")
+
+
+def the_block_that_another_pack_skips_is_told():
+    model = in_places("Flux", LEFT)
+    model.set_model_patch_replace(lambda args, more: args, "dit", "double_block", 1)
+    try:
+        painted("Flux", model, conditioning("Flux", OTHER, OWN))
+    except ValueError as error:
+        assert "regions were not painted: 1 of 4 blocks of the model, such as transformer_blocks.1" in str(error), str(error)
+    else:
+        raise AssertionError("regions were painted without a block")
+
+
+def the_nodes_paint_two_concepts_in_their_places():
+    boxes = '[{"text": "a <rex> in the snow", "box": [0, 0, 0.5, 1]}, {"text": "a <tom> in the snow", "box": [0.5, 0, 1, 1]}]'
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("Flux", SPELLINGS["kohya"], seed) for seed, name in enumerate(("rex", "tom"))}
+        given = {"model": model_of("Flux"), "clip": flux_clip(), "bank": imported(folder, "Flux", **files)}
+        box = call("CIDMRegionBoxes", boxes=boxes)
+        model, positive, negative, words = call("CIDMPaint", **given, prompt="snow", negative="fog", regions=box)
+        assert "region 1: <rex> 1.00" in words and "region 2: <tom> 1.00" in words, words
+        found = painted("Flux", model, positive)
+        other, alike = call("CIDMPaintRegions", **given, text="snow", regions=box)[:2]
+        equal(painted("Flux", other, alike), found)
+        swapped = call("CIDMRegionBoxes", boxes=boxes.replace("rex", "kim").replace("tom", "rex").replace("kim", "tom"))
+        differ(painted("Flux", *call("CIDMPaintRegions", **given, text="snow", regions=swapped)[:2]), found, "swapped")
+
+
+def the_prompts_of_a_batch_are_painted_as_each_alone():
+    prompts = (
+        "a <rex:0.8> in the snow",
+        "a <rex> and a <tom>",
+        "fog " * 299 + "fog",
+    )  # the last is longer than what others are filled up to
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("Flux", SPELLINGS["kohya"], seed) for seed, name in enumerate(("rex", "tom"))}
+        given = {"model": model_of("Flux"), "clip": flux_clip(), "bank": imported(folder, "Flux", **files)}
+        model, positive, count, *_ = call("CIDMAggregateBatch", **given, texts="\n".join(prompts))
+        assert count == 3
+        found = painted("Flux", model, positive, count=3)
+        for number, prompt in enumerate(prompts):
+            merged = call("CIDMAggregate", **given, text=prompt)[0]
+            said = call("CIDMEncodePrompt", clip=given["clip"], bank=given["bank"], text=prompt)[0]
+            same(found[number : number + 1], painted("Flux", merged, said, count=3)[number : number + 1], prompt[:30])
+
+
+def the_places_of_concepts_are_found_by_their_words():
+    texts, words = "a <rex> in the snow\na <tom> in the snow", {"rex": "red cat", "tom": "dog"}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("Flux", SPELLINGS["kohya"], seed) for seed, name in enumerate(words)}
+        nameless = {"model": model_of("Flux"), "clip": flux_clip(), "bank": imported(folder, "Flux", **files)}
+        bank = Bank(Path(folder) / "named")
+        for name, word in words.items():
+            bank = import_into(bank, Path(folder) / f"{name}.safetensors", architecture=ARCHITECTURES["Flux"], triggers=[word])[0]
+        given = {**nameless, "bank": bank}
+        regions = {until: call("CIDMFindRegions", texts=texts, until_percent=until) for until in (0.3, 1.0)}
+        refused("no trigger or class word of that stands in the text", "CIDMPaint", **nameless, prompt="snow", regions=regions[0.3])
+        plain = painted("Flux", *call("CIDMPaint", **given, prompt="snow")[:2])
+        model, positive = call("CIDMPaint", **given, prompt="snow", regions=regions[1.0])[:2]
+        same(painted("Flux", model, positive), plain, "while places are looked for, the picture is the global prompt's")
+        found = painted("Flux", *call("CIDMPaint", **given, prompt="snow", regions=regions[0.3])[:2])
+        differ(found, plain, "places that were found")
+        tokens = {word: [token[0] for token in flux_clip().tokenize(word)["t5xxl"][0]] for word in words.values()}
+        for text, (name, word) in zip(positive[0][0].plans[0].regions, words.items(), strict=True):
+            at = text.plans[0].token_masks[name].nonzero()[:, 0].tolist()
+            whole = flux_clip().tokenize(f"a {word} in the snow")["t5xxl"][0]
+            assert [whole[i][0] for i in at] == tokens[word][: len(word.split())], f"{word} stands at {at}"
+
+
+def the_places_of_every_family_are_found():
+    for kind in CONFIGS:
+        words = [RowPlan(token_masks={"rex": torch.eye(text.shape[1])[at]}) for at, text in enumerate((OWN, THIRD), 1)]
+        found = [ConceptText.of(text, [plan]) for text, plan in zip((OWN, THIRD), words, strict=True)]
+        more = conditioning(kind, OTHER)[0][1]
+        said = [[ConceptText.of(OTHER, [RowPlan(regions=tuple(found))]), more]]
+        plain = painted(kind, model_of(kind), conditioning(kind, OTHER))
+        for until, check in ((1.0, same), (0.3, differ)):
+            place = RegionMask(torch.zeros(1, 1), sought=until)
+            check(painted(kind, in_places(kind, place, place, stacks=(stack_of(kind, 0.0, 1.0, 1.0),)), said), plain, kind)
