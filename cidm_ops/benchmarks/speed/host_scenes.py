@@ -22,7 +22,7 @@ from pack.cidm_ops.doodle.style import PLACES
 from pack.cidm_ops.doodle.world import Scene, render
 from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from pack.cidm_ops.measure.crops import crop
-from pack.cidm_ops.measure.presence import Presence
+from pack.cidm_ops.measure.presence import Presence, collapse_bound
 from pack.cidm_ops.measure.scores import embed, text_alignment
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.sd import DOODLE
@@ -50,7 +50,8 @@ class Studio:
         self.tower, self.reader = DoodleTower(), DoodleReader()
         pictures = {name: [e.picture for e in examples(c, 16, seed=1)] for name, c in CONCEPTS.items()}
         pictures[NOTHING] = [render(Scene((), place, seed=i))[0] for place in PLACES for i in range(3)]
-        self.presence = Presence({name: embed(self.tower, self.signed(shown)) for name, shown in pictures.items()})
+        self.references = {name: embed(self.tower, self.signed(shown)) for name, shown in pictures.items()}
+        self.presence = Presence(self.references)
 
     @staticmethod
     def signed(pictures):
@@ -124,7 +125,8 @@ def main():
                 pixels = ((pictures[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
                 Image.fromarray(pixels).save(FOLDER / f"{way}-{i}.png")
         write_atomically(json.dumps(scores).encode(), file)
-    tell({"sampler": f"{SAMPLER} {SCHEDULER}", "steps": STEPS, "guidance": GUIDANCE})
+    bound = collapse_bound(studio.references)
+    tell({"sampler": f"{SAMPLER} {SCHEDULER}", "steps": STEPS, "guidance": GUIDANCE, "collapse_bound": bound})
 
 
 main()
