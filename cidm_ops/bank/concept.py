@@ -57,6 +57,11 @@ class Concept:
         return str(self.training.get("kind", ""))
 
     @property
+    def reach(self) -> str:
+        """At which words of a caption it was learned to act (``painting.scope``), or "" where that is the rule of its kind."""
+        return str(self.training.get("reach", ""))
+
+    @property
     def all_factors(self) -> dict[str, LowRank]:
         """Those of the U-Net and those of the text encoders; their names differ."""
         return {**self.factors, **self.text_factors}

@@ -161,10 +161,11 @@ def take_in(options: Options) -> None:
 
 
 def give_out(options: Options) -> None:
-    from ..bank.export import export_concept, export_merged
+    from ..bank.export import export_concept, export_merged, remarks_on_export
 
     bank = existing(options.bank)
     concepts = [bank.get(name) for name in options.names]
+    warn(remarks_on_export(concepts))
     if options.merged:
         file = options.out / f"{'_'.join(options.names)[:100]}.safetensors"
         error = export_merged(concepts, [1.0] * len(concepts), options.rank, file)

@@ -141,10 +141,15 @@ class Learner(nn.Module):
         """Returns two sums over the batch: the loss that is told, and what is added to it. What has to be open in the backward pass too
         goes into ``during``.
         """
-        text, draw = self.encode(batch.texts), batch.noised
-        guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-        told = error(guess, draw, batch.mask).sum()
+        told = error(self.answer(batch.noised.x, batch.noised.t, batch.texts), batch.noised, batch.mask).sum()
         return told, torch.zeros_like(told)
+
+    def answer(self, x: Tensor, t: Tensor, texts: Sequence[str]) -> Tensor:
+        """Returns what the model with the concept as far as it is learned predicts of ``x [B, C, h, w]`` at ``t [B]`` with these texts, in
+        fp32.
+        """
+        text = self.encode(texts)
+        return self.backbone.predict(x, t, text.context, text.pooled).float()
 
     def regularization(self) -> Tensor:
         """Returns what is added to the loss once a step, whatever the pictures."""
@@ -164,9 +169,12 @@ class Learner(nn.Module):
         """Returns the prompt, in which ``<name>`` stands for the concept, and the empty text as the model reads them, and what stands in
         for the backbone's prediction.
         """
-        text = prompt.replace(f"<{self.task.name}>", " ".join(self.words))
-        wanted, nothing = (encode_layerwise(self.backbone, [t], self.tables()) for t in (text, ""))
+        wanted, nothing = (encode_layerwise(self.backbone, [t], self.tables()) for t in (self.spoken(prompt), ""))
         return wanted, nothing, None
+
+    def spoken(self, prompt: str) -> str:
+        """Returns a prompt with the concept's words in the place of its handle."""
+        return prompt.replace(f"<{self.task.name}>", " ".join(self.words))
 
 
 class Method:
