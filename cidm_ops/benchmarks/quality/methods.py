@@ -1,7 +1,7 @@
 """What is compared: how concepts are learned one after another, and what of all that was learned a prompt gets."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,14 +23,23 @@ EWC_WEIGHT, LWF_WEIGHT, C_LORA_WEIGHT = 1e4, 1.0, 1.0
 
 @dataclass(frozen=True)
 class Training:
-    """A way to learn: what it changes in the suite's settings, and the method, given the bank's folder, if it is not their own."""
+    """A way to learn: what it changes in the suite's settings, of ``things`` alone too, and the method, given the bank's folder, if it is
+    not their own.
+    """
 
     change: Mapping[str, object]
     method: Callable[[Path], LearningMethod] | None = None
     infusion: bool = False
+    things: Mapping[str, object] = field(default_factory=dict)
 
-    def config(self, suite: Suite) -> TrainingConfig:
-        return (suite.infusion if self.infusion else suite.recipe).update(**self.change)
+    def config(self, suite: Suite, kind: str) -> TrainingConfig:
+        config = (suite.infusion if self.infusion else suite.recipe).update(**self.change)
+        return config.update(**self.things) if kind == "thing" else config
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What it changes, for the record of a folder."""
+        return dict(self.change) | ({"things": dict(self.things)} if self.things else {})
 
 
 TRAININGS = {
@@ -45,6 +54,9 @@ TRAININGS = {
     "corrected": Training({}),
     "shared": Training({"shared": 1.0}),
     "one_row": Training({"groups": "one"}),
+    "words_and_end": Training({}, things={"reach": WORDS_AND_END}),
+    "dependence": Training({"dependence": 0.3}),
+    "obedient": Training({"dependence": 0.3}, things={"reach": WORDS_AND_END}),
     "infusion": Training({}, infusion=True),
 }
 MERGES = ("drawn", "plain", *MODES, "uniform", "sum", "last", "composite", "infusion")
@@ -99,6 +111,9 @@ ABLATIONS = {
     "paper_literal_exact": Method("the printed consolidation, exact routing", "paper_literal", "exact", (), BY_KIND),
     "orthogonal_exact": Method("frozen orthogonal downs, exact routing", "orthogonal", "exact", (), BY_KIND),
     "shared_exact": Method("with the shared term (R2), exact routing", "shared", "exact", (), BY_KIND),
+    "learned_at_words_and_end": Method("things learned and painted at words and end, exact routing", "words_and_end", "exact", (), BY_KIND),
+    "dependence_exact": Method("with the dependence term, exact routing", "dependence", "exact", (), BY_KIND),
+    "obedient_exact": Method("things learned at words and end with the dependence term, exact routing", "obedient", "exact", (), BY_KIND),
     "one_row_exact": Method("one row per word for all layers, exact routing", "one_row", "exact", (), BY_KIND),
 }
 

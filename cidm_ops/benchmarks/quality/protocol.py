@@ -26,7 +26,7 @@ from ...painting.compose import AggregationConfig, ConceptMix
 from ...painting.paint import SamplingConfig, paint, unit_noise
 from ...printable import one_line
 from ...text_file import read_json
-from ...training.methods import method_of
+from ...training.methods import configure, method_named, method_of
 from ...training.record import flat_settings
 from ...training.task import Task, learn_into
 from .methods import TRAININGS, Method, Training, mixture
@@ -63,9 +63,12 @@ class Bench:
             "sampling": vars(suite.sampling),
             "samples": self.samples,
             "bf16": self.bf16,
-        } | {f"training {name}": dict(training.change) for name, training in self.trainings.items()}
+        } | {f"training {name}": training.settings for name, training in self.trainings.items()}
         now = json.loads(json.dumps(now))
         before = read_json(file) if file.exists() else now
+        for key in ("recipe", "infusion"):  # settings that came after the folder was begun had their defaults
+            if isinstance(known := before.get(key), dict) and known.get("method") == now[key]["method"]:
+                before[key] = first_settings(known["method"]) | known
         for key, value in now.items():
             if before.get(key, value) != value:
                 raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
@@ -76,7 +79,7 @@ class Bench:
         folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
-            config, method = suite.config_of(lesson, way.config(suite), seed), way.method and way.method(folder)
+            config, method = suite.config_of(lesson, way.config(suite, lesson.kind), seed), way.method and way.method(folder)
             task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method)
             new = lesson.name not in bank.names
             bank, _, losses, warnings = learn_into(bank, suite.backbone, lesson.data(way.infusion), task)
@@ -149,6 +152,11 @@ class Bench:
         """One picture of every prompt, side by side."""
         strip = to_pixels(pictures)
         write_picture(Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)), file)
+
+
+def first_settings(method: str) -> dict[str, Any]:
+    """Every setting of a method at its default, as JSON has it."""
+    return json.loads(json.dumps(flat_settings(configure(method), method_named(method))))
 
 
 def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:
