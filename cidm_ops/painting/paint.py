@@ -19,6 +19,7 @@ from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
 from .scene import NoiseEstimation, ResidualConfig, Scene
+from .scope import PLACE
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def paint(
     config = config or SamplingConfig()
     unwanted = read(bank, config.negative)
     other = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in unwanted.strengths]
-    if regions:
+    if regions or config.aggregation.scope == PLACE:
         composition = compose_regions(backbone, bank, prompt, regions, config.aggregation)
     else:
         whole = compose(backbone, bank, prompt, config.aggregation, layers=config.infusion.layers)
@@ -80,7 +81,10 @@ def paint_latents(
         factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
-    predict = predictor(backbone, replace(scene, infusion=config.infusion))
+    run, before, start = begin_run(backbone, replace(scene, infusion=config.infusion)), None, composition.how.start
+    if start:
+        plain = [encode(backbone, region.mix.in_plain_words) for region in composition.regions]
+        before = encode(backbone, composition.whole.in_plain_words, plain).expand(len(noise))
     with attach(backbone.layers, factors):
         return sample(
             backbone,
@@ -89,16 +93,29 @@ def paint_latents(
             noise.to(backbone.device),
             steps=config.steps,
             guidance=config.guidance,
-            predict=predict,
+            predict=predict_in(backbone, run),
+            weigh=run.guidance if run.scene.guidance != 1 else lambda x: 1.0,
+            before=before,
+            start=level_at(backbone.schedule.ratios(), start),
             on_step=on_step,
         )
 
 
 def predictor(backbone: Backbone, scene: Scene) -> Predict:
     """The model with a scene beside its layers. What is kept belongs to one run: take another predictor for another one."""
+    return predict_in(backbone, begin_run(backbone, scene))
+
+
+def begin_run(backbone: Backbone, scene: Scene) -> SceneRun:
+    """A run of a sampler on the model with a scene beside its layers."""
+    levels = backbone.schedule.ratios()
+    return SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
+
+
+def predict_in(backbone: Backbone, run: SceneRun) -> Predict:
+    """The model as it predicts in a run."""
     sites = Sites.of(backbone.unet, backbone.blocks, backbone.cross_attention, backbone.layers)
     levels, sigmas = backbone.schedule.ratios(), backbone.schedule.sigma
-    run = SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
 
     def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
         step = int(t[0])

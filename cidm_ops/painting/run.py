@@ -57,7 +57,8 @@ class SceneRun(RunState):
             whole = at == list(range(len(x)))
             some, read = (x, text) if whole else (x[at], text[at])
             some = self.hidden(some, rows, unet.background)
-            with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).open(some):
+            size = (some.shape[-2], some.shape[-1])
+            with UnetCall(self, sites, rows, size, looking, self.active(sigma), self.asleep(sigma)).open(some):
                 output = unet.call(jobs, at, some, read)
             answers |= dict(zip(jobs, output.split(each), strict=True))
         return self.blend_passes(answers, len(keys))

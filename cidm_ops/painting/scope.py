@@ -18,6 +18,7 @@ from ..row_plan import END_OF_TEXT
 from ..tokens import hide
 
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
+PLACE = "where it stands"  # in the picture: compose_place
 OF_KIND = {"style": WORDS}
 
 

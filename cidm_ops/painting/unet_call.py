@@ -54,11 +54,20 @@ class Source:
 
 class UnetCall:
     """The hooks of one call. ``size`` is that of the latent, ``looking`` whether sought regions are looked for, ``residuals`` whether they
-    act at this noise level.
+    act at this noise level, ``asleep`` which of the scene's stacks do not act yet.
     """
 
-    def __init__(self, run: RunState, sites: Sites, rows: Sequence[Row], size: tuple[int, int], looking: bool, residuals: bool):
-        self.run, self.sites, self.rows, self.size, self.looking = run, sites, rows, size, looking
+    def __init__(
+        self,
+        run: RunState,
+        sites: Sites,
+        rows: Sequence[Row],
+        size: tuple[int, int],
+        looking: bool,
+        residuals: bool,
+        asleep: frozenset[int] = frozenset(),
+    ):
+        self.run, self.sites, self.rows, self.size, self.looking, self.asleep = run, sites, rows, size, looking, asleep
         self.grid: list[int] = []
         self.regional = bool(run.scene.masks)
         self.marks = [run.mark_of(row) for row in rows]
@@ -87,6 +96,8 @@ class UnetCall:
         found: list[dict[str, Weighted]] = [{} for _ in self.run.scene.stacks]
         for name, stacks in self.run.besides(x).items():
             for own in stacks:
+                if own.number in self.asleep:
+                    continue
                 if own.reads_text:
                     if own.said:
                         found[own.number][name] = self.beside(own, self.at_text)
@@ -232,7 +243,7 @@ class UnetCall:
         sources = [self.source(at, row, u) for row, u in owners]
         known = all(source.key is not None for source in sources)
         every = tuple(source.key if known else (source.number, source.region) for source in sources)
-        key = (at.name, at.q.device, at.q.dtype, self.residuals, every)
+        key = (at.name, at.q.device, at.q.dtype, self.residuals, self.asleep, every)
         if known and key in self.run.texts:
             return self.run.texts[key]
         distinct = dict(zip(every, sources, strict=True))
@@ -265,6 +276,8 @@ class UnetCall:
         """Texts ``[J, N, D]`` through a layer, each with the concepts of its region. Without hooks, which are for the batch."""
         out = layer.forward(texts)
         for own in self.run.besides(texts).get(name, ()):
+            if own.number in self.asleep:
+                continue
             scales = []
             for source in sources:
                 mixture = own.weights[source.row.image % len(own.weights)]

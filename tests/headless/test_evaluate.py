@@ -22,7 +22,7 @@ from cidm_ops.engines.towers import load_tower
 from cidm_ops.evaluation import protocol as evaluation
 from cidm_ops.evaluation.fisher import by_group
 from cidm_ops.measure.divergence import Levels
-from cidm_ops.measure.fisher import in_plain_words, read_groups
+from cidm_ops.measure.fisher import read_groups
 from cidm_ops.measure.scores import alignments, embed_all, matching
 
 
@@ -152,7 +152,7 @@ def test_prompts_without_concepts_diverge_by_nothing(learned, tiny_sd1):  # noqa
     backbone, bank = load(tiny_sd1), Bank(learned)
     groups = read_groups("alone: a red boat\nalone: a dog\nwith: a <rex> in the snow")
     assert groups == {"alone": ["a red boat", "a dog"], "with": ["a <rex> in the snow"]}
-    assert in_plain_words(bank, "a <rex:0.5> in the snow, <ted>") == "a dog in the snow, teddy bear"
+    assert bank.vocabulary.plain("a <rex:0.5> in the snow, <ted>") == "a dog in the snow, teddy bear"
     found, levels = by_group(backbone, bank, groups, evaluation.SampleSettings(64, steps=1))
     assert not found["alone"].eps.any() and len(found["alone"].eps) == 8
     assert (found["with"].eps > 0).all() and (found["with"].likelihood > 0).all() and found["with"].curve.shape == (12,)
