@@ -10,7 +10,7 @@ from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...method.aggregation import MODES
 from ...painting.compose import ConceptMix
-from ...painting.scope import BY_KIND, EVERYWHERE, WORDS_AND_END
+from ...painting.scope import BY_KIND, EVERYWHERE, PLACE, WORDS_AND_END
 from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
@@ -69,7 +69,7 @@ class Method:
     ``drawn``: no model, exact renderings of what the prompt asks for, where the suite has them. ``plain``: the base with the class word.
     ``exact`` and the soft modes: CIDM's aggregation. ``uniform``: the mean of all deltas, ``sum``: their sum, ``last``: the last task's
     alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve, ``reach`` says where in the
-    prompt concepts act.
+    prompt concepts act, or in the picture, and ``start`` from which part of the sampling on.
     """
 
     title: str
@@ -77,6 +77,12 @@ class Method:
     merge: str
     strengths: Sequence[float] = (0.4, 0.6, 0.8, 1.2)
     reach: str = EVERYWHERE
+    start: float = 0.0
+
+    @property
+    def as_a_user(self) -> bool:
+        """Whether each prompt is painted on its own from the bank, as a user paints it, rather than many in a batch."""
+        return self.merge == "infusion" or self.reach == PLACE or self.start > 0
 
 
 METHODS = {
@@ -114,6 +120,8 @@ ABLATIONS = {
     "learned_at_words_and_end": Method("things learned and painted at words and end, exact routing", "words_and_end", "exact", (), BY_KIND),
     "dependence_exact": Method("with the dependence term, exact routing", "dependence", "exact", (), BY_KIND),
     "obedient_exact": Method("things learned at words and end with the dependence term, exact routing", "obedient", "exact", (), BY_KIND),
+    "late_start": Method("the base in plain words until 0.08 of the sampling", "corrected", "exact", (), BY_KIND, 0.08),
+    "where_it_stands": Method("in the place where the concept stands, things", "corrected", "exact", (), PLACE),
     "one_row_exact": Method("one row per word for all layers, exact routing", "one_row", "exact", (), BY_KIND),
 }
 

@@ -24,6 +24,7 @@ from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
 from ...painting.paint import SamplingConfig, paint, unit_noise
+from ...painting.scope import BY_KIND, PLACE
 from ...printable import one_line
 from ...text_file import read_json
 from ...training.methods import configure, method_named, method_of
@@ -120,10 +121,12 @@ class Bench:
             return torch.stack([lesson.drawn(prompt, 100 * seed + i) for i, prompt in enumerate(prompts)])
         done = []
         with torch.autocast(backbone.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            if method.merge == "infusion":
+            if method.as_a_user:
                 bank = Bank(self.folder / "banks" / f"{method.training}-{seed}")
                 for i in numbers:
-                    config = SamplingConfig(how.steps, how.guidance, how.negative, AggregationConfig(strength=strength))
+                    reach = BY_KIND if lesson.kind == "style" and method.reach == PLACE else method.reach  # a style has no place
+                    weighed = AggregationConfig(strength=strength, scope=reach, start=method.start)
+                    config = SamplingConfig(how.steps, how.guidance, how.negative, weighed)
                     done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], config)[0])
             else:
                 mixed = [self.mixed(method, learned, lesson, prompt, strength) for prompt in prompts]

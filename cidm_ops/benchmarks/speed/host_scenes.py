@@ -26,9 +26,9 @@ from pack.cidm_ops.measure.presence import Presence, collapse_bound
 from pack.cidm_ops.measure.scores import embed, text_alignment
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.sd import DOODLE
-from pack.cidm_ops.painting.compose import compose_regions, mix
+from pack.cidm_ops.painting.compose import AggregationConfig, compose_regions, mix
 from pack.cidm_ops.painting.paint import unit_noise
-from pack.cidm_ops.painting.scene import PRESETS
+from pack.cidm_ops.painting.scene import PRESETS, NoiseEstimation
 from pack.nodes import native, patches
 from pack.nodes.host import ComfyBackbone
 from PIL import Image
@@ -39,6 +39,9 @@ SCENES, SEEDS = map(int, ARGUMENTS[1:3])
 SAMPLER, SCHEDULER, STEPS, GUIDANCE = "dpmpp_2m", "karras", 8, 3.0
 BANK = Path(PACK) / "cidm_ops" / "doodle" / "ten"
 NOTHING = "nothing"
+MORE = 1.5  # guidance in regions, times that of the sampler
+# "tenth": passes while it is decided what stands where, each before plain background
+NOISE = {**PRESETS, "tenth": NoiseEstimation(end=0.1, bootstrap=0.1, features=True)}
 
 
 class Studio:
@@ -73,8 +76,9 @@ class Studio:
         if way == "hooks":
             return patches.merge(self.model, {}), *self.hooks(scene, nothing)
         regions = [(part, RegionMask(box_mask(*box))) for part, box in zip(scene.parts, scene.boxes, strict=True)]
-        composition = compose_regions(self.backbone, self.bank, scene.plain, regions)
-        return *patches.in_regions(self.backbone, composition, PRESETS[way]), nothing
+        how = AggregationConfig(inside=MORE if "guided" in way else 1.0)
+        composition = compose_regions(self.backbone, self.bank, scene.plain, regions, how)
+        return *patches.in_regions(self.backbone, composition, NOISE[way.removesuffix(" guided")]), nothing
 
     def hooks(self, scene, nothing):
         """The host's own way, with the layer-wise words for each region."""

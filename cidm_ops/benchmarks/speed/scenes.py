@@ -19,7 +19,7 @@ from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
 from .compositions import ALIKE, compositions
 
-WAYS = ("plain", "merged", "hooks", "fast", "paper", "auto")
+WAYS = ("plain", "merged", "hooks", "fast", "paper", "auto", "fast guided", "tenth", "tenth guided")
 SHOWN = 6  # scenes on the sheet
 CAPTIONS = "captions.safetensors"
 
