@@ -36,6 +36,28 @@ class SamplingConfig:
     estimation: NoiseEstimation | None = None
 
 
+@dataclass(frozen=True)
+class Photo:
+    """A photo that is painted over: its clean ``latents [B or 1, C, h, w]``, where, ``mask [h, w]`` of 0 and 1, and ``denoise``, for how
+    much of the sampling. Raises ``ValueError`` for a part that is none.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    denoise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.denoise <= 1:
+            raise ValueError(f"denoise {self.denoise:g}: expected a part of the sampling, above 0 and up to 1")
+
+    def holder(self, backbone: Backbone, noise: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """Return what keeps the photo outside of its mask at every noise level, with the ``noise`` that it is painted from: at level 0 its
+        own latents, to the last bit.
+        """
+        latents, noise, inside = (part.to(backbone.device) for part in (self.latents, noise, self.mask.bool()))
+        return lambda x, level: torch.where(inside, x, backbone.schedule.noised(latents, noise, level))
+
+
 @torch.no_grad()
 def paint(
     backbone: Backbone,
@@ -71,8 +93,11 @@ def paint_latents(
     config: SamplingConfig,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
     unwanted: ParsedPrompt | None = None,
+    photo: "Photo | None" = None,
 ) -> Tensor:
-    """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text."""
+    """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text. Of
+    a ``photo`` only what its mask covers is painted over.
+    """
     texts = [encode(backbone, region.mix) for region in composition.regions]
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
     negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
@@ -97,6 +122,9 @@ def paint_latents(
             weigh=run.guidance if run.scene.guidance != 1 else lambda x: 1.0,
             before=before,
             start=level_at(backbone.schedule.ratios(), start),
+            hold=photo.holder(backbone, noise) if photo else lambda x, level: x,
+            over=photo.latents.to(backbone.device) if photo else None,
+            denoise=photo.denoise if photo else 1.0,
             on_step=on_step,
         )
 
