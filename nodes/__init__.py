@@ -7,6 +7,7 @@ from .bank import BANK_NODES
 from .composition import COMPOSITION_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
+from .editing import EDITING_NODES
 from .exchange import EXCHANGE_NODES
 from .fisher import FISHER_NODES
 from .infusion import INFUSION_NODES
@@ -30,5 +31,5 @@ class CIDM(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
-        painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *INFUSION_NODES]
+        painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *EDITING_NODES, *INFUSION_NODES]
         return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]

@@ -130,9 +130,14 @@ class ComfyBackbone(ComfyText, Backbone):
         family, channels = family_in(model), config.unet_config.get("in_channels")
         if family is not None and not family.layerwise:
             raise ValueError(f"this model is {family.title}, which {MERGED}: {NOT_YET}")
-        if family is None or channels != model.model.latent_format.latent_channels:
+        if family is None or not (channels == model.model.latent_format.latent_channels or reads_photo(model)):
             kind = f"{type(config).__name__} with {channels} input channels"
             raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {kind}")
+        if vae is not None and reads_photo(model):
+            raise ValueError(
+                f"this is an inpainting model, which reads a photo and its mask beside {channels // 2} channels of noise: concepts are "
+                "learned on an ordinary checkpoint of the same kind, and paint on this one too"
+            )
         super().__init__(clip)
         self.model, self.vae, self.room = model, vae, 1
         self.unet: nn.Module = model.model.diffusion_model
@@ -258,6 +263,12 @@ def family_in(model: ModelPatcher) -> Family | None:
         if found := next((f for f in families() if kind.__name__ in f.host.models), None):
             return found
     return None
+
+
+def reads_photo(model: ModelPatcher) -> bool:
+    """Whether a MODEL is an inpainting one, which reads beside a latent the photo that is painted over and its mask: 9 channels for 4."""
+    channels, latent = model.model.model_config.unet_config.get("in_channels"), model.model.latent_format.latent_channels
+    return channels == 2 * latent + 1 and {*getattr(model.model, "concat_keys", ())} == {"mask", "masked_image"}
 
 
 def block_names(model: ModelPatcher) -> dict[str, str]:

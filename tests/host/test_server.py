@@ -21,11 +21,12 @@ ONCE = ("learn_two_doodle_concepts", "learn_from_photos_sd15", "import_a_lora", 
 WORKFLOWS = [*sorted((PACK / "workflows" / "api").glob("*.json")), *(SAVED / f"{name}.json" for name in ONCE)]
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
-    "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
-    "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion", "InspectFile",
-    "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions", "Presence", "PreviewDataset", "References",
-    "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
-    "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainingSettings", "Wasserstein",
+    "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace", "EncodePrompt",
+    "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion",
+    "InspectFile", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions", "Presence", "PreviewDataset",
+    "PutBack", "References", "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise",
+    "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion",
+    "TrainingSettings", "Wasserstein",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
