@@ -14,6 +14,7 @@ from ..bank.bank import Bank, check_base
 from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
+from ..tokens import Text
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
 from .rows import Job
 from .run import SceneRun, Unet
@@ -106,7 +107,8 @@ def paint_latents(
         factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
-    run, before, start = begin_run(backbone, replace(scene, infusion=config.infusion)), None, composition.how.start
+    run, start = begin_run(backbone, replace(scene, infusion=config.infusion)), composition.how.start
+    before: Text | None = None
     if start:
         plain = [encode(backbone, region.mix.in_plain_words) for region in composition.regions]
         before = encode(backbone, composition.whole.in_plain_words, plain).expand(len(noise))

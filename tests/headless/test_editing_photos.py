@@ -9,6 +9,7 @@ from test_command_line import cidm, refused  # noqa: F401
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.editing import feathered
+from cidm_ops.method.regions import RegionMask
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import compose_regions
 from cidm_ops.painting.editing import Edit, edit
@@ -64,12 +65,10 @@ class TestLatents:
         assert not torch.equal(free, latents(None)) and float((free - latents.clean).abs().max()) > 0.1
 
     def test_less_denoising_stays_nearer(self, latents):
-        apart = [float((latents(torch.ones(16, 16), denoise=part, steps=4) - latents.clean).norm()) for part in (0.2, 0.5, 1.0)]
-        assert apart[0] < apart[1] < apart[2]
+        little, all_of_it = (latents(torch.ones(16, 16), denoise=part, steps=4) for part in (0.1, 1.0))
+        assert float((little - latents.clean).norm()) < float((all_of_it - latents.clean).norm())
 
     def test_two_holes_in_one_pass_are_two_regions(self, latents):
-        from cidm_ops.method.regions import RegionMask
-
         holes = [("a <dog> in the snow", RegionMask(box(2, 14, 0, 7))), ("a <cat> in the snow", RegionMask(box(2, 14, 9, 16)))]
         both = box(2, 14, 0, 7) + box(2, 14, 9, 16)
         painted = latents(both, "in the snow", holes)

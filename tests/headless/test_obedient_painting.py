@@ -49,12 +49,12 @@ class TestLateStart:
         assert torch.equal(latents(DOG, start=0.0), latents(DOG))
         assert torch.equal(latents(DOG, start=1.0), latents("a dog next to a red cup"))
 
-    def test_it_begins_where_it_says(self, backbone, bank, latents):
-        """Of two steps, the second begins at half of the sampling."""
-        half = latents(DOG, start=0.4)
-        apart(half, latents(DOG))
-        apart(half, latents(DOG, start=1.0))
-        assert torch.equal(half, latents(DOG, start=0.2)) and torch.equal(latents(DOG, start=0.6), latents(DOG, start=1.0))
+    def test_it_begins_where_it_says(self, latents):
+        """Of three steps, the second is at half of the sampling, the third at its end."""
+        second, third = (latents(DOG, start=start, steps=3) for start in (0.4, 0.6))
+        apart(second, latents(DOG, steps=3))
+        apart(second, third)
+        assert torch.equal(second, latents(DOG, start=0.2, steps=3)) and not torch.equal(third, latents(DOG, start=1.0, steps=3))
 
     def test_regions_begin_in_plain_words_too(self, latents):
         places = [("a <dog> in the snow", LEFT), ("a <cat>", RegionMask(1 - LEFT.mask))]

@@ -398,9 +398,8 @@ def the_base_paints_plain_words_until_concepts_start():
         near(scene.paint("a <rex> in the snow", start=1.0), sample(scene.model, plain(scene.clip, "a dog in the snow"), scene.nothing))
         places, words = (("a <rex>", half()), ("a <tom>", half(False))), (("a dog", half()), ("a dog", half(False)))
         near(scene.paint("in the snow", *places, start=1.0), scene.paint("in the snow", *words))
-        late = scene.paint("a <rex> in the snow", start=0.4)
-        for other in (scene.ordinary("a <rex> in the snow"), scene.paint("a <rex> in the snow", start=1.0)):
-            assert float((late - other).abs().max()) > 0.01
+        never, late, always = (sample(*scene.composed("a <rex> in the snow", start=s), scene.nothing, steps=4) for s in (1.0, 0.3, 0.0))
+        assert float((late - always).abs().max()) > 0.01 and float((late - never).abs().max()) > 0.01
 
 
 def the_guidance_of_regions_is_a_multiple_of_the_samplers():
