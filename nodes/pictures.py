@@ -1,6 +1,8 @@
 """Pictures of a concept that lie beside it in the bank: kept there, and given to models that read pictures."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import node_helpers
 import torch
@@ -106,12 +108,21 @@ class CIDMConceptReferences(io.ComfyNode):
         if not counts:
             raise ValueError(f"no concept in {prompt[:80]!r} has pictures in the bank {known.folder.name!r}: Keep Pictures keeps some")
         shown = [as_reference(kept, megapixels, background) for pictures in found.values() for kept in pictures]
-        text, said = say_pictures(known, prompt, counts), conditioning or []
-        for picture, _ in shown if conditioning is not None else ():
-            said = node_helpers.conditioning_set_values(said, {"reference_latents": [vae.encode(picture)]}, append=True)
+        text, said = say_pictures(known, prompt, counts), []
+        if conditioning is not None:
+            said = with_references(conditioning, [picture for picture, _ in shown], vae)
         missing = [f"<{name}> has no pictures in the bank: it stands there as its class word" for name in found if name not in counts]
         pictures, masks = ([part[i] for part in shown] for i in (0, 1))
         return say.output(cls, pictures, masks, text, said, text=text, warnings=missing)
+
+
+def with_references(conditioning: list, pictures: Sequence[Tensor], vae: Any) -> list:
+    """A CONDITIONING with IMAGEs ``[1, H, W, 3]`` behind the reference latents that it has, as a chain of the host's ReferenceLatent makes
+    it.
+    """
+    for picture in pictures:
+        conditioning = node_helpers.conditioning_set_values(conditioning, {"reference_latents": [vae.encode(picture)]}, append=True)
+    return conditioning
 
 
 def grey(mask: Tensor) -> Image.Image:

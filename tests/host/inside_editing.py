@@ -2,7 +2,7 @@
 
 import tempfile
 
-from inside import doodle, host, near, plain
+from inside import doodle, equal, host, near, plain
 from inside_regions import Scene, half
 
 # isort: split
@@ -12,11 +12,12 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.utils
 import torch
+from comfy_extras.nodes_edit_model import ReferenceLatent
 from pack.cidm_ops.doodle import files
 from pack.cidm_ops.method.regions import RegionMask
 from pack.cidm_ops.painting.compose import compose_regions
 from pack.cidm_ops.painting.paint import Photo, SamplingConfig, paint_latents
-from pack.nodes import native, patches
+from pack.nodes import native, patches, pictures
 
 
 class Inpainting(native.Doodle):
@@ -105,3 +106,18 @@ def the_command_line_paints_over_photos_as_the_host_does():
                 over = Photo(scene.model.model.process_latent_in(photo()), half(), denoise)
                 made = paint_latents(scene.backbone, composition, noise, SamplingConfig(4, 4.0), photo=over)
                 near(scene.model.model.process_latent_out(made.cpu()), want, scale=10 * float(want.abs().max()))
+
+
+def the_pictures_of_concepts_are_a_chain_of_reference_latents():
+    """Behind those that a conditioning has, and without a change of what came in."""
+    _, clip, vae = doodle()
+    shown = [torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(i)) for i, size in enumerate(((64, 96), (128, 64)))]
+    before = pictures.with_references(plain(clip, "a dog"), [torch.zeros(1, 64, 64, 3)], vae)
+    want = before
+    for picture in shown:
+        want = ReferenceLatent.execute(want, {"samples": vae.encode(picture)}).args[0]
+    found = pictures.with_references(before, shown, vae)
+    (_, one), (_, other) = found[0], want[0]
+    assert one.keys() == other.keys() and len(one["reference_latents"]) == 3 and len(before[0][1]["reference_latents"]) == 1
+    for a, b in zip(one["reference_latents"], other["reference_latents"], strict=True):
+        equal(a, b)
