@@ -68,6 +68,7 @@ class CIDMEditPlace(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, mask: Tensor, texts: str, margin: float, size: int) -> io.NodeOutput:
+        image = image[..., :3]
         masks = masks_like(mask, image)
         lines, whole = one_each(texts, len(masks), "texts"), masks.amax(0)
         place = find_place(whole, margin, size)
@@ -101,7 +102,7 @@ class CIDMPutBack(io.ComfyNode):
         where, photo, mask = place
         if len(photo) not in (1, len(images)):
             raise ValueError(f"{len(images)} edited places for {len(photo)} photos: give one for each photo, or several for one")
-        back = where.put_back(photo.movedim(-1, 1), images.movedim(-1, 1)[:, : photo.shape[-1]], feathered(mask, feather))
+        back = where.put_back(photo.movedim(-1, 1), images[..., :3].movedim(-1, 1), feathered(mask, feather))
         return io.NodeOutput(back.movedim(1, -1))
 
 
