@@ -94,7 +94,7 @@ def paint_latents(
     config: SamplingConfig,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
     unwanted: ParsedPrompt | None = None,
-    photo: "Photo | None" = None,
+    photo: Photo | None = None,
 ) -> Tensor:
     """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text. Of
     a ``photo`` only what its mask covers is painted over.
