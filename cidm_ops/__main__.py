@@ -5,9 +5,8 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, demo, doctor, doodle, edit, evaluate, generate, train
+from .cli import bank, bench, benchmark, demo, doctor, doodle, edit, evaluate, generate, train, weave
 from .printable import one_line
-from .training.memory import is_out_of_memory
 from .training.stops import end_as_interrupts
 
 COMMANDS = {
@@ -15,6 +14,7 @@ COMMANDS = {
     "train": (train, "learn a concept from a folder of pictures into a bank"),
     "generate": (generate, "paint prompts with the concepts of a bank"),
     "edit": (edit, "paint things of a bank into a photo, each where a mask is"),
+    "weave": (weave, "weave concepts into a picture, which keeps its layout and its background"),
     "evaluate": (evaluate, "paint every concept in every prompt, score the pictures, write a report"),
     "benchmark": (benchmark, "learn ten concepts in order by every method, score them, compare"),
     "doctor": (doctor, "what a file, a folder, a bank or a checkpoint is, what of it would be used, and why the rest not"),
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         return refuse(error)
     except RuntimeError as error:
+        from .training.memory import is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         return refuse(f"memory is short: paint or train at a smaller size, or free memory ({str(error).splitlines()[0]})")

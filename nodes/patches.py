@@ -30,9 +30,11 @@ from ..cidm_ops.painting.compose import (
     infusing,
     row_plan,
     scene_beside,
-    text_deltas,
 )
-from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.scene import Template
+from ..cidm_ops.painting.texts import text_deltas
+from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys
@@ -118,6 +120,13 @@ def begin_plainly(
     before = conditioning(clip, [prompt.in_plain_words for prompt in prompts], regions)
     parts = ((before, 0.0, start), (said, start, 1.0))  # as the host's ConditioningSetTimestepRange has it
     return [[text, {**more, "start_percent": first, "end_percent": last}] for part, first, last in parts for text, more in part]
+
+
+def woven_into(backbone: ComfyBackbone, composition: Composition, template: Template) -> tuple[ModelPatcher, list]:
+    """A clone of the model that weaves a composition into a template, and the CONDITIONING of its global prompt."""
+    texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
+    patched = with_more(backbone.model, woven(composition, template, texts))
+    return patched, conditioning(backbone.clip, [composition.whole], texts)
 
 
 def encode_prompt(clip: comfy.sd.CLIP, said: ParsedPrompt) -> list:

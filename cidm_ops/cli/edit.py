@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..painting.scope import SCOPES
+from ..painting.config import SCOPES
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import warn

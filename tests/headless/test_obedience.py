@@ -12,8 +12,9 @@ from cidm_ops.bank.export import remarks_on_export
 from cidm_ops.engines.diffusers import load
 from cidm_ops.hub import intercept
 from cidm_ops.painting.compose import AggregationConfig, compose, encode, scene_beside
+from cidm_ops.painting.config import BY_KIND, EVERYWHERE, WORDS, WORDS_AND_END
 from cidm_ops.painting.paint import SamplingConfig, paint, predictor
-from cidm_ops.painting.scope import BY_KIND, EVERYWHERE, WORDS, WORDS_AND_END, scope_of
+from cidm_ops.painting.scope import scope_of
 from cidm_ops.training.methods import cidm
 from cidm_ops.training.methods.baselines import DistilledLora, SelfRegularizedLora
 from cidm_ops.training.trainer import Trainer

@@ -10,8 +10,8 @@ from cidm_ops.method.regions import NOWHERE, RegionMask
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting import compose as composing
 from cidm_ops.painting.compose import AggregationConfig, compose, compose_regions
+from cidm_ops.painting.config import PLACE
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
-from cidm_ops.painting.scope import PLACE
 
 DOG = "a <dog:0.9> next to a red cup"
 LEFT = RegionMask(torch.tensor([[1.0, 0.0]]))

@@ -14,6 +14,7 @@ PARTS = (
     "inside_regions",
     "inside_editing",
     "inside_infusion",
+    "inside_weaving",
     "inside_scores",
     "inside_transformers",
     "inside_conditionings",

@@ -23,10 +23,10 @@ NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "ConceptReferences",
     "DatasetFromFolder", "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace",
     "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept",
-    "Infusion", "InspectFile", "KeepPictures", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions",
-    "Presence", "PreviewDataset", "PutBack", "References", "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid",
-    "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept",
-    "TrainInfusion", "TrainingSettings", "Wasserstein",
+    "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint",
+    "PaintRegions", "Presence", "PreviewDataset", "PutBack", "References", "ReferencesFromFolder", "Region", "RegionBoxes",
+    "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment",
+    "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings", "Wasserstein", "Weave",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
@@ -175,7 +175,7 @@ def brought(server, text):
             step.update(node("CIDMDoodleTowers"))
         elif kind == "CIDMOpenBank" and given["name"] == "my_concepts":
             step.update(node("CIDMDoodleBank", name="my_concepts"))
-        elif kind in ("CIDMTrainConcept", "CIDMTrainInfusion", "KSampler", "CIDMFisherDivergence"):
+        elif kind in ("CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler", "CIDMFisherDivergence"):
             given["steps"] = 3
         elif kind == "CIDMLoadConceptImages":
             given["size"] = 128

@@ -19,12 +19,13 @@ from torch.nn import functional as F
 
 from ...bank.bank import Bank
 from ...bank.concept import Concept
-from ...bank.files import write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_picture
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
+from ...painting.config import BY_KIND, PLACE
 from ...painting.paint import SamplingConfig, paint, unit_noise
-from ...painting.scope import BY_KIND, PLACE
 from ...printable import one_line
 from ...text_file import read_json
 from ...training.methods import configure, method_named, method_of
