@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from ..bank.bank import Bank
-    from ..bank.files import write_picture
+    from ..bank.formats import write_picture
     from ..measure.report import to_pixels
     from ..painting.compose import AggregationConfig
     from ..painting.editing import Edit, edit

@@ -29,9 +29,9 @@ def bank(pytestconfig):
 
 @pytest.fixture
 def latents(backbone, bank):
-    def made(prompt, regions=(), steps=2, guidance=3.0, **how):
+    def made(prompt, regions=(), steps=2, guidance=3.0, side=64, **how):
         composition = compose_regions(backbone, bank, prompt, regions, AggregationConfig(**how))
-        return paint_latents(backbone, composition, unit_noise(DOODLE, 1, 1, 64, 64), SamplingConfig(steps, guidance))
+        return paint_latents(backbone, composition, unit_noise(DOODLE, 1, 1, side, side), SamplingConfig(steps, guidance))
 
     return made
 
@@ -80,7 +80,7 @@ class TestWhereItStands:
         near(latents(DOG, scope=PLACE), latents(DOG))
 
     def test_around_the_place_the_base_paints(self, backbone, bank, latents):
-        apart(latents(DOG, scope=PLACE, steps=4), latents(DOG, steps=4))
+        apart(latents(DOG, scope=PLACE, steps=8, side=128), latents(DOG, steps=8, side=128))  # 64 pixels are too few for a place
         composition = compose_regions(backbone, bank, DOG, (), AggregationConfig(scope=PLACE))
         (region,) = composition.regions
         assert composition.whole.text == "a dog next to a red cup" and not composition.whole.concepts
@@ -92,9 +92,9 @@ class TestWhereItStands:
         assert torch.equal(latents("a red cup", scope=PLACE), latents("a red cup"))
 
     def test_paint_finds_places_too(self, backbone, bank):
-        noise = unit_noise(DOODLE, 1, 1, 64, 64)
+        noise = unit_noise(DOODLE, 1, 1, 128, 128)
         how = [AggregationConfig(scope=scope) for scope in (PLACE, "by kind")]
-        found, plain = (paint(backbone, bank, DOG, noise, SamplingConfig(3, aggregation=config)) for config in how)
+        found, plain = (paint(backbone, bank, DOG, noise, SamplingConfig(8, aggregation=config)) for config in how)
         assert not found[1] and float((found[0] - plain[0]).abs().max()) > 1e-2
 
     def test_what_has_no_place_is_named(self, backbone, bank):

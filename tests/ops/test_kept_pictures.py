@@ -17,7 +17,7 @@ from cidm_ops.bank.pictures import MOST, SIDE, keep_pictures, kept_pictures, say
 
 
 def drawn(count, size=(40, 30)):
-    return [Image.fromarray(np.full((size[1], size[0], 3), 40 * i + 20, np.uint8)) for i in range(count)]
+    return [Image.fromarray(np.full((size[1], size[0], 3), (40 * i + 20) % 256, np.uint8)) for i in range(count)]
 
 
 @pytest.fixture
