@@ -1,6 +1,7 @@
 """The help pages in web/docs say what the nodes have: an item for every input and output, and none for what is not there."""
 
 import re
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,10 @@ def test_every_node_has_a_page_that_says_what_the_node_has(server):
     nodes = {name: node for name, node in server.get("/object_info").items() if name.startswith("CIDM")}
     wrong = {name: found for name, node in nodes.items() if (found := wrong_with(name, node))}
     assert nodes and not wrong
+
+
+def test_a_page_is_served_in_every_language_where_the_front_end_looks_for_it(server):
+    folder = server.get("/object_info/CIDMPaint")["CIDMPaint"]["python_module"].partition(".")[2]
+    for page in sorted(PAGES.glob("CIDMPaint/*.md")):
+        with urllib.request.urlopen(f"{server.url}/extensions/{folder}/docs/CIDMPaint/{page.name}", timeout=60) as answer:
+            assert answer.read().decode() == page.read_text(encoding="utf-8")
