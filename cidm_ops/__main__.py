@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train, weave
+from .cli import bank, bench, benchmark, demo, doctor, doodle, edit, evaluate, generate, train, weave
 from .printable import one_line
 from .training.stops import end_as_interrupts
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": (demo, "learn three Doodle concepts, paint and score them, write a report"),
     "train": (train, "learn a concept from a folder of pictures into a bank"),
     "generate": (generate, "paint prompts with the concepts of a bank"),
+    "edit": (edit, "paint things of a bank into a photo, each where a mask is"),
     "weave": (weave, "weave concepts into a picture, which keeps its layout and its background"),
     "evaluate": (evaluate, "paint every concept in every prompt, score the pictures, write a report"),
     "benchmark": (benchmark, "learn ten concepts in order by every method, score them, compare"),

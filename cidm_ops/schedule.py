@@ -82,6 +82,10 @@ class Schedule(ABC):
         """The sampler's variable that a picture starts from, for unit Gaussian noise at the first level."""
 
     @abstractmethod
+    def noised(self, clean: Tensor, noise: Tensor, level: Tensor | float) -> Tensor:
+        """The sampler's variable of a clean latent with unit Gaussian noise at a level; the clean latent itself at level 0."""
+
+    @abstractmethod
     def scale_input(self, x: Tensor, level: Tensor) -> Tensor:
         """Return what the model reads for the sampler's variable ``x`` at a level."""
 
@@ -107,6 +111,9 @@ class Diffusion(Schedule):
 
     def scale_noise(self, noise: Tensor, level: Tensor) -> Tensor:
         return noise * (1 + level**2).sqrt()
+
+    def noised(self, clean: Tensor, noise: Tensor, level: Tensor | float) -> Tensor:
+        return clean + level * noise
 
     def scale_input(self, x: Tensor, level: Tensor) -> Tensor:
         return x / (level**2 + 1).sqrt()
@@ -171,6 +178,9 @@ class Flow(Schedule):
 
     def scale_noise(self, noise: Tensor, level: Tensor) -> Tensor:
         return noise * level
+
+    def noised(self, clean: Tensor, noise: Tensor, level: Tensor | float) -> Tensor:
+        return (1 - level) * clean + level * noise
 
     def scale_input(self, x: Tensor, level: Tensor) -> Tensor:
         return x

@@ -7,6 +7,7 @@ from .bank import BANK_NODES
 from .composition import COMPOSITION_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
+from .editing import EDITING_NODES
 from .exchange import EXCHANGE_NODES
 from .fisher import FISHER_NODES
 from .infusion import INFUSION_NODES
@@ -14,6 +15,7 @@ from .inspection import INSPECTION_NODES
 from .keep import KEEP_NODES
 from .listing import add_routes
 from .paint import PAINT_NODES
+from .pictures import PICTURE_NODES
 from .regions import REGION_NODES
 from .reports import REPORT_NODES
 from .say import tell_errors
@@ -31,6 +33,6 @@ class CIDM(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES]
-        keeping = [*BANK_NODES, *KEEP_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
-        painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *INFUSION_NODES, *WEAVING_NODES]
+        keeping = [*BANK_NODES, *KEEP_NODES, *PICTURE_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
+        painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *EDITING_NODES, *INFUSION_NODES, *WEAVING_NODES]
         return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]

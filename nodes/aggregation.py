@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
 from ..cidm_ops.painting.compose import AggregationConfig
-from ..cidm_ops.painting.config import BY_KIND, SCOPES
+from ..cidm_ops.painting.config import BY_KIND, PLACE, SCOPES
 from .schema import schema
 
 AggregationSettings = io.Custom("CIDM_AGGREGATION")
@@ -77,21 +77,44 @@ class CIDMAggregationSettings(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "reach",
-                    options=list(SCOPES),
+                    options=[*SCOPES, PLACE],
                     default=BY_KIND,
                     optional=True,
                     tooltip="Which words of the prompt concepts change: all of them, as a LoRA does (everywhere); their own and the end "
                     "of the text, which sums it up (words and end); their own alone, with the base's queries (words). By kind: words for "
-                    "what was learned as a style, everywhere for the rest. Other than everywhere is always routed.",
+                    "what was learned as a style, everywhere for the rest. Where it stands: the place in the picture that looks at their "
+                    "words; around it the base paints plain words. Other than everywhere is always routed.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Concepts act from this part of the sampling on; until then the base paints plain words. Try 0.08 where "
+                    "other coloured things are in the prompt.",
+                ),
+                io.Float.Input(
+                    "region_guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Guidance inside regions, as a multiple of the sampler's cfg, which is to be above 1.",
                 ),
             ],
             outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Apply Concepts.")],
         )
 
     @classmethod
-    def execute(cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=BY_KIND) -> io.NodeOutput:
+    def execute(
+        cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=BY_KIND, start_percent=0.0,
+        region_guidance=1.0,
+    ) -> io.NodeOutput:  # fmt: skip
         rule = Rule(power, norm, similarity, positions, threshold, scale, joint=encoding == TOGETHER)
-        return io.NodeOutput(AggregationConfig(rule, negative, path == ROUTED, reach))
+        return io.NodeOutput(AggregationConfig(rule, negative, path == ROUTED, reach, start=start_percent, inside=region_guidance))
 
 
 AGGREGATION_NODES = [CIDMAggregationSettings]

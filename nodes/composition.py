@@ -11,7 +11,7 @@ from ..cidm_ops.painting.compose import AggregationConfig, Composition, compose_
 from ..cidm_ops.painting.config import PRESETS, NoiseEstimation
 from . import host, patches, say
 from .bank import BANK
-from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, describe, read_aggregation
+from .paint import CLIP, HANDLES, LATE, MODE, MODEL, SETTINGS, STRENGTH, describe, read_aggregation
 from .regions import ONE, RegionList
 from .schema import schema, validate
 
@@ -225,7 +225,8 @@ def describe_scene(composition: Composition) -> str:
     """Say which concepts act where, a line for each region."""
     whole = describe(composition.whole)
     parts = [f"region {u}: {describe(region.mix)}" for u, region in enumerate(composition.regions, 1)]
-    return "\n".join([f"elsewhere: {whole}", *parts]) if parts else whole
+    late = [LATE.format(composition.how.start)] if composition.how.start else []
+    return "\n".join([f"elsewhere: {whole}" if parts else whole, *parts, *late])
 
 
 COMPOSITION_NODES = [CIDMPaint, CIDMPaintRegions, CIDMRegionGuider, CIDMRegionNoise]

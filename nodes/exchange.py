@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.bank.exchange import EXISTING, import_into
-from ..cidm_ops.bank.export import export_concept, export_merged
+from ..cidm_ops.bank.export import export_concept, export_merged, remarks_on_export
 from ..cidm_ops.bank.header import check_name
 from ..cidm_ops.models.family import families
 from . import say
@@ -156,7 +156,7 @@ class CIDMExportConcept(io.ComfyNode):
             file = folder / f"{check_name(merged_name.strip())}.safetensors"
             error = export_merged(concepts, weights, rank, file)
             text = f"{file}\nrelative error {error:.4f} at rank {rank}"
-        return say.output(cls, text, text=text)
+        return say.output(cls, text, text=text, warnings=remarks_on_export(concepts))
 
 
 def numbers(text: str, count: int) -> list[float]:

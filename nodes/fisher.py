@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.measure.divergence import Levels, divergence
-from ..cidm_ops.measure.fisher import in_plain_words, join, read_groups
+from ..cidm_ops.measure.fisher import join, read_groups
 from ..cidm_ops.measure.sections import divergence_section
 from . import say
 from .bank import ConceptBank
@@ -125,7 +125,7 @@ class CIDMFisherDivergence(io.ComfyNode):
             parts = []
             for text in lines:
                 tell(done + 1, count)
-                plain = encode(clip, None, in_plain_words(bank, text) if bank else text)
+                plain = encode(clip, None, bank.vocabulary.plain(text) if bank else text)
                 latents = _painted(model, plain, nothing, empty, seed + 2 * done, steps, cfg)
                 noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 2 * done + 1))
                 asked = encode(customised_clip or clip, bank, text)

@@ -138,7 +138,12 @@ class ComfyBackbone(ComfyText, Backbone):
     """See ``Backbone``: MODEL, CLIP and, to learn, VAE of the host. Raises ``ValueError`` for other families of models."""
 
     def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE | None = None):
-        family = layerwise_family(model)
+        family = layerwise_family(model, photo=True)
+        if vae is not None and reads_photo(model):
+            raise ValueError(
+                "this is an inpainting model, which reads a photo and its mask beside the noise: concepts are learned on an ordinary "
+                "checkpoint of the same kind, and paint on this one too"
+            )
         super().__init__(clip)
         self.model, self.vae, self.room = model, vae, 1
         self.unet: nn.Module = model.model.diffusion_model
@@ -266,6 +271,12 @@ def family_in(model: ModelPatcher) -> Family | None:
     return None
 
 
+def reads_photo(model: ModelPatcher) -> bool:
+    """Whether a MODEL is an inpainting one, which reads beside a latent the photo that is painted over and its mask: 9 channels for 4."""
+    channels, latent = model.model.model_config.unet_config.get("in_channels"), model.model.latent_format.latent_channels
+    return channels == 2 * latent + 1 and {*getattr(model.model, "concat_keys", ())} == {"mask", "masked_image"}
+
+
 def block_names(model: ModelPatcher) -> dict[str, str]:
     """Canonical (diffusers) name -> the host's name of every transformer block, in layer order."""
     family, found = known_family(model), {}
@@ -288,15 +299,15 @@ def known_family(model: ModelPatcher) -> Family:
     raise ValueError(f"{ONLY}, and paints concepts on {painted_titles()}: this model is {type(model.model.model_config).__name__}")
 
 
-def layerwise_family(model: ModelPatcher) -> Family:
-    """The family of a MODEL whose layers each read a text. Raises ``ValueError`` for other models, and for one that reads more than noise,
-    such as those for inpainting.
+def layerwise_family(model: ModelPatcher, photo: bool = False) -> Family:
+    """The family of a MODEL whose layers each read a text. Raises ``ValueError`` for other models, and for one that reads more than noise;
+    with ``photo`` an inpainting model is taken.
     """
     config, family = model.model.model_config, family_in(model)
     channels = config.unet_config.get("in_channels")
     if family is not None and not family.layerwise:
         raise ValueError(f"this model is {family.title}, which {PAINTED}: {NOT_YET}")
-    if family is None or channels != model.model.latent_format.latent_channels:
+    if family is None or not (channels == model.model.latent_format.latent_channels or (photo and reads_photo(model))):
         kind = f"{type(config).__name__} with {channels} input channels"
         raise ValueError(f"{ONLY}, and paints concepts on {painted_titles()}: this model is {kind}")
     return family

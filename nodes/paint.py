@@ -18,6 +18,7 @@ from .schema import schema, validate
 
 PROMPT = "a <dog> and a <cat> on the beach"
 HANDLES = "Write a concept as <name>, or as <name:0.8> for less of it; everything else is ordinary text"
+LATE = "concepts act from {:.0%} of the sampling on, until then the base paints plain words"
 BATCH = "a <dog> on the beach\na <cat> in the snow"
 
 MODEL = io.Model.Input("model", tooltip="The model that the concepts were learned on. It stays as it is: a patched copy comes out.")
@@ -49,6 +50,9 @@ class CIDMEncodePrompt(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder of the model that the concepts were learned on."),
                 BANK,
                 io.String.Input("text", default=PROMPT, multiline=True, tooltip=f"{HANDLES}, with weights such as (word:1.2) if you like."),
+                AggregationSettings.Input(
+                    "settings", optional=True, tooltip="Those of Apply Concepts, for a late start: until then the text is in plain words."
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="The text for a sampler, the layer-wise words in it."),
@@ -57,8 +61,10 @@ class CIDMEncodePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, bank: Bank, text: str) -> io.NodeOutput:
-        return io.NodeOutput(patches.encode_prompt(clip, read(bank, text)), text)
+    def execute(cls, clip, bank: Bank, text: str, settings: AggregationConfig | None = None) -> io.NodeOutput:
+        said = read(bank, text)
+        start = settings.start if settings else 0.0
+        return io.NodeOutput(patches.begin_plainly(clip, [said], patches.encode_prompt(clip, said), start), text)
 
 
 class CIDMAggregate(io.ComfyNode):
@@ -104,7 +110,11 @@ class CIDMAggregate(io.ComfyNode):
         patched = patches.with_concepts(backbone, [mixture], how)
         encoder = patches.patched_clip(clip, mixture.concepts, mixture.strengths)
         picture = picture_of(mixture, layers, backbone.family)
-        return say.output(cls, patched, shown, encoder, picture, text=describe(mixture), warnings=mixture.warnings)
+        said = [
+            describe(mixture),
+            *([f"{LATE.format(how.start)}: give Encode Prompt with Concepts the same settings"] if how.start else []),
+        ]
+        return say.output(cls, patched, shown, encoder, picture, text="\n".join(said), warnings=mixture.warnings)
 
 
 class CIDMAggregateBatch(io.ComfyNode):
@@ -154,9 +164,8 @@ class CIDMAggregateBatch(io.ComfyNode):
         patched = patches.with_concepts(backbone, mixtures, how)
         pictures = stack_images([picture_of(m, layers, backbone.family) for m in mixtures])
         text = "\n".join(f"{prompt}: {describe(mixed)}" for prompt, mixed in zip(prompts, mixtures, strict=True))
-        return say.output(
-            cls, patched, patches.texts_of_images(backbone, mixtures), len(prompts), shown, pictures, text=text, warnings=warnings
-        )
+        said = patches.begin_plainly(clip, mixtures, patches.texts_of_images(backbone, mixtures), how.start)
+        return say.output(cls, patched, said, len(prompts), shown, pictures, text=text, warnings=warnings)
 
 
 def prompts_of(texts: str) -> list[str]:

@@ -101,17 +101,36 @@ def in_regions(
     backbone: ComfyBackbone | ComfyTransformer, composition: Composition, estimation: NoiseEstimation | None = None
 ) -> tuple[ModelPatcher, list]:
     """A clone of the model that paints a composition in its regions, if it has any, and the CONDITIONING of its global prompt."""
-    whole = composition.whole
-    if isinstance(backbone, ComfyTransformer) and composition.regions:
+    whole, how = composition.whole, composition.how
+    if isinstance(backbone, ComfyTransformer):
+        if not composition.regions:
+            return with_concepts(backbone, [whole], how), encode_prompt(backbone.clip, whole)
         texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought)) for region in composition.regions]
         said = [[with_regions(text, texts), more] for text, more in encode_prompt(backbone.clip, whole)]
         return with_more(backbone.model, composition.scene(texts, estimation)), said
     if composition.regions:
         texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
-        return with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
+        patched, said = with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
+        plain = [of_region(backbone.clip, region.mix.in_plain_words) for region in composition.regions] if how.start else []
+        return patched, begin_plainly(backbone.clip, [whole], said, how.start, plain)
     if whole.residuals:
-        return with_infusion(backbone, whole, ResidualConfig(), composition.how)
-    return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
+        patched, said = with_infusion(backbone, whole, ResidualConfig(), how)
+    else:
+        patched, said = with_concepts(backbone, [whole], how), encode_prompt(backbone.clip, whole)
+    return patched, begin_plainly(backbone.clip, [whole], said, how.start)
+
+
+def begin_plainly(
+    clip: comfy.sd.CLIP, prompts: Sequence[ParsedPrompt], said: list, start: float, regions: Sequence[ConceptText] = ()
+) -> list:
+    """The CONDITIONING ``said`` of one prompt, or of one for each row of a batch, that until ``start`` of the sampling says the same in
+    plain words, with ``regions`` in plain words too.
+    """
+    if not start:
+        return said
+    before = conditioning(clip, [prompt.in_plain_words for prompt in prompts], regions)
+    parts = ((before, 0.0, start), (said, start, 1.0))  # as the host's ConditioningSetTimestepRange has it
+    return [[text, {**more, "start_percent": first, "end_percent": last}] for part, first, last in parts for text, more in part]
 
 
 def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptText:

@@ -44,10 +44,12 @@ def with_scene(model: ModelPatcher, scene: Scene) -> ModelPatcher:
         WrappersMP.DIFFUSION_MODEL: lambda *args, **kwargs: run.forward(*args, **kwargs),
         WrappersMP.OUTER_SAMPLE: lambda *args, **kwargs: run.sample(*args, **kwargs),
         WrappersMP.PREDICT_NOISE: lambda *args, **kwargs: run.predict_noise(*args, **kwargs),
+        WrappersMP.CALC_COND_BATCH: lambda *args, **kwargs: run.guide(*args, **kwargs),
     }
+    needless = {WrappersMP.PREDICT_NOISE: not scene.template, WrappersMP.CALC_COND_BATCH: not scene.masks or scene.guidance == 1}
     for kind, wrapper in wrappers.items():
         patched.remove_wrappers_with_key(kind, KEY)
-        if scene.template or kind != WrappersMP.PREDICT_NOISE:
+        if not needless.get(kind):
             patched.add_wrapper_with_key(kind, KEY, wrapper)
     patched.set_attachments(KEY, scene)
     return patched
@@ -138,6 +140,25 @@ class HostRun:
             )
         for c in guider.conds["positive"]:
             c["cross_attn"] = with_regions(c["cross_attn"], self.scene.texts)
+
+    def guide(
+        self, executor: WrapperExecutor, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict[str, Any]
+    ) -> list[Tensor]:
+        """What the model takes for clean with each text, the positive one moved away from the negative where regions have more guidance.
+
+        ``n + w (p - n)`` of a guider is then ``n + w m (p - n)`` with ``m`` at each cell, whatever it does about ``w``. Raises
+        ``ValueError`` for guiders that do not compare one positive and one negative text.
+        """
+        found = executor(model, conds, x, timestep, options)
+        if len(conds) == 1:  # a text on its own, as SelfAttentionGuidance asks for one
+            return found
+        if len(conds) != 2 or any(texts is None for texts in conds):
+            raise ValueError(
+                f"guidance of {self.scene.guidance:g} times that of the sampler in regions needs one positive and one negative text: take "
+                "a KSampler or CFGGuider with a cfg above 1, or set region_guidance to 1"
+            )
+        wanted, unwanted = found
+        return [unwanted + self.run.guidance(wanted) * (wanted - unwanted), unwanted]
 
     def predict_noise(self, executor: WrapperExecutor, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the guider takes for clean, with the template where no region is: there the sampler's own ``x`` counts for nothing."""

@@ -1,5 +1,6 @@
 """Scores of pictures: how like their references, how true to their captions, who is in them, how varied, how far from the base model's."""
 
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .results import BEFORE, CATEGORY, finish, outputs
 from .schema import schema
 
 References = io.Custom("CIDM_REFERENCES")
+EVERY, MEAN = "every reference", "their mean (IMS)"
 REGIONS = RegionList.Input("regions", optional=True, tooltip="Score the part of every picture inside each region, instead of the whole.")
 
 
@@ -112,6 +114,14 @@ class CIDMImageAlignment(io.ComfyNode):
                 FEATURE,
                 REGIONS,
                 BEFORE,
+                io.Combo.Input(
+                    "compare_with",
+                    options=[EVERY, MEAN],
+                    default=EVERY,
+                    optional=True,
+                    tooltip="every reference: the mean cosine with each, IA. their mean: the cosine with the mean of the references, "
+                    "identity matching (IMS, our reading). The table has both.",
+                ),
             ],
             outputs=outputs("Mean cosine, in [-1, 1]; with regions the mean over them."),
             hidden=[io.Hidden.unique_id],
@@ -119,14 +129,16 @@ class CIDMImageAlignment(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, references, clip_vision, features, regions=None, results=None) -> io.NodeOutput:
+    def execute(cls, images, references, clip_vision, features, regions=None, results=None, compare_with=EVERY) -> io.NodeOutput:
         shown, known = pictures_of(images), pictures_of(references)
         named = parts(shown, regions)
         reference = encode_images(clip_vision, known, features)
         groups = {name: align_images(encode_images(clip_vision, cut, features), reference) for name, cut in named.items()}
-        title = "Image alignment (IA)" if features == "image_embeds" else f"Image alignment, {features}"
+        matched = compare_with == MEAN
+        score, short = ("Identity matching", "IMS, our reading") if matched else ("Image alignment", "IA")
+        title = f"{score} ({short})" if features == "image_embeds" else f"{score}, {features}"
         what = "region" if regions else "concept"
-        return finish(cls, image_section(groups, [p for cut in named.values() for p in cut], known, title, what), results)
+        return finish(cls, image_section(groups, [p for cut in named.values() for p in cut], known, title, what, matched), results)
 
 
 class CIDMTextAlignment(io.ComfyNode):
@@ -198,6 +210,12 @@ class CIDMPresence(io.ComfyNode):
             outputs=outputs(
                 "How often the expected concept was found, in [0, 1].",
                 io.String.Output(display_name="found", tooltip="The concept found in each picture or crop, one a line."),
+                behind=[
+                    io.Float.Output(
+                        display_name="collapsed",
+                        tooltip="How often a picture is near to no reference of the expected concept, in [0, 1].",
+                    )
+                ],
             ),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -213,7 +231,8 @@ class CIDMPresence(io.ComfyNode):
         if regions:
             wanted = [want for want in wanted for _ in shown]
         score = score_presence(known, encode_images(clip_vision, cut, features), wanted)
-        return finish(cls, presence_section(score, cut), results, "\n".join(score.found))
+        collapsed = score.collapsed.value if score.collapsed else math.nan
+        return finish(cls, presence_section(score, cut), results, "\n".join(score.found), behind=[collapsed])
 
 
 class CIDMDiversity(io.ComfyNode):

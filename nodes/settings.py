@@ -8,7 +8,7 @@ from ..cidm_ops.method.consolidation import MODES
 from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.training.config import EXISTING, MEMORY, PRECISIONS
 from ..cidm_ops.training.methods import configure
-from ..cidm_ops.training.methods.cidm import GROUPS
+from ..cidm_ops.training.methods.cidm import GROUPS, REACHES
 from .data import ConceptDataset
 from .schema import schema
 
@@ -109,6 +109,22 @@ class CIDMTrainingSettings(io.ComfyNode):
                     "prior_dataset",
                     optional=True,
                     tooltip="Pictures of the plain class, captioned with the class word, instead of painted ones.",
+                ),
+                io.Combo.Input(
+                    "reach",
+                    options=list(REACHES),
+                    default=DEFAULTS["reach"],
+                    optional=True,
+                    tooltip="Which words of a caption the concept changes while it learns; it paints with the same. words and end: its own "
+                    "and the end of the text, so that other words mean what they mean to the base. by kind: all of them.",
+                ),
+                amount(
+                    "dependence",
+                    100.0,
+                    0.05,
+                    "Weight of keeping how strongly the concept and the rest of a caption depend on each other (ACCORD); 0.3 is a start. A "
+                    "step takes about a quarter longer.",
+                    True,
                 ),
             ],
             outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],

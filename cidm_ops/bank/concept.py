@@ -55,6 +55,11 @@ class Concept:
         return str(self.training.get("kind", ""))
 
     @property
+    def reach(self) -> str:
+        """At which words of a caption it was learned to act (``painting.scope``), or "" where that is the rule of its kind."""
+        return str(self.training.get("reach", ""))
+
+    @property
     def shared(self) -> str:
         """What tells the concepts that share their factors, as those do that were learned together; "" for factors of its own."""
         return str(self.training.get("shared_factors", ""))  # "shared" is a setting of CIDM

@@ -46,6 +46,15 @@ def export_concept(concept: Concept, folder: Path) -> list[Path]:
     return list(found)
 
 
+def remarks_on_export(concepts: Sequence[Concept]) -> list[str]:
+    """Returns what a person should know about how other programs paint with these concepts."""
+    limited = [f"<{c.name}>" for c in concepts if c.reach not in ("", "by kind", "everywhere")]
+    if not limited:
+        return []
+    what = "was learned to act at its own words and the end of the text" if len(limited) == 1 else "were learned to act at their own words"
+    return [f"{', '.join(limited)} {what}: other programs have a LoRA act at all words, so it will look otherwise there"]
+
+
 def export_merged(concepts: Sequence[Concept], weights: Sequence[float], rank: int, file: Path) -> float:
     """Write ``sum_g weights[g] * delta_g`` as one LoRA of at most ``rank``, and return its error relative to the sum (Frobenius).
 

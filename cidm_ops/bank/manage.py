@@ -19,6 +19,7 @@ from .files import clear_parts, parts
 from .header import ABOUT, check_name, read_preview
 from .index import INDEX
 from .lock import writing
+from .pictures import FOLDER, copy_pictures, move_pictures, nobodys_pictures, remove_pictures
 from .thumbnails import thumbnail, wrong_with
 
 EXISTING = ("refuse", "skip", "replace")
@@ -36,6 +37,7 @@ def remove(bank: Bank, name: str) -> Bank:
     """Delete a concept, whole or damaged; the others keep their places."""
     with writing(bank.folder):
         (reopen(bank, name).folder / f"{name}.safetensors").unlink()
+        remove_pictures(bank.folder, name)
     return Bank(bank.folder)
 
 
@@ -55,10 +57,12 @@ def rename(bank: Bank, old: str, new: str) -> Bank:
         now.damaged.pop(old, None)
         now.check_fits(named)
         file.rename(now.file(new))
+        move_pictures(now.folder, old, new)
         try:
             save_concept(named, now.file(new))
         except OSError:
             now.file(new).rename(file)
+            move_pictures(now.folder, new, old)
             raise
     return Bank(bank.folder)
 
@@ -120,6 +124,7 @@ def merge(bank: Bank, other: Bank, existing: str = "refuse") -> Bank:
             ours = now.headers[name]["task"] if name in now.headers else None
             task += ours is None
             save_concept(replace(other.get(name), task=ours or task), now.file(name))
+            copy_pictures(other, name, now.folder)
     return Bank(bank.folder)
 
 
@@ -167,6 +172,7 @@ def remarks(bank: Bank) -> list[str]:
     """Say what is no damage and worth knowing: concepts with the same contents, parts that writers left, thumbnails that are none."""
     said = [f"{' and '.join(names)} have the same contents" for names in duplicates(bank)]
     said += [f"{file.relative_to(bank.folder)} was left by a writer that was interrupted: `repair` clears it" for file in leftovers(bank)]
+    said += [f"{FOLDER}/{name} has pictures of no concept of this bank: remove that folder" for name in nobodys_pictures(bank)]
     for name in bank.names:
         with suppress(KeyError, ValueError):
             if wrong := wrong_with(read_preview(bank.file(name))):
@@ -193,6 +199,8 @@ def repair(bank: Bank) -> Bank:
         for name, header in now.headers.items():
             if header["name"] != name and not wrong[name]:
                 save_concept(renamed(load_concept(now.file(name)), name), now.file(name))
+                if header["name"] not in now.headers:
+                    move_pictures(now.folder, header["name"], name)
     return Bank(bank.folder)
 
 

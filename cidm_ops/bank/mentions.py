@@ -99,6 +99,10 @@ class Vocabulary:
                 at = end
         return [(text, owner) for text, owner in [*pieces, (prompt[at:], None)] if text]
 
+    def plain(self, prompt: str) -> str:
+        """The prompt with the class word of each concept in its place: what the plain model can read."""
+        return "".join(self.headers[owner]["class_word"] if owner else text for text, owner in self.parts(prompt))
+
     def lookalikes(self, prompt: str) -> list[tuple[int, int, str]]:
         """Find what looks like a handle and is none: begin, end and the text, in order."""
         found, plain = [], list(prompt)

@@ -174,11 +174,31 @@ def take_in(options: Options) -> None:
     warn(warnings)
 
 
+def pictures(options: Options) -> None:
+    from ..bank.picture_file import in_colours, open_picture
+    from ..bank.pictures import keep_pictures, kept_pictures
+
+    bank = existing(options.bank)
+    if options.none and options.keep:
+        raise ValueError("--keep and --none: give one of the two")
+    if options.keep or options.none:
+        found = []
+        for file in options.keep:
+            try:
+                found.append(in_colours(open_picture(file)))
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+        keep_pictures(bank, options.name, found, options.caption, source="generated" if options.generated else "photo")
+    for kept in kept_pictures(bank, options.name):
+        print(f"{kept.file}  {kept.source}  {one_line(kept.caption)}".rstrip())
+
+
 def give_out(options: Options) -> None:
-    from ..bank.export import export_concept, export_merged
+    from ..bank.export import export_concept, export_merged, remarks_on_export
 
     bank = existing(options.bank)
     concepts = [bank.get(name) for name in options.names]
+    warn(remarks_on_export(concepts))
     if options.merged:
         file = options.out / f"{'_'.join(options.names)[:100]}.safetensors"
         error = export_merged(concepts, [1.0] * len(concepts), options.rank, file)
@@ -230,6 +250,12 @@ def add_commands(into: Any) -> None:
     for key in ("author", "license", "description"):
         about.add_argument(f"--{key}", help="empty takes it away")
     about.add_argument("--preview", type=Path, help="a picture, for the thumbnail")
+    seen = on_bank("pictures", pictures, "the pictures that are kept of a concept, for models that read pictures; they stay in this bank")
+    seen.add_argument("name", help=one)
+    seen.add_argument("--keep", type=Path, nargs="+", default=[], metavar="FILE", help="keep these, at most 8, in the place of the others")
+    seen.add_argument("--caption", action="append", default=[], help="what a picture shows; one for each, in their order")
+    seen.add_argument("--generated", action="store_true", help="a model made them, they are no photos")
+    seen.add_argument("--none", action="store_true", help="keep none")
     small = on_bank("compress", compress, "the whole bank in one file on shared bases")
     small.add_argument("--out", type=Path, help="the file (default: <bank>.compressed.safetensors beside the folder)")
     small.add_argument("--tolerance", type=float, default=0.05, help="largest error of a concept (default: %(default)s)")

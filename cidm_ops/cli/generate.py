@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..painting.config import MODES, PRESETS, SCOPES, STREAMS, ResidualConfig
+from ..painting.config import MODES, PLACE, PRESETS, SCOPES, STREAMS, ResidualConfig
 from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
@@ -30,10 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reach",
-        choices=SCOPES,
+        choices=(*SCOPES, PLACE),
         default=SCOPES[0],
-        help="which words of a prompt concepts change: all, their own and the end, or their own; by kind: their own if they are styles "
-        "(default: %(default)s)",
+        help="which words of a prompt concepts change: all, their own and the end, or their own; by kind: their own if they are styles; "
+        "where it stands: a place of the picture, around which the base paints plain words (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--start",
+        type=float,
+        default=0.0,
+        metavar="PART",
+        help="concepts act from this part of the sampling on, from 0 to 1; until then the base paints plain words (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--region-guidance", type=float, default=1.0, metavar="TIMES", help="guidance in regions, times --guidance (default: %(default)s)"
     )
     add_regions(parser)
     parser.add_argument(
@@ -69,7 +79,9 @@ def run(options: argparse.Namespace) -> None:
     from ..painting.texts import show_encoding
 
     bank, regions = Bank(options.bank), regions_of(options)
-    how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)
+    how = AggregationConfig(
+        mode=options.mode, strength=options.strength, scope=options.reach, start=options.start, inside=options.region_guidance
+    )
     infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
     config = SamplingConfig(options.steps, options.guidance, options.negative, how, infusion, passes)
     for prompt in (*options.prompt, options.negative, *(text for text, _ in regions)):

@@ -7,7 +7,7 @@ import torch
 from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..measure.divergence import Divergence, Levels, clean_estimates, divergence
-from ..measure.fisher import in_plain_words, join
+from ..measure.fisher import join
 from ..painting.compose import ParsedPrompt, encode, mix, scene_beside
 from ..painting.paint import predictor, unit_noise
 from ..painting.sampling import denoiser, sample
@@ -32,7 +32,7 @@ def by_group(
         parts = []
         for number, prompt in enumerate(prompts):
             start = sampling.seed + PICTURES * number
-            plain = encode(backbone, ParsedPrompt(in_plain_words(bank, prompt)))
+            plain = encode(backbone, ParsedPrompt(bank.vocabulary.plain(prompt)))
             noise = unit_noise(backbone.family, start, PICTURES, size, size).to(backbone.device)
             latents = sample(
                 backbone, plain.expand(PICTURES), nothing.expand(PICTURES), noise, steps=sampling.steps, guidance=sampling.guidance

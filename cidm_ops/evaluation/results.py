@@ -14,13 +14,14 @@ from torch import Tensor
 from ..bank.files import write_atomically
 from ..measure.diversity import diversity
 from ..measure.forgetting import ForgettingScore, score_forgetting
-from ..measure.presence import PresenceScore, area_under_curve, score_presence
+from ..measure.presence import PresenceScore, area_under_curve, collapses, score_presence
 from ..measure.report import Section, write_html
 from ..measure.scores import ImageAlignment, TextAlignment, align_images, align_texts
 from ..measure.sections import forgetting_section, image_section, presence_section, text_section
 from ..text_table import text_table
 from .protocol import Embeddings, EvaluationTask, Samples, files_of
 
+AVERAGED = ("ia", "ta", "ims", "collapsed")
 BLIND = 0.9  # area under the curve below which a tower's figures are not worth reading
 
 
@@ -64,8 +65,8 @@ def score(tasks: Sequence[EvaluationTask], seen: Mapping[str, Embeddings], earli
 
 
 def figures(scores: Scores) -> dict[str, Any]:
-    """Tell IA and TA with their intervals, the ceiling, presence and diversity by concept and as means, and what the encoders can tell
-    apart.
+    """Tell IA, TA and IMS with their intervals, the ceiling, presence, collapses and diversity by concept and as means, and what the
+    encoders can tell apart.
     """
     concepts: dict[str, dict[str, Any]] = {}
     for name, one in scores.concepts.items():
@@ -74,16 +75,24 @@ def figures(scores: Scores) -> dict[str, Any]:
         if one.text:
             ta = one.text.mean
             row |= {"ta": ta.value, "ta_interval": [ta.low, ta.high], "cosine": float(one.text.cosines.mean())}
+        ims = one.image.matching
+        row |= {"ims": ims.value, "ims_interval": [ims.low, ims.high]}
         if not math.isnan(one.image.ceiling):
             row["ceiling"] = one.image.ceiling
         if presence := scores.presence:
             row["present"] = sum(have == want == name for have, want in zip(presence.found, presence.expected, strict=True)) / pictures
+            if presence.bound is not None:
+                mine = torch.tensor([want == name for want in presence.expected])
+                row["collapsed"] = float(collapses(presence.own[mine], presence.bound).mean())
         if one.diversity is not None:
             row["diversity"] = one.diversity
         concepts[name] = row
-    means = {key: statistics.mean(c[key] for c in concepts.values()) for key in ("ia", "ta") if all(key in c for c in concepts.values())}
+    shared = (key for key in AVERAGED if all(key in c for c in concepts.values()))
+    means = {key: statistics.mean(c[key] for c in concepts.values()) for key in shared}
     apart = scores.presence.told_apart if scores.presence else math.nan
     found = {"concepts": concepts, "mean": means, "references_told_apart": apart, "words_told_apart": scores.words}
+    if scores.presence and scores.presence.bound is not None:
+        found["collapse_bound"] = scores.presence.bound
     if lost := scores.forgotten:
         found["forgetting"] = dict(zip(lost.names, lost.lost.tolist(), strict=True))
     return found
@@ -119,7 +128,7 @@ def table(found: Mapping[str, Any]) -> str:
     """The paper's form: a row per score, a column per concept in the order learned and the mean, times 100."""
     names = list(found["concepts"])
     rows = [["", *(f"V{i + 1} {name}" for i, name in enumerate(names)), "avg."]]
-    for key, label in (("ia", "IA"), ("ta", "TA")):
+    for key, label in (("ia", "IA"), ("ta", "TA"), ("ims", "IMS")):
         if key in found["mean"]:
             values = [*(found["concepts"][name][key] for name in names), found["mean"][key]]
             rows.append([label, *(f"{100 * value:.1f}" for value in values)])

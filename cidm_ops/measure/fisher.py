@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..bank.bank import Bank
 from .divergence import Divergence
 
 
@@ -18,11 +17,6 @@ def read_groups(text: str) -> dict[str, list[str]]:
     if not groups:
         raise ValueError("there are no prompts: write one a line, as 'group: prompt'")
     return groups
-
-
-def in_plain_words(bank: Bank, prompt: str) -> str:
-    """A prompt with the class word of each concept in its place: what the plain model can read."""
-    return "".join(bank.headers[owner]["class_word"] if owner else text for text, owner in bank.vocabulary.parts(prompt))
 
 
 def join(parts: Sequence[Divergence]) -> Divergence:

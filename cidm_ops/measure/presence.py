@@ -34,8 +34,11 @@ class Presence:
 @dataclass(frozen=True)
 class PresenceScore:
     """Which concepts were found in pictures: ``found [N]`` of ``names`` beside ``expected [N]``; ``right``, how often they are the same;
-    ``cosines [N]`` with the one found, ``margins [N]``, by how much the expected one lies above the next; and ``told_apart``, how well
-    the image encoder separates the references.
+    ``cosines [N]`` with the one found, ``own [N]`` with the one expected, ``margins [N]``, by how much that lies above the next; and
+    ``told_apart``, how well the image encoder separates the references.
+
+    ``collapsed`` is how often a picture is near to no reference of the concept that was asked for: ``own`` lies below ``bound``
+    (``collapse_bound``). Both are ``None`` where the references give no bound.
     """
 
     names: Sequence[str]
@@ -45,6 +48,9 @@ class PresenceScore:
     cosines: Tensor
     margins: Tensor
     told_apart: float
+    own: Tensor
+    bound: float | None
+    collapsed: Interval | None
 
     def confusion(self) -> tuple[list[str], Tensor]:
         """How often each concept was found where each was expected: the names expected, each once, and parts ``[rows, K]`` of 1."""
@@ -67,9 +73,51 @@ def score_presence(references: Mapping[str, Tensor], embeddings: Tensor, expecte
     found = [presence.names[i] for i in cosines.argmax(1).tolist()]
     right = torch.tensor([float(a == b) for a, b in zip(found, expected, strict=True)])
     own = torch.tensor([presence.names.index(name) for name in expected])[:, None]
-    margins = cosines.gather(1, own)[:, 0] - cosines.scatter(1, own, -torch.inf).amax(1)
-    interval = mean_interval(right, several(len(right), "picture"))
-    return PresenceScore(presence.names, expected, found, interval, cosines.amax(1), margins, separation(references))
+    mine, over = cosines.gather(1, own)[:, 0], several(len(right), "picture")
+    margins, bound = mine - cosines.scatter(1, own, -torch.inf).amax(1), collapse_bound(references)
+    collapsed = None if bound is None else mean_interval(collapses(mine, bound), over)
+    return PresenceScore(
+        presence.names,
+        expected,
+        found,
+        mean_interval(right, over),
+        cosines.amax(1),
+        margins,
+        separation(references),
+        mine,
+        bound,
+        collapsed,
+    )
+
+
+def collapses(cosines: Tensor, bound: float) -> Tensor:
+    """1 for each picture that has collapsed, else 0: its mean cosine ``[N]`` with the references of what it should show is below the
+    bound. Their mean is the collapse rate, SCR at a threshold of the paper on identities that collapse (2603.26078, our reading).
+    """
+    return (cosines < bound).float()
+
+
+def collapse_bound(references: Mapping[str, Tensor]) -> float | None:
+    """The mean cosine that best tells a reference of a concept from one of another: where the share of references whose mean cosine with
+    the others of their concept is at least that, less the share of those of which it is so with another concept's, is largest (Youden's J).
+
+    ``None`` where no concept has two references, or there is one concept only.
+    """
+    parts = [torch.nn.functional.normalize(r.float(), dim=-1).cpu() for r in references.values()]
+    same, other = [], []
+    for i, part in enumerate(parts):
+        if len(part) > 1:  # each with the others of its own
+            cosines = part @ part.T
+            same.append((cosines.sum(1) - cosines.diagonal()) / (len(part) - 1))
+        other += [part @ rival.mean(0) for j, rival in enumerate(parts) if j != i]
+    if not same or not other:
+        return None
+    kept, wrong = torch.cat(same).double(), torch.cat(other).double()
+    known = torch.cat([kept, wrong]).unique()  # sorted
+    bounds = torch.cat([known[:1], (known[1:] + known[:-1]) / 2])
+    gain = (kept[None] >= bounds[:, None]).double().mean(1) - (wrong[None] >= bounds[:, None]).double().mean(1)
+    best = bounds[gain == gain.max()]
+    return float(best[len(best) // 2])
 
 
 def area_under_curve(same: Tensor, other: Tensor) -> float:

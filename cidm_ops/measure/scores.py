@@ -1,4 +1,6 @@
-"""Alignment as cosines in the space of an image encoder: with pictures of a concept (CIDM 4.1, "IA") and with captions ("TA")."""
+"""Alignment as cosines in the space of an image encoder: with pictures of a concept (CIDM 4.1, "IA"; "IMS" after MetaCloak) and with
+captions ("TA").
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,6 +42,23 @@ def image_alignment(pictures: Tensor, references: Tensor) -> float:
     return float(alignments(pictures, references).mean())
 
 
+def matching(pictures: Tensor, references: Tensor) -> Tensor:
+    """Cosine of each picture's embedding ``[N, E]`` with the mean of the references ``[M, E]``: ``[N]``, in [-1, 1].
+
+    Identity matching (IMS) as MetaCloak's code has it (Liu et al. 2024); that of the leaderboards is unpublished, so this is our reading.
+    It is ``alignments`` divided by the length of that mean. Raises ``ValueError`` where the references cancel each other out.
+    """
+    return alignments(pictures, references) / mean_length(references)
+
+
+def mean_length(references: Tensor) -> float:
+    """The length of the mean of unit embeddings ``[M, E]``, in (0, 1]: 1 where all are the same. Raises ``ValueError`` for one of 0."""
+    length = float(references.mean(0).norm())
+    if length < 1e-6:
+        raise ValueError(f"the mean of {len(references)} references has no direction: they cancel each other out, so nothing can match it")
+    return length
+
+
 def self_alignment(references: Tensor) -> float:
     """Mean cosine over all pairs of different references ``[M, E]``: the ceiling of ``image_alignment``."""
     m = len(references)
@@ -67,19 +86,22 @@ def text_alignment(pictures: Tensor, captions: Tensor) -> float:
 @dataclass(frozen=True)
 class ImageAlignment:
     """How like its references a group of pictures is: ``values [N]``, their ``mean``, and ``ceiling``, the references among themselves
-    (nan for one reference).
+    (nan for one reference). ``matches [N]`` and their mean ``matching`` say how like the mean of its references it is.
     """
 
     values: Tensor
     mean: Interval
     ceiling: float
+    matches: Tensor
+    matching: Interval
 
 
 def align_images(pictures: Tensor, references: Tensor) -> ImageAlignment:
     """Scores embeddings ``[N, E]`` of pictures against those of references ``[M, E]``."""
     values = alignments(pictures, references).cpu()
     ceiling = self_alignment(references) if len(references) > 1 else math.nan
-    return ImageAlignment(values, mean_interval(values, several(len(values), "picture")), ceiling)
+    over, matches = several(len(values), "picture"), matching(pictures, references).cpu()
+    return ImageAlignment(values, mean_interval(values, over), ceiling, matches, mean_interval(matches, over))
 
 
 @dataclass(frozen=True)

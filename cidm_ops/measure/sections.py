@@ -3,6 +3,7 @@
 Nothing is computed here: a section takes what was scored. Pictures are ``[3, H, W]`` in [-1, 1], of any shape.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,10 +24,18 @@ from .wasserstein import Wasserstein
 
 MOST = 48  # pictures of one sheet
 IA = "Mean cosine of every picture with every reference, in the space of the image tower (CIDM 4.1). 1 is the same picture."
+IMS = (
+    "Cosine of every picture with the mean of the references, in the space of the image tower: identity matching, after MetaCloak. How the "
+    "IMS of the leaderboards is computed is unpublished, so this is our reading. 1 is what the references have in common."
+)
 TA = "2.5 max(0, cosine) of every picture with its own caption (CLIPScore's scaling, as in CIDM 4.1), and the plain cosine."
 PRESENCE = (
     "A picture or region shows the concept whose references it lies nearest to, by mean cosine. The figure is how often that is the one "
     "expected."
+)
+COLLAPSED = (
+    "Collapsed are {collapsed}: their mean cosine with the references of the concept that was asked for is below {bound:.3f}, which best "
+    "tells a reference of a concept from one of another."
 )
 DIVERSITY = "Mean 1 - cosine over all pairs of different pictures: 0 where all are the same."
 W2 = (
@@ -50,23 +59,25 @@ def image_section(
     shown: Sequence[Tensor] = (),
     title: str = "Image alignment (IA)",
     what: str = "concept",
+    matched: bool = False,
 ) -> Section:
     """Shows the image alignment of groups, each a ``what``: a concept or a region. ``pictures`` are those of all groups in turn, ``shown``
-    some of the references.
+    some of the references. ``matched``: the figure, the plot and the order of the pictures are those of identity matching.
     """
-    total = mean_over([g.mean for g in groups.values()], what)
-    columns = ("", "IA", "low", "high", "least", "most", "pictures", "references among themselves")
+    figures = {name: g.matching if matched else g.mean for name, g in groups.items()}
+    total = mean_over([*figures.values()], what)
+    columns = ("", "IA", "low", "high", "least", "most", "pictures", "references among themselves", "IMS", "low", "high")
     rows = [
-        [name, g.mean.value, g.mean.low, g.mean.high, float(g.values.min()), float(g.values.max()), len(g.values), g.ceiling]
+        [name, *_of(g.mean), float(g.values.min()), float(g.values.max()), len(g.values), g.ceiling, *_of(g.matching)]
         for name, g in groups.items()
     ]
-    plot = interval_plot(_with_mean({name: g.mean for name, g in groups.items()}, total), title)
-    everything = torch.cat([g.values for g in groups.values()])
+    plot = interval_plot(_with_mean(figures, total), title)
+    everything = torch.cat([g.matches if matched else g.values for g in groups.values()])
     named = [name for name, g in groups.items() for _ in g.values]
     order = everything.argsort(descending=True)[:MOST].tolist()
     strips = [Strip("References", shown[:MOST])] if len(shown) else []
     strips.append(Strip("Most alike first", [pictures[i] for i in order], [(f"{everything[i]:.3f}", named[i]) for i in order]))
-    return Section(title, IA, total, columns, rows, [plot, sheet(strips, title)])
+    return Section(title, IMS if matched else IA, total, columns, rows, [plot, sheet(strips, title)])
 
 
 def text_section(groups: Mapping[str, TextAlignment], pictures: Sequence[Tensor], captions: Sequence[str]) -> Section:
@@ -89,16 +100,20 @@ def presence_section(score: PresenceScore, pictures: Sequence[Tensor]) -> Sectio
     rows = []
     for row, name in enumerate(names):
         mine = [i for i, want in enumerate(score.expected) if want == name]
-        rows.append([name, float(parts[row, score.names.index(name)]), float(score.margins[mine].mean()), len(mine)])
+        found, above = float(parts[row, score.names.index(name)]), float(score.margins[mine].mean())
+        fallen = math.nan if score.bound is None else float((score.own[mine] < score.bound).float().mean())
+        rows.append([name, found, above, len(mine), fallen])
     order = sorted(range(len(score.expected)), key=lambda i: float(score.margins[i]))[:MOST]
     labels = []
     for i in order:
         found, want = score.found[i], score.expected[i]
         labels.append((f"{found} {score.cosines[i]:.2f}", f"expected {want}" if found != want else "right"))
     note = f"Pairs of references of one concept lie above pairs of two with probability {score.told_apart:.3f}; 0.5 is chance."
+    if score.collapsed is not None:
+        note = f"{note} {COLLAPSED.format(collapsed=score.collapsed, bound=score.bound)}"
     drawn = heat_map(parts, names, score.names, "Expected (rows) and found (columns)", "Part of the pictures in each row.")
     shown = sheet([Strip("The least certain first", [pictures[i] for i in order], labels)], title)
-    columns = ("expected", "found", "cosine above the next", "pictures")
+    columns = ("expected", "found", "cosine above the next", "pictures", "collapsed")
     return Section(title, f"{PRESENCE} {note}", score.right, columns, rows, [drawn, shown])
 
 
@@ -169,6 +184,11 @@ def routing_section(score: RoutingScore) -> Section:
     about = "How much of each concept every prompt takes, mean over layers. The figure: the part that goes to concepts named in it."
     rows = [[prompt, *weights[i].tolist(), float(score.share[i])] for i, prompt in enumerate(score.prompts)]
     return Section(title, about, score.mean, ("prompt", *handles, "share of those named"), rows, [drawn])
+
+
+def _of(interval: Interval) -> tuple[float, float, float]:
+    """An interval as three cells of a table."""
+    return interval.value, interval.low, interval.high
 
 
 def _with_mean(groups: Mapping[str, Interval], total: Interval) -> list[tuple[str, Interval]]:

@@ -27,19 +27,24 @@ from ..models.family import family_of
 from ..models.module import Slice
 from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, stand_for
-from .config import BY_KIND, NoiseEstimation, ResidualConfig
+from .config import BY_KIND, PLACE, NoiseEstimation, ResidualConfig
 from .scene import ConceptStack, Scene, stack_mixtures
 from .scope import acts_everywhere, token_masks
 from .texts import kept_concept, kept_text
 from .weights import weights
 
+PLACE_UNTIL = 0.25  # of the sampling: by then a picture is laid out, and one step alone is too little to look by
 EXACT = "take mode exact"  # what concepts can do on every family
 
 
 @dataclass(frozen=True)
 class AggregationConfig:
     """How concepts are weighed and how they act: ``mode`` and ``rule`` of the aggregation (CIDM 3.2), their ``strength``, whether they act
-    on negative texts too, whether they lie beside the layers rather than in the weights, and at which tokens of a text they act.
+    on negative texts too, whether they lie beside the layers rather than in the weights, and at which tokens of a text they act; or, with
+    ``scope`` ``PLACE``, in the place of the picture that looks at their words.
+
+    Until ``start``, a part of the sampling, the base paints the prompt in plain words. ``inside`` multiplies the sampler's guidance in
+    regions. Raises ``ValueError`` naming the value that cannot be.
     """
 
     rule: Rule = RULES["soft"]
@@ -48,6 +53,14 @@ class AggregationConfig:
     scope: str = BY_KIND
     mode: str = "exact"
     strength: float = 1.0
+    start: float = 0.0
+    inside: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= 1:
+            raise ValueError(f"start {self.start:g}: expected a part of the sampling, from 0 to 1")
+        if self.inside < 0:
+            raise ValueError(f"guidance inside regions {self.inside:g}: expected 0 or more times that of the sampler")
 
     @property
     def mode_rule(self) -> Rule | None:
@@ -57,11 +70,19 @@ class AggregationConfig:
 
 @dataclass(frozen=True)
 class ParsedPrompt:
-    """A prompt with its handles written out, the concepts that its words may name, and how strongly each that it mentions acts."""
+    """A prompt with its handles written out, the concepts that its words may name, and how strongly each that it mentions acts; and what it
+    says in ``plain`` words.
+    """
 
     text: str
     concepts: Sequence[Concept] = ()
     strengths: Mapping[str, float] = field(default_factory=dict)
+    plain: str = field(default="", kw_only=True)
+
+    @property
+    def in_plain_words(self) -> "ParsedPrompt":
+        """The prompt as the base alone reads it."""
+        return ParsedPrompt(self.plain, plain=self.plain)
 
 
 @dataclass(frozen=True)
@@ -83,7 +104,8 @@ def read(bank: Bank, prompt: str) -> ParsedPrompt:
     Raises ``ValueError`` for a word no concept has and for a concept of Infusion.
     """
     said = without_infusion(bank, prompt)
-    return ParsedPrompt(said.text, [kept_concept(bank, name) for name in sorted(said.strengths)], said.strengths)
+    concepts = [kept_concept(bank, name) for name in sorted(said.strengths)]
+    return ParsedPrompt(said.text, concepts, said.strengths, plain=bank.vocabulary.plain(prompt))
 
 
 def without_infusion(bank: Bank, prompt: str) -> Prompt:
@@ -117,8 +139,17 @@ def compose(
     the prompt.
     """
     how, masks = how or AggregationConfig(), masks or {}
+    if how.scope == PLACE:
+        raise ValueError(
+            f"reach {PLACE!r} needs the prompt as well as the model: take Paint with Concepts, Paint in Regions or cidm generate"
+        )
     if isinstance(backbone, Transformer):
         return _compose_exact(backbone, bank, prompt, how)
+    return replace(_composed(backbone, bank, prompt, how, layers, masks), plain=bank.vocabulary.plain(prompt))
+
+
+def _composed(backbone: Backbone, bank: Bank, prompt: str, how: AggregationConfig, layers: str, masks: Mapping[str, Tensor]) -> ConceptMix:
+    """Take from a bank what a prompt needs for a model whose layers each read a text."""
     said = bank.read(prompt)
     names = [n for n in said.strengths if bank.headers[n]["method"] == RESIDUALS]
     if idle := [n for n in masks if n not in names]:
@@ -148,6 +179,8 @@ def _compose_exact(base: Transformer, bank: Bank, prompt: str, how: AggregationC
     """
     if how.mode != "exact":
         raise ValueError(f"mode {how.mode!r} compares what each layer reads, and all layers of {base.family.title} read one text: {EXACT}")
+    if how.start:
+        raise ValueError(f"a late start does not work on {base.family.title} yet: start at 0")
     said = without_infusion(bank, prompt)
     names = sorted(said.strengths)
     warnings = [check_base(bank.headers[name], base.architecture, base.fingerprint) for name in names]
@@ -259,8 +292,8 @@ class Composition:
     @property
     def mergeable(self) -> bool:
         """Whether the concepts can be merged into the model's weights."""
-        concepts = self.whole.concepts
-        return not self.regions and self.how.negative and not self.how.routed and acts_everywhere(concepts, self.how.scope)
+        how, concepts = self.how, self.whole.concepts
+        return not self.regions and how.negative and not how.routed and not how.start and acts_everywhere(concepts, how.scope)
 
     @property
     def warnings(self) -> list[str]:
@@ -285,6 +318,7 @@ class Composition:
             texts=tuple(texts),
             negative=self.how.negative,
             estimation=estimation,
+            guidance=self.how.inside,
         )
 
 
@@ -295,11 +329,14 @@ def compose_regions(
     regions: Sequence[tuple[str, RegionMask]],
     how: AggregationConfig | None = None,
 ) -> Composition:
-    """A global prompt and the prompts of regions, composed from a bank.
+    """A global prompt and the prompts of regions, composed from a bank; with ``PLACE`` the prompt alone has a region, which is found.
 
-    Raises ``ValueError`` as ``compose`` does, and for a region that is to be found by its concept and has none.
+    Raises ``ValueError`` as ``compose`` and ``compose_place`` do, and for a region that is to be found by its concept and has none, or has
+    a late start.
     """
     how = how or AggregationConfig()
+    if how.scope == PLACE:
+        return compose_place(backbone, bank, prompt, regions, how)
     parts = []
     for u, (text, mask) in enumerate(regions, 1):
         mixed = compose(backbone, bank, text, how)
@@ -308,8 +345,50 @@ def compose_regions(
             raise ValueError(f"region {u}, {text!r}, is to be found by its concept, and has none: write <name> into it, or draw it")
         if isinstance(backbone, Transformer):
             mixed = replace(mixed, warnings=[*mixed.warnings, *left_out(mixed.concepts)])
+        if mask.sought:
+            check_start(how)
         parts.append(RegionPrompt(mask, mixed))
     return Composition(compose(backbone, bank, prompt, how), parts, how)
+
+
+def check_start(how: AggregationConfig) -> None:
+    """Raises ``ValueError`` for a late start where a place is to be found."""
+    if how.start:
+        raise ValueError(
+            f"a start at {how.start:g} of the sampling, and a place that is found by where the picture looks at a concept's words before "
+            "that: start at 0, or draw the region"
+        )
+
+
+def compose_place(
+    backbone: Backbone | Transformer, bank: Bank, prompt: str, regions: Sequence[tuple[str, RegionMask]], how: AggregationConfig
+) -> Composition:
+    """A prompt whose concepts act where they stand: a region that reads it, and around that the same in plain words, without concepts.
+
+    The region is everywhere until ``PLACE_UNTIL`` of the sampling, and from there on where the picture has looked at the concepts' words.
+    Raises ``ValueError`` for a place that is given already, and for what has none: no words to look for, or a style.
+    """
+    if regions:
+        raise ValueError(
+            f"reach {PLACE!r} finds the place of the concepts of a prompt, and there are regions, which say it: take {BY_KIND!r}"
+        )
+    if isinstance(backbone, Transformer):
+        raise ValueError(f"reach {PLACE!r} does not work on {backbone.family.title} yet: set another reach, or find a region in its prompt")
+    check_start(how)
+    how = replace(how, scope=BY_KIND)
+    own = compose(backbone, bank, prompt, how)
+    acting = [c for c in own.concepts if own.strengths.get(c.name)]
+    if own.residuals:
+        raise ValueError(f"reach {PLACE!r}: <{next(iter(own.residuals))}> is an Infusion concept, which acts at its class word anyway")
+    if not acting:
+        return Composition(own, (), how)
+    if styles := [c.name for c in acting if c.kind == "style"]:
+        raise ValueError(f"reach {PLACE!r}: <{styles[0]}> is a style, which is everywhere in a picture: set another reach")
+    if not any(c.words for c in acting):
+        raise ValueError(f"reach {PLACE!r}: <{acting[0].name}> has no words of its own to be found by: set another reach, or draw a region")
+    whole = ConceptMix(own.plain, weights=own.weights[:, :0], plain=own.plain)
+    place = RegionMask(torch.ones(1, 1), sought=PLACE_UNTIL)
+    return Composition(whole, [RegionPrompt(place, own)], how)
 
 
 def left_out(concepts: Sequence[Concept]) -> list[str]:
@@ -338,7 +417,7 @@ def scene_beside(images: Sequence[Sequence[ConceptMix]], how: AggregationConfig 
     how = how or AggregationConfig()
     mixes = [mixed for image in images for mixed in image]
     concepts, found = stack_mixtures([m.concepts for m in mixes], [m.weights for m in mixes])
-    stack = ConceptStack(concepts, found.unflatten(0, (len(images), len(images[0]))), how.negative, how.scope)
+    stack = ConceptStack(concepts, found.unflatten(0, (len(images), len(images[0]))), how.negative, how.scope, how.start)
     return Scene((stack,) if concepts else (), negative=how.negative)
 
 

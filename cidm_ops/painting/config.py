@@ -6,6 +6,7 @@ from dataclasses import dataclass
 MODES = ("exact", "released", "paper", "soft")  # how the concepts' weights are found: method/aggregation.py
 # At which tokens of a prompt concepts act: scope.py
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
+PLACE = "where it stands"  # in the picture: compose_place
 # Where Infusion's map comes from: the foundation's (the paper), the customised features' own, or those and a residual of the key too. The
 # last is what the authors' code does: it returns one stream, and locks its keys no more after they are assigned a second time.
 STREAMS = ("dual", "single", "released_code")

@@ -14,8 +14,9 @@ from ..bank.bank import Bank, check_base
 from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
+from ..tokens import Text
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
-from .config import NoiseEstimation, ResidualConfig
+from .config import PLACE, NoiseEstimation, ResidualConfig
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
@@ -44,6 +45,28 @@ class SamplingConfig:
             raise ValueError("region noise estimation and a template: expected one of the two, for regions are woven in one pass")
 
 
+@dataclass(frozen=True)
+class Photo:
+    """A photo that is painted over: its clean ``latents [B or 1, C, h, w]``, where, ``mask [h, w]`` of 0 and 1, and ``denoise``, for how
+    much of the sampling. Raises ``ValueError`` for a part that is none.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    denoise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.denoise <= 1:
+            raise ValueError(f"denoise {self.denoise:g}: expected a part of the sampling, above 0 and up to 1")
+
+    def holder(self, backbone: Backbone, noise: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """Return what keeps the photo outside of its mask at every noise level, with the ``noise`` that it is painted from: at level 0 its
+        own latents, to the last bit.
+        """
+        latents, noise, inside = (part.to(backbone.device) for part in (self.latents, noise, self.mask.bool()))
+        return lambda x, level: torch.where(inside, x, backbone.schedule.noised(latents, noise, level))
+
+
 @torch.no_grad()
 def paint(
     backbone: Backbone,
@@ -62,7 +85,7 @@ def paint(
     config = config or SamplingConfig()
     unwanted = read(bank, config.negative)
     other = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in unwanted.strengths]
-    if regions:
+    if regions or config.aggregation.scope == PLACE:
         composition = compose_regions(backbone, bank, prompt, regions, config.aggregation)
     else:
         whole = compose(backbone, bank, prompt, config.aggregation, layers=config.infusion.layers)
@@ -95,8 +118,11 @@ def paint_latents(
     config: SamplingConfig,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
     unwanted: ParsedPrompt | None = None,
+    photo: Photo | None = None,
 ) -> Tensor:
-    """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text."""
+    """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text. Of
+    a ``photo`` only what its mask covers is painted over.
+    """
     texts = [encode(backbone, region.mix) for region in composition.regions]
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
     negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
@@ -108,7 +134,11 @@ def paint_latents(
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
     scene = replace(scene, infusion=config.infusion)
-    predict = predictor(backbone, scene)
+    run, start = begin_run(backbone, scene), composition.how.start
+    before: Text | None = None
+    if start:
+        plain = [encode(backbone, region.mix.in_plain_words) for region in composition.regions]
+        before = encode(backbone, composition.whole.in_plain_words, plain).expand(len(noise))
     with attach(backbone.layers, factors):
         return sample(
             backbone,
@@ -117,18 +147,33 @@ def paint_latents(
             noise.to(backbone.device),
             steps=config.steps,
             guidance=config.guidance,
-            predict=predict,
-            hold=lambda x, level: hold(scene, x, level),
+            predict=predict_in(backbone, run),
+            weigh=run.guidance if scene.guidance != 1 else lambda x: 1.0,
+            before=before,
+            start=level_at(backbone.schedule.ratios(), start),
+            hold=photo.holder(backbone, noise) if photo else lambda x, level: hold(scene, x, level),
+            over=photo.latents.to(backbone.device) if photo else None,
+            denoise=photo.denoise if photo else 1.0,
             on_step=on_step,
         )
 
 
 def predictor(backbone: Backbone, scene: Scene) -> Predict:
     """The model with a scene beside its layers. What is kept belongs to one run: take another predictor for another one."""
+    return predict_in(backbone, begin_run(backbone, scene))
+
+
+def begin_run(backbone: Backbone, scene: Scene) -> SceneRun:
+    """A run of a sampler on the model with a scene beside its layers."""
+    levels = backbone.schedule.ratios()
+    return SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
+
+
+def predict_in(backbone: Backbone, run: SceneRun) -> Predict:
+    """The model as it predicts in a run."""
     sites = Sites.of(backbone.unet, backbone.blocks, backbone.cross_attention, backbone.layers)
-    schedule = backbone.schedule
+    scene, schedule = run.scene, backbone.schedule
     levels, sigmas, own_levels = schedule.ratios(), schedule.sigma, schedule.trained_levels()
-    run = SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
 
     def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
         step = int(t[0])

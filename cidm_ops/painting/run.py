@@ -15,7 +15,7 @@ from ..row_plan import RowPlan
 from .config import NoiseEstimation
 from .rows import ALL, NONE, Job, Row, has_residuals, pack_jobs, rows_of
 from .state import RunState
-from .unet_call import UnetCall
+from .unet_call import Moment, UnetCall
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class SceneRun(RunState):
             some = self.hidden(some, rows, unet.background)
             some, read, rows = self.with_template(some, read, rows, unet.template)
             size = (some.shape[-2], some.shape[-1])
-            with UnetCall(self, sites, rows, size, looking, self.active(sigma), self.layout_layers(sigma)).open(some):
+            moment = Moment(looking, self.active(sigma), self.layout_layers(sigma), self.asleep(sigma))
+            with UnetCall(self, sites, rows, size, moment).open(some):
                 output = unet.call(jobs, at, some, read)
             answers |= dict(zip(jobs, output.split(each), strict=True))
         return self.blend_passes(answers, len(keys))

@@ -1,5 +1,6 @@
 """Simple sampling: Euler on the "normal" schedule, step for step what ComfyUI's KSampler does with these names."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..tokens import Text, join
 
+WHOLE = 0.9999  # the sampling, as the host has it
 # x [B, C, h, w], t [B], the text [B, N, C], pooled, and into how many chunks of the same images the batch is divided
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 
@@ -22,30 +24,51 @@ def sample(
     steps: int = 25,
     guidance: float = 5.0,
     predict: Predict | None = None,
+    weigh: Callable[[Tensor], Tensor | float] = lambda x: 1.0,
+    before: Text | None = None,
+    start: float = math.inf,
     hold: Callable[[Tensor, float], Tensor] = lambda x, level: x,
+    over: Tensor | None = None,
+    denoise: float = 1.0,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Tensor:
     """Latents ``[B, C, h, w]`` from unit Gaussian ``noise`` of that shape.
 
-    Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate. ``predict`` stands in for the
-    backbone's; ``hold(x, level)`` is what is gone on with instead of the sampler's variable ``x`` at each noise level.
+    Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate, times ``weigh(x)`` at each cell.
+    ``predict`` stands in for the backbone's. While the ratio of noise to signal is above ``start``, the text is ``before``.
+    ``hold(x, level)`` is what is gone on with instead of the sampler's variable ``x`` at each noise level.
+
+    The picture is painted ``over`` clean latents ``[B, C, h, w]`` if there are any; with ``denoise`` below 1 in as many steps of that last
+    part of the sampling.
     """
     schedule = backbone.schedule
-    levels, timesteps = (s.to(noise.device) for s in schedule.levels(steps))
-    x = hold(schedule.scale_noise(noise, levels[0]), float(levels[0]))
-    together = text.states.shape[2] == negative.states.shape[2]
-    texts = [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
+    every = steps if denoise > WHOLE else int(steps / denoise)
+    levels, timesteps = (s[-count:].to(noise.device) for s, count in zip(schedule.levels(every), (steps + 1, steps), strict=True))
+    x = schedule.scale_noise(noise, levels[0]) if denoise > WHOLE else schedule.noised(torch.zeros_like(noise), noise, levels[0])
+    if over is not None:
+        x = x + schedule.noised(over, torch.zeros_like(over), levels[0])
+    x = hold(x, float(levels[0]))
+    said, ratios = side_by_side(text, negative), schedule.ratios()
+    plain = None if before is None else side_by_side(before, negative)
     predict = predict or default_predict(backbone)
     for i, t in enumerate(timesteps):
+        texts = plain if plain is not None and float(ratios[int(t)]) > start else said
+        together = len(texts) == 1
         scaled = schedule.scale_input(x, levels[i])
         both = torch.cat([scaled, scaled]) if together else scaled
         outputs = torch.cat([predict(both, t.expand(len(both)), read, pooled, len(both) // len(x)) for read, pooled in texts])
         output, output_negative = outputs.chunk(2)
         denoised, denoised_negative = (schedule.denoised(x, o, levels[i]) for o in (output, output_negative))
-        denoised = denoised_negative + guidance * (denoised - denoised_negative)
+        denoised = denoised_negative + guidance * weigh(x) * (denoised - denoised_negative)
         x = hold(x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i]), float(levels[i + 1]))
         on_step(i + 1, steps)
     return x
+
+
+def side_by_side(text: Text, negative: Text) -> list[tuple[Tensor, Tensor | None]]:
+    """What the model reads: both texts in one batch, or, of different length, each in one of its own; and their pooled states."""
+    together = text.states.shape[2] == negative.states.shape[2]
+    return [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
 
 
 def default_predict(backbone: Backbone) -> Predict:

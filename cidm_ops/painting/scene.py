@@ -60,13 +60,15 @@ class ConceptStack:
     """Concepts beside the layers of a model, mixed by ``weights [P, U + 1, L, G]``: for each of P images of a batch (one for all of them
     if P is 1), elsewhere and in each of U regions (everywhere alike if there is only one), in L layers, of G concepts.
 
-    ``scope`` says at which tokens of a text they act. With ``negative`` off they act on texts alone that were composed with concepts.
+    ``scope`` says at which tokens of a text they act. With ``negative`` off they act on texts alone that were composed with concepts. They
+    act from ``start``, a part of the sampling, on.
     """
 
     concepts: Sequence[Concept]
     weights: Tensor
     negative: bool = True
     scope: str = BY_KIND
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Scene:
     that all this is woven into, if there is one.
 
     A row of a batch reads in region u what its text carries for it, and itself if it carries none. ``texts`` of the regions are for texts
-    of other encoders, which carry none. With ``negative`` off, rows that were not composed with concepts have no regions.
+    of other encoders, which carry none. With ``negative`` off, rows that were not composed with concepts have no regions. ``guidance`` is
+    that of regions, as a multiple of the sampler's.
     """
 
     stacks: tuple[ConceptStack, ...] = ()
@@ -84,6 +87,7 @@ class Scene:
     negative: bool = True
     estimation: NoiseEstimation | None = None
     infusion: ResidualConfig = ResidualConfig()
+    guidance: float = 1.0
     template: Template | None = None
 
 

@@ -22,16 +22,24 @@ OF_KIND = {"style": WORDS}
 
 
 def scope_of(concept: Concept, scope: str = BY_KIND) -> str:
-    """Say where a concept acts. By kind, only a style acts at less than all tokens; a concept without words of its own, such as an imported
-    LoRA, always acts at all.
+    """Say where a concept acts. By kind, it acts where it learned to, if that was set, and else only a style acts at less than all tokens;
+    a concept without words of its own, such as an imported LoRA, always acts at all.
 
-    Raises ``ValueError`` for an unknown ``scope``.
+    Raises ``ValueError`` for an unknown ``scope``, given or learned with.
     """
     if scope not in SCOPES:
         raise ValueError(f"reach {scope!r}: expected one of {', '.join(SCOPES)}")
     if not concept.words:
         return EVERYWHERE
-    return OF_KIND.get(concept.kind, EVERYWHERE) if scope == BY_KIND else scope
+    if scope != BY_KIND:
+        return scope
+    if concept.reach in ("", BY_KIND):
+        return OF_KIND.get(concept.kind, EVERYWHERE)
+    if concept.reach not in SCOPES:
+        raise ValueError(
+            f"<{concept.name}> was learned with reach {concept.reach!r}, which is not known here: set one of {', '.join(SCOPES[1:])}"
+        )
+    return concept.reach
 
 
 def acts_everywhere(concepts: Sequence[Concept], scope: str) -> bool:
@@ -52,14 +60,26 @@ def without_queries(concept: Concept) -> Concept:
 
 def token_masks(backbone: Backbone, text: str, concepts: Sequence[Concept]) -> dict[str, Tensor]:
     """``[N]`` by concept name: 1 where the concept's words stand among the N tokens of a text; and where the text has ended."""
+    return word_masks(backbone, text, {concept.name: concept.words for concept in concepts})
+
+
+def word_masks(backbone: Backbone, text: str, words: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """``token_masks`` of ``words`` by the names of their concepts."""
     encoder = backbone.family.encoder()
-    visible, hidden = hide(text, [word for concept in concepts for word in concept.words], encoder.placeholders)
+    visible, hidden = hide(text, [word for own in words.values() for word in own], encoder.placeholders)
     ids = backbone.tokenize(visible).cpu()
     found = {END_OF_TEXT: ids.eq(encoder.end).cumsum(1).bool().flatten().float()}
-    for concept in concepts:
-        own = torch.tensor([token for token, word in hidden.items() if word in concept.words])
-        found[concept.name] = torch.isin(ids.flatten(), own).float()
+    for name, own in words.items():
+        tokens = torch.tensor([token for token, word in hidden.items() if word in own])
+        found[name] = torch.isin(ids.flatten(), tokens).float()
     return found
+
+
+def widen(own: Tensor, ended: Tensor, scope: str) -> Tensor:
+    """Where a concept whose words stand at ``own [N]`` acts on a text that has ``ended [N]``: with ``words and end`` there too, if it is
+    named at all.
+    """
+    return torch.maximum(own, ended.to(own)) if scope == WORDS_AND_END and own.any() else own
 
 
 def acting_at(masks: Mapping[str, Tensor], concepts: Sequence[Concept], scope: str, tokens: int) -> Tensor:
@@ -73,8 +93,7 @@ def acting_at(masks: Mapping[str, Tensor], concepts: Sequence[Concept], scope: s
         sharing = [c.name for c in concepts if c.shared == concept.shared] if concept.shared else [concept.name]
         named = [masks[name] for name in sharing if name in masks]
         how, own = scope_of(concept, scope), torch.stack(named).amax(0) if named else nowhere
-        if how == WORDS_AND_END and own.any():
-            own = torch.maximum(own, masks.get(END_OF_TEXT, nowhere.to(own)))
+        own = widen(own, masks.get(END_OF_TEXT, nowhere), how)
         columns.append(torch.ones(tokens) if how == EVERYWHERE else repeat_mask(own, tokens))
     return torch.stack([column.cpu() for column in columns], 1) if columns else torch.zeros(tokens, 0)
 

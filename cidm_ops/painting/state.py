@@ -47,6 +47,7 @@ class RunState:
         self.by_token = [not acts_everywhere(stack.concepts, stack.scope) for stack in scene.stacks]
         self.sought = {u: level_of(mask.sought) for u, mask in enumerate(scene.masks, 1) if mask.sought}
         self.residuals = level_of(scene.infusion.start), level_of(scene.infusion.end)
+        self.starts = [level_of(stack.start) for stack in scene.stacks]
         woven = scene.template.how if scene.template else None
         self.layout_until = (level_of(woven.attention), level_of(woven.residual)) if woven else None
         how = scene.estimation
@@ -63,11 +64,12 @@ class RunState:
         self.scales: dict[Hashable, Tensor] = {}  # weights of ranks, by token
         self.texts: dict[Hashable, tuple[Tensor, Tensor]] = {}  # keys and values of the texts of regions
         self.blends: dict[tuple[int, int], Tensor] = {}
+        self.guided: dict[tuple[int, int], Tensor] = {}
 
     def place(self, masks: list[Sequence[RegionMask]]) -> None:
         """Put the regions somewhere: alike in all images, or one list of masks for each."""
         self.masks = masks
-        for known in (self.shares, self.partitions, self.scales, self.texts, self.blends):
+        for known in (self.shares, self.partitions, self.scales, self.texts, self.blends, self.guided):
             known.clear()
 
     def find(self) -> None:
@@ -140,3 +142,16 @@ class RunState:
             each = [blend_weights(m, height, width, alpha=how.alpha, overlap=how.overlap, feather=how.feather) for m in self.masks]
             self.blends[key] = torch.stack(each)
         return self.blends[key]
+
+    def asleep(self, sigma: float) -> frozenset[int]:
+        """The scene's stacks, by number, that do not act yet at this noise level."""
+        return frozenset(number for number, start in enumerate(self.starts) if sigma > start)
+
+    def guidance(self, x: Tensor) -> Tensor:
+        """How many times the sampler's guidance each cell of latents ``x [B, C, H, W]`` gets, ``[1 or P, 1, H, W]``: 1, and in regions the
+        scene's, by their shares.
+        """
+        if (key := (x.shape[-2], x.shape[-1])) not in self.guided:
+            inside = torch.stack([1 - shares(masks, *key)[0] for masks in self.masks])
+            self.guided[key] = (1 + (self.scene.guidance - 1) * inside).unflatten(1, key)[:, None]
+        return self.guided[key].to(x)

@@ -53,26 +53,28 @@ class Source:
         return states_in_layer(self.text, at.index).to(at.text)
 
 
-class UnetCall:
-    """The hooks of one call. ``size`` is that of the latent, ``looking`` whether sought regions are looked for, ``residuals`` whether they
-    act at this noise level, ``layout`` the layers whose outputs are the template's.
+@dataclass(frozen=True)
+class Moment:
+    """What a scene does at one noise level: ``looking`` whether sought regions are looked for, ``residuals`` whether they act, ``layout``
+    the layers whose outputs are the template's, ``asleep`` which of the scene's stacks do not act yet.
     """
 
-    def __init__(
-        self,
-        run: RunState,
-        sites: Sites,
-        rows: Sequence[Row],
-        size: tuple[int, int],
-        looking: bool,
-        residuals: bool,
-        layout: Sequence[str] = (),
-    ):
-        self.run, self.sites, self.rows, self.size, self.looking, self.layout = run, sites, rows, size, looking, layout
+    looking: bool = False
+    residuals: bool = False
+    layout: Sequence[str] = ()
+    asleep: frozenset[int] = frozenset()
+
+
+class UnetCall:
+    """The hooks of one call at a ``moment``. ``size`` is that of the latent."""
+
+    def __init__(self, run: RunState, sites: Sites, rows: Sequence[Row], size: tuple[int, int], moment: Moment):
+        self.run, self.sites, self.rows, self.size = run, sites, rows, size
+        self.looking, self.layout, self.asleep = moment.looking, moment.layout, moment.asleep
         self.grid: list[int] = []
         self.regional = bool(run.scene.masks)
         self.marks = [run.mark_of(row) for row in rows]
-        self.residuals = residuals and any(has_residuals(row.plan) for row in rows)
+        self.residuals = moment.residuals and any(has_residuals(row.plan) for row in rows)
         self.infused = self.carrying() if self.residuals else []
 
     @contextmanager
@@ -98,6 +100,8 @@ class UnetCall:
         found: list[dict[str, Weighted]] = [{} for _ in self.run.scene.stacks]
         for name, stacks in self.run.besides(x).items():
             for own in stacks:
+                if own.number in self.asleep:
+                    continue
                 if own.reads_text:
                     if own.said:
                         found[own.number][name] = self.beside(own, self.at_text)
@@ -273,7 +277,7 @@ class UnetCall:
         sources = [self.source(at, row, u) for row, u in owners]
         known = all(source.key is not None for source in sources)
         every = tuple(source.key if known else (source.number, source.region) for source in sources)
-        key = (at.name, at.q.device, at.q.dtype, self.residuals, every)
+        key = (at.name, at.q.device, at.q.dtype, self.residuals, self.asleep, every)
         if known and key in self.run.texts:
             return self.run.texts[key]
         distinct = dict(zip(every, sources, strict=True))
@@ -306,6 +310,8 @@ class UnetCall:
         """Texts ``[J, N, D]`` through a layer, each with the concepts of its region. Without hooks, which are for the batch."""
         out = layer.forward(texts)
         for own in self.run.besides(texts).get(name, ()):
+            if own.number in self.asleep:
+                continue
             scales = []
             for source in sources:
                 mixture = own.weights[source.row.image % len(own.weights)]

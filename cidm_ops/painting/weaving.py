@@ -76,8 +76,10 @@ def template_of(backbone: Backbone, picture: InvertedPicture, how: WeaveConfig |
 def woven(composition: Composition, template: Template, texts: Sequence[ConceptText] = ()) -> Scene:
     """The scene of a composition that is woven into a template. ``texts`` of the regions are for global texts of other encoders.
 
-    Raises ``ValueError`` for a region that nobody has placed.
+    Raises ``ValueError`` for a region that nobody has placed, and for a late start.
     """
+    if composition.how.start:
+        raise ValueError(f"a start at {composition.how.start:g} of the sampling, and a template counts from the beginning: start at 0")
     if sought := [u for u, region in enumerate(composition.regions, 1) if region.mask.sought]:
         raise ValueError(f"region {sought[0]} is to be found, and a template shows where things are: draw it, or take a mask")
     scene = composition.scene(texts)

@@ -98,6 +98,18 @@ def spoken_caption(caption: str, class_word: str, words: Sequence[str], name: st
     return caption, False
 
 
+def split_caption(caption: str, words: Sequence[str]) -> tuple[str, str]:
+    """Returns what a caption says of the concept alone, ``a`` and its words, and what it says beside it, without the article before them.
+
+    Either is empty where the caption says nothing of it.
+    """
+    word = "|".join(map(re.escape, words))
+    place = re.compile(rf"(?:\b(?:a|an|the|one)\s+)?(?:{word})(?:\s+(?:{word}))*", re.IGNORECASE)
+    rest, found = place.subn(" ", caption)
+    rest = " ".join(rest.split()).strip(" ,.")
+    return (f"a {' '.join(words)}" if found else ""), rest
+
+
 def constant_words(captions: Sequence[str], class_word: str) -> list[str]:
     """Words that stand in every caption beside the class word: what they say is learned by them, not by the concept."""
     if len(captions) < 2:

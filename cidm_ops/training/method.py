@@ -163,10 +163,15 @@ class Learner(nn.Module):
         """Returns two sums over the batch: the loss that is told, and what is added to it. What has to be open in the backward pass too
         goes into ``during``.
         """
-        text, draw = self.encode(batch.texts), batch.noised
-        guess = self.backbone.predict(draw.x, draw.t, text.context, text.pooled).float()
-        told = error(guess, draw, batch.mask).sum()
+        told = error(self.answer(batch.noised.x, batch.noised.t, batch.texts), batch.noised, batch.mask).sum()
         return told, torch.zeros_like(told)
+
+    def answer(self, x: Tensor, t: Tensor, texts: Sequence[str]) -> Tensor:
+        """Returns what the model with the concept as far as it is learned predicts of ``x [B, C, h, w]`` at ``t [B]`` with these texts, in
+        fp32.
+        """
+        text = self.encode(texts)
+        return self.backbone.predict(x, t, text.context, text.pooled).float()
 
     def regularization(self) -> Tensor:
         """Returns what is added to the loss once a step, whatever the pictures."""
@@ -186,11 +191,14 @@ class Learner(nn.Module):
         """Returns the prompt, in which ``<name>`` stands for a concept, and the empty text as the model reads them, and what stands in
         for the backbone's prediction.
         """
-        text = prompt
-        for name, words in self.words_of.items():
-            text = text.replace(f"<{name}>", " ".join(words))
-        wanted, nothing = (encode_layerwise(self.backbone, [t], self.tables()) for t in (text, ""))
+        wanted, nothing = (encode_layerwise(self.backbone, [t], self.tables()) for t in (self.spoken(prompt), ""))
         return wanted, nothing, None
+
+    def spoken(self, prompt: str) -> str:
+        """Returns a prompt with the words of the task's concepts in the place of their handles."""
+        for name, words in self.words_of.items():
+            prompt = prompt.replace(f"<{name}>", " ".join(words))
+        return prompt
 
 
 class Method:

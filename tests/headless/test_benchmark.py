@@ -24,6 +24,7 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.evaluation.protocol import SampleSettings
 from cidm_ops.lowrank import LowRank
+from cidm_ops.measure.scores import alignments, embed_all, matching
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, name_factors
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, encode
@@ -249,7 +250,7 @@ class TestFigures:
 
     def test_figures_are_means_over_concepts_and_seeds(self):
         def row(ia, ta, curve=()):
-            return Row(METHODS["cidm"], ia, ta, [0.0] * len(ia), {}, [sum(ia) / len(ia)], curve)
+            return Row(METHODS["cidm"], ia, ta, [0.0] * len(ia), {}, [sum(ia) / len(ia)], curve, [v / 0.8 for v in ia])
 
         rows = {
             "base": row([0.1, 0.3], [1.0, 1.2]),
@@ -260,17 +261,27 @@ class TestFigures:
         found = figures(rows)
         assert found["cidm_ia"] == pytest.approx(0.65) and found["cidm_ia_less_alone"] == pytest.approx(-0.05)
         assert found["cidm_ta_less_base"] == pytest.approx(-0.05) and found["cidm_ahead_of_finetune_at_equal_ta"] == pytest.approx(0.35)
-        assert found["cidm_ia_low"] <= found["cidm_ia"] <= found["cidm_ia_high"]
+        assert found["cidm_ia_low"] <= found["cidm_ia"] <= found["cidm_ia_high"] and found["cidm_ims"] == pytest.approx(
+            0.65 / 0.8, abs=1e-4
+        )
+
+    def test_identity_matching_is_that_of_the_pictures_themselves(self, bench):
+        """It is made of image alignments that were kept, so it is compared with the embeddings of the same pictures."""
+        seen = embed_all(bench.suite.tower, bench.suite.lessons[0].references)
+        other = embed_all(bench.suite.tower, bench.suite.lessons[1].references)
+        ia, length = alignments(other, seen), bench.suite.mean_lengths[bench.suite.lessons[0].name]
+        assert torch.allclose(ia / length, matching(other, seen), atol=1e-6)
 
     def test_without_a_text_side_there_is_no_text_alignment(self, bench, tmp_path):
         nothing = float("nan")
         ia, ta = means({"dog": {"ia": [0.5, 0.7]}})["dog"]
         assert ia == pytest.approx(0.6) and math.isnan(ta)
-        rows = {"cidm": Row(METHODS["cidm"], [0.6], [nothing], [0.0], {"dog": (0.6, nothing)}, [0.6], [(1.0, nothing, 0.6)])}
+        rows = {"cidm": Row(METHODS["cidm"], [0.6], [nothing], [0.0], {"dog": (0.6, nothing)}, [0.6], [(1.0, nothing, 0.6)], [0.71])}
         found = figures(rows)
         assert "cidm_ta" not in found and found["cidm_ia"] == pytest.approx(0.6)
         one = replace(bench.suite, lessons=bench.suite.lessons[:1])
-        assert "-" in table(rows, one).splitlines()[1].split() and "0.0" not in table(rows, one).splitlines()[-1]
+        lines = table(rows, one).splitlines()
+        assert "-" in lines[1].split() and "0.0" not in lines[-1] and lines[-1].split()[-1] == "71.0"
         page(tmp_path, rows, one, {**found, "seeds": [0]})
         assert not (tmp_path / "ta.png").exists() and (tmp_path / "ia.png").exists()
 
@@ -296,7 +307,7 @@ class TestTheWhole:
         ]
         argv += [tmp_path / "found.json", "--methods", "base", "alone", "ewc", "lora_c", "cidm", "infusion", "--note", "Two steps."]
         code, out, _ = cidm(*argv)
-        assert code == 0 and "IA" in out[0] and sum("CIDM corrected, exact" in line for line in out) == 3 and "Two steps." in out
+        assert code == 0 and "IA" in out[0] and sum("CIDM corrected, exact" in line for line in out) == 4 and "Two steps." in out
         found = json.loads((tmp_path / "found.json").read_text())
         assert found["cidm_forgetting"] == 0 and found["infusion_forgetting"] == 0 and "ewc_forgetting" in found
         page = (tmp_path / "run/report.html").read_text()

@@ -22,8 +22,8 @@ from cidm_ops.engines.towers import load_tower
 from cidm_ops.evaluation import protocol as evaluation
 from cidm_ops.evaluation.fisher import by_group
 from cidm_ops.measure.divergence import Levels
-from cidm_ops.measure.fisher import in_plain_words, read_groups
-from cidm_ops.measure.scores import alignments, embed_all
+from cidm_ops.measure.fisher import read_groups
+from cidm_ops.measure.scores import alignments, embed_all, matching
 
 
 @pytest.fixture
@@ -118,11 +118,13 @@ def test_the_figures_are_those_of_the_pictures_on_disk(cidm, ready, tiny_clip, t
             for files in ((tmp_path / "out/samples" / name).rglob("*.png"), (tmp_path / "references" / name).glob("*.png"))
         ]
         assert figures["ia"] == pytest.approx(float(alignments(*seen).mean()), abs=2e-5)
+        assert figures["ims"] == pytest.approx(float(matching(*seen).mean()), abs=2e-5) and 0 <= figures["collapsed"] <= 1
         assert figures["ia_interval"][0] <= figures["ia"] <= figures["ia_interval"][1] and figures["pictures"] == 4
         assert figures["ta"] == pytest.approx(2.5 * max(figures["cosine"], 0), abs=0.2)
         means.append(figures["ia"])
     assert found["mean"]["ia"] == pytest.approx(np.mean(means), abs=1e-5)
     assert f"{100 * found['mean']['ia']:.1f}" in out[1]
+    assert out[3].split()[0] == "IMS" and out[3].split()[-1] == f"{100 * found['mean']['ims']:.1f}"
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<section") == 3 and "data:image/png;base64," in page and not re.search(r"(src|href)=.http", page)
     assert any("cannot" in d or "hardly" in d or "does not tell" in d for d in found["doubts"])
@@ -150,7 +152,7 @@ def test_prompts_without_concepts_diverge_by_nothing(learned, tiny_sd1):  # noqa
     backbone, bank = load(tiny_sd1), Bank(learned)
     groups = read_groups("alone: a red boat\nalone: a dog\nwith: a <rex> in the snow")
     assert groups == {"alone": ["a red boat", "a dog"], "with": ["a <rex> in the snow"]}
-    assert in_plain_words(bank, "a <rex:0.5> in the snow, <ted>") == "a dog in the snow, teddy bear"
+    assert bank.vocabulary.plain("a <rex:0.5> in the snow, <ted>") == "a dog in the snow, teddy bear"
     found, levels = by_group(backbone, bank, groups, evaluation.SampleSettings(64, steps=1))
     assert not found["alone"].eps.any() and len(found["alone"].eps) == 8
     assert (found["with"].eps > 0).all() and (found["with"].likelihood > 0).all() and found["with"].curve.shape == (12,)

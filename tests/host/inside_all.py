@@ -12,6 +12,7 @@ PARTS = (
     "inside",
     "inside_painting",
     "inside_regions",
+    "inside_editing",
     "inside_infusion",
     "inside_weaving",
     "inside_scores",

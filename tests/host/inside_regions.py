@@ -18,7 +18,7 @@ from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from pack.cidm_ops.painting.compose import AggregationConfig, compose, compose_regions, mix
-from pack.cidm_ops.painting.config import PRESETS, NoiseEstimation, ResidualConfig
+from pack.cidm_ops.painting.config import PLACE, PRESETS, NoiseEstimation, ResidualConfig
 from pack.cidm_ops.painting.state import RunState
 from pack.nodes import patches, scenes
 from safetensors.torch import save_file
@@ -388,3 +388,54 @@ def the_guiders_that_ask_in_another_order_paint_the_same_regions():
         for other in seen[1:]:
             for name, answer in other.items():
                 near(answer, seen[0][name])
+
+
+def the_base_paints_plain_words_until_concepts_start():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        equal(scene.paint("a <rex> in the snow", start=0.0), scene.ordinary("a <rex> in the snow"))
+        near(scene.paint("a <rex> in the snow", start=1.0), sample(scene.model, plain(scene.clip, "a dog in the snow"), scene.nothing))
+        places, words = (("a <rex>", half()), ("a <tom>", half(False))), (("a dog", half()), ("a dog", half(False)))
+        near(scene.paint("in the snow", *places, start=1.0), scene.paint("in the snow", *words))
+        never, late, always = (sample(*scene.composed("a <rex> in the snow", start=s), scene.nothing, steps=4) for s in (1.0, 0.3, 0.0))
+        assert float((late - always).abs().max()) > 0.01 and float((late - never).abs().max()) > 0.01
+
+
+def the_guidance_of_regions_is_a_multiple_of_the_samplers():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+
+        def painted(mask, cfg, steps=2, **how):
+            model, text = scene.composed("in the snow", ("a <rex>", mask), **how)
+            latent = torch.zeros(1, 4, 16, 16)
+            noise = comfy.sample.prepare_noise(latent, 1)
+            return comfy.sample.sample(model, noise, steps, cfg, "euler", "normal", text, scene.nothing, latent, seed=1)
+
+        everywhere = torch.ones(16, 16)
+        near(painted(everywhere, 2.0, inside=1.5), painted(everywhere, 3.0))
+        one, more = (painted(half(), 2.0, steps=1, inside=inside) for inside in (1.0, 1.5))
+        equal(one[..., 8:], more[..., 8:])
+        assert float((one[..., :8] - more[..., :8]).abs().max()) > 0.01
+        again = patches.infusing(scenes.scene_of(scene.regions("in the snow", ("a <rex>", half()), inside=1.5)), ResidualConfig())
+        assert again.guidance == 1.5
+        try:
+            painted(half(), 1.0, inside=1.5)
+        except ValueError as error:
+            assert "a cfg above 1" in str(error), error
+        else:
+            raise AssertionError("it went through")
+
+
+def the_place_of_a_concept_is_found_in_one_pass():
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(folder)
+        want = scene.ordinary("a <rex> next to a cup")
+        model, text = scene.composed("a <rex> next to a cup", scope=PLACE)
+        found = sample(model, text, scene.nothing, steps=4)
+        assert (
+            found.isfinite().all()
+            and float((found - sample(*scene.composed("a <rex> next to a cup"), scene.nothing, steps=4)).abs().max()) > 0.01
+        )
+        # within the first quarter the place is everywhere
+        near(sample(model, text, scene.nothing, steps=1), sample(*scene.composed("a <rex> next to a cup"), scene.nothing, steps=1))
+        equal(scene.paint("a <rex> next to a cup", scope="by kind"), want)

@@ -20,13 +20,13 @@ SAVED = Path(__file__).parent / "saved"  # workflows as people saved them from t
 ONCE = ("learn_two_doodle_concepts", "learn_from_photos_sd15", "import_a_lora", "score_a_concept", "scene_bedroom")  # others have tests
 WORKFLOWS = [*sorted((PACK / "workflows" / "api").glob("*.json")), *(SAVED / f"{name}.json" for name in ONCE)]
 NODES = [
-    "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
-    "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
-    "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion", "InspectFile",
-    "InvertPicture", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions", "Presence", "PreviewDataset",
-    "References", "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview",
-    "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether",
-    "TrainingSettings", "Wasserstein", "Weave",
+    "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "ConceptReferences",
+    "DatasetFromFolder", "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace",
+    "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept",
+    "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint",
+    "PaintRegions", "Presence", "PreviewDataset", "PutBack", "References", "ReferencesFromFolder", "Region", "RegionBoxes",
+    "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment",
+    "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings", "Wasserstein", "Weave",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"

@@ -50,7 +50,7 @@ BESIDE = {
     },
     "doodle": {"grammar", "lowrank", "tokens", "backbone", "fingerprint", "models"},
 }  # fmt: skip
-HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "node_helpers", "nodes", "server"}
 HEADLESS = {"accelerate", "diffusers", "tokenizers", "transformers"}
 
 IN_HOST = {*(PACK / "cidm_ops" / "benchmarks" / "speed").glob("*host*.py")}  # scripts for the host's Python, on their own

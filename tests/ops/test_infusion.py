@@ -28,7 +28,7 @@ from cidm_ops.painting.config import ResidualConfig
 from cidm_ops.painting.rows import Job, Row
 from cidm_ops.painting.scene import Scene
 from cidm_ops.painting.state import RunState
-from cidm_ops.painting.unet_call import UnetCall
+from cidm_ops.painting.unet_call import Moment, UnetCall
 from cidm_ops.row_plan import RowPlan, TokenResidual
 
 HEADS = 2
@@ -58,7 +58,7 @@ def infused(layer, residuals, sources, stream="dual"):
     state = RunState(scene, ["a"], layer.attend, lambda part: part)
     plan = RowPlan(residuals=tuple(residuals))
     rows = [Row(plan, 0, Job(0, foundation=bool(b)), source, None) for b, source in enumerate(sources)]
-    call = UnetCall(state, Sites({}, {"a": layer}, {}, ()), rows, (4, 4), False, True)
+    call = UnetCall(state, Sites({}, {"a": layer}, {}, ()), rows, (4, 4), Moment(residuals=True))
     call.grid = [4, 4]
     return intercept({"a": layer}, call.attention, call.change_keys if stream == "released_code" else None)
 

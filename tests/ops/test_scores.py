@@ -11,8 +11,9 @@ from cidm_ops.measure.divergence import Levels, clean_estimates, divergence
 from cidm_ops.measure.diversity import diversity, diversity_interval, diversity_ratio
 from cidm_ops.measure.forgetting import forgetting, matrix, score_forgetting
 from cidm_ops.measure.interval import bootstrap, mean_interval
-from cidm_ops.measure.presence import Presence, area_under_curve, score_presence, separation
-from cidm_ops.measure.scores import alignments, caption_cosines, clip_scores, image_alignment, text_alignment
+from cidm_ops.measure.presence import Presence, area_under_curve, collapse_bound, score_presence, separation
+from cidm_ops.measure.scores import align_images, alignments, caption_cosines, clip_scores, image_alignment, matching, text_alignment
+from cidm_ops.measure.sections import presence_section
 from cidm_ops.measure.wasserstein import noise_floor, terms, wasserstein, wasserstein_interval
 
 
@@ -218,6 +219,73 @@ class TestAlignment:
         assert torch.allclose(caption_cosines(pictures, captions), cosines, atol=1e-6)
         assert cosines.min() < 0 and text_alignment(pictures, captions) == pytest.approx(float((2.5 * cosines.relu()).mean()), abs=1e-6)
         assert clip_scores(torch.tensor([0.3, -0.2])).tolist() == pytest.approx([0.75, 0])
+
+
+class TestMatching:
+    """IMS after MetaCloak's code, in our reading."""
+
+    def test_is_the_cosine_with_the_mean_of_the_references(self):
+        pictures, references = units(6, 32), units(5, 32, 1)
+        found = matching(pictures, references)
+        assert torch.allclose(found, F.cosine_similarity(pictures, references.mean(0, keepdim=True)), atol=1e-6)
+        ia = image_alignment(pictures, references)
+        assert float(found.mean()) * float(references.mean(0).norm()) == pytest.approx(ia, abs=1e-6)
+        scored = align_images(pictures, references)
+        assert torch.equal(scored.matches, found) and scored.matching.value == pytest.approx(float(found.mean()), abs=1e-6)
+
+    def test_of_one_reference_is_image_alignment(self):
+        pictures, reference = units(6, 32), units(1, 32, 1)
+        assert torch.allclose(matching(pictures, reference), alignments(pictures, reference), atol=1e-6)
+
+    def test_a_reference_that_is_there_twice_moves_it_as_the_mean_moves(self):
+        pictures, references = units(6, 32), units(3, 32, 1)
+        twice = torch.cat([references, references[:1]])
+        want = F.cosine_similarity(pictures, (references.sum(0) + references[0])[None])
+        assert torch.allclose(matching(pictures, twice), want, atol=1e-6)
+        assert not torch.allclose(matching(pictures, references), want, atol=1e-3)
+
+    def test_references_that_cancel_each_other_out_are_an_error(self):
+        one = units(1, 8)
+        with pytest.raises(ValueError, match="2 references has no direction"):
+            matching(units(3, 8), torch.cat([one, -one]))
+
+
+class TestCollapse:
+    def test_the_bound_is_where_references_are_told_apart_best(self):
+        """Every bound is tried: none has a larger gain of right over wrong."""
+        draw = torch.Generator().manual_seed(0)
+        references = {
+            name: F.normalize(units(1, 16, seed) + 0.45 * torch.randn(6, 16, generator=draw), dim=-1)
+            for seed, name in enumerate(("dog", "dog2", "cat"))
+        }
+        same, other = [], []
+        for name, own in references.items():
+            for rival, theirs in references.items():
+                for i, r in enumerate(own):
+                    rest = torch.cat([own[:i], own[i + 1 :]]) if rival == name else theirs
+                    (same if rival == name else other).append(float((rest @ r).mean()))
+
+        def gain(bound):
+            return np.mean(np.array(same) >= bound) - np.mean(np.array(other) >= bound)
+
+        bound = collapse_bound(references)
+        assert gain(bound) == pytest.approx(max(gain(b) for b in np.linspace(-1, 1, 4001)), abs=1e-9)
+        assert max(other) > min(same) and 0 < gain(bound) < 1  # they cannot be told apart fully, so the bound is a choice
+
+    def test_a_picture_near_nobody_has_collapsed_although_it_is_found(self):
+        references = {"dog": torch.eye(4)[[0, 0]], "cat": torch.eye(4)[[1, 1]]}
+        pictures = F.normalize(torch.tensor([[1.0, 0, 0, 0], [0.2, 0.1, 1, 0], [0, 1, 0, 0]]), dim=-1)
+        score = score_presence(references, pictures, ["dog", "dog", "dog"])
+        assert score.found == ["dog", "dog", "cat"] and score.right.value == pytest.approx(2 / 3)
+        assert 0 < score.bound < 1 and score.collapsed.value == pytest.approx(2 / 3) and score.collapsed.over == "3 pictures"
+        assert torch.allclose(score.own, pictures[:, 0])
+        section = presence_section(score, [torch.zeros(3, 8, 8)] * 3)
+        assert section.columns[-1] == "collapsed" and section.rows[0][-1] == pytest.approx(2 / 3) and "Collapsed are 0.667" in section.about
+
+    def test_without_two_references_of_any_concept_there_is_no_bound(self):
+        score = score_presence({"dog": units(1, 8), "cat": units(1, 8, 1)}, units(2, 8, 2), ["dog", "cat"])
+        assert score.bound is None and score.collapsed is None
+        assert "Collapsed" not in presence_section(score, [torch.zeros(3, 8, 8)] * 2).about
 
 
 class TestDiversity:

@@ -28,6 +28,7 @@ class Row:
     concepts: Mapping[str, tuple[float, float]]  # IA and TA by concept
     seeds: Sequence[float]  # mean IA by seed
     curve: Sequence[Point]
+    ims: Sequence[float]  # identity matching
 
 
 def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves: Sequence[int] = (0,)) -> Row:
@@ -40,7 +41,8 @@ def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves
     strengths = sorted((*method.strengths, 1.0)) if drawn else [1.0]
     curve = [_point(bench, name, method, drawn or seeds, strength) for strength in strengths]
     ia, ta = ([s[n][i] for s in last for n in names] for i in (0, 1))
-    return Row(method, ia, ta, _forgetting(first, last), by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], curve)
+    ims = [s[n][0] / bench.suite.mean_lengths[n] for s in last for n in names]
+    return Row(method, ia, ta, _forgetting(first, last), by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], curve, ims)
 
 
 def _forgetting(first: Sequence[Means], last: Sequence[Means]) -> list[float]:
@@ -72,7 +74,7 @@ def figures(rows: Mapping[str, Row], ours: str = "cidm", upper: str = "alone", l
     """Flat figures: means with 95 % intervals over concepts and seeds, differences in pairs, and margins at equal TA."""
     found: dict[str, Any] = {}
     for name, row in rows.items():
-        for key, values in (("ia", row.ia), ("ta", row.ta), ("forgetting", row.forgetting)):
+        for key, values in (("ia", row.ia), ("ta", row.ta), ("ims", row.ims), ("forgetting", row.forgetting)):
             if values and not math.isnan(values[0]):
                 put(found, f"{name}_{key}", mean_interval(torch.tensor(values), ""))
         found[f"{name}_ia_spread_of_seeds"] = statistics.pstdev(row.seeds)

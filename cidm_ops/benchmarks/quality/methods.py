@@ -1,7 +1,7 @@
 """What is compared: how concepts are learned one after another, and what of all that was learned a prompt gets."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...painting.compose import ConceptMix
-from ...painting.config import BY_KIND, EVERYWHERE, MODES, WORDS_AND_END
+from ...painting.config import BY_KIND, EVERYWHERE, MODES, PLACE, WORDS_AND_END
 from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
@@ -22,14 +22,23 @@ EWC_WEIGHT, LWF_WEIGHT, C_LORA_WEIGHT = 1e4, 1.0, 1.0
 
 @dataclass(frozen=True)
 class Training:
-    """A way to learn: what it changes in the suite's settings, and the method, given the bank's folder, if it is not their own."""
+    """A way to learn: what it changes in the suite's settings, of ``things`` alone too, and the method, given the bank's folder, if it is
+    not their own.
+    """
 
     change: Mapping[str, object]
     method: Callable[[Path], LearningMethod] | None = None
     infusion: bool = False
+    things: Mapping[str, object] = field(default_factory=dict)
 
-    def config(self, suite: Suite) -> TrainingConfig:
-        return (suite.infusion if self.infusion else suite.recipe).update(**self.change)
+    def config(self, suite: Suite, kind: str) -> TrainingConfig:
+        config = (suite.infusion if self.infusion else suite.recipe).update(**self.change)
+        return config.update(**self.things) if kind == "thing" else config
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What it changes, for the record of a folder."""
+        return dict(self.change) | ({"things": dict(self.things)} if self.things else {})
 
 
 TRAININGS = {
@@ -44,6 +53,9 @@ TRAININGS = {
     "corrected": Training({}),
     "shared": Training({"shared": 1.0}),
     "one_row": Training({"groups": "one"}),
+    "words_and_end": Training({}, things={"reach": WORDS_AND_END}),
+    "dependence": Training({"dependence": 0.3}),
+    "obedient": Training({"dependence": 0.3}, things={"reach": WORDS_AND_END}),
     "infusion": Training({}, infusion=True),
 }
 MERGES = ("drawn", "plain", *MODES, "uniform", "sum", "last", "composite", "infusion")
@@ -56,7 +68,7 @@ class Method:
     ``drawn``: no model, exact renderings of what the prompt asks for, where the suite has them. ``plain``: the base with the class word.
     ``exact`` and the soft modes: CIDM's aggregation. ``uniform``: the mean of all deltas, ``sum``: their sum, ``last``: the last task's
     alone. ``composite``: the mean of the predictions with each. ``strengths`` are those of the curve, ``reach`` says where in the
-    prompt concepts act.
+    prompt concepts act, or in the picture, and ``start`` from which part of the sampling on.
     """
 
     title: str
@@ -64,6 +76,12 @@ class Method:
     merge: str
     strengths: Sequence[float] = (0.4, 0.6, 0.8, 1.2)
     reach: str = EVERYWHERE
+    start: float = 0.0
+
+    @property
+    def as_a_user(self) -> bool:
+        """Whether each prompt is painted on its own from the bank, as a user paints it, rather than many in a batch."""
+        return self.merge == "infusion" or self.reach == PLACE or self.start > 0
 
 
 METHODS = {
@@ -98,6 +116,11 @@ ABLATIONS = {
     "paper_literal_exact": Method("the printed consolidation, exact routing", "paper_literal", "exact", (), BY_KIND),
     "orthogonal_exact": Method("frozen orthogonal downs, exact routing", "orthogonal", "exact", (), BY_KIND),
     "shared_exact": Method("with the shared term (R2), exact routing", "shared", "exact", (), BY_KIND),
+    "learned_at_words_and_end": Method("things learned and painted at words and end, exact routing", "words_and_end", "exact", (), BY_KIND),
+    "dependence_exact": Method("with the dependence term, exact routing", "dependence", "exact", (), BY_KIND),
+    "obedient_exact": Method("things learned at words and end with the dependence term, exact routing", "obedient", "exact", (), BY_KIND),
+    "late_start": Method("the base in plain words until 0.08 of the sampling", "corrected", "exact", (), BY_KIND, 0.08),
+    "where_it_stands": Method("in the place where the concept stands, things", "corrected", "exact", (), PLACE),
     "one_row_exact": Method("one row per word for all layers, exact routing", "one_row", "exact", (), BY_KIND),
 }
 

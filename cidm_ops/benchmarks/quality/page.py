@@ -26,11 +26,13 @@ AHEAD = ("cidm_ia_less_{}", "cidm_ahead_of_{}_at_equal_ta", "cidm_least_ahead_of
 
 
 def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
-    """A line per method: IA, TA and forgetting, times 100; then in the paper's form, a column per concept, beside the paper's figures."""
-    overall = [["", "IA", "TA", "forgetting"]]
+    """A line per method: IA, TA, IMS and forgetting, times 100; then in the paper's form, a column per concept, beside the paper's figures,
+    and at the end a column of what a leaderboard has.
+    """
+    overall = [["", "IA", "TA", "IMS (our reading)", "forgetting"]]
     for row in rows.values():
-        ia, ta = (_with_interval(mean_interval(torch.tensor(values) * 100, "")) for values in (row.ia, row.ta))
-        overall.append([row.method.title, ia, ta, f"{100 * statistics.mean(row.forgetting):.2f}" if row.forgetting else "-"])
+        figures = [_with_interval(mean_interval(torch.tensor(values) * 100, "")) for values in (row.ia, row.ta, row.ims)]
+        overall.append([row.method.title, *figures, f"{100 * statistics.mean(row.forgetting):.2f}" if row.forgetting else "-"])
     parts = [text_table(overall)]
     names = [lesson.name for lesson in suite.lessons]
     for i, key in enumerate(("IA", "TA")):
@@ -39,7 +41,19 @@ def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
             lines.append(_columns(row.method.title, [row.concepts[n][i] * 100 for n in names]))
             lines += [_columns("  the paper's", values[: len(names)]) for values in _printed(suite, key, name)]
         parts.append(text_table(lines))
-    return "\n\n".join(parts) + (f"\n{note}" if note else "")
+    return "\n\n".join([*parts, _matching_table(rows, suite)]) + (f"\n{note}" if note else "")
+
+
+def _matching_table(rows: Mapping[str, Row], suite: Suite) -> str:
+    """The mean identity matching of each method, and beside it what a leaderboard prints where the suite is the paper's: one figure, of
+    pictures and a model that it does not name.
+    """
+    board = paper.LEADERBOARD_IMS if suite.name == "cifc" else {}
+    lines = [["IMS", "our reading", *(["leaderboard"] if board else [])]]
+    for name, row in rows.items():
+        values = [statistics.mean(row.ims) * 100, *([board.get(name, math.nan)] if board else [])]
+        lines.append([row.method.title, *("-" if math.isnan(v) else f"{v:.1f}" for v in values)])
+    return text_table(lines)
 
 
 def _printed(suite: Suite, key: str, method: str) -> list[Sequence[float]]:
@@ -62,9 +76,11 @@ def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str
     plots = _plots(rows, found)
     for key, plot in plots.items():
         write_picture(plot, folder / f"{key}.png")
-    columns = ("", "IA", "low", "high", "TA", "low", "high", "forgetting", "IA of seeds, spread")
+    columns = ("", "IA", "low", "high", "TA", "low", "high", "IMS", "forgetting", "IA of seeds, spread")
     lines = [[titles[name], *_cells(name, found)] for name in rows]
-    sections = [Section("Methods", "After the last task. IA and TA as in CIDM 4.1.", None, columns, lines, list(plots.values()))]
+    sections = [
+        Section("Methods", "After the last task. IA and TA as in CIDM 4.1; IMS in our reading.", None, columns, lines, list(plots.values()))
+    ]
     sections += _ahead(titles, found)
     for name in rows:
         if sheet := _sheet(folder, name, suite, int(found["seeds"][0])):
@@ -92,7 +108,7 @@ def _plots(rows: Mapping[str, Row], found: Mapping[str, Any]) -> dict[str, Image
 
 def _cells(name: str, found: Mapping[str, Any]) -> list[str]:
     """The figures of a method as the cells of its row, empty where one is not known."""
-    values = [found.get(f"{name}_{key}") for key in ("ia", "ia_low", "ia_high", "ta", "ta_low", "ta_high", "forgetting")]
+    values = [found.get(f"{name}_{key}") for key in ("ia", "ia_low", "ia_high", "ta", "ta_low", "ta_high", "ims", "forgetting")]
     values.append(found[f"{name}_ia_spread_of_seeds"])
     return ["" if v is None or math.isnan(v) else f"{v:.3f}" for v in values]
 

@@ -24,10 +24,11 @@ from ...bank.formats import write_picture
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
+from ...painting.config import BY_KIND, PLACE
 from ...painting.paint import SamplingConfig, paint, unit_noise
 from ...printable import one_line
 from ...text_file import read_json
-from ...training.methods import method_of
+from ...training.methods import configure, method_named, method_of
 from ...training.record import flat_settings
 from ...training.task import Task, learn_into
 from .methods import TRAININGS, Method, Training, mixture
@@ -64,9 +65,12 @@ class Bench:
             "sampling": vars(suite.sampling),
             "samples": self.samples,
             "bf16": self.bf16,
-        } | {f"training {name}": dict(training.change) for name, training in self.trainings.items()}
+        } | {f"training {name}": training.settings for name, training in self.trainings.items()}
         now = json.loads(json.dumps(now))
         before = read_json(file) if file.exists() else now
+        for key in ("recipe", "infusion"):  # settings that came after the folder was begun had their defaults
+            if isinstance(known := before.get(key), dict) and known.get("method") == now[key]["method"]:
+                before[key] = first_settings(known["method"]) | known
         for key, value in now.items():
             if before.get(key, value) != value:
                 raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
@@ -77,7 +81,7 @@ class Bench:
         folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
-            config, method = suite.config_of(lesson, way.config(suite), seed), way.method and way.method(folder)
+            config, method = suite.config_of(lesson, way.config(suite, lesson.kind), seed), way.method and way.method(folder)
             task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method)
             new = lesson.name not in bank.names
             bank, _, losses, warnings = learn_into(bank, suite.backbone, lesson.data(way.infusion), task)
@@ -118,10 +122,12 @@ class Bench:
             return torch.stack([lesson.drawn(prompt, 100 * seed + i) for i, prompt in enumerate(prompts)])
         done = []
         with torch.autocast(backbone.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            if method.merge == "infusion":
+            if method.as_a_user:
                 bank = Bank(self.folder / "banks" / f"{method.training}-{seed}")
                 for i in numbers:
-                    config = SamplingConfig(how.steps, how.guidance, how.negative, AggregationConfig(strength=strength))
+                    reach = BY_KIND if lesson.kind == "style" and method.reach == PLACE else method.reach  # a style has no place
+                    weighed = AggregationConfig(strength=strength, scope=reach, start=method.start)
+                    config = SamplingConfig(how.steps, how.guidance, how.negative, weighed)
                     done.append(paint(backbone, bank, lesson.prompt(prompts[i]), noise[i : i + 1], config)[0])
             else:
                 mixed = [self.mixed(method, learned, lesson, prompt, strength) for prompt in prompts]
@@ -150,6 +156,11 @@ class Bench:
         """One picture of every prompt, side by side."""
         strip = to_pixels(pictures)
         write_picture(Image.fromarray(strip.transpose(1, 0, 2, 3).reshape(strip.shape[1], -1, 3)), file)
+
+
+def first_settings(method: str) -> dict[str, Any]:
+    """Every setting of a method at its default, as JSON has it."""
+    return json.loads(json.dumps(flat_settings(configure(method), method_named(method))))
 
 
 def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
 from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_references, read_prompts, references_in
 from ...grammar import article
 from ...measure.report import from_pixels
+from ...measure.scores import embed_all, mean_length
 from ...text_file import read_text
 from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
@@ -69,6 +71,13 @@ class Suite:
     recipe: TrainingConfig
     infusion: TrainingConfig
     sampling: SampleSettings
+
+    @cached_property
+    def mean_lengths(self) -> dict[str, float]:
+        """The length of the mean of each concept's references. IA divided by it is identity matching, so a folder of scores that were made
+        before there was that figure has it too.
+        """
+        return {lesson.name: mean_length(embed_all(self.tower, lesson.references)) for lesson in self.lessons}
 
     def config_of(self, lesson: BenchmarkTask, config: TrainingConfig, seed: int) -> TrainingConfig:
         return config.update(seed=seed, kind=lesson.kind, templates=method_of(config).templates(lesson.kind))

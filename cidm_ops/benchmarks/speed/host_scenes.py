@@ -22,12 +22,12 @@ from pack.cidm_ops.doodle.style import PLACES
 from pack.cidm_ops.doodle.world import Scene, render
 from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
 from pack.cidm_ops.measure.crops import crop
-from pack.cidm_ops.measure.presence import Presence
+from pack.cidm_ops.measure.presence import Presence, collapse_bound
 from pack.cidm_ops.measure.scores import embed, text_alignment
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.sd import DOODLE
-from pack.cidm_ops.painting.compose import compose_regions, mix
-from pack.cidm_ops.painting.config import PRESETS
+from pack.cidm_ops.painting.compose import AggregationConfig, compose_regions, mix
+from pack.cidm_ops.painting.config import PRESETS, NoiseEstimation
 from pack.cidm_ops.painting.paint import unit_noise
 from pack.nodes import native, patches
 from pack.nodes.host import ComfyBackbone
@@ -39,6 +39,9 @@ SCENES, SEEDS = map(int, ARGUMENTS[1:3])
 SAMPLER, SCHEDULER, STEPS, GUIDANCE = "dpmpp_2m", "karras", 8, 3.0
 BANK = Path(PACK) / "cidm_ops" / "doodle" / "ten"
 NOTHING = "nothing"
+MORE = 1.5  # guidance in regions, times that of the sampler
+# "tenth": passes while it is decided what stands where, each before plain background
+NOISE = {**PRESETS, "tenth": NoiseEstimation(end=0.1, bootstrap=0.1, features=True)}
 
 
 class Studio:
@@ -50,7 +53,8 @@ class Studio:
         self.tower, self.reader = DoodleTower(), DoodleReader()
         pictures = {name: [e.picture for e in examples(c, 16, seed=1)] for name, c in CONCEPTS.items()}
         pictures[NOTHING] = [render(Scene((), place, seed=i))[0] for place in PLACES for i in range(3)]
-        self.presence = Presence({name: embed(self.tower, self.signed(shown)) for name, shown in pictures.items()})
+        self.references = {name: embed(self.tower, self.signed(shown)) for name, shown in pictures.items()}
+        self.presence = Presence(self.references)
 
     @staticmethod
     def signed(pictures):
@@ -72,8 +76,9 @@ class Studio:
         if way == "hooks":
             return patches.merge(self.model, {}), *self.hooks(scene, nothing)
         regions = [(part, RegionMask(box_mask(*box))) for part, box in zip(scene.parts, scene.boxes, strict=True)]
-        composition = compose_regions(self.backbone, self.bank, scene.plain, regions)
-        return *patches.in_regions(self.backbone, composition, PRESETS[way]), nothing
+        how = AggregationConfig(inside=MORE if "guided" in way else 1.0)
+        composition = compose_regions(self.backbone, self.bank, scene.plain, regions, how)
+        return *patches.in_regions(self.backbone, composition, NOISE[way.removesuffix(" guided")]), nothing
 
     def hooks(self, scene, nothing):
         """The host's own way, with the layer-wise words for each region."""
@@ -124,7 +129,8 @@ def main():
                 pixels = ((pictures[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
                 Image.fromarray(pixels).save(FOLDER / f"{way}-{i}.png")
         write_atomically(json.dumps(scores).encode(), file)
-    tell({"sampler": f"{SAMPLER} {SCHEDULER}", "steps": STEPS, "guidance": GUIDANCE})
+    bound = collapse_bound(studio.references)
+    tell({"sampler": f"{SAMPLER} {SCHEDULER}", "steps": STEPS, "guidance": GUIDANCE, "collapse_bound": bound})
 
 
 main()

@@ -20,7 +20,7 @@ from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
 from .compositions import ALIKE, compositions
 
-WAYS = ("plain", "merged", "hooks", "fast", "paper", "auto")
+WAYS = ("plain", "merged", "hooks", "fast", "paper", "auto", "fast guided", "tenth", "tenth guided")
 SHOWN = 6  # scenes on the sheet
 CAPTIONS = "captions.safetensors"
 
@@ -28,7 +28,8 @@ CAPTIONS = "captions.safetensors"
 def run(comfy: Path, folder: Path = Path("runs/scenes"), scenes: int = 200, seeds: int = 3, ways: Sequence[str] = WAYS) -> dict[str, Any]:
     """Paint scenes and score each way by the number of concepts: ``present`` is the share of concepts that are the nearest of the ten, and
     of empty places, to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness
-    in its box; ``ta``, the text alignment of the whole picture; ``_alike``: of scenes with two of one class; ``_interval``: half the 95 %
+    in its box; ``collapsed``, the share of concepts whose likeness is below the bound of the collapse rate; ``ta``, the text alignment of
+    the whole picture; ``_alike``: of scenes with two of one class; ``_interval``: half the 95 %
     interval of the mean over scenes.
     """
     composed = compositions(scenes)
@@ -46,6 +47,8 @@ def run(comfy: Path, folder: Path = Path("runs/scenes"), scenes: int = 200, seed
             some = [each for each, scene in zip(own, composed, strict=True) if len(scene.names) == count]
             for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1)):
                 add(figures, f"{way}_{key}_{count}", [mean_in(scene, key) / foreign for scene in some])
+            fallen = [statistics.mean(ia < told["collapse_bound"] for s in scene for ia in s["ia"]) for scene in some]
+            add(figures, f"{way}_collapsed_{count}", fallen)
             add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in some])
         add(figures, f"{way}_present_alike", [mean_in(scene, "present") for scene, same in zip(own, alike, strict=True) if same])
     write_picture(sheet(folder, ways), folder / "sheet.png")

@@ -22,6 +22,7 @@ from ...lowrank import Stack
 from ...method.aggregation import spoken_as, tables_of
 from ...method.consolidation import Consolidation
 from ...method.continual import ElasticWeights, SelfRegularised, name_factors
+from ...painting.config import EVERYWHERE
 from ...tokens import Text, encode_layerwise
 from ..method import Batch, Task
 from ..trainer import Trainer
@@ -30,8 +31,16 @@ from .cidm import Cidm, CidmLearner
 FISHER_DRAWS = 64  # pictures that the Fisher information of a task is measured on
 
 
+def check_everywhere(learner: CidmLearner) -> CidmLearner:
+    """Returns the learner. Raises ``ValueError`` if it is to act at some words only: these methods are compared as LoRAs, which do not."""
+    if learner.limited:
+        raise ValueError(f"reach {learner.settings.reach!r}: this method's factors act at all words, expected {EVERYWHERE}")
+    return learner
+
+
 def continue_from(learner: CidmLearner, earlier: Sequence[Concept]) -> CidmLearner:
-    """Returns the learner with the factors of the task before it."""
+    """Returns the learner with the factors of the task before it. Raises what ``check_everywhere`` does."""
+    check_everywhere(learner)
     if earlier:
         learner.copy_factors(earlier[-1].factors)
     return learner
@@ -131,4 +140,4 @@ class SelfRegularizedLora(Cidm):
         stacks = {n: Stack.of([f[n] for f in factors]) for n in (factors[0] if factors else {})}
         below = {n: stack.merge(torch.ones(len(factors))) for n, stack in stacks.items()}
         words = self.words_by_name(task)
-        return CidmLearner(backbone, task, words, factors, generator, SelfRegularised(factors), below)
+        return check_everywhere(CidmLearner(backbone, task, words, factors, generator, SelfRegularised(factors), below))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,17 +13,30 @@ from ...adapters import attach, linears
 from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...causal import attention_layers
+from ...concept_text import plans_of
 from ...hub import watch_attention
 from ...lowrank import LowRank
 from ...method.attention import attention_loss
 from ...method.consolidation import MODES, Consolidation, consolidation, orthogonal_downs, shared_loss, shared_rows
+from ...method.dependence import dependence
 from ...models.family import Family
-from ...tokens import Table, positions_of
+from ...painting.config import BY_KIND, EVERYWHERE, WORDS_AND_END
+from ...painting.sampling import Predict
+from ...painting.scope import widen, word_masks
+from ...row_plan import END_OF_TEXT, RowPlan
+from ...tokens import Table, Text, positions_of
 from ..batches import Sample
+from ..captions import split_caption
 from ..config import MethodConfig, check_choices, check_least
 from ..method import Batch, Learner, Method, ParameterGroup, Task
+from ..objective import error
 
 GROUPS = ("block", "layer", "one")
+REACHES = (BY_KIND, EVERYWHERE, WORDS_AND_END)  # at the words alone too little is learned: docs/training.md
+NAME = "concept"  # of the words in a text's masks
+# The dependence is computed in every second step and of the noisier half of timesteps, which its weight favours anyway: three more
+# predictions cost as much as a step.
+DEPENDENCE_STEPS, DEPENDENCE_FROM = 2, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +48,11 @@ class CidmConfig(MethodConfig):
     the mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on. ``consolidation`` is gamma_1 of
     Eq. 2 and weighs the regularizer ``mode``, ``shared`` weighs the low-rank form of the paper's R2. ``lr_text`` above 0 gives the
     attention of the text encoders factors too. ``attention`` weighs the regularization of where the words look, for pictures with masks.
-    ``init_sigma`` is the standard deviation of the free adjective's row. ``groups`` says which layers share a row of a word. Raises
-    ``ValueError`` naming the setting that cannot work.
+    ``init_sigma`` is the standard deviation of the free adjective's row. ``groups`` says which layers share a row of a word.
+
+    ``reach`` says at which words of a caption the factors of keys and values act while they learn, and the concept paints so too: by kind
+    it learns at all of them, and a style paints at its own. ``dependence`` weighs the dependence term of ACCORD, which keeps how strongly
+    the concept and the rest of a caption depend on each other. Raises ``ValueError`` naming the setting that cannot work.
     """
 
     targets: str = "cross_attention"
@@ -51,11 +67,13 @@ class CidmConfig(MethodConfig):
     init_sigma: float = 0.013
     groups: str = GROUPS[0]
     attention: float = 0.0
+    reach: str = BY_KIND
+    dependence: float = 0.0
 
     def __post_init__(self) -> None:
         check_least(self, 1, ("rank",))
-        check_least(self, 0, ("alpha", "lr", "lr_tokens", "lr_text", "consolidation", "shared", "attention"))
-        check_choices(self, groups=GROUPS, mode=MODES)
+        check_least(self, 0, ("alpha", "lr", "lr_tokens", "lr_text", "consolidation", "shared", "attention", "dependence"))
+        check_choices(self, groups=GROUPS, mode=MODES, reach=REACHES)
 
     @property
     def scale(self) -> float:
@@ -108,6 +126,11 @@ class CidmLearner(Learner):
         self.regularizer = consolidation(config.mode, earlier, config.lr, generator) if regularizer is None else regularizer
         self.shared = shared_rows(earlier, 2 * config.rank) if config.shared else {}
         self.below = {n: f.to(backbone.device) for n, f in (below or {}).items()}
+        if config.dependence and task.others:
+            raise ValueError(f"dependence {config.dependence:g}: a caption of several concepts has no single rest, expected 0")
+        self.limited = config.reach not in (BY_KIND, EVERYWHERE)
+        self.marked: dict[str, Tensor] = {}  # where a text names the concept
+        self.marks = torch.zeros(0, 0)  # where the factors act on the texts that the model reads now, [B, N]
 
     @property
     def settings(self) -> CidmConfig:
@@ -157,10 +180,47 @@ class CidmLearner(Learner):
 
     def deltas(self) -> dict[str, Any]:
         """Returns what to add to the output of each layer while learning."""
-        factors = self.factors() | self.factors(text=True)
-        if self.scale == 1:
+        factors: dict[str, Any] = self.factors() | self.factors(text=True)
+        if self.scale != 1:
+            factors = {n: (lambda x, f=f: f(x) * self.scale) for n, f in factors.items()}
+        if not self.limited:
             return factors
-        return {n: (lambda x, f=f: f(x) * self.scale) for n, f in factors.items()}
+        at_words = {n: (lambda x, f=factors[n]: f(x) * self.acting(x)) for n in self.names if self.backbone.family.reads_text(n)}
+        return factors | at_words
+
+    def acting(self, x: Tensor) -> Tensor:
+        """Returns where the factors act on texts ``x [B, N, C]``, ``[B, N, 1]``. Raises ``ValueError`` for other texts than were marked."""
+        if self.marks.shape != x.shape[:2]:
+            raise ValueError(
+                f"the model reads {list(x.shape[:2])} tokens of texts and {list(self.marks.shape)} are marked: reach "
+                f"{self.settings.reach!r} does not go together with this method, set {EVERYWHERE}"
+            )
+        return self.marks[..., None].to(x)
+
+    def answer(self, x: Tensor, t: Tensor, texts: Sequence[str]) -> Tensor:
+        if self.limited:
+            rows = [self.mark(text) for text in texts]
+            self.marks = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(x.device)  # what fills a short text up is none of it
+        return super().answer(x, t, texts)
+
+    def mark(self, text: str) -> Tensor:
+        """Returns where the factors act on the tokens of a text, ``[N]``."""
+        if text not in self.marked:
+            masks = word_masks(self.backbone, text, {NAME: self.words})
+            self.marked[text] = widen(masks[NAME], masks[END_OF_TEXT], self.settings.reach)
+        return self.marked[text]
+
+    def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
+        wanted, nothing, predict = super().preview(prompt)
+        if not self.limited:
+            return wanted, nothing, predict
+        return replace(wanted, plans=(RowPlan(token_masks={NAME: self.mark(self.spoken(prompt))}),)), nothing, self.predict_marked
+
+    def predict_marked(self, x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
+        """Predicts with factors that act where the plans of a text's rows say."""
+        nowhere = torch.zeros(text.shape[1], device=x.device)
+        self.marks = torch.stack([plan.token_masks.get(NAME, nowhere).to(x.device) if plan else nowhere for plan in plans_of(text)])
+        return self.backbone.predict(x, t, text, pooled)
 
     def factors(self, text: bool = False) -> dict[str, LowRank]:
         """Returns the factors themselves, not scaled, of the U-Net or of the text encoders."""
@@ -212,8 +272,27 @@ class CidmLearner(Learner):
 
     def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
         seen = during.enter_context(self.watching(batch.samples))
-        told, extra = super().loss(batch, during)
-        return told, extra + self.attention(seen, batch.samples) if seen else extra
+        guess = self.answer(batch.noised.x, batch.noised.t, batch.texts)
+        told = error(guess, batch.noised, batch.mask).sum()
+        extra = self.attention(seen, batch.samples) if seen else torch.zeros_like(told)
+        return told, extra + self.depend(batch, guess) if self.settings.dependence else extra
+
+    def depend(self, batch: Batch, guess: Tensor) -> Tensor:
+        """Returns the weighted dependence, summed over the pictures, in the steps and at the noise in which it is computed. Captions that
+        say nothing but the concept, or nothing of it, have none.
+        """
+        if batch.step % DEPENDENCE_STEPS:
+            return torch.zeros((), device=guess.device)
+        share, parts = batch.noised.t / len(self.backbone.schedule.sigma), [split_caption(text, self.words) for text in batch.texts]
+        rows = [i for i, (alone, rest) in enumerate(parts) if alone and rest and share[i] >= DEPENDENCE_FROM]
+        if not rows:
+            return torch.zeros((), device=guess.device)
+        texts = [parts[i][0] for i in rows] + [parts[i][1] for i in rows] + [""] * len(rows)
+        marks = self.marks
+        with torch.no_grad():
+            singles = self.answer(batch.noised.x[rows].repeat(3, 1, 1, 1), batch.noised.t[rows].repeat(3), texts)
+        self.marks = marks  # a backward pass that computes layers again reads the caption
+        return DEPENDENCE_STEPS * self.settings.dependence * dependence(guess[rows], *singles.chunk(3), share[rows]).sum()
 
     def watching(self, samples: Sequence[Sample]) -> AbstractContextManager[list[Any]]:
         """Collects the attention of the words if that is regularized and there are masks to do it by."""

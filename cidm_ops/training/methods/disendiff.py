@@ -37,6 +37,8 @@ class DisenDiffConfig(CidmConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 0, ("calibration", "anchor"))
+        if self.dependence and self.calibration:
+            raise ValueError(f"dependence {self.dependence:g} with calibration {self.calibration:g}: expected one of them")
         if self.anchor and self.attention:
             raise ValueError(
                 f"anchor {self.anchor} with attention {self.attention}: the anchor learns outside of masks too, expected one of them"
