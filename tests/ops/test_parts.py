@@ -1,0 +1,122 @@
+"""The parts of individuals: labels say what the renderer draws, and a score counts what a look has and nothing else."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cidm_ops.doodle.concepts import CONCEPTS
+from cidm_ops.doodle.figures import ACCESSORIES, FIGURES, MARKINGS, WHITE, Look, individual, plain
+from cidm_ops.doodle.training.parts import lone_individual, parts_scene, scene_labels
+from cidm_ops.doodle.world import Scene, Thing, render
+from cidm_ops.engines.parts import KINDS, PALETTE, PARTS, UNTOLD, PartsJudge, Reading, fingerprint_of, labels_of, load_judge, right_parts
+from cidm_ops.evaluation.parts import is_flat, judged, score_parts
+
+NAMES = list(PARTS)
+
+
+def drawn_colours(look: Look) -> set[tuple[int, ...]]:
+    """The palette's colours that are in the rendering of a look on an empty wall, exactly."""
+    picture, masks = render(Scene((Thing(look, look.kind, 64, 64, 44),), None))
+    inside = picture[masks[0] > 250]
+    return {rgb for rgb in PALETTE if (inside == rgb).all(1).sum() >= 3}
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+@pytest.mark.parametrize("marking", MARKINGS)
+def test_labels_say_what_the_renderer_draws(kind, marking):
+    """Every colour that is told is in the picture; without a pattern or an accessory its colour is not, and there is nothing to tell."""
+    body, accent, mark, wear = PALETTE[0], PALETTE[4], PALETTE[9], PALETTE[10]
+    for accessory in ACCESSORIES:
+        look = Look(kind, body, accent, marking, mark, accessory, wear)
+        labels = dict(zip(NAMES, labels_of(look), strict=True))
+        told = {PALETTE[labels[name]] for name in NAMES if name not in ("marking", "accessory") and labels[name] != UNTOLD}
+        assert told == {body, accent, *([mark] if marking != "none" else []), *([wear] if accessory != "none" else [])}
+        assert told == drawn_colours(look) & {body, accent, mark, wear}, (marking, accessory)
+        assert MARKINGS[labels["marking"]] == marking and ACCESSORIES[labels["accessory"]] == accessory
+
+
+def test_a_scene_has_the_labels_of_its_things():
+    for seed in range(40):
+        scene = parts_scene(seed)
+        there, parts = scene_labels(scene)
+        assert {KINDS[k] for k in there.nonzero()[0]} == {thing.look.kind for thing in scene.things}
+        for thing in scene.things:
+            assert (parts[KINDS.index(thing.look.kind)] == labels_of(thing.look)).all()
+        assert (parts[there == 0] == UNTOLD).all()
+
+
+def test_a_colour_that_is_none_of_the_palette_is_not_told():
+    labels = labels_of(plain("dog", PALETTE[3]))
+    assert labels[NAMES.index("body")] == 3 and labels[NAMES.index("accent")] == UNTOLD
+    assert labels[NAMES.index("marking_colour")] == labels[NAMES.index("accessory_colour")] == UNTOLD
+
+
+def perfect(scenes: list[Scene]) -> Reading:
+    """The reading of a judge that is never wrong."""
+    there, parts = (torch.from_numpy(np.stack(x)) for x in zip(*map(scene_labels, scenes), strict=True))
+    logits = {name: torch.nn.functional.one_hot(parts[..., i].clamp(min=0), n).float() for i, (name, n) in enumerate(PARTS.items())}
+    return Reading(2 * there - 1, logits)
+
+
+def test_right_is_right_wrong_is_wrong_and_what_is_not_there_does_not_count():
+    scenes = [lone_individual(seed) for seed in range(12)]
+    looks = [scene.things[0].look for scene in scenes]
+    kinds, labels = [look.kind for look in looks], np.stack([labels_of(look) for look in looks])
+    reading = perfect(scenes)
+    right = right_parts(reading, kinds, labels)
+    assert torch.equal(right.isnan(), torch.from_numpy(labels == UNTOLD)) and bool((right.nan_to_num(1) == 1).all())
+    assert score_parts(right).mean.value == 1
+
+    others = [replace(look, accessory="hat" if look.accessory != "hat" else "star") for look in looks]
+    wrong = right_parts(reading, kinds, np.stack([labels_of(look) for look in others]))
+    assert bool((wrong[:, NAMES.index("accessory")] == 0).all()) and bool((wrong[:, :4].nan_to_num(1) == 1).all())
+
+    absent = right_parts(Reading(-reading.there, reading.parts), kinds, labels)
+    assert bool((absent.nan_to_num(0) == 0).all()), "where the class is not there, none of its parts is"
+
+
+def test_a_score_is_the_share_of_what_a_look_has():
+    right = torch.tensor([[1, 1, 1, math.nan, 0, math.nan], [1, 0, 1, math.nan, 0, math.nan]])
+    score = score_parts(right)
+    assert score.values.tolist() == [0.75, 0.5] and score.mean.value == pytest.approx(0.625)
+    assert score.parts == {"body": 1.0, "accent": 0.5, "marking": 1.0, "accessory": 0.0}
+
+
+def test_styles_have_no_parts_and_their_pictures_are_not_judged():
+    assert {name for name in CONCEPTS if judged(name)} == {name for name, concept in CONCEPTS.items() if concept.look}
+    assert not judged("rex")
+    assert is_flat("a <dog> next to a red cup, flat vector art") and is_flat("a photo of a <dog>")
+    assert not any(map(is_flat, ("a painting of a <dog>", "a pencil drawing of a <dog>", "A <dog>, ink")))
+
+
+def test_a_judge_comes_back_from_its_file_and_other_files_are_refused(tmp_path):
+    from cidm_ops.doodle.training.loop import save_tensors
+    from cidm_ops.doodle.training.parts import save_judge
+
+    torch.manual_seed(0)
+    judge = PartsJudge(8)
+    save_judge(judge, tmp_path / "parts.safetensors")
+    again = load_judge(tmp_path / "parts.safetensors")
+    assert fingerprint_of(again) == fingerprint_of(load_judge(tmp_path / "parts.safetensors")) != fingerprint_of(PartsJudge(8))
+    pictures = torch.rand(2, 3, 128, 128) * 2 - 1
+    one, other = judge.read(pictures), again.read(pictures)
+    assert torch.allclose(one.there, other.there, atol=1e-2) and one.parts["body"].shape == (2, len(KINDS), len(PALETTE))
+
+    with pytest.raises(FileNotFoundError, match="no such judge of parts"):
+        load_judge(tmp_path / "none.safetensors")
+    save_tensors({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="is no judge of parts"):
+        load_judge(tmp_path / "x.safetensors")
+    save_tensors({"stages.0.0.weight": torch.zeros(8, 3, 4, 4)}, tmp_path / "y.safetensors", {"cidm.parts": "1"})
+    with pytest.raises(ValueError, match="is damaged, or a judge of parts of another version"):
+        load_judge(tmp_path / "y.safetensors")
+
+
+def test_individuals_wear_the_palette():
+    for seed in range(30):
+        look = individual("cat", np.random.default_rng(seed))
+        assert {look.body, look.accent, look.marking_colour, look.accessory_colour} <= set(PALETTE)
+    assert WHITE in PALETTE
