@@ -38,7 +38,8 @@ from .suite import BenchmarkTask, Suite
 MODELESS = ("drawn", "plain")  # need nothing learned
 ONCE = (*MODELESS, "composite")  # scored after the last task only
 log = logging.getLogger("cidm.bench")
-Scores = dict[str, list[float]]  # "ia" and, with a text side, "ta": one for every picture, prompts in turn; with a judge "parts" of flat ones
+# "ia" and, with a text side, "ta", one for every picture, prompts in turn; with a judge "parts", of flat pictures alone
+Scores = dict[str, list[float]]
 
 
 @dataclass(frozen=True)

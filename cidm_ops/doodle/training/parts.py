@@ -15,7 +15,7 @@ from ..style import PLACES
 from ..world import Scene, arrange, render
 from .loop import Optimisation, Session, in_fast_precision, save_tensors, train
 from .renderings import kept
-from .vision import worn
+from .wear import worn
 
 HELD_OUT = 20_000_000  # seeds of scenes that no training sees begin here
 IGNORED = -100  # the label that cross-entropy passes over
