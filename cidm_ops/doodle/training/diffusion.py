@@ -19,7 +19,6 @@ from .loop import Optimisation, Session, in_fast_precision, train
 CONTEXT = TEXT_CONFIG["hidden_size"]
 RARE = 1024
 BATCH, LR = 64, 1e-3
-PREDICTIONS = ("eps", "v", "flow")
 
 
 def new_unet(family: Family = DOODLE) -> UNet2DConditionModel:

@@ -26,6 +26,7 @@ from ...training.stops import hold_signals, keep_together
 from .muon import Muon
 
 log = logging.getLogger("cidm.doodle")
+STEPS = "{}-steps.json"  # says how many steps a part gets, where that was fitted into a time
 WARM, TIMED = 5, 15  # steps before time is measured, and while it is
 LossAt = Callable[[np.random.Generator, torch.Generator], Tensor]
 
@@ -103,7 +104,7 @@ def train(
     session.folder.mkdir(parents=True, exist_ok=True)
     file = session.folder / f"{name}.safetensors"
     parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
-    if name in session.seconds:
+    if name in session.seconds or (session.folder / STEPS.format(name)).exists():
         how = fit_steps(name, parameters, loss_at, session, how)
     average = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = how.optimiser(parameters)
@@ -153,7 +154,7 @@ def fit_steps(name: str, parameters: dict[str, nn.Parameter], loss_at: LossAt, s
 
     What was found is kept in the folder, so that a training that goes on is the one that was begun.
     """
-    file = session.folder / f"{name}-steps.json"
+    file = session.folder / STEPS.format(name)
     if not file.exists():
         before = {k: p.detach().clone() for k, p in parameters.items()}
         optimiser = replace(how, lr=0.0).optimiser(parameters)

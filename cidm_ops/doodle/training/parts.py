@@ -17,7 +17,7 @@ from .loop import Optimisation, Session, in_fast_precision, save_tensors, train
 from .renderings import kept
 from .wear import worn
 
-HELD_OUT = 20_000_000  # seeds of scenes that no training sees begin here
+HELD_OUT = 20_000_000  # seeds of what no training sees begin here
 IGNORED = -100  # the label that cross-entropy passes over
 BATCH, LR = 64, 1e-3
 
