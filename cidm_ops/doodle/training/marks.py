@@ -39,7 +39,8 @@ from .twins import draw_twins, layers_of, learn_tower, new_tower, write_tower
 
 RESULT = ("parts", "tower", "latents", "vae", "unet", "text")  # the files of ``result``, in half precision but for the latents' autoencoder
 SETTINGS = (
-    "pictures", "individuals", "prediction", "gamma", "batch", "lr", "painted", "latent_batch", "latent_noise", "edge", "perceptual", "seer",
+    "pictures", "individuals", "prediction", "gamma", "batch", "lr", "painted",
+    "latent_batch", "latent_noise", "edge", "perceptual", "seer",
 )  # fmt: skip
 log = logging.getLogger("cidm.doodle")
 
@@ -76,7 +77,6 @@ def train(options: argparse.Namespace) -> None:
     began = time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
     claim(options)
     session = Session(options.folder, deadline=began + 60 * options.minutes)
     render_all(options)
@@ -89,6 +89,7 @@ def train(options: argparse.Namespace) -> None:
         for stage, learn in LEARN.items():
             if stage in options.stages:
                 log.info("%s, %.0f s after the beginning", stage, time.monotonic() - began)
+                torch.manual_seed(MARKED_STAGES.index(stage))  # a stage begins with the same weights, whether one ran before it or not
                 learn(training)
     except OutOfTime as stop:
         log.info("the time is over: %s", stop)

@@ -48,11 +48,11 @@ def draw_parts(seed: int) -> np.ndarray:
     return render(parts_scene(seed))[0]
 
 
-def learn_parts(judge: PartsJudge, folder: Path, count: int, workers: int, session: Session, *, steps: int, batch: int = BATCH) -> None:
+def learn_parts(judge: PartsJudge, folder: Path, count: int, workers: int, session: Session, *, steps: int) -> None:
     """Train on renderings of the scenes ``0 .. count - 1``, some of them blurred and grained as a decoder leaves them."""
     pictures = kept(folder, "parts", draw_parts, count, workers)
     there, parts = (torch.from_numpy(np.stack(x)) for x in zip(*(scene_labels(parts_scene(i)) for i in range(count)), strict=True))
-    device = next(judge.parameters()).device
+    device, batch = next(judge.parameters()).device, min(BATCH, count)
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = np.sort(rng.choice(len(pictures), batch, replace=False))

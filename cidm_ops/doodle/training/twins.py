@@ -75,12 +75,10 @@ def _view(look: Look, place: str, style: Style, rng: np.random.Generator) -> np.
     return render(Scene(arrange([look], [look.kind], rng), place, style, int(rng.integers(2**31))))[0]
 
 
-def learn_tower(
-    tower: CLIPVisionModelWithProjection, folder: Path, count: int, workers: int, session: Session, *, steps: int, batch: int = BATCH
-) -> None:
+def learn_tower(tower: CLIPVisionModelWithProjection, folder: Path, count: int, workers: int, session: Session, *, steps: int) -> None:
     """Train on ``count`` pairs of twins; each picture must find the other one of its own among those of all."""
     pictures = kept(folder, "twins", draw_twins, count, workers)
-    device = tower.device
+    device, batch = tower.device, min(BATCH, count)
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = np.sort(rng.choice(len(pictures), batch, replace=False))
