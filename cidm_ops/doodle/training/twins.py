@@ -121,8 +121,8 @@ def told_apart(tower: Callable[[Tensor], Tensor], count: int) -> dict[str, float
 
 
 def write_tower(state: dict[str, Tensor], folder: Path) -> None:
-    """Writes a tower as a folder of transformers, which every ``--vision`` takes."""
-    save_tensors(state, folder / "model.safetensors", {"format": "pt"})
+    """Writes a tower as a folder of transformers in single precision, which every ``--vision`` takes."""
+    save_tensors({k: v.float() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
     description = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModelWithProjection"], **TOWER_CONFIG}
     write_atomically(json.dumps(description, indent=1).encode(), folder / "config.json")
     side = TOWER_CONFIG["image_size"]
