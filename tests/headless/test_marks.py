@@ -22,6 +22,7 @@ from cidm_ops.doodle.training.diffusion import new_text_encoder, new_unet, repai
 from cidm_ops.doodle.training.loop import Optimisation, OutOfTime, Session, train
 from cidm_ops.doodle.training.marks import RESULT, result_file, write_base
 from cidm_ops.doodle.training.measures import linear_bound, psnr
+from cidm_ops.doodle.training.muon import orthogonalise
 from cidm_ops.doodle.training.pieces import cut, join
 from cidm_ops.doodle.training.train import token_ids
 from cidm_ops.doodle.training.twins import MARKS, draw_twins, twin
@@ -155,6 +156,16 @@ def test_steps_are_fitted_into_a_time_once_and_the_weights_stay(tmp_path):
     assert 5 <= steps <= 250
     train("toy", layer, loss_at, Session(tmp_path), Optimisation(100_000, 0.0))  # as many as were counted
     assert json.loads((tmp_path / "toy-steps.json").read_text())["steps"] == steps
+
+
+def test_matrices_of_one_shape_are_made_orthogonal_together_as_each_alone():
+    """Newton-Schulz iteration takes singular values near 1, in either direction."""
+    for shape in ((6, 4, 9), (6, 9, 4)):
+        matrices = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        together = orthogonalise(matrices).float()
+        assert torch.allclose(together, torch.cat([orthogonalise(one[None]) for one in matrices]).float(), atol=2e-2)
+        values = torch.linalg.svdvals(together)
+        assert bool((values > 0.5).all()) and bool((values < 1.4).all())
 
 
 def test_captions_name_marks_and_only_those_that_are_there():

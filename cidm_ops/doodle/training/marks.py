@@ -224,10 +224,22 @@ def _base(training: Training) -> None:
     write_base(training.folder)
 
 
+def autoencoder_file(folder: Path) -> Path:
+    """The autoencoder of a training: with its last decoder, or with the one that was trained beside the encoder where there is no other.
+
+    Raises ``FileNotFoundError`` where there is none.
+    """
+    files = [file for name in ("vae", "latents") if (file := result_file(folder, name)).exists()]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no autoencoder of marks: the stage autoencoder comes first")
+    return files[0]
+
+
 def write_base(folder: Path) -> Path:
     """Write what a training made as a model folder in diffusers' layout, which every ``--base`` takes. Returns it."""
     settings = read_json(folder / "settings.json")
-    states = {name: load_file(result_file(folder, name)) for name in ("unet", "text", "vae")}
+    files = {"unet": result_file(folder, "unet"), "text": result_file(folder, "text"), "vae": autoencoder_file(folder)}
+    states = {name: {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()} for name, file in files.items()}
     base, family = folder / "base", MARKED.diffusers
     ids, rows = states["text"].pop("token_ids").long(), states["text"].pop("token_rows").float()
     states["text"]["text_model.embeddings.token_embedding.weight"] = full_token_table(ids, rows).half()
@@ -261,7 +273,7 @@ def assemble(pieces: Path, folder: Path) -> list[Path]:
         raise ValueError(f"{pieces} does not say how its Doodle was trained: bring the pieces again")
     settings.replace(folder / "settings.json")
     made = []
-    if all(result_file(folder, name).exists() for name in ("unet", "text", "vae")):
+    if all(result_file(folder, name).exists() for name in ("unet", "text", "latents")):
         made.append(write_base(folder))
     if result_file(folder, "tower").exists():
         write_tower(load_file(result_file(folder, "tower")), folder / "tower")

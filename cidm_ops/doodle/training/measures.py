@@ -22,7 +22,7 @@ from ..files import vae_state
 from ..world import Scene, render
 from .autoencoder import pass_through
 from .described import described_scene, one_described
-from .marks import result_file
+from .marks import autoencoder_file, result_file
 from .obedience import paint_captions
 from .parts import HELD_OUT, accuracy, held_out_accuracy, lone_individual
 from .twins import told_apart
@@ -87,17 +87,9 @@ def _psnr(options: argparse.Namespace) -> dict[str, object]:
 
 
 def trained_vae(options: argparse.Namespace) -> AutoencoderTiny:
-    """The autoencoder of a training, its last decoder where that is there; with ``--shipped`` the one that ships.
-
-    Raises ``FileNotFoundError`` where none was trained.
-    """
-    if options.shipped:
-        vae, state = pass_through(), vae_state()
-    else:
-        files = [file for name in ("vae", "latents") if (file := result_file(options.folder, name)).exists()]
-        if not files:
-            raise FileNotFoundError(f"{options.folder} holds no autoencoder: the stage autoencoder comes first, or give --shipped")
-        vae, state = pass_through(MARKED.latent_channels), load_file(files[0])
+    """The autoencoder of a training; with ``--shipped`` the one that ships."""
+    vae = pass_through() if options.shipped else pass_through(MARKED.latent_channels)
+    state = vae_state() if options.shipped else load_file(autoencoder_file(options.folder))
     vae.load_state_dict({k: v.float() for k, v in state.items()})
     return vae.to(fastest_device()).eval()
 
