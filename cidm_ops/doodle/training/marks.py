@@ -26,7 +26,7 @@ from ...models.clip import END, START
 from ...models.marked import MARKED
 from ...text_file import read_json
 from ..files import full_token_table
-from .autoencoder import Comparison, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
+from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
 from .described import described_wordings, draw_described
 from .diffusion import DiffusionRecipe, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
 from .loop import OutOfTime, Session, save_tensors
@@ -155,18 +155,18 @@ def _autoencoder(training: Training) -> None:
 def latent_recipe(training: Training, lr: float) -> LatentRecipe:
     """How autoencoder and decoder are trained, by the options."""
     options = training.options
-    features = {"none": lambda t: None, "judge": judge_layers, "tower": tower_layers}[options.seer](training)
+    features = seer(training)
     comparison = Comparison(edge=options.edge, perceptual=options.perceptual if features else 0.0, features=features)
     return LatentRecipe(options.latent_batch, lr, options.latent_noise, comparison)
 
 
-def judge_layers(training: Training) -> Callable[[Tensor], list[Tensor]]:
-    """The layers of the judge of parts, which sees marks at any size of pictures."""
-    return load_judge(needed(training, "parts"), training.device).features
-
-
-def tower_layers(training: Training) -> Callable[[Tensor], list[Tensor]]:
-    """The layers of the tower of marks."""
+def seer(training: Training) -> Features | None:
+    """The layers that compare pictures: of the judge of parts, which takes any size, or of the tower of marks; or none."""
+    kind = training.options.seer
+    if kind == "none":
+        return None
+    if kind == "judge":
+        return load_judge(needed(training, "parts"), training.device).features
     tower = new_tower()
     tower.load_state_dict({k: v.float() for k, v in load_file(needed(training, "tower")).items()})
     return layers_of(tower.to(training.device))

@@ -43,14 +43,15 @@ def new_tower() -> CLIPVisionModelWithProjection:
 
 def twin(look: Look, rng: np.random.Generator) -> Look:
     """The same individual but for one mark that can be seen: pattern, accessory, the colour of one of them, or the second colour."""
-    seen = [mark for mark in MARKS if not (mark == "marking_colour" and look.marking == "none")]
-    seen = [mark for mark in seen if not (mark == "accessory_colour" and look.accessory == "none")]
-    mark = str(rng.choice(seen))
-    worn_already = {look.body, look.accent, look.marking_colour, look.accessory_colour}
-    free = {
-        "marking": [m for m in MARKINGS if m != look.marking],
-        "accessory": [a for a in ACCESSORIES if a != look.accessory],
-    }.get(mark, [rgb for rgb in (*COLOURS.values(), *UNNAMED) if rgb not in worn_already])
+    unseen = {"marking_colour": look.marking == "none", "accessory_colour": look.accessory == "none"}
+    mark = str(rng.choice([mark for mark in MARKS if not unseen.get(mark)]))
+    taken = {look.body, look.accent, look.marking_colour, look.accessory_colour}
+    colours: list[Any] = [rgb for rgb in (*COLOURS.values(), *UNNAMED) if rgb not in taken]
+    others: dict[str, list[Any]] = {
+        "marking": [one for one in MARKINGS if one != look.marking],
+        "accessory": [one for one in ACCESSORIES if one != look.accessory],
+    }
+    free = others.get(mark, colours)
     return replace(look, **{mark: free[rng.integers(len(free))]})
 
 
