@@ -42,6 +42,7 @@ SETTINGS = (
     "pictures", "individuals", "prediction", "gamma", "batch", "lr", "painted",
     "latent_batch", "latent_noise", "edge", "perceptual", "seer",
 )  # fmt: skip
+PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
 log = logging.getLogger("cidm.doodle")
 
 
@@ -199,9 +200,10 @@ def _diffusion(training: Training) -> None:
     unet = new_unet(MARKED).to(training.device)
     recipe = DiffusionRecipe(options.prediction, options.gamma, options.batch, options.lr)
     learn_diffusion(unet, text, latents, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
-    which = np.arange(min(options.painted, len(latents)))
-    ids = tokens.batch(which * (len(captions[0])), np.random.default_rng(0), dropout=0.0, rare=0.0)
-    save_tensors({"latents": repaint(unet, text, latents[: len(which)], ids, options.prediction)}, folder / "painted.safetensors")
+    if count := min(options.painted, len(latents)):
+        first = np.arange(count) * len(captions[0])  # of each picture's wordings
+        ids = tokens.batch(first, np.random.default_rng(0), dropout=0.0, rare=0.0)
+        save_tensors({"latents": repaint(unet, text, latents[:count], ids, options.prediction)}, folder / PAINTED)
     training.write("text", shipped_text(text.state_dict(), tokens))
     training.write("unet", unet.state_dict())
 
@@ -210,9 +212,11 @@ def _decoder(training: Training) -> None:
     if training.result("vae").exists():
         return
     needed(training, "unet")
-    latents = load_file(training.folder / "painted.safetensors")["latents"]
-    pictures = training.pictures()
-    painted = Painted(latents, pictures[: len(latents)]) if len(latents) else None
+    pictures, file = training.pictures(), training.folder / PAINTED
+    painted = None
+    if file.exists():
+        latents = load_file(file)["latents"]
+        painted = Painted(latents, pictures[: len(latents)])
     vae, recipe = _latent_vae(training), latent_recipe(training, 5e-4)
     sharpen_decoder(vae, pictures, training.session, steps=training.options.decoder_steps, recipe=recipe, painted=painted)
     training.write("vae", vae.state_dict())
