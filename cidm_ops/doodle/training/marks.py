@@ -292,6 +292,5 @@ LEARN: dict[str, Callable[[Training], None]] = {
     "diffusion": _diffusion,
     "decoder": _decoder,
     "base": _base,
-}
+}  # in the order of MARKED_STAGES
 TRAINED_AS = {"parts": "judge-of-parts", "tower": "tower", "autoencoder": "autoencoder", "diffusion": "diffusion", "decoder": "decoder"}
-assert tuple(LEARN) == MARKED_STAGES
