@@ -112,7 +112,9 @@ def told_apart(tower: Callable[[Tensor], Tensor], count: int) -> dict[str, float
     seen = embed(tower, from_pixels(np.concatenate(views))).unflatten(0, (count, 3))  # [count, 3, E]
     own, across = (seen[:, 0] * seen[:, 1]).sum(-1), (seen[:, 0] * seen[:, 2]).sum(-1)
     alike = torch.tensor([[a.kind == b.kind and a is not b for b in looks] for a in looks])
-    found = {"others": area_under_curve(own, (seen[:, 0] @ seen[:, 1].T)[alike]), "twins": area_under_curve(own, across)}
+    found = {"twins": area_under_curve(own, across)}
+    if bool(alike.any()):  # with more individuals than there are classes
+        found["others"] = area_under_curve(own, (seen[:, 0] @ seen[:, 1].T)[alike])
     changed = [next(mark for mark in MARKS if getattr(a, mark) != getattr(b, mark)) for a, b in zip(looks, twins, strict=True)]
     for mark in MARKS:
         some = [i for i, name in enumerate(changed) if name == mark]
