@@ -6,6 +6,7 @@ What is judged is what a look says: two colours, a pattern and its colour, an ac
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from ..doodle.draw import RGB
 from ..doodle.figures import ACCESSORIES, COLOURS, FIGURES, MARKINGS, UNNAMED, Look
+from ..doodle.world import Scene, Thing, render
 from ..printable import brief
 
 KINDS = tuple(FIGURES)
@@ -28,7 +30,9 @@ PARTS = {
     "accessory": len(ACCESSORIES),
     "accessory_colour": len(PALETTE),
 }  # with the number of things that each can be
-UNTOLD = -1  # the label of what a look does not have, or has in a colour that is none of the palette
+UNTOLD = -1  # the label of what a look does not have, has in a colour that is none of the palette, or hides
+SEEN = 20  # pixels of a colour that must show, of an individual that fills the picture, for it to be told
+FLAGS: dict[str, RGB] = {"accent": (1, 2, 3), "marking": (3, 2, 1)}  # colours that nothing wears
 SIDE = 128  # pixels of a picture that the judge reads
 MARK = "cidm.parts"  # in the metadata of its file
 
@@ -39,10 +43,23 @@ def labels_of(look: Look) -> np.ndarray:
     def colour(rgb: RGB) -> int:
         return PALETTE.index(rgb) if rgb in PALETTE else UNTOLD
 
-    marking = colour(look.marking_colour) if look.marking != "none" else UNTOLD
-    accessory = colour(look.accessory_colour) if look.accessory != "none" else UNTOLD
-    found = (colour(look.body), colour(look.accent), MARKINGS.index(look.marking), marking)
-    return np.array([*found, ACCESSORIES.index(look.accessory), accessory])
+    hidden = hidden_parts(look.kind, look.marking, look.accessory)
+    accent = UNTOLD if "accent" in hidden else colour(look.accent)
+    marking = UNTOLD if "marking" in hidden else MARKINGS.index(look.marking)
+    marking_colour = UNTOLD if "marking" in hidden or look.marking == "none" else colour(look.marking_colour)
+    accessory_colour = UNTOLD if look.accessory == "none" else colour(look.accessory_colour)
+    return np.array([colour(look.body), accent, marking, marking_colour, ACCESSORIES.index(look.accessory), accessory_colour])
+
+
+@cache
+def hidden_parts(kind: str, marking: str, accessory: str) -> frozenset[str]:
+    """Which of "accent" and "marking" no picture can tell, because what a class wears hides them: a flower on a cat's chest its patch, a
+    hat the insides of its ears.
+    """
+    look = Look(kind, PALETTE[0], FLAGS["accent"], marking, FLAGS["marking"], accessory, PALETTE[1])
+    picture, _ = render(Scene((Thing(look, kind, SIDE / 2, SIDE / 2, 44),), None))
+    shown = {name: int((picture == flag).all(-1).sum()) for name, flag in FLAGS.items()}
+    return frozenset(name for name, count in shown.items() if count < SEEN and not (name == "marking" and marking == "none"))
 
 
 @dataclass(frozen=True)

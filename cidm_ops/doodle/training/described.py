@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...engines.parts import hidden_parts
 from ..draw import RGB
 from ..figures import COLOURS, FIGURES, UNNAMED, Look, individual, plain
 from ..style import PLACES, STYLES, common_style
@@ -25,14 +26,15 @@ SECOND = {
 
 
 def marks_of(look: Look) -> list[str]:
-    """What words can say of a look beside its class and its body's colour: "black spots", "a red hat", "white ears"."""
+    """What words can say of a look beside its class and its body's colour: "black spots", "a red hat", "white ears"; nothing hidden."""
     found = []
-    if look.marking != "none":
+    hidden = hidden_parts(look.kind, look.marking, look.accessory)
+    if look.marking != "none" and "marking" not in hidden:
         pattern = {"spots": "{} spots", "stripes": "{} stripes", "patch": "a {} patch"}[look.marking]
         found.append(_in_colour(pattern, look.marking_colour))
     if look.accessory != "none":
         found.append(_in_colour(f"a {{}} {look.accessory}", look.accessory_colour))
-    if look.accent in NAMED:
+    if look.accent in NAMED and "accent" not in hidden:
         second = SECOND[look.kind]
         found.append(_in_colour(second if "{}" in second else f"{{}} {second}", look.accent))
     return found

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ...bank.files import write_atomically
+from ...engines.parts import UNTOLD, labels_of
 from ...measure.presence import area_under_curve
 from ...measure.report import from_pixels
 from ...measure.scores import embed
@@ -43,16 +44,19 @@ def new_tower() -> CLIPVisionModelWithProjection:
 
 def twin(look: Look, rng: np.random.Generator) -> Look:
     """The same individual but for one mark that can be seen: pattern, accessory, the colour of one of them, or the second colour."""
-    unseen = {"marking_colour": look.marking == "none", "accessory_colour": look.accessory == "none"}
-    mark = str(rng.choice([mark for mark in MARKS if not unseen.get(mark)]))
     taken = {look.body, look.accent, look.marking_colour, look.accessory_colour}
     colours: list[Any] = [rgb for rgb in (*COLOURS.values(), *UNNAMED) if rgb not in taken]
     others: dict[str, list[Any]] = {
         "marking": [one for one in MARKINGS if one != look.marking],
         "accessory": [one for one in ACCESSORIES if one != look.accessory],
     }
-    free = others.get(mark, colours)
-    return replace(look, **{mark: free[rng.integers(len(free))]})
+    while True:  # until it can be seen: every look has a second colour
+        mark = str(rng.choice(MARKS))
+        free = others.get(mark, colours)
+        other = replace(look, **{mark: free[rng.integers(len(free))]})
+        own, changed = labels_of(look), labels_of(other)
+        if bool(((own != changed) & (own != UNTOLD) & (changed != UNTOLD)).any()):
+            return other
 
 
 def draw_twins(seed: int) -> np.ndarray:
