@@ -99,11 +99,14 @@ def feature_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentRecipe:
-    """How the autoencoder is trained: pictures in a batch, the noise that its latents bear, and how pictures are compared."""
+    """How the autoencoder is trained: pictures in a batch, the noise that its latents bear, how much it counts that every channel has unit
+    spread (the decoder squeezes what is large, so scaling channels afterwards is not free), and how pictures are compared.
+    """
 
     batch: int = 16
     lr: float = 1e-3
     noise: float = NOISE
+    spread: float = 0.0
     comparison: Comparison = Comparison()
 
 
@@ -131,7 +134,10 @@ def learn_latents(
             latent = vae.encode(picture).latents
             noise = torch.randn(latent.shape, generator=generator, device=device)
             output = vae.decode(latent + recipe.noise * noise).sample
-        return recipe.comparison.loss(output.float(), picture) + 1e-3 * latent.float().pow(2).mean()
+        loss = recipe.comparison.loss(output.float(), picture) + 1e-3 * latent.float().pow(2).mean()
+        if recipe.spread:
+            loss = loss + recipe.spread * (latent.float().std((0, 2, 3)) - 1).square().mean()
+        return loss
 
     average = train("autoencoder", vae, loss_at, session, Optimisation(steps, recipe.lr, ema=0.99))
     with torch.no_grad():

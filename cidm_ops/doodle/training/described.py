@@ -127,6 +127,7 @@ def one_described(seed: int) -> tuple[Scene, str]:
     body, accent, mark, wear = ([*NAMED][i] for i in rng.choice(len(NAMED), 4, replace=False))
     look = replace(individual(str(rng.choice(list(FIGURES))), rng), body=body, accent=accent, marking_colour=mark, accessory_colour=wear)
     look = look.with_proportions(0, 0, 0)
-    words = f"{NAMED[body]} {look.kind} with {_listed(marks_of(look))}"
+    marks = marks_of(look)
+    words = f"{NAMED[body]} {look.kind}" + (f" with {_listed(marks)}" if marks else "")
     scene = Scene(arrange([look], [words], rng), str(rng.choice(PLACES)), seed=int(rng.integers(2**31)))
     return scene, caption(scene, rng)

@@ -42,6 +42,7 @@ SETTINGS = (
     "pictures", "individuals", "prediction", "gamma", "batch", "lr", "painted",
     "latent_batch", "latent_noise", "edge", "perceptual", "seer",
 )  # fmt: skip
+SPREAD = 0.05  # weight of unit spread of the latents
 PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
 log = logging.getLogger("cidm.doodle")
 
@@ -158,7 +159,7 @@ def latent_recipe(training: Training, lr: float) -> LatentRecipe:
     options = training.options
     features = seer(training)
     comparison = Comparison(edge=options.edge, perceptual=options.perceptual if features else 0.0, features=features)
-    return LatentRecipe(options.latent_batch, lr, options.latent_noise, comparison)
+    return LatentRecipe(options.latent_batch, lr, options.latent_noise, SPREAD, comparison)
 
 
 def seer(training: Training) -> Features | None:
