@@ -9,7 +9,7 @@ import torch
 
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.figures import ACCESSORIES, FIGURES, MARKINGS, WHITE, Look, individual, plain
-from cidm_ops.doodle.training.parts import lone_individual, parts_scene, scene_labels
+from cidm_ops.doodle.training.parts import draw_labels, lone_individual, parts_scene, scene_labels
 from cidm_ops.doodle.world import Scene, Thing, render
 from cidm_ops.engines.parts import (
     KINDS,
@@ -81,6 +81,8 @@ def test_a_scene_has_the_labels_of_its_things():
         for thing in scene.things:
             assert (parts[KINDS.index(thing.look.kind)] == labels_of(thing.look)).all()
         assert (parts[there == 0] == UNTOLD).all()
+        stored = draw_labels(seed)
+        assert (stored[:, 0] == there).all() and (stored[:, 1:].astype(int) - 1 == parts).all(), "as they are kept on disk"
 
 
 def test_a_colour_that_is_none_of_the_palette_is_not_told():

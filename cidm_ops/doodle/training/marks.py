@@ -30,7 +30,7 @@ from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_late
 from .described import described_wordings, draw_described
 from .diffusion import DiffusionRecipe, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
 from .loop import OutOfTime, Session, save_tensors
-from .parts import draw_parts, learn_parts, save_judge
+from .parts import draw_labels, draw_parts, learn_parts, save_judge
 from .pieces import cut, join
 from .renderings import kept, kept_captions
 from .stages import MARKED_SHARES, MARKED_STAGES
@@ -115,15 +115,19 @@ def claim(options: argparse.Namespace) -> None:
 
 
 def render_all(options: argparse.Namespace) -> None:
-    """Draw what the stages that were asked for learn from, before the device is used: processes that draw are forked from this one."""
-    wanted: dict[str, tuple[Callable[[int], np.ndarray], int, tuple[str, ...]]] = {
-        "parts": (draw_parts, options.pictures, ("parts",)),
-        "twins": (draw_twins, options.individuals, ("tower",)),
-        "described": (draw_described, options.pictures, ("autoencoder", "diffusion", "decoder")),
-    }
-    for name, (draw, count, stages) in wanted.items():
-        if {*stages} & {*options.stages}:
-            kept(options.folder, name, draw, count, options.workers)
+    """Draw and describe what the stages that were asked for learn from, before the device is used and time is shared out: processes that
+    draw are forked from this one.
+    """
+    stages, folder, workers = {*options.stages}, options.folder, options.workers
+    if "parts" in stages:
+        for name, draw in (("parts", draw_parts), ("parts-labels", draw_labels)):
+            kept(folder, name, draw, options.pictures, workers)
+    if "tower" in stages:
+        kept(folder, "twins", draw_twins, options.individuals, workers)
+    if stages & {"autoencoder", "diffusion", "decoder"}:
+        kept(folder, "described", draw_described, options.pictures, workers)
+    if "diffusion" in stages:
+        kept_captions(folder, "described", described_wordings, options.pictures, workers)
 
 
 def _parts(training: Training) -> None:
@@ -193,7 +197,7 @@ def _diffusion(training: Training) -> None:
     if training.result("unet").exists():
         return
     options, folder = training.options, training.folder
-    captions = kept_captions(folder, "described", described_wordings, options.pictures)
+    captions = kept_captions(folder, "described", described_wordings, options.pictures, options.workers)
     tokens = Tokens(token_ids(captions))
     latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
     latents = latents.to(training.device)  # small enough to stay there

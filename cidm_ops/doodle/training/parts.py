@@ -48,10 +48,17 @@ def draw_parts(seed: int) -> np.ndarray:
     return render(parts_scene(seed))[0]
 
 
+def draw_labels(seed: int) -> np.ndarray:
+    """What ``scene_labels`` says of the same scene, as it is kept: ``[K, 7]`` uint8, whether a class is there and its parts plus one."""
+    there, parts = scene_labels(parts_scene(seed))
+    return np.concatenate([there[:, None], parts + 1], 1).astype(np.uint8)
+
+
 def learn_parts(judge: PartsJudge, folder: Path, count: int, workers: int, session: Session, *, steps: int) -> None:
     """Train on renderings of the scenes ``0 .. count - 1``, some of them blurred and grained as a decoder leaves them."""
     pictures = kept(folder, "parts", draw_parts, count, workers)
-    there, parts = (torch.from_numpy(np.stack(x)) for x in zip(*(scene_labels(parts_scene(i)) for i in range(count)), strict=True))
+    labels = torch.from_numpy(np.array(kept(folder, "parts-labels", draw_labels, count, workers)))
+    there, parts = labels[..., 0].float(), labels[..., 1:].long() - 1
     device, batch = next(judge.parameters()).device, min(BATCH, count)
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:

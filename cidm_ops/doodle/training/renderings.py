@@ -1,8 +1,9 @@
 """Renderings by number, kept on disk: a set is a function from a seed to pictures, and a file for each number of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from ...bank.files import write_array, write_atomically
 
 CHUNK = 250
 Draw = Callable[[int], np.ndarray]
+Words = Callable[[int], list[str]]
 
 
 def kept(folder: Path, name: str, draw: Draw, count: int, workers: int) -> np.ndarray:
@@ -21,14 +23,17 @@ def kept(folder: Path, name: str, draw: Draw, count: int, workers: int) -> np.nd
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         chunks = [(folder / f"{name}-{count}-{start}.npy", draw, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-        todo = [chunk for chunk in chunks if not chunk[0].exists()]
-        if workers > 1 and len(todo) > 1:
-            with ProcessPoolExecutor(workers) as pool:
-                list(pool.map(_write, todo))
-        else:
-            list(map(_write, todo))
+        spread(_write, [chunk for chunk in chunks if not chunk[0].exists()], workers)
         _join([chunk[0] for chunk in chunks], count, file)
     return np.load(file, mmap_mode="r")
+
+
+def spread(make: Callable[[Any], Any], todo: Sequence[Any], workers: int) -> list[Any]:
+    """What ``make`` gives for each of what is to do, in order, made by so many processes; by this one where one is enough."""
+    if workers == 1 or len(todo) < 2:
+        return list(map(make, todo))
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(make, todo))
 
 
 def _write(chunk: tuple[Path, Draw, int, int]) -> None:
@@ -50,10 +55,16 @@ def _join(chunks: list[Path], count: int, file: Path) -> None:
         chunk.unlink()
 
 
-def kept_captions(folder: Path, name: str, words: Callable[[int], list[str]], count: int) -> list[list[str]]:
+def kept_captions(folder: Path, name: str, words: Words, count: int, workers: int) -> list[list[str]]:
     """The captions ``words(0) .. words(count - 1)`` of pictures, some wordings of each, kept in ``folder``."""
     file = folder / f"{name}-captions-{count}.txt"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically("\n".join("\t".join(words(seed)) for seed in range(count)).encode(), file)
+        chunks = [(words, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        write_atomically("\n".join(line for lines in spread(_say, chunks, workers) for line in lines).encode(), file)
     return [line.split("\t") for line in file.read_text(encoding="utf-8").split("\n")]
+
+
+def _say(chunk: tuple[Words, int, int]) -> list[str]:
+    words, start, stop = chunk
+    return ["\t".join(words(seed)) for seed in range(start, stop)]

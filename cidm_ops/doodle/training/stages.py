@@ -7,7 +7,7 @@ STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500
 MARKED_STAGES = ("parts", "tower", "autoencoder", "diffusion", "decoder", "base")
 MARKED_STEPS = {"parts": 4000, "tower": 4000, "autoencoder": 6000, "diffusion": 20_000, "decoder": 4000}
 # Of the time that is left after rendering, the part of each where all are fitted into it; the rest is for encoding and for writing.
-MARKED_SHARES = {"parts": 0.12, "tower": 0.14, "autoencoder": 0.2, "diffusion": 0.4, "decoder": 0.07}
+MARKED_SHARES = {"parts": 0.11, "tower": 0.13, "autoencoder": 0.19, "diffusion": 0.39, "decoder": 0.07}
 PREDICTIONS = ("flow", "v", "eps")
 SEERS = ("none", "judge", "tower")  # whose layers compare reconstructions
 MEASURES = ("psnr", "parts", "tower", "captions")
