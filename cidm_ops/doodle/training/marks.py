@@ -199,10 +199,10 @@ def _diffusion(training: Training) -> None:
     options, folder = training.options, training.folder
     captions = kept_captions(folder, "described", described_wordings, options.pictures, options.workers)
     tokens = Tokens(token_ids(captions))
-    latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
-    latents = latents.to(training.device)  # small enough to stay there
     text = new_text_encoder(tokens.vocabulary, tokens.end, MARKED).to(training.device)
     unet = new_unet(MARKED).to(training.device)
+    latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
+    latents = latents.to(training.device)  # small enough to stay there
     recipe = DiffusionRecipe(options.prediction, options.gamma, options.batch, options.lr)
     learn_diffusion(unet, text, latents, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
     if count := min(options.painted, len(latents)):
