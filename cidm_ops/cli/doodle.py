@@ -42,6 +42,13 @@ def add_commands(into: Any) -> None:
     join.set_defaults(run=run_join)
     join.add_argument("pieces", type=Path, help="the folder with all pieces")
     join.add_argument("--folder", type=Path, required=True, help="where they are put together")
+    about = "for a blind reading: four pictures of each concept, shuffled and numbered; one rendering of each, under letters; and the key"
+    strips = into.add_parser("strips", help="shuffled pictures of Doodle's concepts, to be put to the right individual", description=about)
+    strips.set_defaults(run=run_strips)
+    strips.add_argument("--base", default="doodle", help="'doodle', or the folder of another Doodle (default: %(default)s)")
+    strips.add_argument("--bank", type=Path, required=True, help="with Doodle's own concepts, learned on that base")
+    strips.add_argument("--seed", type=whole(0), default=0, help="of the order (default: %(default)s)")
+    strips.add_argument("--out", type=Path, required=True, help="folder of the two sheets and the key")
 
 
 def add_marks(into: Any) -> None:
@@ -134,3 +141,12 @@ def run_join(options: argparse.Namespace) -> None:
 
     for made in assemble(options.pieces, options.folder):
         print(made)
+
+
+def run_strips(options: argparse.Namespace) -> None:
+    from ..bank.bank import Bank
+    from ..evaluation.blind import write_strips
+    from ..evaluation.doodle import DoodleBench
+
+    key = write_strips(DoodleBench(options.base), Bank(options.bank), options.out, options.seed)
+    print(f"{len(key)} pictures in {options.out / 'pictures.png'}; read them beside individuals.png before key.json")

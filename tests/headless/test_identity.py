@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from test_command_line import cidm, refused  # noqa: F401
 
+from cidm_ops.bank.bank import Bank
 from cidm_ops.benchmarks.quality.figures import figures, row_of
 from cidm_ops.benchmarks.quality.methods import METHODS
 from cidm_ops.benchmarks.quality.page import page, table
@@ -52,6 +53,19 @@ def test_evaluate_refuses_a_judge_that_has_nothing_to_judge(cidm, judge_file, tm
         Image.new("RGB", (64, 64), (40 * i, 90, 10)).save(own / f"{i}.png")
     assert f"{nothing} bear ask for none" in refused(cidm(*argv, "--concepts", "bear", "--references", tmp_path / "photos"))
     assert "no such judge of parts" in refused(cidm(*argv[:6], tmp_path / "none.safetensors", *argv[7:], "--concepts", "bear"))
+
+
+def test_strips_are_shuffled_and_their_key_is_right(cidm, tmp_path):  # noqa: F811
+    bank = Bank(tmp_path / "bank")
+    for name in ("bear", "ink"):
+        bank = bank.add(Bank(TEN).get(name))
+    code, out, err = cidm("doodle", "strips", "--bank", tmp_path / "bank", "--out", tmp_path / "out")
+    assert code == 0, err
+    told = json.loads((tmp_path / "out" / "key.json").read_text())
+    assert sorted(told["key"].values()) == ["A"] * 4 + ["B"] * 4 and told["names"] == {"A": "bear", "B": "ink"}
+    assert list(told["key"].values()) != ["A"] * 4 + ["B"] * 4
+    assert {picture.name for picture in (tmp_path / "out").glob("*.png")} == {"pictures.png", "individuals.png"}
+    assert "learn two of dog" in refused(cidm("doodle", "strips", "--bank", tmp_path / "none", "--out", tmp_path / "out"))
 
 
 def test_the_benchmark_scores_the_flat_pictures_of_things(judge_file, tmp_path):
