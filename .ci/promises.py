@@ -24,7 +24,7 @@ from lock import ROOT, read_project
 
 FILE = ROOT / ".ci" / "promises.json"
 FORMATS = {  # the modules whose FORMAT is the newest version that is written
-    "concept file": "cidm_ops/bank/concept_file.py",
+    "concept file": "cidm_ops/bank/header.py",
     "index of a bank": "cidm_ops/bank/index.py",
     "compressed bank": "cidm_ops/bank/archive.py",
 }

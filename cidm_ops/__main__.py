@@ -5,15 +5,15 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train
+from .cli import bank, bench, benchmark, demo, doctor, doodle, evaluate, generate, train, weave
 from .printable import one_line
-from .training.memory import is_out_of_memory
 from .training.stops import end_as_interrupts
 
 COMMANDS = {
     "demo": (demo, "learn three Doodle concepts, paint and score them, write a report"),
     "train": (train, "learn a concept from a folder of pictures into a bank"),
     "generate": (generate, "paint prompts with the concepts of a bank"),
+    "weave": (weave, "weave concepts into a picture, which keeps its layout and its background"),
     "evaluate": (evaluate, "paint every concept in every prompt, score the pictures, write a report"),
     "benchmark": (benchmark, "learn ten concepts in order by every method, score them, compare"),
     "doctor": (doctor, "what a file, a folder, a bank or a checkpoint is, what of it would be used, and why the rest not"),
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         return refuse(error)
     except RuntimeError as error:
+        from .training.memory import is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         return refuse(f"memory is short: paint or train at a smaller size, or free memory ({str(error).splitlines()[0]})")

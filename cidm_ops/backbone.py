@@ -2,7 +2,7 @@
 needs of a model into whose weights concepts are merged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -51,6 +51,12 @@ class Backbone(Protocol):
         """Hidden states ``[B, N, C]`` of ``ids [B, N]`` with token rows ``[B, N, D]``, as the model reads them, and the pooled state
         ``[1, P]`` of the first row if the model uses that of this encoder; differentiable in the rows. The first ``shared`` positions
         are the same in all rows, and computed once.
+        """
+        ...
+
+    def text_state(self) -> Hashable | None:
+        """What ``tokenize``, ``token_rows`` and ``encode_text`` depend on beside what they are given: as long as it is equal, so are their
+        results. None if that cannot be told.
         """
         ...
 

@@ -4,7 +4,7 @@ Works on the modules of transformers and of ComfyUI alike, which share their nam
 the host casts, quantises or offloads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 RECOMPUTED = ContextVar("recomputed", default=False)  # set by recompute.recompute
+AFTER_LAYER: ContextVar[Callable[[], None]] = ContextVar("after_layer", default=lambda: None)  # set by painting/texts.py
 GRAPH = 2**31  # bytes that autograd may keep for one text in all its variants; above that, layers are computed again
 KEPT = 14  # tensors of the size of the hidden states that a layer keeps
 
@@ -52,8 +53,10 @@ def text_states(model: Any, rows: Tensor, shared: int, depth: int, norm: bool) -
     states = rows + transformer.embeddings.position_embedding.weight[: rows.shape[1]].to(rows)
     start, rest = states[:1, :shared], states[:, shared:]
     again = rows.requires_grad and (RECOMPUTED.get() or rest.nbytes * KEPT * depth > GRAPH)
+    after_layer = AFTER_LAYER.get()
     for layer in transformer.encoder.layers[:depth]:
         start, rest = checkpoint(_layer, layer, start, rest, use_reentrant=False) if again else _layer(layer, start, rest)
+        after_layer()
     states = torch.cat([start.expand(len(rest), -1, -1), rest], 1)
     return transformer.final_layer_norm(states) if norm else states
 

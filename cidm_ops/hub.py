@@ -121,6 +121,13 @@ def intercept(
 
 
 @contextmanager
+def change_outputs(layers: Iterable[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put ``change(output)`` in place of what layers return, low-rank deltas that were attached before included, while this is open."""
+    with remove_at_end(layer.register_forward_hook(lambda module, args, output: change(output)) for layer in layers):
+        yield
+
+
+@contextmanager
 def change_attention(
     cross_attention: Mapping[str, Any],
     change: Callable[[str, Tensor, Tensor, Tensor, int], Tensor],

@@ -49,6 +49,10 @@ class Schedule(ABC):
         """Noise over signal of every trained timestep, ``[T]`` on the CPU; infinite where there is no signal."""
         return (self.sigma.double() / self.signal.double()).float().cpu()
 
+    def timestep_at(self, level: Tensor) -> Tensor:
+        """The trained timestep whose noise level is nearest to one given, in its logarithm."""
+        return _nearest(level.log().cpu().view(1), self.trained_levels().log())[0]
+
     def nearest(self, ratio: Tensor) -> Tensor:
         """The trained timestep whose noise over signal is nearest to one given, in its logarithm."""
         return (self.ratios().log() - ratio.log().cpu()).abs().argmin()
@@ -60,6 +64,10 @@ class Schedule(ABC):
     @abstractmethod
     def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
         """The weight ``[B]`` of each squared error under which that of ``x_0`` counts ``min(snr, gamma)`` (Hang et al. 2023)."""
+
+    @abstractmethod
+    def trained_levels(self) -> Tensor:
+        """The noise level of every trained timestep, ``[T]`` on the CPU."""
 
     @abstractmethod
     def levels(self, steps: int) -> tuple[Tensor, Tensor]:
@@ -85,9 +93,12 @@ class Schedule(ABC):
 class Diffusion(Schedule):
     """Variance preserving: ``signal^2 + sigma^2 = 1``."""
 
+    def trained_levels(self) -> Tensor:
+        return self.ratios().clamp(max=LARGEST)
+
     def levels(self, steps: int) -> tuple[Tensor, Tensor]:
         """Noise over signal, interpolated in its logarithm."""
-        logs = self.ratios().clamp(max=LARGEST).log()
+        logs = self.trained_levels().log()
         chosen = _between(logs, steps).exp()
         return _ending(chosen), _nearest(chosen.log(), logs)
 
@@ -146,9 +157,12 @@ class Flow(Schedule):
         snr = self.snr(t)
         return snr.clamp(max=gamma) / (snr.sqrt() + 1).square()
 
+    def trained_levels(self) -> Tensor:
+        return self.sigma.cpu()
+
     def levels(self, steps: int) -> tuple[Tensor, Tensor]:
         """Sigma, interpolated as it is."""
-        trained = self.sigma.cpu()
+        trained = self.trained_levels()
         chosen = _between(trained, steps)
         return _ending(chosen), _nearest(chosen.log(), trained.log())
 

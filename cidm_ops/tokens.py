@@ -179,21 +179,39 @@ def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping
 
     The states of several text encoders lie side by side in C; the pooled state is that of the first variant's first chunk.
     """
-    counts = {len(t.layers) for t in tables.values()} or {len(backbone.cross_attention) or 1}
-    if len(counts) > 1:
-        raise ValueError(f"token tables of {sorted(counts)} layers cannot share a prompt: expected one number of layers")
-    (count,) = counts
+    count = count_layers(backbone, tables)
     return join(of_one_length(backbone, [_encode(backbone, prompt, tables, count) for prompt in prompts]))
 
 
-def _encode(backbone: Backbone, prompt: str, tables: Mapping[str, Table], layers: int) -> Text:
-    """One prompt. Only the combinations of rows that some layer reads are encoded, and what stands before the first word once."""
+def encode_beginning(backbone: Backbone, prompt: str, tables: Mapping[str, Table], length: int) -> Text:
+    """Encode the first ``length`` tokens of a prompt, of its first chunk at most. The text encoders are causal: the states of these do not
+    depend on what comes after. There is no pooled state, which is that of the end.
+    """
+    return replace(_encode(backbone, prompt, tables, count_layers(backbone, tables), length), pooled=None)
+
+
+def count_layers(backbone: Backbone, tables: Mapping[str, Table]) -> int:
+    """Count the layers that read a text: as the tables of its concepts say, else as many as the model has, else one.
+
+    Raises ``ValueError`` for tables of models of different depth.
+    """
+    counts = {len(t.layers) for t in tables.values()} or {len(backbone.cross_attention) or 1}
+    if len(counts) > 1:
+        raise ValueError(f"token tables of {sorted(counts)} layers cannot share a prompt: expected one number of layers")
+    return counts.pop()
+
+
+def _encode(backbone: Backbone, prompt: str, tables: Mapping[str, Table], layers: int, length: int | None = None) -> Text:
+    """One prompt, or its first tokens. Only the combinations of rows that some layer reads are encoded, and what stands before the first
+    word once.
+    """
     text, hidden = hide(prompt, tables, backbone.family.placeholders)
     read = list(zip(*(tables[w].layers for w in hidden.values()), strict=True)) or [()] * layers
     variants = list(dict.fromkeys(read))
     sides, pooled = [], None
     for encoder in backbone.encoders:
         ids = backbone.tokenize(text, encoder).to(backbone.device)
+        ids = ids if length is None else ids[:1, :length]
         plain = backbone.token_rows(ids, encoder)
         chosen = {w: tables[w].rows[encoder][[v[i] for v in variants]] for i, w in enumerate(hidden.values())}
         chunks = []

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
 from ..cidm_ops.painting.compose import AggregationConfig
-from ..cidm_ops.painting.scope import BY_KIND, SCOPES
+from ..cidm_ops.painting.config import BY_KIND, SCOPES
 from .schema import schema
 
 AggregationSettings = io.Custom("CIDM_AGGREGATION")

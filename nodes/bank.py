@@ -7,7 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank, alike
-from ..cidm_ops.bank.concept import NAME
+from ..cidm_ops.bank.header import NAME
 from ..cidm_ops.bank.index import stamp
 from . import say
 from .schema import schema, validate

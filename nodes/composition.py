@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.blending import OVERLAPS
 from ..cidm_ops.painting.compose import AggregationConfig, Composition, compose_regions, read
-from ..cidm_ops.painting.scene import PRESETS, NoiseEstimation
+from ..cidm_ops.painting.config import PRESETS, NoiseEstimation
 from . import host, patches, say
 from .bank import BANK
 from .paint import CLIP, HANDLES, MODE, MODEL, SETTINGS, STRENGTH, describe, read_aggregation

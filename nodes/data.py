@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.measure.report import dataset_sheet
-from ..cidm_ops.training.crops import FITS
+from ..cidm_ops.training.config import FITS
 from ..cidm_ops.training.dataset import Dataset, from_images
 from ..cidm_ops.training.folder import from_folder
 from ..cidm_ops.training.listing import list_folder, read_from

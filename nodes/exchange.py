@@ -6,9 +6,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.bank.concept import check_name
 from ..cidm_ops.bank.exchange import EXISTING, import_into
 from ..cidm_ops.bank.export import export_concept, export_merged
+from ..cidm_ops.bank.header import check_name
 from ..cidm_ops.models.family import families
 from . import say
 from .bank import ConceptBank

@@ -4,9 +4,10 @@ The host's objects stay as they are: what training needs of them is swapped in f
 on a clone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import comfy.conds
 import comfy.lora
@@ -24,13 +25,14 @@ from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import read_layerwise
 from ..cidm_ops.models.family import Family, families, family_of
 from ..cidm_ops.models.module import Slice
+from ..cidm_ops.painting.texts import kept_text
 from ..cidm_ops.schedule import Flow, Schedule
 
 PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
 STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
 MERGED = "takes concepts in its weights alone, by Paint with Concepts, or by Apply Concepts and Encode Prompt with Concepts"
-NOT_YET = "training, regions, Infusion, prompts for each image of a batch and views of a prompt do not work on it yet"
+NOT_YET = "training, regions, weaving, Infusion, prompts for each image of a batch and views of a prompt do not work on it yet"
 
 
 @contextmanager
@@ -108,16 +110,26 @@ class ComfyText:
             end = (ids[:1].to(states.device) == kind.end).int().argmax(1)
             return states, model.text_projection(pooled_state(model, states[:1], end, depth))
 
+    def text_state(self) -> Hashable | None:
+        """The patches on the text encoder, its precision and place, the clip skip and the tokenizer; none while hooks, injections (as a
+        LoRA's in bypass mode) or other objects act, of which the number of the patches says nothing.
+        """
+        patcher = self.clip.patcher
+        parts = (part for model in self.texts.values() for part in model.modules())
+        dtype = patcher.object_patches.get("manual_cast_dtype")  # newer hosts set it on every text encoder
+        if patcher.forced_hooks is not None or patcher.injections or set(patcher.object_patches) - {"manual_cast_dtype"}:
+            return None
+        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+            return None
+        options = str(sorted(self.clip.tokenizer_options.items()))
+        return patcher.patches_uuid, dtype, str(self.device), self.clip.layer_idx, ref(self.clip.tokenizer), options
+
     def emphasise(self, text: str, context: Tensor) -> Tensor:
         """The host's word weights on text states ``[L, N, C]``: each moves away from the empty text by its weight."""
         weights = self.tokens(text)[1].flatten().to(context)
         if (weights == 1).all():
             return context
-        sides = []
-        for encoder in self.encoders:
-            ids = self.tokenize("", encoder)
-            sides.append(self.encode_text(ids, self.token_rows(ids, encoder), encoder)[0])
-        empty = torch.cat(sides, -1)
+        empty = kept_text(self, "").context[0]
         empty = empty.repeat(1, len(weights) // empty.shape[1], 1).to(context)
         return empty + (context - empty) * weights[:, None]
 
@@ -126,20 +138,14 @@ class ComfyBackbone(ComfyText, Backbone):
     """See ``Backbone``: MODEL, CLIP and, to learn, VAE of the host. Raises ``ValueError`` for other families of models."""
 
     def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE | None = None):
-        config = model.model.model_config
-        family, channels = family_in(model), config.unet_config.get("in_channels")
-        if family is not None and not family.layerwise:
-            raise ValueError(f"this model is {family.title}, which {MERGED}: {NOT_YET}")
-        if family is None or channels != model.model.latent_format.latent_channels:
-            kind = f"{type(config).__name__} with {channels} input channels"
-            raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {kind}")
+        family = layerwise_family(model)
         super().__init__(clip)
         self.model, self.vae, self.room = model, vae, 1
         self.unet: nn.Module = model.model.diffusion_model
         self.device = model.load_device
         self.dtype: torch.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         if family.host.text_model != self.family.host.text_model:
-            width = config.unet_config["context_dim"]
+            width = model.model.model_config.unet_config["context_dim"]
             raise ValueError(
                 f"the CLIP has {len(self.encoders)} text encoders and the model reads a text of width {width}: connect its own CLIP"
             )
@@ -280,6 +286,20 @@ def known_family(model: ModelPatcher) -> Family:
     if family := family_in(model):
         return family
     raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {type(model.model.model_config).__name__}")
+
+
+def layerwise_family(model: ModelPatcher) -> Family:
+    """The family of a MODEL whose layers each read a text. Raises ``ValueError`` for other models, and for one that reads more than noise,
+    such as those for inpainting.
+    """
+    config, family = model.model.model_config, family_in(model)
+    channels = config.unet_config.get("in_channels")
+    if family is not None and not family.layerwise:
+        raise ValueError(f"this model is {family.title}, which {MERGED}: {NOT_YET}")
+    if family is None or channels != model.model.latent_format.latent_channels:
+        kind = f"{type(config).__name__} with {channels} input channels"
+        raise ValueError(f"{ONLY}, and merges concepts into {merged_titles()}: this model is {kind}")
+    return family
 
 
 def merged_titles() -> str:

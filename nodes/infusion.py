@@ -5,10 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.method.infusion import STREAMS
 from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.painting.compose import AggregationConfig, compose, residual_masks
-from ..cidm_ops.painting.scene import ResidualConfig
+from ..cidm_ops.painting.config import STREAMS, ResidualConfig
 from ..cidm_ops.row_plan import TokenResidual
 from ..cidm_ops.training.methods import configure
 from . import host, patches, say
@@ -114,7 +113,7 @@ class CIDMTrainInfusion(io.ComfyNode):
         shared = {name: given[name] for name in SHARED if name in given}
         config, took = configure_node(backbone.family, "infusion", open_inputs, chosen, shared)
         task = task_of(name, class_word, config, given)
-        bank, concept, losses, warnings = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
+        ((bank, concept, losses, warnings),) = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
         size = bank.file(concept.name).stat().st_size
         size_in_words = f"{sum(r.numel() for r in concept.residuals.values())} numbers, {size / 1024:.1f} KiB"
         text = f"<{concept.name}> learned, {size_in_words}, loss {mean_loss(losses)}{took}"

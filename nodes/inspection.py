@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..cidm_ops.bank.concept import NAME
+from ..cidm_ops.bank.header import NAME
 from ..cidm_ops.bank.index import stamp
 from ..cidm_ops.inspection import inspect, lines_of
 from ..cidm_ops.models.family import families

@@ -13,8 +13,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..cidm_ops.bank.bank import Bank
-from ..cidm_ops.bank.concept import NAME
-from ..cidm_ops.bank.concept_file import Header, read_header, read_preview
+from ..cidm_ops.bank.header import NAME, Header, read_header, read_preview
 from ..cidm_ops.bank.index import SUFFIX, stamp
 from ..cidm_ops.bank.thumbnails import THUMBNAIL, decoded, thumbnail
 from ..cidm_ops.doodle.files import TEN

@@ -7,9 +7,10 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.measure.pictures import heat_map, to_image
-from ..cidm_ops.method.aggregation import MODES, table
+from ..cidm_ops.method.aggregation import table
 from ..cidm_ops.models.family import Family
 from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, mix, read
+from ..cidm_ops.painting.config import MODES
 from . import host, patches, say
 from .aggregation import AggregationSettings
 from .bank import BANK

@@ -30,9 +30,11 @@ from ..cidm_ops.painting.compose import (
     infusing,
     row_plan,
     scene_beside,
-    text_deltas,
 )
-from ..cidm_ops.painting.scene import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.scene import Template
+from ..cidm_ops.painting.texts import text_deltas
+from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
 from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys
@@ -101,6 +103,13 @@ def in_regions(
     if whole.residuals:
         return with_infusion(backbone, whole, ResidualConfig(), composition.how)
     return with_concepts(backbone, [whole], composition.how), encode_prompt(backbone.clip, whole)
+
+
+def woven_into(backbone: ComfyBackbone, composition: Composition, template: Template) -> tuple[ModelPatcher, list]:
+    """A clone of the model that weaves a composition into a template, and the CONDITIONING of its global prompt."""
+    texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
+    patched = with_more(backbone.model, woven(composition, template, texts))
+    return patched, conditioning(backbone.clip, [composition.whole], texts)
 
 
 def encode_prompt(clip: comfy.sd.CLIP, said: ParsedPrompt) -> list:

@@ -15,6 +15,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..cidm_ops.measure.report import to_pixels
+from ..cidm_ops.painting.texts import show_encoding
 from ..cidm_ops.printable import printable
 from ..cidm_ops.training.trainer import Trainer
 
@@ -30,13 +31,17 @@ def output(cls: type[io.ComfyNode], *values: Any, text: str, warnings: Iterable[
 
 
 def tell_errors(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Have a node show the text of an error that it ends with: the newest host has it three clicks away."""
+    """Have a node show the text of an error that it ends with: the newest host has it three clicks away. Its bar moves, and Cancel acts,
+    while long texts are encoded.
+    """
     execute = node.execute.__func__
 
     @wraps(execute)
     def told(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> Any:
+        bar = ProgressBar(1)
         try:
-            return execute(cls, *args, **kwargs)
+            with show_encoding(bar.update_absolute):
+                return execute(cls, *args, **kwargs)
         except InterruptProcessingException:
             raise
         except Exception as error:

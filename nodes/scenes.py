@@ -21,7 +21,8 @@ from ..cidm_ops.concept_text import ConceptText, plain, plans_of
 from ..cidm_ops.hub import Sites
 from ..cidm_ops.painting.rows import Job
 from ..cidm_ops.painting.run import SceneRun, Unet
-from ..cidm_ops.painting.scene import Scene
+from ..cidm_ops.painting.scene import InvertedPicture, Scene
+from ..cidm_ops.painting.weaving import hold, hold_latents
 from ..cidm_ops.row_plan import RowPlan
 from .host import block_names, known_family, layer_names, text_sites
 
@@ -37,22 +38,30 @@ def with_scene(model: ModelPatcher, scene: Scene) -> ModelPatcher:
     """A clone of the model that paints the scene, and reads texts layer by layer."""
     patched, run = model.clone(), HostRun(model, scene)
     # functions, not methods: cloning a model copies the object of a method with it
-    for kind, wrapper in (
-        (WrappersMP.DIFFUSION_MODEL, lambda *args, **kwargs: run.forward(*args, **kwargs)),
-        (WrappersMP.OUTER_SAMPLE, lambda *args, **kwargs: run.sample(*args, **kwargs)),
-    ):
+    wrappers = {
+        WrappersMP.DIFFUSION_MODEL: lambda *args, **kwargs: run.forward(*args, **kwargs),
+        WrappersMP.OUTER_SAMPLE: lambda *args, **kwargs: run.sample(*args, **kwargs),
+        WrappersMP.PREDICT_NOISE: lambda *args, **kwargs: run.predict_noise(*args, **kwargs),
+    }
+    for kind, wrapper in wrappers.items():
         patched.remove_wrappers_with_key(kind, KEY)
-        patched.add_wrapper_with_key(kind, KEY, wrapper)
+        if scene.template or kind != WrappersMP.PREDICT_NOISE:
+            patched.add_wrapper_with_key(kind, KEY, wrapper)
     patched.set_attachments(KEY, scene)
     return patched
 
 
 def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
-    """A clone of the model with a scene beside what it has already. Raises ``ValueError`` for regions on a model with regions."""
+    """A clone of the model with a scene beside what it has already. Raises ``ValueError`` for regions or a template on a model that has
+    either.
+    """
     before = scene_of(model)
-    if before.masks and scene.masks:
-        raise ValueError("this model paints in regions already: give Paint in Regions the model before that, and all regions at once")
-    placed = scene if scene.masks else before
+    places = [one for one in (before, scene) if one.masks or one.template]
+    if len(places) > 1:
+        does = "weaves into a template" if before.template else "paints in regions"
+        by = "Weave" if scene.template else "Paint in Regions"
+        raise ValueError(f"this model {does} already: give {by} the model before that, and all regions at once")
+    placed = places[0] if places else before
     stacks = (*before.stacks, *scene.stacks)
     return with_scene(model, replace(placed, stacks=stacks, infusion=before.infusion))
 
@@ -83,14 +92,22 @@ class HostRun:
         self.sites: dict[nn.Module, Sites] = {}
         self.size: torch.Size | None = None  # of the latent that a run samples
 
-    def sample(self, executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """A run of the sampler: nothing is kept for the next."""
+    def sample(
+        self, executor: WrapperExecutor, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """A run of the sampler: nothing is kept for the next. What is locked of a template comes out to the last bit."""
         self.run.begin()
         self.size = noise.shape[-2:]
         if self.scene.masks:
             self.give_texts(executor.class_obj)
+        ends = False
+        if template := self.scene.template:
+            check_start(self.model, template.picture, noise, latent)
+            # asked before the run: uni_pc writes 0.001 over the last of its sigmas, for all that come after it too
+            ends = float(sigmas[-1]) < float(template.picture.trajectory.levels[1])
         try:
-            return executor(noise, *args, **kwargs)
+            found = executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            return hold_latents(self.scene, found) if ends else found
         finally:
             self.run.begin()
             self.size = None
@@ -111,9 +128,14 @@ class HostRun:
         for c in guider.conds["positive"]:
             c["cross_attn"] = with_regions(c["cross_attn"], self.scene.texts)
 
+    def predict_noise(self, executor: WrapperExecutor, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the guider takes for clean, with the template where no region is: there the sampler's own ``x`` counts for nothing."""
+        held = hold(self.scene, x, float(sigma.max()))
+        return hold(self.scene, executor(held, sigma, *args, **kwargs), 0.0)
+
     def forward(self, executor: WrapperExecutor, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A pass through the U-Net."""
-        if not (self.scene.stacks or self.scene.masks or isinstance(context, ConceptText)):
+        if not (self.scene.stacks or self.scene.masks or self.scene.template or isinstance(context, ConceptText)):
             return executor(x, t, context, *args, **kwargs)
         if self.scene.masks and self.size and x.shape[-2:] != self.size:
             raise ValueError(
@@ -143,13 +165,20 @@ class HostRun:
             noise = torch.randn(x[:, :channels].shape, generator=torch.Generator().manual_seed(0)).to(x) * level
             return torch.cat([self.sampling.calculate_input(level, noise), x[:, channels:]], 1)
 
+        def template(x: Tensor) -> Tensor:
+            assert self.scene.template is not None
+            channels = self.model.model.latent_format.latent_channels
+            own = self.scene.template.at(sigma, x[:, :channels].float())
+            read = self.sampling.calculate_input(torch.full((len(x), 1, 1, 1), sigma).to(own), own)
+            return torch.cat([read.to(x), x[:, channels:]], 1)
+
         def fits(rows: int) -> bool:
             needed = self.model.model.memory_required([rows, *x.shape[1:]]) * 1.5  # as the host reckons
             return needed < comfy.model_management.get_free_memory(x.device)
 
         sites = self.sites_of(executor.class_obj, options.get("patches_replace", {}).get("attn2", {}))
         try:
-            return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, fits))
+            return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, template, fits))
         finally:
             self.attend.options = {}
 
@@ -169,7 +198,33 @@ def options_of(*args: Any) -> dict[str, Any]:
     return next((a for a in args if isinstance(a, dict) and "uuids" in a), {})
 
 
-ROWS_ADDED = "and Infusion's second stream and passes for single regions add rows: take stream single or preset fast, or take it off"
+ROWS_ADDED = (
+    "and Infusion's second stream, passes for single regions and the template of Weave add rows: take stream single or preset fast, keep "
+    "nothing of the template, or take it off"
+)
+
+
+def start_of(model: ModelPatcher, picture: InvertedPicture) -> Tensor:
+    """The noise that a picture was inverted to, as a LATENT ``[P, C, h, w]`` to which a sampler adds none.
+
+    Raises ``ValueError`` where a flow ends in noise alone, which the host's samplers cannot be given so.
+    """
+    sampling, way = model.get_model_object("model_sampling"), picture.trajectory
+    noise = sampling.inverse_noise_scaling(way.levels[-1], way.states[-1])
+    if not bool(noise.isfinite().all()):
+        raise ValueError("the sigmas of this flow begin at 1, where nothing is left of a latent: take sigmas that begin a little below")
+    return model.model.process_latent_out(noise)
+
+
+def check_start(model: ModelPatcher, picture: InvertedPicture, noise: Tensor, latent: Tensor) -> None:
+    """Raises ``ValueError`` where a sampler adds noise to a template that is noise already."""
+    if not bool(noise.any()) or latent.shape[1:] != picture.trajectory.states.shape[2:]:
+        return
+    if torch.allclose(latent[:1].float().cpu(), start_of(model, picture)[:1].float().cpu(), 1e-3, 1e-3):
+        raise ValueError(
+            "the latent of Weave is noise already and the sampler adds more: take SamplerCustom with add_noise off, or KSampler (Advanced) "
+            "with add_noise disabled; for another picture each time take an empty latent of the same size"
+        )
 
 
 def check_added(options: Mapping[str, Any]) -> None:
@@ -229,6 +284,6 @@ def of_jobs(value: Any, jobs: Sequence[Job], rows: Sequence[int], count: int) ->
 
 def uuid_of(of_text: Any, job: Job) -> Any:
     """The host's id of a text, or, for what a text goes through the model for besides, an id of its own, the same in every step."""
-    if job.region <= 0 and not job.foundation:
+    if job.region <= 0 and not job.foundation and not job.template:
         return of_text
-    return uuid.uuid5(of_text, f"{job.region} {job.foundation}")
+    return uuid.uuid5(of_text, f"{job.region} {job.foundation}" + " template" * job.template)

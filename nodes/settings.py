@@ -6,8 +6,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.method.consolidation import MODES
 from ..cidm_ops.models.sd import EXAMPLE
-from ..cidm_ops.training.config import MEMORY, PRECISIONS
-from ..cidm_ops.training.method import EXISTING
+from ..cidm_ops.training.config import EXISTING, MEMORY, PRECISIONS
 from ..cidm_ops.training.methods import configure
 from ..cidm_ops.training.methods.cidm import GROUPS
 from .data import ConceptDataset

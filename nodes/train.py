@@ -1,6 +1,6 @@
 """Learning one concept into the bank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,11 +9,13 @@ from comfy_api.latest import io
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.models.family import Family
 from ..cidm_ops.training.captions import TEMPLATES
-from ..cidm_ops.training.config import TrainingConfig
+from ..cidm_ops.training.config import EXISTING, TrainingConfig
 from ..cidm_ops.training.dataset import Dataset, from_images
-from ..cidm_ops.training.method import EXISTING, Task
+from ..cidm_ops.training.method import Task
 from ..cidm_ops.training.methods import configure, configure_for
-from ..cidm_ops.training.task import Learned, learn_into
+from ..cidm_ops.training.task import Learned
+from ..cidm_ops.training.together import learn_together
+from ..cidm_ops.training.trainer import Trainer
 from . import host, patches, say
 from .bank import ConceptBank
 from .data import ConceptDataset, lines_of
@@ -157,7 +159,7 @@ class CIDMTrainConcept(io.ComfyNode):
         chosen = dict(rank=rank, consolidation=consolidation, kind=kind, templates=TEMPLATES[kind], seed=seed)
         config, took = configure_node(backbone.family, "cidm", open_inputs, chosen, given)
         task = task_of(name, class_word, config, given)
-        bank, concept, losses, warnings = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
+        ((bank, concept, losses, warnings),) = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
         text = f"<{concept.name}> learned as number {bank.headers[concept.name]['task']}, loss {mean_loss(losses)}{took}"
         lora = patches.lora_model(model, concept.factors)
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=warnings)
@@ -205,23 +207,38 @@ def task_of(name: str, class_word: str, config: TrainingConfig, given: Mapping[s
 
 
 def learn(
-    cls: type[io.ComfyNode], backbone: host.ComfyBackbone, bank: Bank, data: Dataset, task: Task, given: Mapping[str, Any]
-) -> Learned:
-    """Does what every training node does: a concept is learned into a bank on the host's model, with previews as ``given``, the Training
-    Settings, say; without them about eight.
+    cls: type[io.ComfyNode],
+    backbone: host.ComfyBackbone,
+    bank: Bank,
+    data: Dataset | Mapping[str, Dataset],
+    task: Task,
+    given: Mapping[str, Any],
+) -> list[Learned]:
+    """Does what every training node does: the concepts of a task are learned into a bank on the host's model, in one run, or in one for
+    each where each has data of its own, with previews as ``given``, the Training Settings, say; without them about eight.
     """
     node, config = cls.hidden.unique_id, task.config
     every = given.get("preview_every", max(1, config.steps // PREVIEWS))
-    prompt = given.get("preview_prompt", TEMPLATES[config.kind][0].replace("{}", f"<{task.name}>"))
+    shows: dict[str, Callable[[Trainer], None]] = {}
+
+    def on_step(trainer: Trainer) -> None:
+        name = trainer.task.name
+        if name not in shows:
+            seen = " and a ".join(f"<{own}>" for own in trainer.task.concepts)
+            prompt = given.get("preview_prompt", TEMPLATES[config.kind][0].replace("{}", seen))
+            shows[name] = say.training_progress(node, every, prompt)
+        shows[name](trainer)
+
     tell = say.teller(node)
-    tell(f"encoding {len(data)} pictures, then the first step")
+    pictures = len(data) if isinstance(data, Dataset) else sum(map(len, data.values()))
+    tell(f"encoding {pictures} pictures, then the first step")
     with torch.inference_mode(False):  # the executor runs nodes without gradients
-        return learn_into(
+        return learn_together(
             Bank(bank.folder),  # another branch of the graph may have added to it
             backbone,
             data,
             task,
-            on_step=say.training_progress(node, every, prompt),
+            on_step=on_step,
             on_picture=say.progress(node, "painting {} of {} pictures of the plain class"),
             tell=tell,
         )

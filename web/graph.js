@@ -6,6 +6,7 @@ import { api } from "../../scripts/api.js";
 
 const OPENS = { CIDMOpenBank: "bank", CIDMDoodleBank: "doodle", CIDMExpandBank: "bank" }; // nodes whose `name` is a bank's
 const LEARNS = ["CIDMTrainConcept", "CIDMTrainInfusion", "CIDMImportConcept"]; // nodes whose `name` is a concept's, after they have run
+const LEARNS_TOGETHER = "CIDMTrainTogether"; // its `names` has a line `name: class word` for each concept
 const INPUTS = -10; // ids that a subgraph's own ends have in its links
 const OUTPUTS = -20;
 
@@ -67,6 +68,11 @@ function valueOf(node, name) {
   return source?.widgets?.[0]?.value;
 }
 
+function namesIn(lines) {
+  const entries = lines.split("\n").map((line) => line.split(":").map((part) => part.trim()));
+  return entries.filter(([name, kind]) => name && kind).map(([name, class_word]) => ({ name, class_word }));
+}
+
 /** The bank that a node's texts are read with, `{ kind, name, coming }`: the nearest that is opened before it, or before the node that
  * takes its texts on, as Paint in Regions does for a region. `coming` are the concepts that are learned on the way. */
 export function bankOf(node) {
@@ -78,6 +84,7 @@ export function bankOf(node) {
     const name = String(valueOf(source, "name") ?? "").trim();
     if (source.comfyClass in OPENS) return { kind: OPENS[source.comfyClass], name, coming };
     if (name && LEARNS.includes(source.comfyClass)) coming.push({ name, class_word: String(valueOf(source, "class_word") ?? "") });
+    if (source.comfyClass === LEARNS_TOGETHER) coming.push(...namesIn(String(valueOf(source, "names") ?? "")));
   }
 }
 

@@ -16,14 +16,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..file_fault import why_unreadable
 from ..lowrank import LowRank
 from ..models.family import family_of
-from ..tensor_file import why_unreadable
 from .bank import Bank, alike
 from .compress import DTYPES, Compressed, Layer, compress
-from .concept import ABOUT, Concept, check_name
-from .concept_file import checksum, save_concept, wrong_in
-from .files import check_replaceable, packed, write_atomically
+from .concept import Concept
+from .concept_file import checksum, save_concept
+from .files import check_replaceable, write_atomically
+from .formats import packed
+from .header import ABOUT, check_name, wrong_in
 from .lock import writing
 from .manage import contents
 

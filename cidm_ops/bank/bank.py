@@ -10,9 +10,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..grammar import article
-from .concept import Concept, check_name
-from .concept_file import Header, load_concept, save_concept
+from .concept import Concept
+from .concept_file import load_concept, save_concept
 from .files import clear_parts
+from .header import Header, check_name
 from .index import read_headers, stamp
 from .lock import unwritable, writing
 from .mentions import Prompt, Vocabulary
@@ -101,21 +102,28 @@ class Bank:
             with suppress(OSError):
                 probe.unlink(missing_ok=True)
 
-    def add(self, concept: Concept) -> "Bank":
-        """Write a concept as the latest task and return the bank reopened. A concept of the same name is replaced in place.
+    def add(self, *concepts: Concept) -> "Bank":
+        """Write a concept as the latest task and return the bank reopened. A concept of the same name is replaced in place. Several are
+        all checked before the first is written.
 
         Raises ``ValueError`` if the bank's concepts are for another architecture, its words or its name in another case are taken, a
         file of that name is no whole concept, or the folder cannot be written to, ``TimeoutError`` if another process goes on writing.
         """
-        check_name(concept.name)
+        for concept in concepts:
+            check_name(concept.name)
         with writing(self.folder):
             now = Bank(self.folder)  # another process may have written since this one was opened
-            if concept.name in now.damaged:
-                raise ValueError(f"{now.damaged[concept.name]}; as long as it is there, choose another name")
-            now.check_fits(concept)
-            known = now.headers.get(concept.name)
-            task = known["task"] if known else 1 + max((h["task"] for h in now.headers.values()), default=0)
-            save_concept(replace(concept, task=task), self.file(concept.name))
+            for concept in concepts:
+                if concept.name in now.damaged:
+                    raise ValueError(f"{now.damaged[concept.name]}; as long as it is there, choose another name")
+                now.check_fits(concept)
+            last = max((h["task"] for h in now.headers.values()), default=0)
+            for concept in concepts:
+                if known := now.headers.get(concept.name):
+                    task = known["task"]
+                else:
+                    task = last = last + 1
+                save_concept(replace(concept, task=task), self.file(concept.name))
         return Bank(self.folder)
 
     def check_fits(self, concept: Concept) -> None:

@@ -28,6 +28,10 @@ NUMBERED = (
 )
 
 
+class NoLayers(ValueError):
+    """A file has no layer of a family that is known."""
+
+
 @dataclass(frozen=True)
 class Lora:
     """Factors by canonical layer, those of the model and of the text encoders, and what has to be said about them.
@@ -52,7 +56,8 @@ def read_lora(
 
     ``settings`` are peft's by encoder, "" for the U-Net. Without an ``architecture`` it is found from the shapes, and, where these are
     those of two families, from what the metadata ``said``. Raises ``ValueError`` naming the key for a file of another family, kinds that
-    are no sum (DoRA, OFT, ...), factors that do not fit each other or the base, or are no finite numbers, and layers given twice.
+    are no sum (DoRA, OFT, ...), factors that do not fit each other or the base, or are no finite numbers, and layers given twice;
+    ``NoLayers``, which is one, where no layer is of a family that is known.
     """
     groups, written, unused = grouped(state)
     check_kinds(groups)
@@ -81,7 +86,7 @@ def read_lora(
                 )
             factors[layer], errors[layer] = f, error
     if not factors:
-        raise ValueError(what_else(state))
+        raise NoLayers(what_else(state))
     check_share(state, unused, family)
     return Lora(
         architecture,

@@ -1,19 +1,17 @@
 """One concept as data: low-rank factors and layer-wise token rows, or residuals at the class word."""
 
-import re
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..lowrank import LowRank
 from ..tokens import Table
-
-LOW_RANK, RESIDUALS = "cidm", "infusion"
-METHODS = (LOW_RANK, RESIDUALS)
-ABOUT = ("author", "license", "description")  # names of the ModelSpec standard
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+from .header import LOW_RANK, RESIDUALS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +55,49 @@ class Concept:
         return str(self.training.get("kind", ""))
 
     @property
+    def shared(self) -> str:
+        """What tells the concepts that share their factors, as those do that were learned together; "" for factors of its own."""
+        return str(self.training.get("shared_factors", ""))  # "shared" is a setting of CIDM
+
+    @property
     def all_factors(self) -> dict[str, LowRank]:
         """Those of the U-Net and those of the text encoders; their names differ."""
         return {**self.factors, **self.text_factors}
 
+    @cached_property
+    def words_digest(self) -> str:
+        """What the words are to a text encoder: where it is equal, so are words, rows and the layers that read them. A concept is not
+        changed once it is made.
+        """
+        return digest(self.tokens, self.words, self.token_layers)
+
+    @cached_property
+    def text_digest(self) -> str:
+        """What the factors of the text encoders are, in the same way."""
+        return digest({f"{name}.{part}": getattr(f, part) for name, f in self.text_factors.items() for part in ("up", "down")})
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The rows and columns of the weights that it changes, by layer."""
+        return {layer: (f.up.shape[0], f.down.shape[1]) for layer, f in self.all_factors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        factors = sum(f.up.nbytes + f.down.nbytes for f in self.all_factors.values())
+        return factors + sum(t.nbytes for t in (*self.tokens.values(), *self.residuals.values())) + len(self.preview)
+
+    @cached_property
     def tables(self) -> dict[str, Table]:
         """Token rows by word."""
         layers = self.token_layers or tuple(range(next((t.shape[1] for t in self.tokens.values()), 0)))
         return {w: Table({e: t[i] for e, t in self.tokens.items()}, layers) for i, w in enumerate(self.words)}
 
 
-def check_name(name: str) -> str:
-    """The name itself if it can be a file name and a ``<handle>``. Raises ``ValueError`` otherwise."""
-    if not NAME.fullmatch(name):
-        raise ValueError(f"concept name {name[:80]!r}: expected 1 to 64 letters, digits, '-' or '_', starting with a letter or digit")
-    return name
+def digest(tensors: Mapping[str, Tensor], *facts: object) -> str:
+    """SHA-256 of tensors by name, in order, and of facts that are written out."""
+    found = hashlib.sha256(repr(facts).encode())
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

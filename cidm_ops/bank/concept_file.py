@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -19,41 +18,14 @@ from torch import Tensor
 
 from ..lowrank import LowRank
 from ..models.family import family_of
-from ..tensor_file import why_unreadable
-from .concept import ABOUT, METHODS, NAME, Concept, check_name
-from .files import packed, write_atomically
+from .concept import Concept
+from .files import write_atomically
+from .formats import packed
+from .header import ABOUT, FORMAT, JPEG, Header, check_name, damaged, preview_in, read_metadata
 
-FORMAT = 2
 RESIDUAL = "infusion."  # begins the keys of residuals
 KOHYA = ("lora_up.weight", "lora_down.weight")  # with alpha beside them
 PEFT = ("lora_B.weight", "lora_A.weight")  # without, diffusers reads no alpha of them
-JPEG = "data:image/jpeg;base64,"
-
-
-class Header(TypedDict):
-    """A file says this of its concept beside the tensors; ``layers`` and the other lists name what its tensors are of.
-
-    The last five came later: a file without them has none, and is a LoRA with words.
-    """
-
-    name: str
-    class_word: str
-    words: list[str]
-    layers: list[str]
-    architecture: str
-    fingerprint: str
-    task: int
-    training: dict[str, Any]
-    token_shapes: dict[str, list[int]]
-    token_layers: list[int]
-    text_layers: list[str]
-    triggers: list[str]
-    method: str
-    residuals: list[str]
-
-
-DEFAULTS: dict[str, Any] = {"token_layers": [], "text_layers": [], "triggers": [], "method": METHODS[0], "residuals": []}
-FIELDS: dict[str, type] = {key: getattr(hint, "__origin__", hint) for key, hint in get_type_hints(Header).items()}
 
 
 def lora_state(concept: Concept) -> dict[str, Tensor]:
@@ -129,67 +101,10 @@ def save_concept(concept: Concept, file: Path) -> None:
     write_atomically(packed(state, metadata), file)
 
 
-def read_header(file: Path) -> Header:
-    """The description of a concept without its tensors. Raises ``ValueError`` for a file that is not a whole concept."""
-    return _read_metadata(file)[0]
-
-
-def read_preview(file: Path) -> bytes:
-    """The small JPEG in a concept file, empty if it has none."""
-    return _preview(_read_metadata(file)[1])
-
-
-def _preview(metadata: Mapping[str, str]) -> bytes:
-    try:
-        return base64.b64decode(metadata.get("modelspec.thumbnail", "").removeprefix(JPEG))
-    except ValueError:
-        return b""
-
-
-def damaged(file: Path, what: object) -> ValueError:
-    return ValueError(f"{file.name}: damaged concept file ({what}): restore it from a copy or remove it from the bank")
-
-
-def _read_metadata(file: Path) -> tuple[Header, dict[str, str]]:
-    try:
-        with safe_open(file, "pt") as f:
-            metadata = f.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(file, why_unreadable(file)) from error
-    if "cidm" not in metadata:
-        raise ValueError(f"{file.name}: an ordinary safetensors file, not a concept (metadata key 'cidm' is missing): import it")
-    try:
-        header = json.loads(metadata["cidm"])
-        version = int(header["format"])
-        header = {**DEFAULTS, **header}
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise damaged(file, f"header: {error!r}") from error
-    if version > FORMAT:
-        raise ValueError(f"{file.name}: written in format {version}, this version reads up to {FORMAT}: update the pack")
-    if wrong := wrong_in(header):
-        raise damaged(file, f"header: {wrong}")
-    return cast(Header, header), metadata
-
-
-def wrong_in(header: Mapping[str, Any]) -> str:
-    """The first field of a header that is not what it should be; empty if all are."""
-    for key, kind in FIELDS.items():
-        if not isinstance(header.get(key), kind) or isinstance(header[key], bool):
-            return f"{key!r} is {str(header.get(key))[:40]!r}, expected {kind.__name__}"
-    for key in ("words", "layers", "text_layers", "triggers", "residuals"):
-        if not all(isinstance(entry, str) for entry in header[key]):
-            return f"{key!r} has entries that are no text"
-    if header["method"] not in METHODS:
-        return f"'method' is {header['method'][:40]!r}, expected one of {', '.join(METHODS)}"
-    if not all(type(row) is int and row >= 0 for row in header["token_layers"]):
-        return "'token_layers' has entries that are no row"
-    return "" if NAME.fullmatch(header["name"]) else f"'name' is {header['name'][:40]!r}"
-
-
 def load_concept(file: Path) -> Concept:
     """Read a concept. Raises ``ValueError`` naming the file, and the key where there is one, if anything is amiss."""
     file = Path(file)
-    header, metadata = _read_metadata(file)
+    header, metadata = read_metadata(file)
     try:
         family = family_of(header["architecture"])
     except ValueError as error:
@@ -216,7 +131,7 @@ def load_concept(file: Path) -> Concept:
         task=header["task"],
         training=header["training"],
         about={key: metadata[f"modelspec.{key}"] for key in ABOUT if f"modelspec.{key}" in metadata},
-        preview=_preview(metadata),
+        preview=preview_in(metadata),
     )
 
 

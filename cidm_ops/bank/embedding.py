@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..models.family import Architecture, Family, families, family_of
-from .concept import Concept, check_name
+from .concept import Concept
+from .header import check_name
 from .names import LayerPart, Rows, read_key
 
 Words = Mapping[str, Mapping[str, Tensor]]  # rows [k, D] by text encoder, by word; "" for a word that has no name

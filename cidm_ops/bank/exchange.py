@@ -10,13 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from ..models.family import families, family_of
+from ..models.foreign import foreign_family
 from ..tensor_file import read_tensors, tensors_in
 from ..text_file import read_json
 from .bank import Bank
-from .community import Lora, check_sizes, read_lora, remarks, what_else
-from .concept import ABOUT, Concept, check_name
+from .community import Lora, NoLayers, check_sizes, read_lora, remarks, what_else
+from .concept import Concept
 from .concept_file import load_concept
 from .embedding import first_encoder, misfit, read_words, rows_in, spoken, words_concept
+from .header import ABOUT, check_name
 from .manage import renamed
 from .metadata import BASES, Settings, check_settings, picture_in, settings_in, triggers_in
 from .names import NUMBERED, Description, LayerPart, Rows, Unused, read_key
@@ -117,7 +119,12 @@ def read_foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], set
     if rows and not any(isinstance(read_key(key), LayerPart) for key in others):
         return read_embedding(tensors, rows, labels)
     base = " ".join(metadata.get(key, "") for key in BASES)
-    lora = read_lora(others, settings or settings_in(metadata), labels.architecture, labels.rank, base)
+    try:
+        lora = read_lora(others, settings or settings_in(metadata), labels.architecture, labels.rank, base)
+    except NoLayers:
+        if not rows or foreign_family(others):
+            raise
+        return read_embedding(tensors, rows, labels)  # what lies beside its words is nothing that a concept holds
     concept, hints = lora_concept(lora, metadata, labels)
     kept, unused, said = words_beside(tensors, rows, lora)
     if kept:
@@ -137,7 +144,7 @@ def read_embedding(tensors: Mapping[str, Tensor], rows: Mapping[str, Rows], labe
     unused = {}
     for key in tensors:
         if key not in rows and not isinstance(read := read_key(key), Description):
-            unused[key] = read.why if isinstance(read, Unused) else "no row of a word"
+            unused[key] = read.why if isinstance(read, Unused) else "no row of a word, nor a layer of a base that is known"
     used = [key for key in tensors if key not in unused]
     concept = replace(concept, triggers=tuple(dict.fromkeys(t.strip() for t in labels.triggers if t.strip())))
     return Reading("an embedding", concept, [*remarks(unused, len(tensors)), *said], used, unused)

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ..lowrank import LowRank, Stack
+from ..method.aggregation import count_once
 from ..models.family import family_of
-from .concept import ABOUT, Concept, check_name
+from .concept import Concept
 from .concept_file import factor_state, lora_state
 from .embedding import single_rows
 from .factorised import truncated
-from .files import check_replaceable, packed, write_atomically
+from .files import check_replaceable, write_atomically
+from .formats import packed
+from .header import ABOUT, check_name
 
 EXPORTED = "cidm.exported"  # in the metadata of our exports: only these are replaced by another
 
@@ -112,8 +115,9 @@ def rows_of(layer: str, layers: Sequence[str], factors: Mapping[str, LowRank], a
 def _merged(concepts: Sequence[Concept], weights: Sequence[float], rank: int) -> tuple[dict[str, LowRank], float]:
     """The sum of the concepts' deltas by layer, each of at most ``rank``, and its error relative to the whole sum (Frobenius)."""
     layers: dict[str, list[tuple[LowRank, float]]] = {}
-    for concept, weight in zip(concepts, weights, strict=True):
-        for layer, f in concept.all_factors.items():
+    once = count_once(concepts, torch.tensor(weights, dtype=torch.double)).tolist()
+    for concept, weight in zip(concepts, once, strict=True):
+        for layer, f in concept.all_factors.items() if weight else ():
             layers.setdefault(layer, []).append((f, weight))
     merged, lost, whole = {}, 0.0, 0.0
     for layer, parts in layers.items():

@@ -1,33 +1,15 @@
-"""How files are written: whole or not at all, and equal contents as equal bytes."""
+"""How files are written: whole or not at all."""
 
 import errno
-import io
-import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 ATTEMPTS = 5
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def packed(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file whose metadata stand in order: the same contents are the same bytes."""
-    data = save(dict(state), dict(metadata))
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def write_atomically(data: bytes, file: Path) -> None:
@@ -87,28 +69,11 @@ def clear_parts(folder: Path, pattern: str = ".*.partial") -> None:
             part.unlink(missing_ok=True)
 
 
-def write_picture(picture: Image.Image, file: Path) -> None:
-    """Write a picture in the format of the file's ending. Raises ``ValueError`` for an ending of none, ``OSError`` naming the file."""
-    kind = Image.registered_extensions().get(file.suffix.lower())
-    if kind not in ("PNG", "JPEG", "WEBP"):
-        raise ValueError(f"{file} is no name of a picture: expected one that ends in .png, .jpg or .webp")
-    data = io.BytesIO()
-    picture.save(data, kind)
-    write_atomically(data.getvalue(), file)
-
-
-def write_array(array: np.ndarray, file: Path) -> None:
-    """Write an array as NumPy keeps it. Raises ``OSError`` naming the file."""
-    data = io.BytesIO()
-    np.save(data, array)
-    write_atomically(data.getvalue(), file)
-
-
 def check_replaceable(file: Path, mark: str) -> None:
     """Raises ``ValueError`` if there is a file that we did not write, which would be lost: ours have ``mark`` in their metadata."""
     if not file.exists():
         return
-    with suppress(SafetensorError, OSError, ValueError), safe_open(file, "pt") as f:
+    with suppress(SafetensorError, OSError, ValueError), safe_open(file, "np") as f:
         if mark in (f.metadata() or {}):
             return
     raise ValueError(f"{file} is there and was made otherwise: remove it, or choose another place")

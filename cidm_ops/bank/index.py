@@ -9,9 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .concept import NAME
-from .concept_file import Header, read_header, wrong_in
 from .files import write_atomically
+from .header import NAME, Header, read_header, wrong_in
 
 INDEX = "index.json"
 SUFFIX = ".safetensors"

@@ -13,9 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from .bank import TRAINING, Bank, alike, claims
-from .concept import ABOUT, Concept, check_name
-from .concept_file import load_concept, lora_state, read_preview, residual_state, save_concept
+from .concept import Concept
+from .concept_file import load_concept, lora_state, residual_state, save_concept
 from .files import clear_parts, parts
+from .header import ABOUT, check_name, read_preview
 from .index import INDEX
 from .lock import writing
 from .thumbnails import thumbnail, wrong_with

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..models.family import family_of
 from ..tokens import WORD
-from .concept import RESIDUALS
+from .header import RESIDUALS
 
 NAMED = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..models.family import families
-from .concept_file import JPEG
+from .header import JPEG
 
 SUMS = ("LORA", "LOHA", "LOKR")  # of peft's kinds
 MOVED = ("pissa", "olora", "corda")  # ways of peft to begin, which take the first factors out of the base's own weights

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..models.family import Architecture
 from ..tensor_file import tensors_in
 from .community import read_lora, remarks
-from .concept import Concept, check_name
+from .concept import Concept
+from .header import check_name
 
 EMBEDDINGS = {"clip_l": "new_concept_embedding", "clip_g": "new_concept_embedding_2"}
 PARTS = ("unet", "text_encoder", "text_encoder_2")

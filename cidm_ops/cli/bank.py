@@ -4,35 +4,45 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..bank.bank import Bank
-from ..bank.concept import RESIDUALS
-from ..bank.files import write_picture
+from ..bank.header import RESIDUALS
+from ..bank.index import read_headers
 from ..printable import one_line
 from .arguments import whole
 from .progress import warn
 
+if TYPE_CHECKING:
+    from ..bank.bank import Bank
+
 Options = argparse.Namespace
 
 
-def existing(folder: Path) -> Bank:
-    """The bank in a folder. Raises ``FileNotFoundError`` if there is none."""
+def check_there(folder: Path) -> Path:
+    """Return the folder of a bank. Raises ``FileNotFoundError`` if there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no bank at {folder}: `cidm train` makes one")
-    return Bank(folder)
+    return folder
+
+
+def existing(folder: Path) -> "Bank":
+    """The bank in a folder. Raises ``FileNotFoundError`` if there is none."""
+    from ..bank.bank import Bank
+
+    return Bank(check_there(folder))
 
 
 def show_list(options: Options) -> None:
-    bank = existing(options.bank)
-    for name, header in bank.headers.items():
+    headers, damaged = read_headers(check_there(options.bank))
+    for name, header in headers.items():
         words = " ".join([*header["words"], *header["triggers"]]) or ("by Infusion" if header["method"] == RESIDUALS else "")
         print(f"{header['task']:3d}  <{name}>  {one_line(header['class_word'])}  {one_line(words)}  {one_line(header['architecture'])}")
-    warn(bank.damaged.values())
+    warn(damaged.values())
     if options.picture:
+        from ..bank.formats import write_picture
         from ..measure.cards import bank_table
 
-        write_picture(bank_table(bank), options.picture)
+        write_picture(bank_table(existing(options.bank)), options.picture)
 
 
 def show(options: Options) -> None:
@@ -55,6 +65,7 @@ def show(options: Options) -> None:
         if value != "":
             print(f"{one_line(key)}: {one_line(value)}")
     if options.picture:
+        from ..bank.formats import write_picture
         from ..measure.cards import concept_card
 
         write_picture(concept_card(concept, bank.file(options.name)), options.picture)
@@ -108,6 +119,7 @@ def move(options: Options) -> None:
 
 def merge(options: Options) -> None:
     from ..bank import manage
+    from ..bank.bank import Bank
 
     print(" ".join(manage.merge(Bank(options.bank), existing(options.other), options.existing).names))
 
@@ -137,6 +149,7 @@ def expand(options: Options) -> None:
 
 
 def overlap(options: Options) -> None:
+    from ..bank.formats import write_picture
     from ..measure.pictures import overlap_map, pair_map
 
     bank = existing(options.bank)
@@ -151,6 +164,7 @@ def overlap(options: Options) -> None:
 
 
 def take_in(options: Options) -> None:
+    from ..bank.bank import Bank
     from ..bank.exchange import import_into
 
     how = {key: getattr(options, key) for key in ("name", "class_word", "architecture", "rank", "existing")}

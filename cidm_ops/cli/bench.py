@@ -4,6 +4,7 @@ import argparse
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..bank.files import write_atomically
 from .arguments import whole
@@ -11,14 +12,17 @@ from .arguments import whole
 # Each is a module of benchmarks/speed; here is what its `run` takes of the command line, and what it measures.
 BENCHES = {
     "aggregate": (("comfy",), "what concepts cost when painting"),
+    "calibrate": (("folder", "seeds", "rows"), "two concepts from one picture: calibrated, from cut-outs, and plainly joint"),
     "consolidation": ((), "what earlier ones cost a training step"),
     "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
     "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
     "regions": (("comfy", "pixels"), "what regions cost"),
     "routing": (("folder",), "where the weights of a prompt go"),
     "scenes": (("comfy", "folder", "scenes", "seeds"), "whether several concepts stand each in its place"),
+    "text": ((), "what a prompt's text costs, new, repeated, and soft in a bank of a thousand, and how long a command takes to begin"),
     "tokens": ((), "what layer-wise words cost"),
     "train": (("comfy",), "our trainer and ComfyUI's own"),
+    "weave": (("folder", "scenes"), "whether concepts woven into a picture are in their places, and the rest stays"),
 }
 
 
@@ -28,11 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for infusion, modes and scenes: keeps what is done (default: runs/NAME); for routing: a bank (default: Doodle's)",
+        help="for calibrate, infusion, modes, scenes and weave: keeps what is done (default: runs/NAME); for routing: a bank (default: "
+        "Doodle's)",
     )
-    parser.add_argument("--seeds", type=whole(1), default=3, help="for modes and scenes (default: %(default)s)")
-    parser.add_argument("--scenes", type=whole(3), default=200, help="for scenes (default: %(default)s)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, modes and scenes (default: %(default)s)")
+    parser.add_argument("--scenes", type=whole(3), help="for scenes and weave (default: 200 and 60)")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
+    parser.add_argument("--rows", nargs="+", help="for calibrate: which of its rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     parser.add_argument(
         "--comfy",
@@ -44,10 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs one benchmark and prints its figures."""
-    taken, _ = BENCHES[options.name]
-    given = {option: getattr(options, option) for option in taken if getattr(options, option) is not None}
     side = import_module(f"..benchmarks.speed.{options.name}", __package__)
-    figures = {"bench": options.name, **side.run(**given)}
+    figures = {"bench": options.name, **side.run(**given(options))}
     print(json.dumps(figures, indent=2))
     if options.json:
         write_atomically(json.dumps(figures, indent=2).encode(), options.json)
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """What the ``run`` of a benchmark takes of the command line; what was left out is for it to choose."""
+    taken, _ = BENCHES[options.name]
+    return {option: getattr(options, option) for option in taken if getattr(options, option) is not None}

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     from ..benchmarks.quality.page import page, table
     from ..benchmarks.quality.protocol import Bench, run_all
     from ..benchmarks.speed.timing import machine
-    from ..method.aggregation import MODES
+    from ..painting.config import MODES
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     methods, trainings = _methods(options), _trainings(options)

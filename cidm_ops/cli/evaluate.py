@@ -5,14 +5,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..bank.bank import Bank
-from ..method.aggregation import MODES
+from ..painting.config import MODES
 from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import counting_bar, warn
+
+if TYPE_CHECKING:
+    from ..bank.bank import Bank
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Paints what is missing, embeds what was not seen before, writes the report and prints the table."""
+    from ..bank.bank import Bank
     from ..engines.parts import load_judge
     from ..engines.towers import load_tower
     from ..evaluation.protocol import claim, embed_task, missing, paint_missing
@@ -131,7 +134,7 @@ def sampling_of(options: argparse.Namespace, backbone: Any) -> Any:
     )
 
 
-def tasks_of(options: argparse.Namespace, bank: Bank) -> list[Any]:
+def tasks_of(options: argparse.Namespace, bank: "Bank") -> list[Any]:
     """The concepts to evaluate with their prompts and references, before anything is painted."""
     from ..evaluation.protocol import EvaluationTask, doodle_prompts, doodle_references, read_prompts, references_in
 
@@ -167,7 +170,7 @@ def by_name(given: list[str], names: list[str]) -> Mapping[str, str]:
     return found
 
 
-def fisher(options: argparse.Namespace, backbone: Any, bank: Bank) -> Any:
+def fisher(options: argparse.Namespace, backbone: Any, bank: "Bank") -> Any:
     """The section on what the concepts do to prompts, by group."""
     from ..evaluation.fisher import by_group
     from ..measure.fisher import read_groups

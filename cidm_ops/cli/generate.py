@@ -5,14 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..method.aggregation import MODES
-from ..method.infusion import STREAMS
-from ..painting.scene import PRESETS, ResidualConfig
-from ..painting.scope import SCOPES
+from ..painting.config import MODES, PRESETS, SCOPES, STREAMS, ResidualConfig
 from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
-from .progress import warn
+from .progress import counting_bar, warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which words of a prompt concepts change: all, their own and the end, or their own; by kind: their own if they are styles "
         "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--region",
-        action="append",
-        default=[],
-        metavar='"LEFT,TOP,RIGHT,BOTTOM: PROMPT"',
-        help="a prompt for a part of the picture, edges from 0 to 1, such as '0,0,0.5,1: a <dog> in the snow'; may be repeated",
-    )
-    parser.add_argument("--regions", type=Path, metavar="FILE.json", help="regions as the node Draw Regions writes them")
+    add_regions(parser)
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
@@ -59,14 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
 
 
+def add_regions(parser: argparse.ArgumentParser) -> None:
+    """Adds prompts for parts of the picture."""
+    parser.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar='"LEFT,TOP,RIGHT,BOTTOM: PROMPT"',
+        help="a prompt for a part of the picture, edges from 0 to 1, such as '0,0,0.5,1: a <dog> in the snow'; may be repeated",
+    )
+    parser.add_argument("--regions", type=Path, metavar="FILE.json", help="regions as the node Draw Regions writes them")
+
+
 def run(options: argparse.Namespace) -> None:
     """Paints every prompt as often as asked, and prints the files."""
-    from PIL import Image
-
     from ..bank.bank import Bank
-    from ..bank.files import write_picture
     from ..painting.compose import AggregationConfig
     from ..painting.paint import SamplingConfig, paint, unit_noise
+    from ..painting.texts import show_encoding
 
     bank, regions = Bank(options.bank), regions_of(options)
     how = AggregationConfig(mode=options.mode, strength=options.strength, scope=options.reach)
@@ -80,13 +80,10 @@ def run(options: argparse.Namespace) -> None:
     for number, prompt in enumerate(options.prompt, 1):
         for seed in range(options.seed, options.seed + options.count):
             noise = unit_noise(backbone.family, seed, 1, size, size)
-            pictures, warnings = paint(backbone, bank, prompt, noise, config, regions)
+            with counting_bar("encoding", "part", delay=1) as show, show_encoding(show):
+                pictures, warnings = paint(backbone, bank, prompt, noise, config, regions)
             warn(warnings)
-            pixels = ((pictures[0].permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
-            words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-            file = options.out / f"{number:02d}-{words}-{seed}.png"
-            write_picture(Image.fromarray(pixels), file)
-            print(file)
+            print(write_painted(pictures[0], options.out, f"{number:02d}", prompt, seed))
 
 
 def regions_of(options: argparse.Namespace) -> list[Any]:
@@ -95,3 +92,16 @@ def regions_of(options: argparse.Namespace) -> list[Any]:
 
     regions = [read_region(text) for text in options.region]
     return regions + (read_boxes(read_text(options.regions)) if options.regions else [])
+
+
+def write_painted(picture: Any, folder: Path, start: str, prompt: str, seed: int) -> Path:
+    """Writes a picture ``[3, H, W]`` in [-1, 1] to a file whose name is that start, its prompt and its seed, and returns that file."""
+    from PIL import Image
+
+    from ..bank.formats import write_picture
+
+    pixels = ((picture.permute(1, 2, 0).cpu() + 1) * 127.5).round().byte().numpy()
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+    file = folder / f"{start}-{words}-{seed}.png"
+    write_picture(Image.fromarray(pixels), file)
+    return file

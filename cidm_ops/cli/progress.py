@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from ..printable import one_line
 
 
@@ -19,6 +17,8 @@ def warn(warnings: Iterable[str | None]) -> None:
 @contextmanager
 def training_bar() -> Iterator[Callable[[Any], None]]:
     """Shows a bar of training steps with the loss; gives the callback that takes the trainer after every step."""
+    from tqdm import tqdm
+
     with tqdm(desc="training", unit="step", disable=None) as bar:
 
         def show(trainer: Any) -> None:
@@ -30,9 +30,11 @@ def training_bar() -> Iterator[Callable[[Any], None]]:
 
 
 @contextmanager
-def counting_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar of what is done out of how many; gives the callback that takes both."""
-    with tqdm(desc=what, unit=unit, disable=None) as bar:
+def counting_bar(what: str, unit: str, delay: float = 0) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar of what is done out of how many, once ``delay`` seconds have gone; gives the callback that takes both."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, delay=delay, disable=None) as bar:
 
         def show(done: int, count: int) -> None:
             bar.total = count

@@ -1,34 +1,59 @@
-"""`cidm train`: a concept learned from a folder of pictures into a bank."""
+"""`cidm train`: a concept learned from a folder of pictures into a bank, or several from one picture."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..training.crops import FITS
-from ..training.method import EXISTING
+from ..training.config import EXISTING, FITS
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import training_bar, warn
 
+if TYPE_CHECKING:
+    from ..training.dataset import Dataset
+    from ..training.together import Masks
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_and_bank(parser)
-    parser.add_argument("--images", type=Path, required=True, help="folder of 4 to 7 pictures, captions in .txt files of the same name")
-    parser.add_argument("--class-word", required=True, help="what it is in plain words, such as 'dog' or 'teddy bear'")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        help="folder of 4 to 7 pictures, captions in .txt files of the same name; with --together also a single picture",
+    )
+    parser.add_argument("--class-word", help="what it is in plain words, such as 'dog' or 'teddy bear'")
     parser.add_argument("--name", help="the concept's name, in prompts <name> (default: the name of the folder)")
+    parser.add_argument(
+        "--together",
+        nargs="+",
+        metavar="NAME=CLASS",
+        help="in place of --name and --class-word: all concepts that the pictures show, such as rex=dog tom=cat",
+    )
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        nargs="+",
+        help="with --together and a single picture: where each of them is, a file for each in the same order; each is then cut out and "
+        "learned alone",
+    )
     parser.add_argument("--style", action="store_true", help="the concept is a style, not a thing")
     parser.add_argument(
         "--method",
-        default="cidm",
-        help="cidm: low-rank factors and words; infusion: residuals at the class word (default: %(default)s)",
+        help="cidm: low-rank factors and words; infusion: residuals at the class word; disendiff: cidm, and the words of several concepts "
+        "look apart (default: cidm, with --together disendiff)",
     )
     parser.add_argument(
-        "--steps", type=whole(1), help="training steps (default: what suits the base: 800, 500 for infusion; Doodle 350 and 150)"
+        "--steps",
+        type=whole(1),
+        help="training steps (default: what suits the base: 800, 500 for infusion, 250 for disendiff; Doodle 350, 150 and 200)",
     )
     parser.add_argument(
         "--fit",
         choices=FITS,
-        default=FITS[0],
-        help="how pictures of other shapes are fitted (default: %(default)s)",
+        help=f"how pictures of other shapes are fitted (default: {FITS[0]}, with --together buckets)",
     )
     parser.add_argument(
         "--prior", type=Path, help="folder of pictures of the plain class, for --set prior=1 (default: the base paints some)"
@@ -51,27 +76,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Learns one concept, and prints the file that holds it."""
+    """Learns one concept, or several together, and prints the files that hold them."""
     from ..bank.bank import Bank
-    from ..training.folder import from_folder
+    from ..training.folder import from_folder, from_picture
     from ..training.methods import configure, configure_for, method_named
-    from ..training.task import Task, learn_into
+    from ..training.task import Task
+    from ..training.together import cut_outs, learn_together
 
+    concepts = concepts_of(options)
     kind = "style" if options.style else "thing"
     given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
-    method = method_named(options.method)
-    configure(method.name, **given).parse(options.set)  # what cannot be is refused before the base is loaded
+    method = method_named(options.method or ("disendiff" if options.together else "cidm"))
+    config = configure(method.name, **given).parse(options.set)
+    (name, class_word), *others = concepts.items()
+    task = Task(name=name, class_word=class_word, others=dict(others), config=config, existing=options.existing)
+    if not options.masks:  # with them each is learned alone
+        method.words_by_name(task)
+    # What cannot be was refused before the base is loaded.
     backbone = load_base(options, on_cuda="bfloat16")
     config = configure_for(backbone.family, method.name, seed=options.seed, kind=kind, templates=method.templates(kind), **given)
     config = config.parse(options.set)
-    images = from_folder(options.images, options.size or backbone.size, options.fit, options.flip)
-    task = Task(
-        name=options.name or options.images.resolve().name,
-        class_word=options.class_word,
-        config=config,
-        existing=options.existing,
-        prior=options.prior and from_folder(options.prior, options.size or backbone.size, options.fit),
-    )
+    size, fit = options.size or backbone.size, options.fit or ("buckets" if options.together else FITS[0])
+    read = from_picture if options.together and options.images.is_file() else from_folder
+    images = read(options.images, size, fit, options.flip)
+    task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit))
+    data: Dataset | dict[str, Dataset] = images
+    if options.masks:
+        data = cut_outs(images, masks_of(options.masks, images, list(concepts)), inside=bool(config.settings().get("anchor")))
     told: list[str] = []
 
     def tell(said: str) -> None:
@@ -80,7 +111,36 @@ def run(options: argparse.Namespace) -> None:
             told.append(said)
 
     with training_bar() as show:
-        learned = learn_into(Bank(options.bank), backbone, images, task, on_step=show, tell=tell)
-    for said in learned.warnings:
-        tell(said)
-    print(learned.bank.file(task.name))
+        runs = learn_together(Bank(options.bank), backbone, data, task, on_step=show, tell=tell)
+    for run in runs:
+        for said in run.warnings:
+            tell(said)
+    for name in concepts:
+        print(runs[-1].bank.file(name))
+
+
+def concepts_of(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the class words of what is to be learned, by name. Raises ``ValueError`` for options that do not go together."""
+    from ..training.together import parse_names
+
+    if options.together:
+        if options.name or options.class_word:
+            raise ValueError("--together names all concepts and what they are: leave out --name and --class-word")
+        concepts = parse_names(options.together, "=")
+        if options.masks and len(options.masks) != len(concepts):
+            raise ValueError(f"{len(options.masks)} masks for {', '.join(concepts)}: give one for each, in that order")
+        return concepts
+    if not options.class_word:
+        raise ValueError("--class-word is missing: say what the pictures show, such as --class-word dog, or name several with --together")
+    if options.masks:
+        raise ValueError("--masks is for --together: the mask of a picture in a folder lies beside it, as name_mask.png")
+    return {options.name or options.images.resolve().name: options.class_word}
+
+
+def masks_of(files: Sequence[Path], images: "Dataset", names: Sequence[str]) -> "Masks":
+    """Reads the masks of all concepts of a single picture. Raises ``ValueError`` for several pictures."""
+    from ..training.folder import read_mask
+
+    if len(images) != 1:
+        raise ValueError(f"--masks with {len(images)} pictures: expected a single picture")
+    return {name: [read_mask(file, images.pictures[0])] for name, file in zip(names, files, strict=True)}

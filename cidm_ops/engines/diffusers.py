@@ -1,9 +1,10 @@
 """A Backbone through diffusers: Doodle, a diffusers folder or a single-file checkpoint of Stable Diffusion 1 or SDXL. Never downloads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -68,6 +69,18 @@ class DiffusersBackbone(Backbone):
             return states.float(), None
         end = (ids[:1].to(self.device) == kind.end).int().argmax(1)
         return states.float(), model.text_projection(pooled_state(model, states[:1], end, depth)).float()
+
+    def text_state(self) -> Hashable | None:
+        """The weights of the text encoders, each by itself, its place and how often it was changed; none while hooks act beside them, and
+        for weights that count no changes.
+        """
+        parts = [part for model in self.texts.values() for part in model.modules()]
+        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+            return None
+        weights = [w for part in parts for w in part._parameters.values() if w is not None]
+        if any(w.is_inference() for w in weights):
+            return None
+        return tuple((ref(w), w.data_ptr(), w._version) for w in weights)
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..bank.bank import Bank
-from ..bank.files import write_atomically, write_picture
+from ..bank.files import write_atomically
+from ..bank.formats import write_picture
 from ..doodle.concepts import CONCEPTS, examples
 from ..measure.pictures import INK, PAPER, font
 from ..measure.report import to_pixels

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..bank.bank import Bank
-from ..bank.files import write_atomically, write_picture
+from ..bank.files import write_atomically
+from ..bank.formats import write_picture
 from ..doodle.concepts import CONCEPTS, examples
 from ..measure.report import Section, contact_sheet, write_html
 from ..measure.scores import self_alignment

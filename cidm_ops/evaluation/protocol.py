@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..bank.bank import Bank
-from ..bank.files import packed, write_atomically, write_picture
+from ..bank.files import write_atomically
+from ..bank.formats import packed, write_picture
 from ..bank.picture_file import in_colours, open_picture
 from ..doodle.concepts import CONCEPTS, examples
 from ..engines.towers import Tower

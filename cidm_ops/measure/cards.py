@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 
 from ..bank.bank import Bank
-from ..bank.concept import RESIDUALS, Concept
-from ..bank.concept_file import read_preview
+from ..bank.concept import Concept
+from ..bank.header import RESIDUALS, read_preview
 from ..bank.thumbnails import decoded
 from ..models.family import family_of
 from ..printable import one_line

@@ -56,16 +56,16 @@ RULES = {
     "released": Rule(4.0, "l1", positions="all", threshold=EVERY, scale=0.8, joint=True),  # 0.8: the code's --alpha
     "paper": Rule(2.0, "l2", "dot", "all", threshold=EVERY, mean_first=True, joint=True),
 }
-MODES = ("exact", "released", "paper", "soft")
 
 
 def soft_weights(context: Tensor, keys: Sequence[Tensor], rule: Rule) -> Tensor:
     """Weights ``[L, G]`` from the prompt's states ``context [L, N, C]`` and those of each concept's words ``keys[g] [L, k, C]``."""
     if rule.mean_first:
         keys = [k.mean(1, keepdim=True) for k in keys]
+    every = torch.cat(list(keys), 1)
     if rule.similarity == "cosine":
-        context, keys = F.normalize(context, dim=-1), [F.normalize(k, dim=-1) for k in keys]
-    best = torch.einsum("lkc,lnc->lkn", torch.cat(list(keys), 1), context).amax(-1)
+        context, every = F.normalize(context, dim=-1), F.normalize(every, dim=-1)
+    best = torch.einsum("lkc,lnc->lkn", every, context).amax(-1)
     similarity = torch.stack([part.mean(1) for part in best.split([k.shape[1] for k in keys], 1)], 1)
     raised = torch.where(similarity >= rule.threshold, similarity, 0.0).abs().pow(rule.power)
     return rule.scale * (raised if rule.norm == "none" else F.normalize(raised, p=ORDER[rule.norm], dim=1))
@@ -87,18 +87,35 @@ def weights_in(weights: Tensor, layers: Sequence[str], name: str) -> Tensor:
     return weights.mean(-2) if here is None else weights[..., here, :]
 
 
+def count_once(concepts: Sequence[Concept], weights: Tensor) -> Tensor:
+    """Returns weights ``[..., G]`` in which concepts that share their factors, as those do that were learned together, count once: the one
+    whose weight is the largest keeps it, the others get 0.
+    """
+    sharing: dict[str, list[int]] = {}
+    for g, concept in enumerate(concepts):
+        if concept.shared:
+            sharing.setdefault(concept.shared, []).append(g)
+    for members in sharing.values():
+        if len(members) > 1:
+            own = weights[..., members]
+            largest = torch.zeros_like(own).scatter(-1, own.abs().argmax(-1, keepdim=True), 1)
+            weights = weights.index_copy(-1, torch.tensor(members, device=weights.device), own * largest)
+    return weights
+
+
 def aggregate(concepts: Sequence[Concept], weights: Tensor, layers: Sequence[str]) -> dict[str, LowRank]:
-    """``sum_g weights[l, g] * delta_g`` per linear layer, as one pair of factors; concepts of weight 0 cost nothing.
+    """``sum_g weights[l, g] * delta_g`` per linear layer, as one pair of factors; concepts of weight 0 cost nothing, and factors that
+    several share count once.
 
     ``layers`` are the canonical names of the L cross-attention layers in order.
     """
-    parts: dict[str, list[tuple[LowRank, Tensor]]] = {}
-    for g, concept in enumerate(concepts):
-        for name, factors in concept.factors.items():
-            weight = weights_in(weights, layers, name)[g]
-            if weight != 0:
-                parts.setdefault(name, []).append((factors, weight))
-    return {name: Stack.of([f for f, _ in pairs]).merge(torch.stack([w for _, w in pairs])) for name, pairs in parts.items()}
+    merged: dict[str, LowRank] = {}
+    for name in dict.fromkeys(name for concept in concepts for name in concept.factors):
+        once = count_once(concepts, weights_in(weights, layers, name))
+        acting = [g for g, concept in enumerate(concepts) if name in concept.factors and once[g] != 0]
+        if acting:
+            merged[name] = Stack.of([concepts[g].factors[name] for g in acting]).merge(once[acting])
+    return merged
 
 
 @dataclass(frozen=True)
@@ -135,4 +152,4 @@ def table(weights: Tensor, concepts: Sequence[Concept], layers: Sequence[str]) -
 
 def tables_of(concepts: Sequence[Concept]) -> dict[str, Table]:
     """All token tables by word."""
-    return {w: t for c in concepts for w, t in c.tables().items()}
+    return {w: t for c in concepts for w, t in c.tables.items()}

@@ -13,17 +13,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """How much of each query's attention goes to each token, ``[B, heads, T, N]``, for ``q [B, T, C]`` and ``k [B, N, C]``; in fp32."""
+    query, key = (rearrange(x.float(), "b t (h d) -> b h t d", h=heads) for x in (q, k))
+    return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+
+
 def word_attention(q: Tensor, k: Tensor, marks: Tensor, heads: int) -> Tensor:
     """``a_S [B, heads, T]``: how much of each query's attention goes to the marked tokens, summed.
 
     ``q [B, T, C]``, ``k [B, N, C]``, ``marks [N]`` or ``[B, N]``; in fp32. A text that stands in ``k`` several times over, as hosts
     repeat the shorter one of a batch, is marked in every copy.
     """
-    query, key = (rearrange(x.float(), "b t (h d) -> b h t d", h=heads) for x in (q, k))
-    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+    weights = attention_weights(q, k, heads)
     marks = marks.to(weights).expand(len(q), -1)
     marks = marks.repeat(1, k.shape[1] // marks.shape[1])
     return torch.einsum("bhtn,bn->bht", weights, marks)
+
+
+def token_maps(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, positions: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """Mean attention ``[P, h, w]`` over heads and layers of picture ``row`` to P ``positions`` of its text, of layers that all have
+    ``size`` (h, w) image tokens.
+    """
+    seen_there = [attention_weights(q[row : row + 1], k[row : row + 1], heads)[0, ..., positions].mean(0) for q, k, heads in seen]
+    return rearrange(torch.stack(seen_there).mean(0), "(h w) p -> p h w", h=size[0])
 
 
 def word_maps(seen: Sequence[tuple[Tensor, Tensor, int]], row: int, position: int, shape: tuple[int, int]) -> dict[tuple[int, int], Tensor]:

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from ..models.family import Family
 
-# Where the map comes from: the foundation's (the paper), the customised features' own, or those and a residual of the key too. The
-# last is what the authors' code does: it returns one stream, and locks its keys no more after they are assigned a second time.
-STREAMS = ("dual", "single", "released_code")
 LAYERS = ("all", "decoder")
 VALUE, KEY = "to_v", "to_k"  # what a residual is added to: its name is that of the linear layer
 

@@ -151,6 +151,8 @@ class Family:
     order: Sequence[str] = ()  # what begins the names of the model's blocks, in layer order
     decoder: str = r"(?!)"  # finds the names of layers in the second half of the model
     stage: str = r".*"  # finds in the name of such a layer the part of the model in which all can share a word's row
+    layout_attention: str = r"(?!)"  # finds the self-attentions whose queries and keys hold the layout of a picture
+    layout_residual: str = r"(?!)"  # finds the layers that end residual branches whose features hold it
     patch: int = 1  # latent cells of an image token's side, where tokens are finest
     halvings: int = 0  # how many times the model halves that grid inside
     layerwise: bool = True  # whether every layer can read a text of its own

@@ -71,6 +71,8 @@ SD1 = register(
         order=ORDER,
         decoder=r"^up_blocks\.",
         stage=STAGE,
+        layout_attention=r"^up_blocks\.(1\.attentions\.[12]|2|3)\.",  # output blocks 4 to 11, as in Plug-and-Play (Tumanyan et al. 2023)
+        layout_residual=r"^up_blocks\.1\.resnets\.1\.conv2$",  # output block 4
         halvings=3,
         kernels=(*KERNELS, *PROJECTIONS),
         abbreviations=ABBREVIATIONS,
@@ -105,6 +107,8 @@ SDXL = register(
         order=ORDER,
         decoder=r"^up_blocks\.",
         stage=STAGE,
+        layout_attention=r"^up_blocks\.(0\.attentions\.[12]|1)\.",  # the same places as in Stable Diffusion 1, in the first stages
+        layout_residual=r"^up_blocks\.0\.resnets\.1\.conv2$",
         halvings=2,
         kernels=KERNELS,
         abbreviations=ABBREVIATIONS,
@@ -152,7 +156,10 @@ DOODLE = register(
             "cidm": {"steps": 350, "batch": 4, "lr": 4e-3, "lr_tokens": 1e-2, "norm_stop": 2.0},
             # Its class words get little of the attention, so residuals have to be large; docs/infusion.md.
             "infusion": {"accumulate": 1, "steps": 150, "lr": 0.3, "min_snr": 1.0},
+            "disendiff": {"steps": 200, "batch": 4, "lr": 4e-3, "lr_tokens": 1e-2, "norm_stop": 2.0},
         },
+        layout_attention=r"^up_blocks\.[01]\.",
+        layout_residual=r"^up_blocks\.0\.resnets\.0\.conv2$",
         halvings=2,
         diffusers=Diffusers(
             model={

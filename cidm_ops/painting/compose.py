@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapters import attach
 from ..backbone import Backbone, Transformer
 from ..bank.bank import Bank, check_base
-from ..bank.concept import LOW_RANK, RESIDUALS, Concept
+from ..bank.concept import Concept
+from ..bank.header import LOW_RANK, RESIDUALS
 from ..bank.mentions import Prompt
 from ..causal import linear_layers
 from ..concept_text import ConceptText
-from ..lowrank import LowRank, Stack
+from ..lowrank import LowRank
 from ..method.aggregation import RULES, Rule, aggregate, tables_of
 from ..method.infusion import residual_layers
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
 from ..models.module import Slice
 from ..row_plan import RowPlan, TokenResidual
-from ..tokens import Text, encode_layerwise, stand_for
-from .scene import ConceptStack, NoiseEstimation, ResidualConfig, Scene, stack_mixtures
-from .scope import BY_KIND, acts_everywhere, token_masks
+from ..tokens import Text, stand_for
+from .config import BY_KIND, NoiseEstimation, ResidualConfig
+from .scene import ConceptStack, Scene, stack_mixtures
+from .scope import acts_everywhere, token_masks
+from .texts import kept_concept, kept_text
 from .weights import weights
 
 EXACT = "take mode exact, merged, on the negative too"  # what concepts can do on every family
@@ -80,7 +82,7 @@ def read(bank: Bank, prompt: str) -> ParsedPrompt:
     Raises ``ValueError`` for a word no concept has and for a concept of Infusion.
     """
     said = without_infusion(bank, prompt)
-    return ParsedPrompt(said.text, [bank.get(name) for name in sorted(said.strengths)], said.strengths)
+    return ParsedPrompt(said.text, [kept_concept(bank, name) for name in sorted(said.strengths)], said.strengths)
 
 
 def without_infusion(bank: Bank, prompt: str) -> Prompt:
@@ -124,7 +126,7 @@ def compose(
         return _mixed(backbone, bank, said, how)
     others = {n: s for n, s in said.strengths.items() if n not in names}
     known = sorted(others) if how.mode == "exact" else _low_rank(bank)
-    words = list(tables_of([bank.get(n) for n in known]))
+    words = list(tables_of([kept_concept(bank, n) for n in known]))
     plain = {f"<{n}>": bank.headers[n]["class_word"] for n in names}
     text, marks = stand_for(backbone, said.text, plain, words)
     mixed = _mixed(backbone, bank, Prompt(text, others), how)
@@ -132,7 +134,7 @@ def compose(
     found, warnings = {}, list(mixed.warnings)
     for name in names:
         warnings.append(check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) or "")
-        own = _residuals(backbone, bank.get(name), chosen, how.strength * said.strengths[name])
+        own = _residuals(backbone, kept_concept(bank, name), chosen, how.strength * said.strengths[name])
         if any(r.any() for r in own.values()):
             found[name] = TokenResidual(own, marks[f"<{name}>"], masks.get(name))
     return replace(mixed, residuals=found, warnings=[w for w in warnings if w])
@@ -150,9 +152,8 @@ def _compose_merged(base: Transformer, bank: Bank, prompt: str, how: Aggregation
     said = without_infusion(bank, prompt)
     names = sorted(said.strengths)
     warnings = [check_base(bank.headers[name], base.architecture, base.fingerprint) for name in names]
-    concepts = [bank.get(name) for name in names]
-    for concept in concepts:
-        check_layers(concept, {**base.layers, **linear_layers(base.texts)})
+    concepts = [kept_concept(bank, name) for name in names]
+    check_layers(concepts, {**base.layers, **linear_layers(base.texts)})
     strengths = {n: how.strength * s for n, s in said.strengths.items()}
     found = torch.tensor([strengths[name] for name in names]).expand(len(base.cross_attention), -1)
     return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])
@@ -177,32 +178,35 @@ def _mixed(backbone: Backbone, bank: Bank, said: Prompt, how: AggregationConfig)
     """Take from a bank what a prompt without handles of Infusion needs."""
     names = sorted(said.strengths) if how.mode == "exact" else _low_rank(bank)
     warnings = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in names]
-    concepts = [bank.get(name) for name in names]
+    concepts = [kept_concept(bank, name) for name in names]
     layers = {**backbone.layers, **linear_layers(backbone.texts)} if concepts else {}
-    for concept in concepts:
-        check_layers(concept, layers)
+    check_layers(concepts, layers)
     found = how.strength * weights(how.mode, backbone, said.text, concepts, said.strengths, how.mode_rule).cpu()
     strengths = {n: how.strength * s for n, s in said.strengths.items()}
     return ConceptMix(said.text, concepts, strengths, found, [w for w in warnings if w])
 
 
-def check_layers(concept: Concept, layers: Mapping[str, nn.Module | Slice]) -> None:
+def check_layers(concepts: Sequence[Concept], layers: Mapping[str, nn.Module | Slice]) -> None:
     """Raises ``ValueError`` naming a layer of a model that is of another size than a concept's factors for it."""
-    for layer, f in concept.all_factors.items():
-        module = layers.get(layer)
-        if isinstance(module, Slice):
-            size = module.rows, module.columns
-        elif isinstance(module, nn.Linear):
-            size = module.out_features, module.in_features
-        elif isinstance(module, nn.Conv2d):
-            size = module.out_channels, module.in_channels // module.groups * math.prod(module.kernel_size)
-        else:
-            continue
-        if (given := (len(f.up), f.down.shape[1])) != size:
-            raise ValueError(
-                f"concept {concept.name!r}: its change of {layer} is of a weight {list(given)}, and this model's is {list(size)}: "
-                "it was learned on another base, import it for that one"
-            )
+    sizes = {name: size for name, module in layers.items() if (size := size_of(module))}
+    for concept in concepts:
+        for layer, given in concept.shapes.items():
+            if sizes.get(layer, given) != given:
+                raise ValueError(
+                    f"concept {concept.name!r}: its change of {layer} is of a weight {list(given)}, and this model's is "
+                    f"{list(sizes[layer])}: it was learned on another base, import it for that one"
+                )
+
+
+def size_of(module: nn.Module | Slice) -> tuple[int, int] | None:
+    """The rows and columns of a layer's weight, a convolution's folded; none for what is neither linear nor a convolution."""
+    if isinstance(module, Slice):
+        return module.rows, module.columns
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Conv2d):
+        return module.out_channels, module.in_channels // module.groups * math.prod(module.kernel_size)
+    return None
 
 
 def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dict[str, Tensor]:
@@ -226,8 +230,7 @@ def residual_masks(bank: Bank, regions: Sequence[tuple[str, RegionMask]]) -> dic
 @torch.no_grad()
 def encode(backbone: Backbone, said: ParsedPrompt, regions: Sequence[Text] = ()) -> Text:
     """A prompt encoded for every layer, with what its concepts changed in the text encoders, and with the texts of ``regions``."""
-    with attach(linear_layers(backbone.texts), text_deltas(said.concepts, said.strengths, backbone.device)):
-        text = encode_layerwise(backbone, [said.text], tables_of(said.concepts))
+    text = kept_text(backbone, said.text, said.concepts, said.strengths)
     return replace(text, plans=(row_plan(backbone, said, [region.rows for region in regions]),))
 
 
@@ -236,18 +239,6 @@ def row_plan(backbone: Backbone, said: ParsedPrompt, regions: Sequence[ConceptTe
     residuals = tuple(said.residuals.values()) if isinstance(said, ConceptMix) else ()
     masks = token_masks(backbone, said.text, said.concepts) if said.concepts else {}
     return RowPlan(token_masks=masks, residuals=residuals, regions=tuple(regions))
-
-
-def text_deltas(concepts: Sequence[Concept], strengths: Mapping[str, float], device: torch.device) -> dict[str, LowRank]:
-    """The weighted sum of the concepts' factors for each layer of the text encoders; concepts without a strength take no part."""
-    layers: dict[str, list[tuple[LowRank, float]]] = {}
-    for concept in concepts:
-        if strength := strengths.get(concept.name, 0.0):
-            for name, f in concept.text_factors.items():
-                layers.setdefault(name, []).append((f.to(device), strength))
-    return {
-        name: Stack.of([f for f, _ in parts]).merge(torch.tensor([s for _, s in parts], device=device)) for name, parts in layers.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,20 @@ from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
+from .config import NoiseEstimation, ResidualConfig
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
-from .scene import NoiseEstimation, ResidualConfig, Scene
+from .scene import Scene, Template
+from .weaving import hold, noise_of, warnings_of, woven
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How images are sampled: steps, guidance and the negative prompt, how concepts are weighed, how residuals act, and the passes of
-    region noise estimation, none by default.
+    """How images are sampled: steps, guidance and the negative prompt, how concepts are weighed, how residuals act, the passes of region
+    noise estimation, none by default, or the template that all is woven into, if there is one.
+
+    Raises ``ValueError`` for both.
     """
 
     steps: int = 25
@@ -33,6 +37,11 @@ class SamplingConfig:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     infusion: ResidualConfig = field(default_factory=ResidualConfig)
     estimation: NoiseEstimation | None = None
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        if self.estimation and self.template:
+            raise ValueError("region noise estimation and a template: expected one of the two, for regions are woven in one pass")
 
 
 @torch.no_grad()
@@ -59,7 +68,23 @@ def paint(
         whole = compose(backbone, bank, prompt, config.aggregation, layers=config.infusion.layers)
         composition = Composition(whole, (), config.aggregation)
     latents = paint_latents(backbone, composition, noise, config, on_step, unwanted)
-    return backbone.decode_latent(latents), list(dict.fromkeys([*composition.warnings, *filter(None, other)]))
+    told = warnings_of(composition, config.template.how) if config.template else composition.warnings
+    return backbone.decode_latent(latents), list(dict.fromkeys([*told, *filter(None, other)]))
+
+
+def weave(
+    backbone: Backbone,
+    bank: Bank,
+    prompt: str,
+    template: Template,
+    config: SamplingConfig | None = None,
+    regions: Sequence[tuple[str, RegionMask]] = (),
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> tuple[Tensor, list[str]]:
+    """``paint`` into a template, from the noise that it was inverted to, in as many steps."""
+    trajectory = template.picture.trajectory
+    config = replace(config or SamplingConfig(), steps=len(trajectory.levels) - 1, template=template)
+    return paint(backbone, bank, prompt, noise_of(trajectory, backbone.schedule), config, regions, on_step)
 
 
 @torch.no_grad()
@@ -76,11 +101,14 @@ def paint_latents(
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
     negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
     scene, factors = Scene(), {}
-    if composition.mergeable:
+    if config.template:
+        scene = woven(composition, config.template)
+    elif composition.mergeable:
         factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
-    predict = predictor(backbone, replace(scene, infusion=config.infusion))
+    scene = replace(scene, infusion=config.infusion)
+    predict = predictor(backbone, scene)
     with attach(backbone.layers, factors):
         return sample(
             backbone,
@@ -90,6 +118,7 @@ def paint_latents(
             steps=config.steps,
             guidance=config.guidance,
             predict=predict,
+            hold=lambda x, level: hold(scene, x, level),
             on_step=on_step,
         )
 
@@ -97,7 +126,8 @@ def paint_latents(
 def predictor(backbone: Backbone, scene: Scene) -> Predict:
     """The model with a scene beside its layers. What is kept belongs to one run: take another predictor for another one."""
     sites = Sites.of(backbone.unet, backbone.blocks, backbone.cross_attention, backbone.layers)
-    levels, sigmas = backbone.schedule.ratios(), backbone.schedule.sigma
+    schedule = backbone.schedule
+    levels, sigmas, own_levels = schedule.ratios(), schedule.sigma, schedule.trained_levels()
     run = SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
 
     def predict(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor | None, chunks: int) -> Tensor:
@@ -111,7 +141,11 @@ def predictor(backbone: Backbone, scene: Scene) -> Predict:
         def background(x: Tensor) -> Tensor:
             return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) * sigmas[step].to(x)  # of a clean latent of zero
 
-        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background))
+        def template(x: Tensor) -> Tensor:
+            assert scene.template is not None
+            return schedule.scale_input(scene.template.at(float(own_levels[step]), x), own_levels[step].to(x))
+
+        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background, template))
 
     return predict
 

@@ -1,7 +1,8 @@
 """Which rows go through the U-Net, and what each of them stands for.
 
 A batch of a sampler is divided into chunks, one for each text, of the same images in the same order. A chunk may go through the model
-more than once: as the foundation of Infusion's second stream, and as the pass of a single region.
+more than once: as the foundation of Infusion's second stream, and as the pass of a single region. A template that concepts are woven
+into goes through beside it.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -16,13 +17,15 @@ ALL, NONE = 0, -1  # regions: all of them, or none
 @dataclass(frozen=True)
 class Job:
     """A chunk of the batch on its way through the model: with the features of one region, of ``ALL`` or of ``NONE``; ``hidden``: seeing
-    plain background outside of that region; ``foundation``: without residuals, for the rows that take their attention from it.
+    plain background outside of that region; ``foundation``: without residuals, for the rows that take their attention from it;
+    ``template``: not the chunk itself, but the template in its place, for the rows that take their layout from it.
     """
 
     chunk: int
     region: int = ALL
     hidden: bool = False
     foundation: bool = False
+    template: bool = False
 
 
 @dataclass(frozen=True)

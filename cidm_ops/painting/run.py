@@ -1,7 +1,8 @@
 """One run of a sampler on a model with concepts beside it, step by step."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from ..hub import Sites
 from ..method.blending import blend
 from ..method.regions import cells
 from ..row_plan import RowPlan
+from .config import NoiseEstimation
 from .rows import ALL, NONE, Job, Row, has_residuals, pack_jobs, rows_of
-from .scene import NoiseEstimation
 from .state import RunState
 from .unet_call import UnetCall
 
@@ -20,11 +21,13 @@ from .unet_call import UnetCall
 @dataclass(frozen=True)
 class Unet:
     """The model at one step, as an engine runs it: ``call(jobs, rows, x, text)`` is its answer for some rows of the batch,
-    ``background(x)`` what it reads for plain background noised like ``x``, and ``fits(rows)`` whether there is memory for so many.
+    ``background(x)`` what it reads for plain background noised like ``x``, ``template(x)`` what it reads for the template in place of
+    the images ``x``, and ``fits(rows)`` whether there is memory for so many.
     """
 
     call: Callable[[Sequence[Job], Sequence[int], Tensor, Tensor], Tensor]
     background: Callable[[Tensor], Tensor]
+    template: Callable[[Tensor], Tensor]
     fits: Callable[[int], bool] = lambda rows: True
 
 
@@ -57,7 +60,9 @@ class SceneRun(RunState):
             whole = at == list(range(len(x)))
             some, read = (x, text) if whole else (x[at], text[at])
             some = self.hidden(some, rows, unet.background)
-            with UnetCall(self, sites, rows, (some.shape[-2], some.shape[-1]), looking, self.active(sigma)).open(some):
+            some, read, rows = self.with_template(some, read, rows, unet.template)
+            size = (some.shape[-2], some.shape[-1])
+            with UnetCall(self, sites, rows, size, looking, self.active(sigma), self.layout_layers(sigma)).open(some):
                 output = unet.call(jobs, at, some, read)
             answers |= dict(zip(jobs, output.split(each), strict=True))
         return self.blend_passes(answers, len(keys))
@@ -75,8 +80,16 @@ class SceneRun(RunState):
         first, last = self.residuals
         return not self.scene.infusion.never and last <= sigma <= first
 
+    def layout_layers(self, sigma: float) -> list[str]:
+        """The layers whose outputs are the template's at this noise level."""
+        if not (template := self.scene.template) or not self.layout_until:
+            return []
+        attention, residual = self.layout_until
+        return [*(template.attention if sigma > attention else ()), *(template.residual if sigma > residual else ())]
+
     def jobs(self, plans: Sequence[RowPlan | None], each: int, chunks: int, sigma: float) -> list[list[Job]]:
-        """List what has to go through the model, in groups that go together: first the batch with its foundations, then passes of regions.
+        """List what has to go through the model, in groups that go together: first the batch with its foundations, and the template while
+        its layout is kept, then passes of regions.
 
         ``plans`` are those of ``chunks`` times ``each`` rows.
         """
@@ -86,6 +99,9 @@ class SceneRun(RunState):
         twice = self.active(sigma) and self.scene.infusion.stream == "dual"
         second = [c for c, own in enumerate(texts) if twice and any(map(has_residuals, own))]
         jobs = [[Job(c, around) for c in range(chunks)] + [Job(c, around, foundation=True) for c in second]]
+        if self.layout_layers(sigma):
+            wanted = next((c for c, own in enumerate(texts) if any(plan and plan.composed for plan in own)), 0)
+            jobs[0].append(Job(wanted, NONE, template=True))  # with the conditions of the prompt, such as the size of the image
         divided = [c for c, own in enumerate(texts) if any(plan and plan.regions for plan in own)]
         for c in divided if estimation else ():
             for u in range(1, len(self.scene.masks) + 1):
@@ -114,6 +130,18 @@ class SceneRun(RunState):
         x = x.clone()
         x[alone] = torch.where(inside, x[alone], background(x[alone]))
         return x
+
+    def with_template(self, x: Tensor, text: Tensor, rows: list[Row], read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, list[Row]]:
+        """The images and texts of a call, and its rows, with the template and its own text in its rows."""
+        at = [b for b, row in enumerate(rows) if row.job.template]
+        if not at or not self.scene.template:
+            return x, text, rows
+        own = self.scene.template.picture.text.to(text.device, text.dtype)
+        length = math.lcm(text.shape[1], own.shape[1])  # a text that is repeated means the same to attention
+        text, own = text.repeat(1, length // text.shape[1], 1), own.repeat(len(at), length // own.shape[1], 1)
+        x = torch.cat([x[: at[0]], read(x[at]), x[at[-1] + 1 :]])
+        text = torch.cat([text[: at[0]], own, text[at[-1] + 1 :]])
+        return x, text, [replace(row, plan=plans_of(own)[0], key="template") if row.job.template else row for row in rows]
 
     def blend_passes(self, answers: dict[Job, Tensor], chunks: int) -> Tensor:
         """Return the answers of the batch itself, each blended with those of the passes of its regions."""

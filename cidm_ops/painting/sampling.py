@@ -22,16 +22,17 @@ def sample(
     steps: int = 25,
     guidance: float = 5.0,
     predict: Predict | None = None,
+    hold: Callable[[Tensor, float], Tensor] = lambda x, level: x,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Tensor:
     """Latents ``[B, C, h, w]`` from unit Gaussian ``noise`` of that shape.
 
     Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate. ``predict`` stands in for the
-    backbone's.
+    backbone's; ``hold(x, level)`` is what is gone on with instead of the sampler's variable ``x`` at each noise level.
     """
     schedule = backbone.schedule
     levels, timesteps = (s.to(noise.device) for s in schedule.levels(steps))
-    x = schedule.scale_noise(noise, levels[0])
+    x = hold(schedule.scale_noise(noise, levels[0]), float(levels[0]))
     together = text.states.shape[2] == negative.states.shape[2]
     texts = [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
     predict = predict or default_predict(backbone)
@@ -42,7 +43,7 @@ def sample(
         output, output_negative = outputs.chunk(2)
         denoised, denoised_negative = (schedule.denoised(x, o, levels[i]) for o in (output, output_negative))
         denoised = denoised_negative + guidance * (denoised - denoised_negative)
-        x = x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i])
+        x = hold(x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i]), float(levels[i + 1]))
         on_step(i + 1, steps)
     return x
 

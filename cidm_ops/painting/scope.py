@@ -16,8 +16,8 @@ from ..bank.concept import Concept
 from ..models.family import family_of
 from ..row_plan import END_OF_TEXT
 from ..tokens import hide
+from .config import BY_KIND, EVERYWHERE, SCOPES, WORDS, WORDS_AND_END
 
-BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
 OF_KIND = {"style": WORDS}
 
 
@@ -65,12 +65,14 @@ def token_masks(backbone: Backbone, text: str, concepts: Sequence[Concept]) -> d
 def acting_at(masks: Mapping[str, Tensor], concepts: Sequence[Concept], scope: str, tokens: int) -> Tensor:
     """``[N, G]``: how far each of G concepts acts at the keys and values of N ``tokens`` of a text with these ``token_masks``.
 
-    A text that does not name a concept has none of its words.
+    A text that does not name a concept has none of its words. Where several share their factors, each acts at the words of all.
     """
     nowhere = torch.zeros(tokens)
     columns = []
     for concept in concepts:
-        how, own = scope_of(concept, scope), masks.get(concept.name, nowhere)
+        sharing = [c.name for c in concepts if c.shared == concept.shared] if concept.shared else [concept.name]
+        named = [masks[name] for name in sharing if name in masks]
+        how, own = scope_of(concept, scope), torch.stack(named).amax(0) if named else nowhere
         if how == WORDS_AND_END and own.any():
             own = torch.maximum(own, masks.get(END_OF_TEXT, nowhere.to(own)))
         columns.append(torch.ones(tokens) if how == EVERYWHERE else repeat_mask(own, tokens))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..lowrank import Stack
-from ..method.aggregation import route, weights_in
+from ..method.aggregation import count_once, route, weights_in
 from ..method.blending import blend_weights
 from ..method.finding import regions_from_attention
 from ..method.regions import NOWHERE, AttentionPartition, RegionMask, shares
@@ -46,6 +46,8 @@ class RunState:
         self.by_token = [not acts_everywhere(stack.concepts, stack.scope) for stack in scene.stacks]
         self.sought = {u: level_of(mask.sought) for u, mask in enumerate(scene.masks, 1) if mask.sought}
         self.residuals = level_of(scene.infusion.start), level_of(scene.infusion.end)
+        woven = scene.template.how if scene.template else None
+        self.layout_until = (level_of(woven.attention), level_of(woven.residual)) if woven else None
         how = scene.estimation
         self.passes = (level_of(how.start), level_of(how.end), level_of(how.bootstrap)) if how else None
         self.placed: dict[tuple[torch.device, torch.dtype], dict[str, list[Beside]]] = {}
@@ -82,7 +84,9 @@ class RunState:
             for number, routes in enumerate(self.routes):
                 for name, own in routes.items():
                     stack = own.to(x).stack
-                    every = weights_in(self.scene.stacks[number].weights.to(x.device), list(self.layers), name)  # [P, U + 1, G]
+                    beside = self.scene.stacks[number]
+                    every = weights_in(beside.weights.to(x.device), list(self.layers), name)  # [P, U + 1, G]
+                    every = count_once(beside.concepts, every)
                     weights = stack.spread(every[..., list(own.owners)])
                     same = (number, tuple(own.owners), tuple(weights.flatten().tolist()))
                     key, weights = known.setdefault(same, (len(known), weights))

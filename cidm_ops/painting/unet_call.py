@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from ..adapters import attach
 from ..concept_text import ConceptText, plain, plans_of, states_in_layer
-from ..hub import Attention, Sites, intercept, observe_grid, read_layerwise
+from ..hub import Attention, Sites, change_outputs, intercept, observe_grid, read_layerwise
 from ..lowrank import LowRank
 from ..method.attention import word_attention
 from ..method.infusion import KEY, VALUE, infused_value, infusion
 from ..method.regions import AttentionPartition, pad_to_common_length, partition, region_attention
+from ..method.weaving import suppress
 from ..row_plan import RowPlan, TokenResidual
 from .rows import NONE, Row, has_residuals
 from .scope import acting_at, repeat_mask
@@ -54,11 +55,20 @@ class Source:
 
 class UnetCall:
     """The hooks of one call. ``size`` is that of the latent, ``looking`` whether sought regions are looked for, ``residuals`` whether they
-    act at this noise level.
+    act at this noise level, ``layout`` the layers whose outputs are the template's.
     """
 
-    def __init__(self, run: RunState, sites: Sites, rows: Sequence[Row], size: tuple[int, int], looking: bool, residuals: bool):
-        self.run, self.sites, self.rows, self.size, self.looking = run, sites, rows, size, looking
+    def __init__(
+        self,
+        run: RunState,
+        sites: Sites,
+        rows: Sequence[Row],
+        size: tuple[int, int],
+        looking: bool,
+        residuals: bool,
+        layout: Sequence[str] = (),
+    ):
+        self.run, self.sites, self.rows, self.size, self.looking, self.layout = run, sites, rows, size, looking, layout
         self.grid: list[int] = []
         self.regional = bool(run.scene.masks)
         self.marks = [run.mark_of(row) for row in rows]
@@ -73,6 +83,7 @@ class UnetCall:
             hooks.enter_context(read_layerwise(self.sites.blocks.values()))
             for layers in self.deltas(x):
                 hooks.enter_context(attach(self.sites.layers, layers))
+            hooks.enter_context(change_outputs([self.sites.layers[name] for name in self.layout], self.of_template))
             if self.regional or self.infused:
                 keyed = self.change_keys if self.run.scene.infusion.stream == "released_code" and self.infused else None
                 hooks.enter_context(
@@ -98,8 +109,8 @@ class UnetCall:
         return Weighted(own.stack.up, own.stack.down, own.stack.kernel, weigh=lambda h: weigh(own, h))
 
     def acts(self, own: Beside, row: Row) -> float:
-        """Whether a stack acts on a row at all."""
-        return float(row.composed or self.run.scene.stacks[own.number].negative)
+        """Whether a stack acts on a row at all: never on the template."""
+        return 0.0 if row.job.template else float(row.composed or self.run.scene.stacks[own.number].negative)
 
     def of_rows(self, own: Beside) -> Tensor:
         """The weights of ranks that each row has where no region is, ``[B, R]``, or ``[1, R]`` if all have the same."""
@@ -175,6 +186,14 @@ class UnetCall:
                 f"attention couple, divides or multiplies them, which does not go together with {what}; take one of the two off the model"
             )
 
+    # the layout of a template
+
+    def of_template(self, output: Tensor) -> Tensor:
+        """The output ``[B, ...]`` of a layer, in which every row has that of the template for its image (Plug-and-Play)."""
+        self.check_rows(len(output), "a template")
+        template = {row.image: number for number, row in enumerate(self.rows) if row.job.template}
+        return output[[template[row.image] for row in self.rows]]
+
     # regions and residuals, between the attention and what follows it
 
     def select_queries(self, name: str, q: Tensor) -> Tensor:
@@ -206,12 +225,34 @@ class UnetCall:
         attend = self.run.attend
 
         def own(chunks: Tensor) -> Tensor:
-            return attend(chunks, k, v, at.heads)
+            return self.suppressed(at, by.owners, chunks, attend(chunks, k, v, at.heads))
 
         if at.name not in self.sites.replaced:
             return region_attention(at.q, by, lambda tokens: out, own)
         plainly = attend(at.q, at.k, at.v, at.heads)
         return out + region_attention(at.q, by, lambda tokens: plainly[:, tokens], own) - plainly
+
+    def suppressed(self, at: Attention, owners: Sequence[tuple[int, int]], chunks: Tensor, fused: Tensor) -> Tensor:
+        """What chunks of queries ``[P, M, C]`` get from the texts of their regions, ``fused [P, M, C]``, away from what the plain model
+        would answer that reads the template's text. Rows whose text says nothing of regions, such as negative ones, stay.
+        """
+        template = self.run.scene.template
+        wanted = [p for p, (row, _) in enumerate(owners) if self.rows[row].regional]
+        if template is None or not template.how.suppression or not wanted:
+            return fused
+        k, v = (part.expand(len(wanted), -1, -1) for part in self.template_keys(at, template.picture.text))
+        fused = fused.clone()
+        fused[wanted] = suppress(fused[wanted], self.run.attend(chunks[wanted], k, v, at.heads), template.how.suppression)
+        return fused
+
+    def template_keys(self, at: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[1, N, C]`` of the template's text, without concepts and without hooks, which are for the batch."""
+        key = (at.name, at.q.device, at.q.dtype, "template")
+        if key not in self.run.texts:
+            layer = self.sites.cross_attention[at.name]
+            read = (states_in_layer(text, at.index) if isinstance(text, ConceptText) else text).to(at.text)
+            self.run.texts[key] = layer.to_k.forward(read), layer.to_v.forward(read)
+        return self.run.texts[key]
 
     def partition(self, q: Tensor) -> AttentionPartition:
         """Which texts the queries ``[B, T, C]`` of a layer attend to."""

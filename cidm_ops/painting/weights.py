@@ -7,8 +7,10 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..method.aggregation import MODES, RULES, Rule, soft_weights, spoken_as, tables_of
-from ..tokens import encode_layerwise, hide
+from ..method.aggregation import RULES, Rule, soft_weights, spoken_as, tables_of
+from ..tokens import hide
+from .config import MODES
+from .texts import kept_text, kept_words, length
 
 
 @torch.no_grad()
@@ -26,7 +28,7 @@ def weights(
         return torch.tensor([strengths.get(c.name, 0.0) for c in concepts]).expand(layers, -1)
     rule = rule or RULES[mode]
     tables = tables_of(concepts)
-    context = encode_layerwise(backbone, [prompt], tables).context[0]
+    context = kept_text(backbone, prompt, concepts).context[0]
     if rule.positions == "words":
         encoder = backbone.family.encoder()
         ids = backbone.tokenize(hide(prompt, tables, encoder.placeholders)[0])
@@ -44,24 +46,13 @@ def word_states(backbone: Backbone, concepts: Sequence[Concept], joint: bool) ->
 
     Raises ``ValueError`` when the words do not fit into one chunk of text: use another mode.
     """
-    tables, encoder = tables_of(concepts), backbone.family.encoder()
     if not joint:
-        first = encoder.first + 1  # after "a"
-        texts = [encode_layerwise(backbone, [f"a {spoken_as(c)}"], tables).context[0] for c in concepts]
-        return [text[:, first : first + length(backbone, c)] for text, c in zip(texts, concepts, strict=True)]
+        return kept_words(backbone, concepts)
+    encoder = backbone.family.encoder()
     lengths = [length(backbone, c) for c in concepts]
     if sum(lengths) > encoder.room:
         raise ValueError(
             f"{len(concepts)} concepts have {sum(lengths)} words, the text encoder takes {encoder.room} at once: use mode 'exact' or 'soft'"
         )
-    keys = encode_layerwise(backbone, [" ".join(map(spoken_as, concepts))], tables).context[0]
+    keys = kept_text(backbone, " ".join(map(spoken_as, concepts)), concepts).context[0]
     return list(keys[:, encoder.first : encoder.first + sum(lengths)].split(lengths, 1))
-
-
-def length(backbone: Backbone, concept: Concept) -> int:
-    """Tokens that a concept's words take in a text."""
-    if concept.words:
-        return len(concept.words)
-    ids = backbone.tokenize(spoken_as(concept))[0].tolist()
-    encoder = backbone.family.encoder()
-    return ids.index(encoder.end) - encoder.first

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbone import Backbone
-from .captions import Wording
+from .captions import Wording, mirror_caption
 from .dataset import Dataset
 
 
@@ -38,7 +38,8 @@ class Batches:
         chosen = self.choose(number, size)
         flips = [self.data.flip and rng.random() < 0.5 for _ in chosen]
         drawn = [self.draw(i, flip, rng) for i, flip in zip(chosen, flips, strict=True)]
-        texts = [self.wording.say(self.captions[i], rng) for i in chosen]
+        said = [mirror_caption(self.captions[i]) if flip else self.captions[i] for i, flip in zip(chosen, flips, strict=True)]
+        texts = [self.wording.say(caption, rng) for caption in said]
         samples = [Sample(*picture, text) for picture, text in zip(drawn, texts, strict=True)]
         return samples, torch.Generator().manual_seed(rng.getrandbits(63))
 

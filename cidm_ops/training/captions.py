@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # One slot for the whole caption. Plain views of a thing, and plain ways to name a style.
@@ -13,6 +13,8 @@ OBJECT_TEMPLATES = (
 STYLE_TEMPLATES = ("a {}", "the {}", "a picture, {}", "a rendering, {}", "{}")
 TEMPLATES = {"thing": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}  # by kind of concept
 TAG = re.compile(r"<[^<>\n]*>")  # a handle, or what other trainings left
+SIDE = re.compile(rf"{TAG.pattern}|\b(?:left|right)\b", re.IGNORECASE)
+OTHER_SIDE = {"left": "right", "right": "left"}
 INFUSION_TEMPLATES = (*OBJECT_TEMPLATES, "{}")
 COMMON = frozenset(
     "a an the of in on at by to and or with is are it its his her this that up from for over under one two".split()  # noqa: SIM905
@@ -50,21 +52,36 @@ def concept_captions(captions: Sequence[str], class_word: str, words: Sequence[s
     caption without handle and class word gets the words in front. Returns the captions, and a warning for each of those and of what
     stayed in brackets, and one for all pictures without a caption.
     """
-    spoken, out, warnings = " ".join(words), [], []
+    return joint_captions(captions, {name: class_word}, {name: words})
+
+
+def joint_captions(captions: Sequence[str], concepts: Mapping[str, str], words: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Put the ``words`` of all ``concepts``, class words by name, into captions, one concept after another as ``concept_captions`` does,
+    class words of several words first: a teddy bear is not the bear. A picture without a caption is learned as all of them, with "and a"
+    between.
+    """
+    spoken, out, warnings = {name: " ".join(own) for name, own in words.items()}, [], []
+    all_of_them, known = " and a ".join(spoken.values()), {word for own in words.values() for word in own}
     if bare := sum(not caption.strip() for caption in captions):
         which = "no captions" if bare == len(captions) else f"{bare} of {len(captions)} pictures have no caption"
-        warnings.append(f"{which}: what they show is learned as {spoken!r} alone")
+        warnings.append(f"{which}: what they show is learned as {all_of_them!r} alone")
+    longest_first = sorted(concepts.items(), key=lambda concept: -len(concept[1].split()))
     for i, caption in enumerate(captions):
-        said, found = spoken_caption(caption, class_word, words, name)
-        told = f"caption {i + 1} ({caption[:60]!r})"
-        if not found:
-            said = f"{spoken}, {said}" if said.strip() else spoken
-            if caption.strip():
-                warnings.append(f"{told} does not hold the class word {class_word!r}: {spoken!r} is put in front")
-        if left := [tag for tag in TAG.findall(said) if tag not in words]:
+        said, told = caption if caption.strip() else all_of_them, f"caption {i + 1} ({caption[:60]!r})"
+        for name, class_word in longest_first:
+            said, found = spoken_caption(said, class_word, words[name], name)
+            if not found:
+                said = f"{spoken[name]}, {said}"
+                warnings.append(f"{told} does not hold the class word {class_word!r}: {spoken[name]!r} is put in front")
+        if left := [tag for tag in TAG.findall(said) if tag not in known]:
             warnings.append(f"{told} has {', '.join(left)} in it, which is no word of this concept: it is learned as plain text")
         out.append(said)
     return out, warnings
+
+
+def mirror_caption(caption: str) -> str:
+    """Returns what a caption says of the mirrored picture: left for right and right for left."""
+    return SIDE.sub(lambda m: OTHER_SIDE.get(m[0].lower(), m[0]), caption)
 
 
 def spoken_caption(caption: str, class_word: str, words: Sequence[str], name: str) -> tuple[str, bool]:

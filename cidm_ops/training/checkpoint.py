@@ -7,8 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..bank.bank import TRAINING, Bank
-from ..bank.concept import check_name
 from ..bank.files import write_atomically
+from ..bank.header import check_name
 from .trainer import Trainer
 
 

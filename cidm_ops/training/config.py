@@ -9,6 +9,8 @@ from .captions import OBJECT_TEMPLATES, TEMPLATES, Wording
 PRECISIONS = ("auto", "as_model", "bf16")
 MEMORY = ("auto", "as_set")
 KINDS = tuple(TEMPLATES)
+FITS = ("centre", "buckets", "random", "as_given")  # how pictures of other shapes are fitted: crops.py
+EXISTING = ("replace", "refuse", "continue")  # what to do if the bank has a concept of that name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.sd import SD1
-
-FITS = ("centre", "buckets", "random", "as_given")
+from .config import FITS
 
 
 def fit(

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..models.family import Family
 from ..models.sd import SD1
 from .captions import constant_words
-from .crops import FITS, fit, resize
+from .config import FITS
+from .crops import fit, resize
 
 EMPTY, WHOLE = 0.05, 0.5  # a mask with nothing lighter covers nothing, one with nothing darker everything
 MOST = 1_000_000  # pictures in one pass: its order is laid out

@@ -12,7 +12,7 @@ from ..bank.picture_file import in_colours, open_picture
 from ..models.family import families
 from ..text_file import read_text
 from .dataset import Dataset
-from .listing import Remarks, list_folder, list_references
+from .listing import TEXT, Remarks, list_folder, list_references
 
 LARGEST_CAPTION = 100_000  # bytes
 LARGEST_SIDE = max(family.size for family in families())  # of training, where the base is not known yet
@@ -48,6 +48,14 @@ def from_folder(
         masks.append(read_mask(entry.mask, picture) if entry.mask else alpha)
     warnings = (*listed.remarks, *several.lines())
     return Dataset(pictures, captions, masks, names, [entry.repeats for entry in listed.pictures], size, fit, flip, warnings)
+
+
+def from_picture(file: Path, size: int, fit: str = "centre", flip: bool = False) -> Dataset:
+    """Reads a single picture, and its caption from ``name.txt`` if that is there. Raises ``ValueError`` naming what cannot be read."""
+    picture, alpha = read_picture(file, size or LARGEST_SIDE)
+    text = file.with_suffix(TEXT)
+    caption = " ".join(read_text(text, LARGEST_CAPTION).split()) if text.is_file() else ""
+    return Dataset([picture], [caption], [alpha], [file.name], [1], size, fit, flip)
 
 
 def references(folder: Path, size: int = 512) -> tuple[list[Tensor], list[str]]:

@@ -6,23 +6,23 @@ them alike (memory, micro-batches, previews, cancel, resume) is in ``trainer``.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..bank.concept import LOW_RANK, Concept, check_name
+from ..bank.concept import Concept
+from ..bank.header import LOW_RANK, check_name
 from ..painting.sampling import Predict
 from ..tokens import Table, Text, concept_words, encode_layerwise, join, of_one_length
 from .batches import Sample, masks_of
 from .captions import TEMPLATES
-from .config import MethodConfig, TrainingConfig
+from .config import EXISTING, MethodConfig, TrainingConfig
 from .dataset import Dataset
 from .objective import Noised, error
 
-EXISTING = ("replace", "refuse", "continue")
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
 
 
@@ -32,7 +32,8 @@ class Task:
 
     ``existing`` says what happens to another concept of that name: it is replaced in its place, the task is refused, or learning continues
     from what it knows. ``prior`` holds pictures of the plain class, and ``method`` stands in for the one that the settings belong to.
-    Raises ``ValueError`` for a name that is none, for no class word and for an unknown ``existing``.
+    ``others`` are the class words, by name, of further concepts that the same pictures show and that are learned together with it.
+    Raises ``ValueError`` for a name that is none or there twice, for no class word and for an unknown ``existing``.
     """
 
     name: str
@@ -41,13 +42,27 @@ class Task:
     existing: str = EXISTING[0]
     prior: Dataset | None = None
     method: "Method | None" = None
+    others: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_name(self.name)
-        if not self.class_word.strip():
-            raise ValueError("the class word is empty: say what kind of thing it is, such as dog or teddy bear")
+        for name, class_word in ((self.name, self.class_word), *self.others.items()):
+            check_name(name)
+            if not class_word.strip():
+                raise ValueError("the class word is empty: say what kind of thing it is, such as dog or teddy bear")
+        if len({name.lower() for name in self.concepts}) <= len(self.others):
+            raise ValueError(f"of the names {', '.join([self.name, *self.others])} two are alike: name every concept differently")
         if self.existing not in EXISTING:
             raise ValueError(f"existing {self.existing!r}: expected one of {', '.join(EXISTING)}")
+
+    @property
+    def concepts(self) -> dict[str, str]:
+        """The class words of all concepts that are learned, by name."""
+        return {self.name: self.class_word, **self.others}
+
+    @property
+    def plain(self) -> str:
+        """What the pictures show in plain words: "dog", or "dog and a cat" where several concepts are learned together."""
+        return " and a ".join(self.concepts.values())
 
 
 @dataclass(frozen=True)
@@ -81,12 +96,15 @@ class Learner(nn.Module):
     ``concept_parts``.
 
     The rest has answers here: all parameters at ``lr``, which decays to zero; the loss of the model's own objective with texts in which the
-    concept's words read ``tables``. What else changes the model acts while ``attach`` is open.
+    concept's words read ``tables``. What else changes the model acts while ``attach`` is open. ``words`` are those of every concept of the
+    task, by name.
     """
 
-    def __init__(self, backbone: Backbone, task: Task, words: Sequence[str]):
+    def __init__(self, backbone: Backbone, task: Task, words: Mapping[str, Sequence[str]]):
         super().__init__()
-        self.backbone, self.task, self.words = backbone, task, tuple(words)
+        self.backbone, self.task = backbone, task
+        self.words_of = {name: tuple(own) for name, own in words.items()}
+        self.words = tuple(word for own in self.words_of.values() for word in own)
         self.kept_texts: dict[str, Text] = {}
 
     def concept_parts(self) -> dict[str, Any]:
@@ -94,6 +112,10 @@ class Learner(nn.Module):
         them: ``words`` with ``tokens`` and ``factors``, or ``residuals`` at the class word.
         """
         raise NotImplementedError
+
+    def parts_by_name(self) -> dict[str, dict[str, Any]]:
+        """Returns what the file of each concept gets. A method that learns several together says so for each of them."""
+        return {self.task.name: self.concept_parts()}
 
     def begin(self, concept: Concept) -> None:
         """Takes what a concept knows already. Raises ``ValueError`` if it was learned in another way."""
@@ -161,10 +183,12 @@ class Learner(nn.Module):
         """Takes back what ``state`` gave."""
 
     def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
-        """Returns the prompt, in which ``<name>`` stands for the concept, and the empty text as the model reads them, and what stands in
+        """Returns the prompt, in which ``<name>`` stands for a concept, and the empty text as the model reads them, and what stands in
         for the backbone's prediction.
         """
-        text = prompt.replace(f"<{self.task.name}>", " ".join(self.words))
+        text = prompt
+        for name, words in self.words_of.items():
+            text = text.replace(f"<{name}>", " ".join(words))
         wanted, nothing = (encode_layerwise(self.backbone, [t], self.tables()) for t in (text, ""))
         return wanted, nothing, None
 
@@ -173,8 +197,8 @@ class Method:
     """A way to learn concepts. ``name`` stands in files and on the command line, ``config`` is the class of its settings, ``learner`` that
     of what it trains, and ``defaults`` holds the settings of the loop in which it differs from ``TrainingConfig``.
 
-    ``continual`` says whether a concept depends on those that were learned before it. ``states_all`` and ``stated`` belong to the methods
-    of the first version (``record``).
+    ``continual`` says whether a concept depends on those that were learned before it, ``joint`` whether several can be learned together.
+    ``states_all`` and ``stated`` belong to the methods of the first version (``record``).
     """
 
     name: str
@@ -182,12 +206,19 @@ class Method:
     learner: type[Learner]
     defaults: Mapping[str, Any] = {}
     continual = False
+    joint = False
     states_all = False
     stated: Mapping[str, Any] = {}
 
     def words(self, name: str, class_word: str) -> list[str]:
         """Returns the concept's words, which stand in captions in the place of the class word."""
         return concept_words(name, class_word)
+
+    def words_by_name(self, task: Task) -> dict[str, list[str]]:
+        """Returns the words of every concept of a task. Raises ``ValueError`` for several if the method learns one at a time."""
+        if task.others and not self.joint:
+            raise ValueError(f"method {self.name!r} learns one concept at a time, and {len(task.concepts)} were given: take another method")
+        return {name: self.words(name, class_word) for name, class_word in task.concepts.items()}
 
     def templates(self, kind: str) -> tuple[str, ...]:
         """Returns the caption templates for a kind of concept."""
@@ -203,7 +234,7 @@ class Method:
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> Learner:
         """Returns what is trained, as it is before the first step. All that is random comes from ``generator``."""
-        return self.learner(backbone, task, self.words(task.name, task.class_word))
+        return self.learner(backbone, task, self.words_by_name(task))
 
     def finish(self, trainer: Any) -> None:
         """Acts after the last step of a task, while what was learned is still attached."""

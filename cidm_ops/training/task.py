@@ -1,4 +1,4 @@
-"""One task of a sequence: learn a concept into a bank, go on where it was stopped, or find it learned already."""
+"""One task of a sequence: learn a concept into a bank, or several together, go on where it was stopped, or find it learned already."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ FAR = 8.0  # a rate that differs by so much from what suits a base is remarked o
 
 
 class Learned(NamedTuple):
-    """This is what a task made: the bank reopened, the concept, the loss of every step, and what a person should know."""
+    """This is what a task made: the bank reopened, its first concept, the loss of every step, and what a person should know."""
 
     bank: Bank
     concept: Concept
@@ -55,7 +55,7 @@ def learn_into(
     on_picture: Callable[[int, int], None] = lambda done, count: None,
     tell: Callable[[str], None] = lambda said: None,
 ) -> Learned:
-    """Learns a concept after those before it in the bank, and writes it there.
+    """Learns a concept after those before it in the bank, and writes it there; with others, if the task has any, and then all or none.
 
     The same task again (base, pictures, captions, settings and earlier concepts alike) learns nothing if the bank has it, only its
     kind becomes the settings', and goes on from its last step if it was stopped. Without pictures of the plain class in the task the base
@@ -64,19 +64,22 @@ def learn_into(
     ``on_step`` is called after every step, ``on_picture`` while the base paints; both may raise to stop. Whatever ends a run in mid-way,
     the state of its last whole step is kept first, but for a loss that no run comes back from. ``tell`` hears, before learning, what a
     person should know, and where a run that was ended goes on. Raises ``ValueError`` before learning if the masks of all pictures are
-    empty, or the bank is for another architecture, has a damaged file or cannot be written to; the bank changes only when all is done.
+    empty, the method cannot learn several together, or the bank is for another architecture, has a damaged file or cannot be written to;
+    the bank changes only when all is done.
     """
     method = task.method or method_of(task.config)
+    method.words_by_name(task)
     data = data.sized_for(backbone.family)
     task = replace(task, prior=task.prior and task.prior.sized_for(backbone.family))
     data.check_masks()
     warnings = [w for n in bank.names if (w := check_base(bank.headers[n], backbone.architecture, backbone.fingerprint))]
     warnings += remarks_on(data, task, method, backbone.family)
-    before = bank.before(task.name)
+    before = earlier_names(bank, task)
     plan = find_or_plan(bank, backbone, data, task, method)
     if isinstance(plan, Concept):
-        bank, concept = store_kind(bank, plan, task.config.kind)
-        return Learned(bank, concept, list(concept.training["losses"]), warnings)
+        for name in task.concepts:
+            bank = store_kind(bank, bank.get(name), task.config.kind)
+        return Learned(bank, bank.get(task.name), list(plan.training["losses"]), warnings)
     bank.check_writable()
     if task.config.prior and task.prior is None:
         task = replace(task, prior=imagine_prior(backbone, data, task, on_picture))
@@ -89,6 +92,8 @@ def learn_into(
         tell(warning)
     with keep_on_error(trainer, file, plan.digest, tell):
         run_to_end(trainer, file, plan.digest, on_step)
+        if task.others:  # whatever ends the program between two files, the rest is written when it runs again
+            save_run(trainer, file, plan.digest)
         bank, concept = store(bank, trainer, plan)
     file.unlink(missing_ok=True)
     return Learned(bank, concept, trainer.losses, [*warnings, *trainer.warnings])
@@ -100,7 +105,7 @@ def remarks_on(data: Dataset, task: Task, method: Method, family: Family) -> lis
     """
     plain = [f"{warning} (pictures of the plain class)" for warning in task.prior.warnings] if task.prior else []
     return [
-        *data.remarks(task.class_word),
+        *data.remarks(task.plain),
         *data.unsuited_size(family),
         *method.remarks(data),
         *plain,
@@ -125,28 +130,40 @@ def find_or_plan(bank: Bank, backbone: Backbone, data: Dataset, task: Task, meth
     one of that name and the task is not to replace it.
     """
     digest = task_digest(bank, backbone, data, task, method)
-    if task.name not in bank.names:
-        return Plan(digest)
-    known = bank.headers[task.name]["training"]
-    before = known.get("began", "")
-    if known and known.get("task") == (task_digest(bank, backbone, data, task, method, before) if before else digest):
+    known = {name: bank.headers[name]["training"] for name in task.concepts if name in bank.names}
+    before = known.get(task.name, {}).get("began", "")
+    same = task_digest(bank, backbone, data, task, method, before) if before else digest
+    others = [name for name, training in known.items() if training and training.get("task") != same]
+    if len(known) == len(task.concepts) and all(known.values()) and not others:
         return bank.get(task.name)
-    if known and task.existing == "refuse":
-        raise ValueError(f"bank {bank.folder.name!r} has a concept {task.name!r} already: choose another name, or let it be replaced")
-    if not known or task.existing != "continue":
+    if others and task.existing == "refuse":
+        raise ValueError(f"bank {bank.folder.name!r} has a concept {others[0]!r} already: choose another name, or let it be replaced")
+    if not others or task.existing != "continue":
         return Plan(digest)
-    began = known.get("task", "unknown")
+    if task.others:
+        raise ValueError(
+            f"concept {others[0]!r} cannot be learned further together with others: choose another name, or let it be replaced"
+        )
+    began = known[task.name].get("task", "unknown")
     return Plan(task_digest(bank, backbone, data, task, method, began), bank.get(task.name), began)
+
+
+def earlier_names(bank: Bank, task: Task) -> list[str]:
+    """Returns the names of the concepts that a task learns after. Raises what ``Bank.before`` does."""
+    before = max((bank.before(name) for name in task.concepts), key=len)
+    return [name for name in before if name not in task.concepts]
 
 
 def task_digest(bank: Bank, backbone: Backbone, data: Dataset, task: Task, method: Method, began: str = "") -> str:
     """Returns a hash of all that decides what a task learns: the settings that are not at their defaults, the base, the pictures, and the
     earlier concepts if the method depends on them; ``began`` is the digest of the task that it goes on from.
     """
-    before = [bank.headers[n]["training"].get("task", n) for n in bank.before(task.name)] if method.continual else []
+    before = [bank.headers[n]["training"].get("task", n) for n in earlier_names(bank, task)] if method.continual else []
     how = [list(data.captions), list(data.repeats), data.side, data.fit, data.flip]
     chosen = counting_settings(task.config, method)
     words = [task.name, task.class_word, backbone.architecture, backbone.fingerprint, how, before, chosen]
+    if task.others:
+        words.append([*task.others.items()])
     if began:
         words.append(began)
     digest = hashlib.sha256(json.dumps(words).encode())
@@ -161,7 +178,7 @@ def imagine_prior(backbone: Backbone, data: Dataset, task: Task, on_picture: Cal
     """Has the base paint pictures of the plain class, of the size of the first picture."""
     height, width = data.draw(0, False, Random(0), backbone.family.cell)[0].shape[1:]
     size = backbone.family.whole_cells(height, width)
-    return imagine(backbone, task.class_word, task.config.prior_pictures, size, task.config.seed, on_picture)
+    return imagine(backbone, task.plain, task.config.prior_pictures, size, task.config.seed, on_picture)
 
 
 @contextmanager
@@ -206,16 +223,18 @@ def run_to_end(trainer: Trainer, file: Path, digest: str, on_step: Callable[[Tra
 
 
 def store(bank: Bank, trainer: Trainer, plan: Plan) -> tuple[Bank, Concept]:
-    """Writes what was learned into the bank, with the digest that tells the same task again."""
+    """Writes what was learned into the bank, with the digest that tells the same task again and, of several concepts, which share their
+    factors.
+    """
     record = {"task": plan.digest, "losses": [round(loss, 5) for loss in trainer.losses]} | ({"began": plan.began} if plan.began else {})
-    concept = trainer.concept()
-    concept = replace(concept, training={**concept.training, **record})
-    return bank.add(concept), concept
+    if trainer.task.others:
+        record |= {"shared_factors": plan.digest, "together": list(trainer.task.concepts)}
+    concepts = [replace(concept, training={**concept.training, **record}) for concept in trainer.concepts()]
+    return bank.add(*concepts), concepts[0]
 
 
-def store_kind(bank: Bank, concept: Concept, kind: str) -> tuple[Bank, Concept]:
+def store_kind(bank: Bank, concept: Concept, kind: str) -> Bank:
     """Says anew how a learned concept acts; what was learned stays."""
     if concept.kind in ("", kind):
-        return bank, concept
-    concept = replace(concept, training={**concept.training, "kind": kind})
-    return bank.add(concept), concept
+        return bank
+    return bank.add(replace(concept, training={**concept.training, "kind": kind}))

@@ -1,4 +1,5 @@
-"""The loop that learns one concept on a frozen base, by any method: memory, micro-batches, accumulation, previews and exact resume.
+"""The loop that learns a concept on a frozen base, or several together, by any method: memory, micro-batches, accumulation, previews and
+exact resume.
 
 All that is random in a step comes from the seed and the number of the step, so a run that was stopped goes on exactly as
 one that was not.
@@ -18,7 +19,7 @@ from ..bank.concept import Concept
 from ..painting.sampling import sample
 from ..recompute import recompute
 from .batches import Batches, Sample
-from .captions import concept_captions
+from .captions import joint_captions
 from .dataset import Dataset
 from .memory import Bf16Weights, MemoryPlan, is_out_of_memory
 from .method import Batch, Method, Task
@@ -31,7 +32,7 @@ EXPLODED = 3.0  # the loss has exploded when its average is so many times what i
 
 
 class Trainer:
-    """A training run: ``advance`` takes one step, ``state`` and ``load`` stop it and let it go on, ``concept`` is the result.
+    """A training run: ``advance`` takes one step, ``state`` and ``load`` stop it and let it go on, ``concepts`` is the result.
 
     ``earlier`` are the concepts that the method learns after, ``start`` is one to go on from. ``warnings`` collects what a person should
     know about the run.
@@ -50,11 +51,10 @@ class Trainer:
         self.backbone, self.task, self.config = backbone, task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
         config = self.config
-        words = self.method.words(task.name, task.class_word)
-        captions, self.warnings = concept_captions(data.captions, task.class_word, words, task.name)
+        captions, self.warnings = joint_captions(data.captions, task.concepts, self.method.words_by_name(task))
         self.batches = Batches(backbone, data, captions, config.wording, str(config.seed))
         prior = task.prior if config.prior else None
-        plain = [caption or task.class_word for caption in prior.captions] if prior else []
+        plain = [caption or task.plain for caption in prior.captions] if prior else []
         self.prior = prior and Batches(backbone, prior, plain, config.wording, f"{config.seed}/prior")
         generator = torch.Generator().manual_seed(config.seed)
         self.learner: Any = self.method.make_learner(backbone, task, earlier, generator)
@@ -207,15 +207,22 @@ class Trainer:
         self.learner.load(tensors, facts)
 
     def concept(self) -> Concept:
-        """Returns what was learned so far."""
+        """Returns what was learned so far of the task's first concept."""
+        return self.concepts()[0]
+
+    def concepts(self) -> list[Concept]:
+        """Returns what was learned so far of every concept of the task."""
         recent = self.losses[-50:]
         count = {"templates": len(self.config.templates), "pictures": len(self.batches.data), "loss": sum(recent) / max(1, len(recent))}
-        return Concept(
-            name=self.task.name,
-            class_word=self.task.class_word,
-            architecture=self.backbone.architecture,
-            fingerprint=self.backbone.fingerprint,
-            task=self.number,
-            training=flat_settings(self.config, self.method) | count,
-            **self.learner.concept_parts(),
-        )
+        return [
+            Concept(
+                name=name,
+                class_word=self.task.concepts[name],
+                architecture=self.backbone.architecture,
+                fingerprint=self.backbone.fingerprint,
+                task=self.number,
+                training=flat_settings(self.config, self.method) | count,
+                **parts,
+            )
+            for name, parts in self.learner.parts_by_name().items()
+        ]

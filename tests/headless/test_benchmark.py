@@ -27,9 +27,10 @@ from cidm_ops.lowrank import LowRank
 from cidm_ops.method.continual import ElasticWeights, SelfRegularised, name_factors
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, encode
+from cidm_ops.painting.config import EVERYWHERE, SCOPES
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.painting.sampling import sample
-from cidm_ops.painting.scope import EVERYWHERE, SCOPES, acting_at, limit_to_scope, scope_of, token_masks
+from cidm_ops.painting.scope import acting_at, limit_to_scope, scope_of, token_masks
 from cidm_ops.training.captions import TEMPLATES
 from cidm_ops.training.methods import baselines
 from cidm_ops.training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora

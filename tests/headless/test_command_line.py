@@ -1,15 +1,18 @@
 """`cidm`: learn, list and paint on the user's own base and pictures; an input that cannot work is one line and exit code 2."""
 
+import inspect
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cidm_ops.__main__ import main
+from cidm_ops.__main__ import arguments, main
+from cidm_ops.cli.bench import BENCHES, given
 
 
 def photos(folder: Path, captions: list[str]) -> Path:
@@ -51,6 +54,15 @@ def learned(tiny_sd1, tmp_path_factory) -> Path:
 @pytest.fixture
 def bank(learned, tmp_path) -> Path:
     return Path(shutil.copytree(learned, tmp_path / "bank"))
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_a_bench_starts_without_an_option_and_keeps_what_is_done_where_its_help_says(name):
+    run = inspect.signature(import_module(f"cidm_ops.benchmarks.speed.{name}").run)
+    alone = run.bind(**given(arguments().parse_args(["bench", name])))
+    alone.apply_defaults()
+    if "folder" in alone.arguments and name != "routing":
+        assert alone.arguments["folder"] == Path("runs") / name
 
 
 def test_the_list_is_in_the_order_learned(cidm, bank):

@@ -11,12 +11,12 @@ from cidm_ops.__main__ import main
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load
-from cidm_ops.method.infusion import STREAMS
 from cidm_ops.method.regions import RegionMask
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.compose import AggregationConfig, ParsedPrompt, compose, encode, mix, residual_masks, row_plan
+from cidm_ops.painting.config import STREAMS, ResidualConfig
 from cidm_ops.painting.paint import SamplingConfig, paint, predictor, unit_noise
-from cidm_ops.painting.scene import ResidualConfig, Scene
+from cidm_ops.painting.scene import Scene
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.method import Batch
 from cidm_ops.training.methods import configure

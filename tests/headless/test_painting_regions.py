@@ -12,8 +12,8 @@ from cidm_ops.method.boxes import read_region
 from cidm_ops.method.regions import NOWHERE, RegionMask
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import compose_regions
+from cidm_ops.painting.config import PRESETS, NoiseEstimation
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
-from cidm_ops.painting.scene import PRESETS, NoiseEstimation
 
 BANK = "cidm_ops/doodle/ten"
 HALVES = [read_region("0,0,0.5,1: a <dog> in the snow"), read_region("0.5,0,1,1: a <cat> in the snow")]

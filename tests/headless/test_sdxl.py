@@ -52,9 +52,7 @@ def test_the_groups_of_a_word(backbone):
 def test_a_concept_is_learned_for_both_encoders(backbone, tmp_path, groups, rows):
     bank, concept, _, _ = learn(tmp_path, backbone, recipe=RECIPE.update(groups=groups))
     assert {e: tuple(t.shape) for e, t in concept.tokens.items()} == {"clip_l": (2, rows, 32), "clip_g": (2, rows, 48)}
-    assert load_concept(bank.file("rex")).tables()["<rex.1>"].layers == row_of_layer(
-        backbone.family, list(backbone.cross_attention), groups
-    )
+    assert load_concept(bank.file("rex")).tables["<rex.1>"].layers == row_of_layer(backbone.family, list(backbone.cross_attention), groups)
     first = concept.tokens["clip_g"]
     assert (first[0] - first[0, :1]).abs().max() > 0 or rows == 1, "the rows of the second encoder did not learn"
 

@@ -5,8 +5,9 @@ import random
 import subprocess
 import textwrap
 
-from cidm_ops.engines.tokenizer import clip_bpe, tokenize
-from cidm_ops.models.clip import END, START
+from cidm_ops.engines.tokenizer import clip_bpe, token_ids, tokenize
+from cidm_ops.models.clip import END, PLACEHOLDERS, START
+from cidm_ops.tokens import concept_words, hide
 
 TEXTS = [
     "",
@@ -79,3 +80,17 @@ def test_long_text_goes_on_in_the_next_row():
 
 def test_no_text_is_one_empty_row():
     assert tokenize("").tolist() == [[START] + [END] * 76]
+
+
+def test_every_placeholder_is_one_token_of_its_id():
+    around = token_ids("a , .")
+    for word, number in PLACEHOLDERS.items():
+        assert token_ids(f"a {word} , .") == [around[0], number, *around[1:]], word
+    assert len(set(PLACEHOLDERS.values())) == len(PLACEHOLDERS)
+
+
+def test_thirty_concepts_of_three_words_stand_in_one_prompt():
+    words = [word for i in range(30) for word in concept_words(f"bear{i}", "teddy bear")]
+    text, hidden = hide(" and ".join(words), words, PLACEHOLDERS)
+    assert list(hidden.values()) == words
+    assert [token for token in token_ids(text) if token in hidden] == list(hidden)

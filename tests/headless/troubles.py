@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 from cidm_ops.backbone import Backbone  # noqa: E402
 from cidm_ops.bank.bank import Bank  # noqa: E402
-from cidm_ops.bank.files import write_picture  # noqa: E402
+from cidm_ops.bank.formats import write_picture  # noqa: E402
 from cidm_ops.doodle.concepts import CONCEPTS  # noqa: E402
 from cidm_ops.doodle.world import Scene, arrange, render  # noqa: E402
 from cidm_ops.engines.diffusers import load  # noqa: E402
@@ -44,10 +44,6 @@ def in_one_place() -> tuple[Dataset, TrainingConfig]:
 
 def with_rates_of_sd15() -> tuple[Dataset, TrainingConfig]:
     return training_pictures(CONCEPTS["dog"]), RECIPE.update(lr=1e-4, lr_tokens=1e-3)
-
-
-def with_too_high_rates() -> tuple[Dataset, TrainingConfig]:
-    return training_pictures(CONCEPTS["dog"]), RECIPE.update(lr=4e-2, lr_tokens=1e-1)
 
 
 def with_the_hat_in_captions() -> tuple[Dataset, TrainingConfig]:
@@ -102,7 +98,6 @@ TROUBLES: dict[str, tuple[str, str, dict[str, tuple[Fault | None, float]]]] = {
         },
     ),
     "sizes": ("Pictures of 32 x 32 pixels", "dog", {"learned so": (from_tiny_pictures, 1.0), "of 128 x 128": (None, 1.0)}),
-    "rates": ("Rates ten times too high", "dog", {"learned so": (with_too_high_rates, 1.0), "rates at 0": (None, 1.0)}),
 }
 
 

@@ -13,6 +13,7 @@ PARTS = (
     "inside_painting",
     "inside_regions",
     "inside_infusion",
+    "inside_weaving",
     "inside_scores",
     "inside_transformers",
     "inside_conditionings",

@@ -14,10 +14,9 @@ from comfy.ldm.modules.attention import optimized_attention
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.concept_text import ConceptText
-from pack.cidm_ops.method.infusion import STREAMS
 from pack.cidm_ops.method.regions import RegionMask
 from pack.cidm_ops.painting.compose import AggregationConfig, compose, mix, residual_masks
-from pack.cidm_ops.painting.scene import ResidualConfig
+from pack.cidm_ops.painting.config import STREAMS, ResidualConfig
 from pack.cidm_ops.painting.scene import Scene as Scene_
 from pack.cidm_ops.row_plan import RowPlan
 from pack.cidm_ops.training.methods import configure

@@ -34,9 +34,9 @@ def the_method_that_a_test_registers_is_trained_by_the_nodes_and_painted():
         parts, bank = doodle(), Bank(Path(folder) / "bank")
         given = {"preview_every": 2, "preview_prompt": "a <rex>"}
         task = train.task_of(" rex ", "dog", configure("inversion", steps=3, lr=0.5), given)
-        learned = train.learn(NODE, train.backbone_of(*parts), bank, data_of("dog"), task, given)
+        (learned,) = train.learn(NODE, train.backbone_of(*parts), bank, data_of("dog"), task, given)
         assert learned.bank.names == ["rex"] and not checkpoint_file(bank, "rex").exists() and len(learned.losses) == 3
-        again = train.learn(NODE, train.backbone_of(*parts), bank, data_of("dog"), task, given)
+        (again,) = train.learn(NODE, train.backbone_of(*parts), bank, data_of("dog"), task, given)
         assert again.losses == learned.concept.training["losses"], "the same task again learns nothing"
         model, clip, _ = parts
         mixture = mix(host.ComfyBackbone(model, clip), learned.bank, "a <rex> on the beach")

@@ -10,6 +10,7 @@ from inside import RESULTS, data_of, doodle, doubled, equal, host, near, plain, 
 import comfy.controlnet
 import comfy.hooks
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.sample
 import comfy.sd
 import comfy.utils
@@ -21,10 +22,11 @@ from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.causal import linear_layers
 from pack.cidm_ops.lowrank import LowRank
-from pack.cidm_ops.method.aggregation import MODES
 from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.painting.compose import AggregationConfig, mix
-from pack.cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, token_masks
+from pack.cidm_ops.painting.config import MODES, WORDS, WORDS_AND_END
+from pack.cidm_ops.painting.scope import acting_at, token_masks
+from pack.cidm_ops.painting.texts import kept_text
 from pack.cidm_ops.training.methods import configure
 from pack.cidm_ops.training.task import Task, learn_into
 from pack.nodes import native, patches
@@ -311,6 +313,37 @@ def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader(
         for encoder in (clip, ours):  # the factors act once
             near(patches.conditioning(encoder, [mixture])[0][0], positive[0][0])
         equal(plain(clip, "an ohwx dog")[0][0], plain(native.clip(), "an ohwx dog")[0][0])
+
+
+def the_kept_texts_are_those_of_the_text_encoder_as_it_is():
+    model, clip, _ = doodle()
+    layer = clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].mlp.fc1
+    skipped, patched, injected = (clip.clone() for _ in range(3))
+    skipped.clip_layer(-2)
+    patched.add_patches({"clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight": ("diff", (torch.ones_like(layer.weight),))})
+
+    def inject(patcher):
+        forward = layer.forward
+        layer.forward = lambda x: 2 * forward(x)
+
+    def eject(patcher):
+        del layer.forward
+
+    injected.patcher.set_injections("twice", [comfy.patcher_extension.PatcherInjection(inject, eject)])  # as a LoRA in bypass mode does
+
+    def text(clip):
+        return kept_text(host.ComfyText(clip), "a dog").states
+
+    first = text(clip)
+    assert text(clip.clone()) is first, "it is looked up"
+    for changed in (skipped, patched, injected):
+        assert float((text(changed) - first).abs().max()) > 1e-3
+        near(text(changed)[0], changed.encode_from_tokens(changed.tokenize("a dog")))
+        assert text(clip) is first
+    assert not first.is_inference(), "training reads it too"
+    # without a model all layers read one text, whatever was encoded for its layers before
+    assert kept_text(host.ComfyBackbone(model, clip), "a cat").context.shape[1] == 7
+    assert kept_text(host.ComfyText(clip), "a cat").context.shape[1] == 1
 
 
 def control_net(seed=0):

@@ -18,7 +18,7 @@ from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from pack.cidm_ops.painting.compose import AggregationConfig, compose, compose_regions, mix
-from pack.cidm_ops.painting.scene import PRESETS, NoiseEstimation, ResidualConfig
+from pack.cidm_ops.painting.config import PRESETS, NoiseEstimation, ResidualConfig
 from pack.cidm_ops.painting.state import RunState
 from pack.nodes import patches, scenes
 from safetensors.torch import save_file

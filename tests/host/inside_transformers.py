@@ -320,6 +320,10 @@ def the_rest_is_refused_by_name():
         routed = call("CIDMAggregationSettings", path="routed")
         refused("do not work on Flux.1 yet", "CIDMAggregate", **given, text="a <rex>", settings=routed)
         refused("this model is Flux.1, which takes concepts in its weights alone", "CIDMAggregateBatch", **given, texts="a <rex>")
+        text, latent, sigmas = [[torch.zeros(1, 4, TEXT), {}]], {"samples": torch.ones(1, 16, 8, 8)}, torch.tensor([0.9, 0])
+        picture = {"conditioning": text, "latent": latent, "sigmas": sigmas}
+        refused("Flux.1, which takes concepts in its weights alone", "CIDMInvertPicture", model=model_of("Flux"), **picture)
+        refused("training, regions, weaving, Infusion", "CIDMWeave", **given, trajectory=None, text="snow")
         refused("this model is chroma-2+2x64", "CIDMAggregate", **given | {"model": model_of("Chroma")}, text="a <rex>")
         refused("learned on flux1-2+2x64", "CIDMAggregate", **given | dict(zip(("model", "clip"), doodle(), strict=False)), text="a <rex>")
 

@@ -23,9 +23,10 @@ NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "DatasetFromFolder",
     "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EncodePrompt", "ExpandBank",
     "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept", "Infusion", "InspectFile",
-    "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions", "Presence", "PreviewDataset", "References",
-    "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
-    "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainingSettings", "Wasserstein",
+    "InvertPicture", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint", "PaintRegions", "Presence", "PreviewDataset",
+    "References", "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview",
+    "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether",
+    "TrainingSettings", "Wasserstein", "Weave",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
@@ -174,7 +175,7 @@ def brought(server, text):
             step.update(node("CIDMDoodleTowers"))
         elif kind == "CIDMOpenBank" and given["name"] == "my_concepts":
             step.update(node("CIDMDoodleBank", name="my_concepts"))
-        elif kind in ("CIDMTrainConcept", "CIDMTrainInfusion", "KSampler", "CIDMFisherDivergence"):
+        elif kind in ("CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler", "CIDMFisherDivergence"):
             given["steps"] = 3
         elif kind == "CIDMLoadConceptImages":
             given["size"] = 128

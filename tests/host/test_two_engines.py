@@ -10,10 +10,13 @@ from cidm_ops.adapters import attach
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.boxes import read_region
+from cidm_ops.method.regions import RegionMask
 from cidm_ops.painting.compose import ParsedPrompt, compose, compose_regions, encode, mix
+from cidm_ops.painting.config import WeaveConfig
 from cidm_ops.painting.paint import SamplingConfig, paint_latents, predictor, unit_noise
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scene import Scene
+from cidm_ops.painting.weaving import invert_picture, noise_of, template_of
 
 
 def test_the_latents_agree(results, inside):
@@ -49,5 +52,21 @@ def test_the_latents_of_infusion_agree(results, inside):
     with torch.no_grad():
         latents = sample(backbone, context, negative, unit_noise(backbone.family, 1, 1, 128, 128), steps=10, guidance=4.0, predict=predict)
     difference = float((latents - load_file(inside / "infused.safetensors")["latents"]).abs().max())
+    print(f"largest difference in the latent: {difference:.2e}")
+    assert difference < 1e-4
+
+
+def test_the_latents_of_a_woven_template_agree(results, inside):
+    assert not results["the_weaving_of_both_engines_is_the_same"]
+    backbone, bank, host = load("doodle", dtype=torch.float64), Bank(inside / "woven"), load_file(inside / "woven.safetensors")
+    picture = invert_picture(backbone, encode(backbone, ParsedPrompt("a dog and a cat in the snow")), host["clean"], 4)
+    template = template_of(backbone, picture, WeaveConfig(suppression=0.2))
+    left, right = torch.zeros(2, 16, 16)
+    left[4:, :8], right[4:, 8:] = 1, 1
+    regions = [("a <rex> in the snow", RegionMask(left)), ("a <tom> in the snow", RegionMask(right))]
+    composition = compose_regions(backbone, bank, "in the snow", regions)
+    noise = noise_of(picture.trajectory, backbone.schedule)
+    latents = paint_latents(backbone, composition, noise, SamplingConfig(4, 3.0, template=template))
+    difference = float((latents - host["woven"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-4

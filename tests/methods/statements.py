@@ -15,8 +15,8 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.regions import RegionMask
 from cidm_ops.painting.compose import AggregationConfig, compose_regions
+from cidm_ops.painting.config import EVERYWHERE
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
-from cidm_ops.painting.scope import EVERYWHERE
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.config import TrainingConfig
 from cidm_ops.training.dataset import Dataset

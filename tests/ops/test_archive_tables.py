@@ -15,7 +15,7 @@ from cidm_ops.bank.archive import compress_bank, expand_into, save_compressed
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.compress import compress
 from cidm_ops.bank.concept_file import checksum
-from cidm_ops.bank.files import packed
+from cidm_ops.bank.formats import packed
 
 COUNT = 600
 VALUES = (

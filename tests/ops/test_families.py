@@ -24,8 +24,9 @@ from cidm_ops.method.aggregation import aggregate, route, table
 from cidm_ops.method.infusion import residual_layers
 from cidm_ops.models.family import Architecture, Blocks, Encoder, Family, Linear, LoraFiles, Sublayer, families, family_of, forget, register
 from cidm_ops.models.sd import DOODLE, SD1, SDXL
+from cidm_ops.painting.config import WORDS, WORDS_AND_END
 from cidm_ops.painting.paint import unit_noise
-from cidm_ops.painting.scope import WORDS, WORDS_AND_END, acting_at, limit_to_scope, token_masks
+from cidm_ops.painting.scope import acting_at, limit_to_scope, token_masks
 from cidm_ops.painting.weights import weights
 from cidm_ops.schedule import Schedule
 from cidm_ops.tokens import hide, positions_of, stand_for

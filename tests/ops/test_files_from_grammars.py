@@ -135,7 +135,7 @@ NAMED = st.one_of(
         "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.lora_B.bias", "lora_unet_down_blocks_77_resnets_0_conv1.alpha",
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", "controlnet.x.weight", "unet.conv_in.base_layer.weight",
     ]),
-    st.from_regex(r"[a-z]{2,8}\.[a-z]{2,8}", fullmatch=True),
+    st.from_regex(r"[a-z]{2,8}\.[a-z]{2,8}(?<!\.bm)(?<!\.rescale)", fullmatch=True),  # parts of GLoRA and of OFT are refused
 )  # fmt: skip
 REFUSED = {
     "no sum": [

@@ -11,7 +11,8 @@ from test_manage import LAYER, filled, small
 from cidm_ops.bank import files
 from cidm_ops.bank import index as index_file
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept_file import read_header, save_concept
+from cidm_ops.bank.concept_file import save_concept
+from cidm_ops.bank.header import read_header
 from cidm_ops.bank.index import INDEX
 
 

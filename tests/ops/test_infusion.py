@@ -24,8 +24,9 @@ from cidm_ops.method.infusion import (
     residual_layers,
 )
 from cidm_ops.models.sd import SD1
+from cidm_ops.painting.config import ResidualConfig
 from cidm_ops.painting.rows import Job, Row
-from cidm_ops.painting.scene import ResidualConfig, Scene
+from cidm_ops.painting.scene import Scene
 from cidm_ops.painting.state import RunState
 from cidm_ops.painting.unet_call import UnetCall
 from cidm_ops.row_plan import RowPlan, TokenResidual

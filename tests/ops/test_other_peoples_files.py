@@ -326,6 +326,14 @@ def test_rows_that_the_base_cannot_read_are_named(tmp_path):
     )
 
 
+def test_words_beside_what_no_concept_holds_are_read_and_the_rest_is_named(tmp_path):
+    reading = read({"clip_l": L, "unet.conv_norm_out.diff": torch.zeros(2)}, tmp_path)
+    assert torch.equal(reading.concept.tokens["clip_l"][:, 0], L) and {*reading.unused} == {"unet.conv_norm_out.diff"}
+    assert any("'unet.conv_norm_out.diff'" in said for said in reading.warnings)
+    with pytest.raises(ValueError, match="Flux.2"):
+        read({"clip_l": L} | kohya("double_stream_modulation_img.lin", *pair()), tmp_path)
+
+
 # -- sizes ----------------------------------------------------------------------------------------------------------------------------
 
 MIDDLE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"

@@ -13,7 +13,8 @@ from cidm_ops.bank import bank as bank_file
 from cidm_ops.bank import files, manage
 from cidm_ops.bank import index as index_file
 from cidm_ops.bank.bank import Bank
-from cidm_ops.bank.concept_file import load_concept, read_header, save_concept
+from cidm_ops.bank.concept_file import load_concept, save_concept
+from cidm_ops.bank.header import read_header
 from cidm_ops.measure.cards import bank_table
 
 

@@ -42,7 +42,7 @@ def test_a_checkpoint_of_the_reference_becomes_a_concept(tmp_path):
     assert warnings == ["the words <dog1> <dog2> are now <dog.1> <dog.2>"]
     bank, _, _ = import_into(Bank(tmp_path / "bank"), tmp_path / "edlora_model-latest.pth")
     assert bank.read("a <dog>").text == "a <dog.1> <dog.2>"
-    assert torch.equal(bank.get("dog").tables()["<dog.2>"].rows["clip_l"], concept.tokens["clip_l"][1])
+    assert torch.equal(bank.get("dog").tables["<dog.2>"].rows["clip_l"], concept.tokens["clip_l"][1])
 
 
 def test_words_of_two_encoders_are_sdxl(tmp_path):

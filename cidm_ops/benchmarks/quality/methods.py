@@ -8,9 +8,8 @@ import torch
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...method.aggregation import MODES
 from ...painting.compose import ConceptMix
-from ...painting.scope import BY_KIND, EVERYWHERE, WORDS_AND_END
+from ...painting.config import BY_KIND, EVERYWHERE, MODES, WORDS_AND_END
 from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod

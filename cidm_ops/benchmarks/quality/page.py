@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...bank.files import write_picture
+from ...bank.formats import write_picture
 from ...bank.picture_file import open_picture
 from ...measure.interval import Interval, mean_interval
 from ...measure.plots import interval_plot

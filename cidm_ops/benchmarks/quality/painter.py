@@ -9,9 +9,9 @@ from torch import Tensor
 from ...backbone import Backbone
 from ...evaluation.protocol import SampleSettings
 from ...painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, scene_beside
+from ...painting.config import BY_KIND
 from ...painting.paint import predictor
 from ...painting.sampling import Predict, sample
-from ...painting.scope import BY_KIND
 from ...tokens import join
 
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from ...bank.bank import Bank
 from ...bank.concept import Concept
-from ...bank.files import write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_picture
 from ...engines.parts import PartsJudge, fingerprint_of
 from ...evaluation.parts import identity_by_parts, is_flat, judged, look_of
 from ...measure.report import to_pixels

@@ -15,6 +15,7 @@ import torch
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.benchmarks.speed.timing import figures, interleave, ratio
 from pack.cidm_ops.painting.compose import mix
+from pack.cidm_ops.painting.texts import CONCEPTS, TEXTS
 from pack.nodes import patches
 from pack.nodes.host import ComfyBackbone
 
@@ -23,6 +24,17 @@ ROUNDS, PIXELS = map(int, ARGUMENTS[3:])
 TEN = " and ".join(f"a <c{i}>" for i in range(1, 11)) + " on the beach"
 FOUR = [f"a <c{i}> on the beach" for i in range(1, 5)]
 THREE = "a <c1> and a <c2> and a <c3>"
+
+
+def anew(call):
+    """Return the call as it is when no text and no concept was kept before."""
+
+    def called():
+        TEXTS.clear()
+        CONCEPTS.clear()
+        call()
+
+    return called
 
 
 def main():
@@ -58,11 +70,11 @@ def main():
             patched = patches.with_concepts(backbone, [mix(backbone, bank, prompt)])
             comfy.model_management.load_models_gpu([patched])
 
-        done = interleave({"aggregate": aggregate, "encode": lambda: patches.conditioning(clip, [ten])}, 2 * ROUNDS)
+        done = interleave({"aggregate": anew(aggregate), "encode": anew(lambda: patches.conditioning(clip, [ten]))}, 2 * ROUNDS)
         named = interleave(
             {
-                "three_of_1000": lambda: patches.with_concepts(backbone, [mix(backbone, bank, THREE)]),
-                "three_of_3": lambda: patches.with_concepts(backbone, [mix(backbone, small, THREE)]),
+                "three_of_1000": anew(lambda: patches.with_concepts(backbone, [mix(backbone, bank, THREE)])),
+                "three_of_3": anew(lambda: patches.with_concepts(backbone, [mix(backbone, small, THREE)])),
             },
             4 * ROUNDS,
         )

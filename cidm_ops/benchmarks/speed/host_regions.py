@@ -22,7 +22,7 @@ from pack.cidm_ops.benchmarks.speed.timing import figures, peak_memory, ratio
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.painting.compose import compose_regions
-from pack.cidm_ops.painting.scene import NoiseEstimation
+from pack.cidm_ops.painting.config import NoiseEstimation
 from pack.nodes import native
 from pack.nodes.host import ComfyBackbone
 from pack.nodes.patches import in_regions

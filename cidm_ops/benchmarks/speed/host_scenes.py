@@ -27,8 +27,8 @@ from pack.cidm_ops.measure.scores import embed, text_alignment
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.painting.compose import compose_regions, mix
+from pack.cidm_ops.painting.config import PRESETS
 from pack.cidm_ops.painting.paint import unit_noise
-from pack.cidm_ops.painting.scene import PRESETS
 from pack.nodes import native, patches
 from pack.nodes.host import ComfyBackbone
 from PIL import Image

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from ...adapters import attach
 from ...bank.bank import Bank
-from ...bank.files import write_array, write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_array, write_picture
 from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.figures import COLOURS, individual, plain
 from ...doodle.style import PLACES
@@ -70,7 +71,7 @@ STEPS = 15  # of the sampler
 LEVELS, DIVERGING = 10, 4  # noise levels, and pictures of each prompt, that the divergence is over
 
 
-def run(folder: Path, seeds: int = 13) -> dict[str, Any]:
+def run(folder: Path = Path("runs/infusion"), seeds: int = 13) -> dict[str, Any]:
     """Measure each side, the base included: ``place`` and ``side`` are the share of pictures that obey what the prompt says of them, with
     the bootstrap interval's ``_low`` and ``_high``; ``ia`` with held-out renderings of the concept; ``coat``, the distance of the coat's
     colour from the concept's (RGB, 0..255). ``w2_mean`` and ``w2_covariance`` are the terms of W2^2 between these pictures' embeddings and

@@ -12,7 +12,7 @@ from typing import Any
 from ...engines.diffusers import load
 from ...engines.towers import load_tower
 from ...method.consolidation import MODES
-from ...painting.scope import BY_KIND
+from ...painting.config import BY_KIND
 from ..quality.figures import figures, overlap, row_of
 from ..quality.methods import Method
 from ..quality.protocol import Bench, run_all
@@ -22,7 +22,7 @@ from .timing import machine
 TRAININGS = {mode: mode for mode in MODES} | {"off": "apart"}
 
 
-def run(folder: Path, seeds: int = 3, modes: Sequence[str] = MODES) -> dict[str, Any]:
+def run(folder: Path = Path("runs/modes"), seeds: int = 3, modes: Sequence[str] = MODES) -> dict[str, Any]:
     """Measure each mode: ``ia``, ``ta`` and ``forgetting`` with their intervals, ``_released`` with that routing, and ``overlap``, the mean
     cosine of the angles between what two concepts write, over pairs and layers.
     """

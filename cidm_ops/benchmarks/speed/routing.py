@@ -9,8 +9,8 @@ from typing import Any
 from ...bank.bank import Bank
 from ...doodle.files import TEN
 from ...evaluation.doodle import PLACES, DoodleBench, scene
-from ...method.aggregation import MODES
 from ...painting.compose import AggregationConfig, mix
+from ...painting.config import MODES
 from .timing import machine
 
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from ...bank.files import write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_picture
 from ...engines.doodle import DoodleReader
 from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
@@ -24,7 +25,7 @@ SHOWN = 6  # scenes on the sheet
 CAPTIONS = "captions.safetensors"
 
 
-def run(comfy: Path, folder: Path, scenes: int = 200, seeds: int = 3, ways: Sequence[str] = WAYS) -> dict[str, Any]:
+def run(comfy: Path, folder: Path = Path("runs/scenes"), scenes: int = 200, seeds: int = 3, ways: Sequence[str] = WAYS) -> dict[str, Any]:
     """Paint scenes and score each way by the number of concepts: ``present`` is the share of concepts that are the nearest of the ten, and
     of empty places, to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness
     in its box; ``ta``, the text alignment of the whole picture; ``_alike``: of scenes with two of one class; ``_interval``: half the 95 %

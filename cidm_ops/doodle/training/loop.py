@@ -19,7 +19,8 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ...bank.files import packed, write_atomically
+from ...bank.files import write_atomically
+from ...bank.formats import packed
 from ...text_file import read_json
 from ...training.memory import has_bf16
 from ...training.stops import hold_signals, keep_together

@@ -11,7 +11,8 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...bank.files import write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_picture
 from ...engines.diffusers import fastest_device, load
 from ...engines.parts import PARTS, Reading, labels_of, load_judge, right_parts
 from ...engines.towers import load_tower

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...backbone import Backbone
-from ...bank.files import write_atomically, write_picture
+from ...bank.files import write_atomically
+from ...bank.formats import write_picture
 from ...engines.diffusers import load
 from ...measure.report import from_pixels, to_pixels
 from ...painting.sampling import sample

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from ...bank.files import write_array, write_atomically
+from ...bank.files import write_atomically
+from ...bank.formats import write_array
 from ...measure.report import from_pixels
 from ..figures import individual
 from ..style import Style, common_style

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...bank.files import write_array, write_atomically
+from ...bank.files import write_atomically
+from ...bank.formats import write_array
 
 CHUNK = 250
 Draw = Callable[[int], np.ndarray]

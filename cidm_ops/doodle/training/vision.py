@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ...bank.files import write_array
+from ...bank.formats import write_array
 from ...measure.report import from_pixels
 from ..figures import FIGURES, individual
 from ..files import VISION_CONFIG

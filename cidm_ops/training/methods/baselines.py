@@ -5,7 +5,7 @@ concept's file holds its own words and the shared LoRA as it was after its task.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...backbone import Backbone
 from ...bank.concept import Concept
-from ...bank.files import packed, write_atomically
+from ...bank.files import write_atomically
+from ...bank.formats import packed
 from ...lowrank import Stack
 from ...method.aggregation import spoken_as, tables_of
 from ...method.consolidation import Consolidation
@@ -40,7 +41,7 @@ class SequentialLora(Cidm):
     """Sequential fine-tuning: each task goes on from the factors of the one before."""
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
-        words = self.words(task.name, task.class_word)
+        words = self.words_by_name(task)
         return continue_from(CidmLearner(backbone, task, words, [], generator, Consolidation()), earlier)
 
 
@@ -52,7 +53,7 @@ class ElasticLora(Cidm):
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
         held = ElasticWeights([load_file(self.folder / f"{concept.name}.safetensors") for concept in earlier])
-        return continue_from(CidmLearner(backbone, task, self.words(task.name, task.class_word), [], generator, held), earlier)
+        return continue_from(CidmLearner(backbone, task, self.words_by_name(task), [], generator, held), earlier)
 
     def finish(self, trainer: Trainer) -> None:
         """Writes the diagonal of the Fisher information of a task: squared gradients of single pictures."""
@@ -73,13 +74,15 @@ class DistilledLora(Cidm):
     """LwF (Li & Hoiem 2016) has prompts of earlier concepts answered on the new pictures as they were before this task."""
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
-        return continue_from(DistilledLearner(backbone, task, self.words(task.name, task.class_word), earlier, generator), earlier)
+        return continue_from(DistilledLearner(backbone, task, self.words_by_name(task), earlier, generator), earlier)
 
 
 class DistilledLearner(CidmLearner):
     """A learner that also answers as the factors ``before`` its task did; those act instead of its own while ``as_before`` is set."""
 
-    def __init__(self, backbone: Backbone, task: Task, words: Sequence[str], earlier: Sequence[Concept], generator: torch.Generator):
+    def __init__(
+        self, backbone: Backbone, task: Task, words: Mapping[str, Sequence[str]], earlier: Sequence[Concept], generator: torch.Generator
+    ):
         super().__init__(backbone, task, words, [], generator, Consolidation())
         self.earlier = list(earlier)
         self.before = {n: f.to(backbone.device) for n, f in earlier[-1].factors.items()} if earlier else {}
@@ -127,5 +130,5 @@ class SelfRegularizedLora(Cidm):
         factors = [concept.factors for concept in earlier]
         stacks = {n: Stack.of([f[n] for f in factors]) for n in (factors[0] if factors else {})}
         below = {n: stack.merge(torch.ones(len(factors))) for n, stack in stacks.items()}
-        words = self.words(task.name, task.class_word)
+        words = self.words_by_name(task)
         return CidmLearner(backbone, task, words, factors, generator, SelfRegularised(factors), below)

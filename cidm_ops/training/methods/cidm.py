@@ -65,6 +65,7 @@ class CidmConfig(MethodConfig):
 
 class CidmLearner(Learner):
     """``tokens[encoder] [k, R, D]`` and ``up, down`` of every target layer; ``layers`` says which of the R rows of a word each layer reads.
+    Concepts that are learned together have words of their own, k in all, and share the factors.
 
     ``earlier`` are the factors that the new ones are kept apart from, by ``regularizer`` if that is given and else by the mode of the
     settings. ``below`` are factors that the concept is learned on top of. Raises ``ValueError`` when the rank is above a layer's width.
@@ -74,7 +75,7 @@ class CidmLearner(Learner):
         self,
         backbone: Backbone,
         task: Task,
-        words: Sequence[str],
+        words: Mapping[str, Sequence[str]],
         earlier: Sequence[Mapping[str, LowRank]],
         generator: torch.Generator,
         regularizer: Consolidation | None = None,
@@ -89,7 +90,8 @@ class CidmLearner(Learner):
         self.layers = row_of_layer(backbone.family, list(backbone.cross_attention), config.groups)
         self.tokens = nn.ParameterDict()
         for encoder in backbone.encoders:
-            rows = first_rows(backbone, task.class_word, encoder, config.init_sigma, generator)[: len(words)]
+            first = [first_rows(backbone, noun, encoder, config.init_sigma, generator) for noun in task.concepts.values()]
+            rows = torch.cat([own[: len(words[name])] for name, own in zip(task.concepts, first, strict=True)])
             self.tokens[encoder] = nn.Parameter(rows[:, None].repeat(1, 1 + max(self.layers), 1))
         frozen = config.mode == "orthogonal"
         if frozen:
@@ -178,6 +180,14 @@ class CidmLearner(Learner):
             "text_factors": self.learned_factors(text=True),
         }
 
+    def parts_by_name(self) -> dict[str, dict[str, Any]]:
+        whole, parts, first = self.concept_parts(), {}, 0
+        for name, words in self.words_of.items():
+            own = slice(first, first + len(words))
+            parts[name] = whole | {"words": words, "tokens": {encoder: rows[own].clone() for encoder, rows in whole["tokens"].items()}}
+            first = own.stop
+        return parts
+
     def tables(self) -> dict[str, Table]:
         return {w: Table({e: t[i] for e, t in self.tokens.items()}, self.layers) for i, w in enumerate(self.words)}
 
@@ -203,7 +213,7 @@ class CidmLearner(Learner):
     def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
         seen = during.enter_context(self.watching(batch.samples))
         told, extra = super().loss(batch, during)
-        return told, self.attention(seen, batch.samples) if seen else extra
+        return told, extra + self.attention(seen, batch.samples) if seen else extra
 
     def watching(self, samples: Sequence[Sample]) -> AbstractContextManager[list[Any]]:
         """Collects the attention of the words if that is regularized and there are masks to do it by."""
@@ -215,9 +225,10 @@ class CidmLearner(Learner):
         """Returns the weighted attention loss of the samples that have masks, summed."""
         total = torch.zeros((), device=self.backbone.device)
         for row, shown in enumerate(samples):
-            positions = positions_of(self.backbone, shown.text, self.words)
-            if shown.mask is not None and positions:
-                total = total + attention_loss(seen, row, positions, shown.mask)
+            for words in self.words_of.values():
+                positions = positions_of(self.backbone, shown.text, words)
+                if shown.mask is not None and positions:
+                    total = total + attention_loss(seen, row, positions, shown.mask)
         return self.settings.attention * total
 
     def regularization(self) -> Tensor:
@@ -241,10 +252,10 @@ class CidmLearner(Learner):
 
 class Cidm(Method):
     name, config, learner = "cidm", CidmConfig, CidmLearner
-    continual = states_all = True
+    continual = joint = states_all = True
 
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
-        return CidmLearner(backbone, task, self.words(task.name, task.class_word), [c.factors for c in earlier], generator)
+        return CidmLearner(backbone, task, self.words_by_name(task), [c.factors for c in earlier], generator)
 
 
 def kaiming(rank: int, width: int, generator: torch.Generator) -> Tensor:

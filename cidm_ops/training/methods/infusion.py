@@ -15,19 +15,11 @@ from ...backbone import Backbone
 from ...bank.concept import Concept
 from ...hub import change_attention
 from ...method.attention import word_attention
-from ...method.infusion import (
-    KEY,
-    STREAMS,
-    VALUE,
-    foundation_anchor,
-    infused_value,
-    infusion,
-    masked_error,
-    residual_layers,
-)
+from ...method.infusion import KEY, VALUE, foundation_anchor, infused_value, infusion, masked_error, residual_layers
+from ...painting.config import STREAMS, ResidualConfig
 from ...painting.paint import predictor
 from ...painting.sampling import Predict
-from ...painting.scene import ResidualConfig, Scene
+from ...painting.scene import Scene
 from ...row_plan import RowPlan, TokenResidual
 from ...tokens import Text, encode_layerwise, stand_for
 from ..captions import INFUSION_TEMPLATES
@@ -65,7 +57,7 @@ class Residuals(Learner):
     leaves what its attention layers make: the customised stream takes that, so its cost is that of an ordinary step and one forward pass.
     """
 
-    def __init__(self, backbone: Backbone, task: Task, words: Sequence[str]):
+    def __init__(self, backbone: Backbone, task: Task, words: Mapping[str, Sequence[str]]):
         super().__init__(backbone, task, words)
         layers: Mapping[str, Any] = backbone.cross_attention
         parts = (VALUE, KEY) if self.settings.stream == "released_code" else (VALUE,)
