@@ -72,7 +72,7 @@ def _psnr(options: argparse.Namespace) -> dict[str, object]:
     found: dict[str, object] = {"renderings": round(float(psnr(reconstruct(vae, held_out), held_out).mean()), 2)}
     by_concept = {}
     for name, concept in CONCEPTS.items():
-        pictures = from_pixels(np.stack([e.picture for e in examples(concept, 16, seed=1)]))
+        pictures = from_pixels(np.stack([e.picture for e in examples(concept, min(16, options.count), seed=1)]))
         by_concept[name] = round(float(psnr(reconstruct(vae, pictures), pictures).mean()), 2)
     found |= {"concepts": by_concept, "ten_concepts": round(float(np.mean([*by_concept.values()])), 2)}
     channels = int(vae.config.latent_channels)
