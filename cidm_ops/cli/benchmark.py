@@ -15,6 +15,7 @@ from .model import load_base
 if TYPE_CHECKING:
     from ..benchmarks.quality.methods import Method, Training
     from ..benchmarks.quality.suite import Suite
+    from ..engines.parts import PartsJudge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=whole(1), help="pictures painted together (default: 20 on Doodle, else 4)")
     parser.add_argument("--bf16", action="store_true", help="paint in bf16, where the machine is made for it")
     parser.add_argument("--vision", default="doodle", help="image tower, as of `cidm evaluate` (default: %(default)s)")
+    parser.add_argument("--judge", type=Path, help="a judge of parts, as of `cidm evaluate`: identity by parts of Doodle's own concepts")
     parser.add_argument("--weight", action="append", default=[], metavar="TRAINING=NUMBER", help="of what a baseline adds to the loss")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe, for all methods but Infusion"
@@ -52,7 +54,8 @@ def run(options: argparse.Namespace) -> None:
     methods, trainings = _methods(options), _trainings(options)
     suite = _suite(options)
     batch = options.batch or (20 if options.suite == "doodle" else 4)
-    bench = Bench(options.folder, suite, options.samples, batch, options.bf16, trainings)
+    judge = _judge(options)
+    bench = Bench(options.folder, suite, options.samples, batch, options.bf16, trainings, judge)
     curves = options.seeds[:1] if options.curves else ()
     run_all(bench, methods, options.seeds, curves)
     rows = {name: row_of(bench, name, method, options.seeds, curves) for name, method in methods.items()}
@@ -88,6 +91,17 @@ def _trainings(options: argparse.Namespace) -> "dict[str, Training]":
             raise ValueError(f"--weight {setting}: expected TRAINING=NUMBER with one of {', '.join(trainings)}")
         trainings[name] = replace(trainings[name], change={**trainings[name].change, "consolidation": float(value)})
     return trainings
+
+
+def _judge(options: argparse.Namespace) -> "PartsJudge | None":
+    """The judge of parts that was given. Raises ``ValueError`` with a suite whose things it does not know."""
+    from ..engines.parts import load_judge
+
+    if options.judge is None:
+        return None
+    if options.suite != "doodle":
+        raise ValueError(f"--judge reads the parts of Doodle's own things, and --suite is {options.suite}: leave one of them out")
+    return load_judge(options.judge)
 
 
 def _suite(options: argparse.Namespace) -> "Suite":

@@ -1,10 +1,12 @@
 """`cidm doodle`: the model that ships with the pack, trained from nothing, and how well it obeys captions."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
-from ..doodle.training.stages import STAGES, STEPS
+from ..doodle.training.stages import MARKED_STAGES, MARKED_STEPS, MEASURES, PREDICTIONS, SEERS, STAGES, STEPS
+from .arguments import whole
 
 
 def add_commands(into: Any) -> None:
@@ -28,8 +30,84 @@ def add_commands(into: Any) -> None:
     judge.add_argument("--pictures", type=int, default=40_000, help="renderings to learn from (default: %(default)s)")
     judge.add_argument("--workers", type=int, default=2, help="processes that render (default: %(default)s)")
     judge.add_argument("--steps", type=int, default=1500, help="training steps of the classifier (default: %(default)s)")
+    judge.add_argument("--base", default="doodle", help="'doodle', or the folder of another Doodle (default: %(default)s)")
     judge.add_argument("--json", type=Path, help="write the figures here too")
     judge.add_argument("--sheet", type=Path, help="save the pictures as one sheet")
+    add_marks(into)
+    add_measure(into)
+    about = (
+        "join the pieces that `cidm doodle marks --pieces` wrote elsewhere, and write the folders that --base, --vision and --judge take"
+    )
+    join = into.add_parser("join", help="put a trained Doodle of marks together from its pieces", description=about)
+    join.set_defaults(run=run_join)
+    join.add_argument("pieces", type=Path, help="the folder with all pieces")
+    join.add_argument("--folder", type=Path, required=True, help="where they are put together")
+    about = "for a blind reading: four pictures of each concept, shuffled and numbered; one rendering of each, under letters; and the key"
+    strips = into.add_parser("strips", help="shuffled pictures of Doodle's concepts, to be put to the right individual", description=about)
+    strips.set_defaults(run=run_strips)
+    strips.add_argument("--base", default="doodle", help="'doodle', or the folder of another Doodle (default: %(default)s)")
+    strips.add_argument("--bank", type=Path, required=True, help="with Doodle's own concepts, learned on that base")
+    strips.add_argument("--seed", type=whole(0), default=0, help="of the order (default: %(default)s)")
+    strips.add_argument("--out", type=Path, required=True, help="folder of the two sheets and the key")
+
+
+def add_marks(into: Any) -> None:
+    """Adds the training of the Doodle of marks."""
+    about = (
+        "train the Doodle of marks from nothing: latents of 16 channels, captions that name marks, a tower and a judge that see them; "
+        "every stage keeps a checkpoint in the folder and goes on from it; what comes of it are FOLDER/base for --base, FOLDER/tower for "
+        "--vision, and FOLDER/result/parts.safetensors for --judge"
+    )
+    marks = into.add_parser("marks", help="train the Doodle of marks; see its own --help", description=about)
+    marks.set_defaults(run=run_marks)
+    marks.add_argument("--folder", type=Path, required=True, help="where renderings, latents, checkpoints and results are kept (7 GB)")
+    marks.add_argument("--stages", nargs="+", choices=MARKED_STAGES, default=list(MARKED_STAGES), help="which of them (default: all)")
+    marks.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time, with a checkpoint; the same goes on")
+    marks.add_argument("--fit", action="store_true", help="as many steps as let all stages end within --minutes, at most those given")
+    marks.add_argument(
+        "--pieces", type=Path, help="write what was made into this folder, in pieces of at most 15 MiB, for `cidm doodle join`"
+    )
+    marks.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
+    marks.add_argument("--workers", type=whole(1), default=os.cpu_count() or 1, help="processes that render (default: %(default)s)")
+    marks.add_argument("--pictures", type=whole(1), default=40_000, help="renderings for all stages but the tower (default: %(default)s)")
+    marks.add_argument("--individuals", type=whole(1), default=8000, help="pairs of twins for the tower (default: %(default)s)")
+    marks.add_argument("--prediction", choices=PREDICTIONS, default=PREDICTIONS[0], help="of the U-Net (default: %(default)s)")
+    marks.add_argument("--gamma", type=float, default=0.0, help="of min-SNR weights; 0: every timestep counts alike (default: %(default)s)")
+    marks.add_argument("--batch", type=whole(1), default=64, help="pictures of a step of the U-Net (default: %(default)s)")
+    marks.add_argument("--lr", type=float, default=1e-3, help="largest learning rate of the U-Net (default: %(default)s)")
+    marks.add_argument(
+        "--painted", type=whole(0), default=4000, help="latents painted for the decoder's last training (default: %(default)s)"
+    )
+    marks.add_argument("--latent-batch", type=whole(2), default=16, help="crops of a step of the autoencoder (default: %(default)s)")
+    marks.add_argument("--latent-noise", type=float, default=0.05, help="that latents bear, of their spread (default: %(default)s)")
+    marks.add_argument("--edge", type=float, default=1.0, help="weight of edges when pictures are compared (default: %(default)s)")
+    marks.add_argument("--seer", choices=SEERS, default=SEERS[0], help="whose layers compare pictures too (default: %(default)s)")
+    marks.add_argument("--perceptual", type=float, default=0.1, help="weight of those layers (default: %(default)s)")
+    for stage, steps in MARKED_STEPS.items():
+        marks.add_argument(f"--{stage}-steps", type=whole(1), default=steps, help="default: %(default)s")
+
+
+def add_measure(into: Any) -> None:
+    """Adds the figures of the Doodle of marks."""
+    about = (
+        "psnr: what the autoencoder keeps of held-out renderings and of the ten concepts, in dB, and whether the judge still sees their "
+        "parts; parts: how sure the judge is on held-out renderings; tower: areas under the curve of one individual against others and "
+        "against its twin, who differs in one mark; captions: which named parts are in what the base paints"
+    )
+    measure = into.add_parser("measure", help="measure a Doodle of marks; see its own --help", description=about)
+    measure.set_defaults(run=run_measure)
+    measure.add_argument("what", choices=MEASURES, help="what to measure")
+    measure.add_argument("--folder", type=Path, default=Path("doodle-marks"), help="of `cidm doodle marks` (default: %(default)s)")
+    measure.add_argument("--count", type=whole(2), default=500, help="held-out pictures or captions (default: %(default)s)")
+    measure.add_argument("--shipped", action="store_true", help="psnr: of the autoencoder that ships")
+    measure.add_argument("--vision", help="tower: as of `cidm evaluate` (default: FOLDER/tower)")
+    measure.add_argument("--base", help="captions: as of `cidm generate` (default: FOLDER/base)")
+    measure.add_argument("--judge", type=Path, help="the judge of parts (default: FOLDER/result/parts.safetensors)")
+    measure.add_argument("--steps", type=whole(1), default=25, help="captions: sampling steps (default: %(default)s)")
+    measure.add_argument("--guidance", type=float, default=5.0, help="captions: classifier-free guidance (default: %(default)s)")
+    measure.add_argument("--batch", type=whole(1), default=25, help="captions: pictures painted together (default: %(default)s)")
+    measure.add_argument("--sheet", type=Path, help="captions: save the first 24 beside exact renderings")
+    measure.add_argument("--json", type=Path, help="write the figures here too")
 
 
 def run_training(options: argparse.Namespace) -> None:
@@ -42,3 +120,33 @@ def run_judge(options: argparse.Namespace) -> None:
     from ..doodle.training.obedience import judge
 
     judge(options)
+
+
+def run_marks(options: argparse.Namespace) -> None:
+    from ..doodle.training.marks import train
+
+    if options.fit and options.minutes == float("inf"):
+        raise ValueError("--fit needs a time: give --minutes")
+    train(options)
+
+
+def run_measure(options: argparse.Namespace) -> None:
+    from ..doodle.training.measures import measure
+
+    measure(options)
+
+
+def run_join(options: argparse.Namespace) -> None:
+    from ..doodle.training.marks import assemble
+
+    for made in assemble(options.pieces, options.folder):
+        print(made)
+
+
+def run_strips(options: argparse.Namespace) -> None:
+    from ..bank.bank import Bank
+    from ..evaluation.blind import write_strips
+    from ..evaluation.doodle import DoodleBench
+
+    key = write_strips(DoodleBench(options.base), Bank(options.bank), options.out, options.seed)
+    print(f"{len(key)} pictures in {options.out / 'pictures.png'}; read them beside individuals.png before key.json")

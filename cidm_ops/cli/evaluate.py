@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vision", default="doodle", help="image tower: 'doodle', a transformers folder, a .safetensors of CLIP (default: %(default)s)"
     )
+    parser.add_argument(
+        "--judge", type=Path, help="a judge of parts, as `cidm doodle marks` writes it: identity by parts of Doodle's own concepts"
+    )
     parser.add_argument("--samples", type=whole(1), default=50, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=50, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: 7.5, of Doodle 2)")
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Paints what is missing, embeds what was not seen before, writes the report and prints the table."""
     from ..bank.bank import Bank
+    from ..engines.parts import load_judge
     from ..engines.towers import load_tower
     from ..evaluation.protocol import claim, embed_task, missing, paint_missing
     from ..evaluation.results import Report, doubts, table, write
@@ -58,6 +62,8 @@ def run(options: argparse.Namespace) -> None:
     bank.read(options.negative)
     tasks = tasks_of(options, bank)
     tower = load_tower(options.vision)
+    with_parts = tasks_with_parts(options, tasks) if options.judge else []
+    judge = load_judge(options.judge) if options.judge else None
     backbone = load_base(options, on_cuda="float16")
     sampling = sampling_of(options, backbone)
     seeds = range(sampling.seed, sampling.seed + options.samples)
@@ -70,14 +76,47 @@ def run(options: argparse.Namespace) -> None:
         with counting_bar(f"embedding <{task.name}>", "picture") as show:
             seen[task.name] = embed_task(options.out, tower, task, seeds, show)
     more = [fisher(options, backbone, bank)] if options.fisher else []
+    parts = parts_of(options.out, judge, with_parts, seeds)
     about = {"base": str(options.base), "bank": bank.folder.name, "vision": options.vision, "samples_per_prompt": options.samples}
-    found = write(options.out, tasks, seen, seeds, Report(about | vars(sampling), more, options.note), earlier)
+    found = write(options.out, tasks, seen, seeds, Report(about | vars(sampling), more, options.note, parts), earlier)
     print(table(found))
     apart = found["references_told_apart"]
     print(f"The image tower tells references of one concept from another's with an area under the curve of {apart:.3f} (0.5 is chance).")
     if doubt := doubts(found, options.note):
         print(doubt)
     print(options.out / "report.html")
+
+
+def tasks_with_parts(options: argparse.Namespace, tasks: list[Any]) -> list[Any]:
+    """The tasks whose pictures a judge of parts can read: things of Doodle's own, by its references, in flat pictures.
+
+    Raises ``ValueError`` where there are none.
+    """
+    from ..evaluation.parts import is_flat, judged
+
+    folders = by_name(options.references, [task.name for task in tasks])
+    own = [task for task in tasks if folders.get(task.name, "doodle") == "doodle" and judged(task.name)]
+    if found := [task for task in own if any(map(is_flat, task.prompts))]:
+        return found
+    names = ", ".join(task.name for task in tasks)
+    raise ValueError(
+        f"--judge reads the parts of Doodle's own things in flat pictures, and the prompts of {names} ask for none: leave it out"
+    )
+
+
+def parts_of(folder: Path, judge: Any, tasks: list[Any], seeds: range) -> dict[str, Any]:
+    """Identity by parts of the concepts of ``tasks``, read off the pictures on disk."""
+    from ..evaluation.parts import score_flat
+    from ..evaluation.protocol import read_sample, sample_file
+
+    scores = {}
+    for task in tasks:
+
+        def samples(prompt: str, name: str = task.name) -> list[Any]:
+            return [read_sample(sample_file(folder, name, prompt, seed)) for seed in seeds]
+
+        scores[task.name] = score_flat(judge, task.name, task.prompts, samples)
+    return scores
 
 
 def sampling_of(options: argparse.Namespace, backbone: Any) -> Any:

@@ -17,6 +17,7 @@ from ..causal import pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import read_layerwise
+from ..models import marked as marked  # makes its family known
 from ..models.family import Family, families, family_of
 from ..models.sd import DOODLE, SD1
 from ..schedule import Schedule
@@ -185,10 +186,11 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
     other_text = texts[first].get("hidden_act") != own.texts[first]["hidden_act"]
     if other_text or (unet.get("use_linear_projection") and not own.model.get("use_linear_projection")):
         raise ValueError(f"{folder} is a Stable Diffusion 2 model: {wanted}")
-    if width != read or channels != family.latent_channels:
+    sized = next((f for f in families() if f.name == family.name and f.width == read), family)  # Doodles may have latents of more channels
+    if width != read or channels != sized.latent_channels:
         raise ValueError(
             f"{folder} has a U-Net of {channels} input channels that reads a text of width {read}, and text encoders of width {width}: "
-            f"{wanted}, with {family.latent_channels} channels and equal widths"
+            f"{wanted}, with {sized.latent_channels} channels and equal widths"
         )
     if kind is None or (schedule.get("_class_name") not in FLOW and schedule.get("prediction_type", "epsilon") not in PREDICTION):
         raise ValueError(

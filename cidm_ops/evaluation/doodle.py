@@ -1,6 +1,7 @@
 """How a concept of the Doodle world is taught, painted and scored: the same in the demo and in every benchmark."""
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,13 +13,15 @@ from ..bank.bank import Bank
 from ..doodle.concepts import CONCEPTS, DoodleConcept, Example, examples
 from ..engines.diffusers import load
 from ..engines.doodle import DoodleReader, DoodleTower
+from ..engines.parts import PartsJudge
 from ..measure.report import from_pixels
-from ..measure.scores import embed, image_alignment, text_alignment
+from ..measure.scores import ImageEncoder, embed, image_alignment, text_alignment
 from ..models.sd import DOODLE
 from ..painting.compose import AggregationConfig
 from ..painting.paint import SamplingConfig, paint, unit_noise
 from ..training.dataset import Dataset
 from ..training.methods import configure_for
+from .parts import identity_by_parts, judged, look_of, score_parts
 
 PLACES = ("on the beach", "in the snow", "in a meadow", "on the street")
 PICTURES, HELD_OUT, SEED = 6, 16, 1000
@@ -40,11 +43,14 @@ def pictured(shown: list[Example]) -> Tensor:
 
 
 class DoodleBench:
-    """The shipped model, its image tower, and the references of each concept."""
+    """A Doodle, the one that ships unless another is given, an image tower, and the references of each concept; and a judge of parts, if
+    there is one.
+    """
 
-    def __init__(self) -> None:
-        self.backbone: Backbone = load("doodle")
-        self.tower = DoodleTower()
+    def __init__(self, base: str | Path = "doodle", tower: ImageEncoder | None = None, judge: PartsJudge | None = None) -> None:
+        self.backbone: Backbone = load(base)
+        self.tower: ImageEncoder = tower or DoodleTower()
+        self.judge = judge
         self.known: dict[str, Tensor] = {}
 
     @cached_property
@@ -67,6 +73,12 @@ class DoodleBench:
     def ia(self, name: str, pictures: Tensor) -> float:
         """Image alignment of pictures with the held-out renderings of a concept."""
         return image_alignment(embed(self.tower, pictures), self.references(name))
+
+    def parts(self, name: str, pictures: Tensor) -> float | None:
+        """Identity by parts of the pictures of ``paint``; None without a judge, and for a style."""
+        if self.judge is None or not judged(name):
+            return None
+        return score_parts(identity_by_parts(self.judge, look_of(name), pictures)).mean.value
 
     def ta(self, name: str, pictures: Tensor) -> float:
         """Text alignment of the pictures of ``paint`` with what their prompts say in plain words."""

@@ -78,7 +78,7 @@ class EvaluationTask:
 
 def usual_guidance(family: Family) -> float:
     """The guidance that images are scored with: the paper's, and less for Doodle, whose world is simple."""
-    return 2.0 if family is DOODLE else 7.5
+    return 2.0 if family.size == DOODLE.size else 7.5
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ..bank.files import write_atomically
+from ..engines.parts import PARTS
 from ..measure.diversity import diversity
 from ..measure.forgetting import ForgettingScore, score_forgetting
 from ..measure.presence import PresenceScore, area_under_curve, collapses, score_presence
 from ..measure.report import Section, write_html
-from ..measure.scores import ImageAlignment, TextAlignment, align_images, align_texts
+from ..measure.scores import ImageAlignment, TextAlignment, align_images, align_texts, mean_over
 from ..measure.sections import forgetting_section, image_section, presence_section, text_section
 from ..text_table import text_table
+from .parts import PartsScore
 from .protocol import Embeddings, EvaluationTask, Samples, files_of
 
 AVERAGED = ("ia", "ta", "ims", "collapsed")
@@ -64,10 +66,11 @@ def score(tasks: Sequence[EvaluationTask], seen: Mapping[str, Embeddings], earli
     return Scores(concepts, presence, forgotten, words_told_apart(tasks, seen))
 
 
-def figures(scores: Scores) -> dict[str, Any]:
+def figures(scores: Scores, parts: Mapping[str, PartsScore] | None = None) -> dict[str, Any]:
     """Tell IA, TA and IMS with their intervals, the ceiling, presence, collapses and diversity by concept and as means, and what the
-    encoders can tell apart.
+    encoders can tell apart; with ``parts``, identity by parts of the concepts that have any.
     """
+    parts = parts or {}
     concepts: dict[str, dict[str, Any]] = {}
     for name, one in scores.concepts.items():
         ia, pictures = one.image.mean, len(one.image.values)
@@ -86,9 +89,14 @@ def figures(scores: Scores) -> dict[str, Any]:
                 row["collapsed"] = float(collapses(presence.own[mine], presence.bound).mean())
         if one.diversity is not None:
             row["diversity"] = one.diversity
+        if name in parts:
+            mean = parts[name].mean
+            row |= {"parts": mean.value, "parts_interval": [mean.low, mean.high], "parts_right": parts[name].parts}
         concepts[name] = row
     shared = (key for key in AVERAGED if all(key in c for c in concepts.values()))
     means = {key: statistics.mean(c[key] for c in concepts.values()) for key in shared}
+    if parts:  # styles have none
+        means["parts"] = statistics.mean(one.mean.value for one in parts.values())
     apart = scores.presence.told_apart if scores.presence else math.nan
     found = {"concepts": concepts, "mean": means, "references_told_apart": apart, "words_told_apart": scores.words}
     if scores.presence and scores.presence.bound is not None:
@@ -128,20 +136,23 @@ def table(found: Mapping[str, Any]) -> str:
     """The paper's form: a row per score, a column per concept in the order learned and the mean, times 100."""
     names = list(found["concepts"])
     rows = [["", *(f"V{i + 1} {name}" for i, name in enumerate(names)), "avg."]]
-    for key, label in (("ia", "IA"), ("ta", "TA"), ("ims", "IMS")):
+    for key, label in (("ia", "IA"), ("ta", "TA"), ("ims", "IMS"), ("parts", "parts")):
         if key in found["mean"]:
-            values = [*(found["concepts"][name][key] for name in names), found["mean"][key]]
-            rows.append([label, *(f"{100 * value:.1f}" for value in values)])
+            values = [*(found["concepts"][name].get(key) for name in names), found["mean"][key]]
+            rows.append([label, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
     return text_table(rows)
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report adds to an evaluation's scores the settings it is ``about``, ``more`` sections, and the user's ``note``."""
+    """A report adds to an evaluation's scores the settings it is ``about``, ``more`` sections, the user's ``note``, and identity by
+    ``parts`` of the concepts that a judge of parts knows.
+    """
 
     about: Mapping[str, Any]
     more: Sequence[Section] = ()
     note: str = ""
+    parts: Mapping[str, PartsScore] = field(default_factory=dict)
 
 
 def write(
@@ -154,15 +165,29 @@ def write(
 ) -> dict[str, Any]:
     """Writes ``scores.json``, ``table.txt`` and ``report.html``; ``earlier`` are scores of evaluations after earlier tasks, by name."""
     scores = score(tasks, seen, [points for _, points in earlier])
-    found = figures(scores)
+    found = figures(scores, report.parts)
     doubt = doubts(found, report.note)
     said = {"doubts": doubt.split("\n")} if doubt else {}
     write_atomically(json.dumps(_plain({**report.about, **found, **said}), indent=1).encode(), folder / "scores.json")
     write_atomically((table(found) + "\n" + doubt + "\n").encode(), folder / "table.txt")
     sections = sections_of(folder, tasks, seeds, scores, [*(name for name, _ in earlier), folder.name])
+    if report.parts:
+        sections.append(parts_section(report.parts))
     described = ", ".join(f"{key} {value}" for key, value in report.about.items() if isinstance(value, str | int | float))
     write_html(folder / "report.html", f"Evaluation of {len(tasks)} concepts", [*sections, *report.more], described, doubt)
     return found
+
+
+def parts_section(parts: Mapping[str, PartsScore]) -> Section:
+    """Shows which parts of each concept are right; a cell is empty for a part that a concept does not have."""
+    about = (
+        "How often a judge of parts reads off flat pictures what makes each concept this individual; where its class is not there, never."
+    )
+    rows = [
+        [name, *(one.parts.get(part, "") for part in PARTS), one.mean.value, one.mean.low, one.mean.high] for name, one in parts.items()
+    ]
+    columns = ("concept", *(part.replace("_", " ") for part in PARTS), "all", "low", "high")
+    return Section("Identity by parts", about, mean_over([one.mean for one in parts.values()], "concept"), columns, rows)
 
 
 def sections_of(

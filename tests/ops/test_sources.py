@@ -47,6 +47,7 @@ IN_PLACE = {
     "cidm_ops/benchmarks/speed/checkpoints.py",  # files of gigabytes that only a measurement reads
     "cidm_ops/benchmarks/speed/timing.py",  # a switch of the kernel's
     "cidm_ops/doodle/training/data.py",  # an array larger than memory; the captions beside it say that it is whole
+    "cidm_ops/doodle/training/renderings.py",  # an array larger than memory, which gets its name when it is whole
 }
 SHIPPED = [f for f in PYTHON if f.relative_to(PACK).parts[0] in ("cidm_ops", "nodes") and str(f.relative_to(PACK)) not in IN_PLACE]
 

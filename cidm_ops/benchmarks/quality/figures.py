@@ -29,6 +29,7 @@ class Row:
     seeds: Sequence[float]  # mean IA by seed
     curve: Sequence[Point]
     ims: Sequence[float]  # identity matching
+    parts: Sequence[float] = ()  # identity by parts, of concepts that have any, where a judge read them
 
 
 def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves: Sequence[int] = (0,)) -> Row:
@@ -42,7 +43,9 @@ def row_of(bench: Bench, name: str, method: Method, seeds: Sequence[int], curves
     curve = [_point(bench, name, method, drawn or seeds, strength) for strength in strengths]
     ia, ta = ([s[n][i] for s in last for n in names] for i in (0, 1))
     ims = [s[n][0] / bench.suite.mean_lengths[n] for s in last for n in names]
-    return Row(method, ia, ta, _forgetting(first, last), by_concept, [statistics.mean(v[0] for v in s.values()) for s in last], curve, ims)
+    spread = [statistics.mean(v[0] for v in s.values()) for s in last]
+    parts = [statistics.mean(s["parts"]) for seed in seeds for s in bench.scores(name, method, seed).values() if "parts" in s]
+    return Row(method, ia, ta, _forgetting(first, last), by_concept, spread, curve, ims, parts)
 
 
 def _forgetting(first: Sequence[Means], last: Sequence[Means]) -> list[float]:
@@ -74,7 +77,7 @@ def figures(rows: Mapping[str, Row], ours: str = "cidm", upper: str = "alone", l
     """Flat figures: means with 95 % intervals over concepts and seeds, differences in pairs, and margins at equal TA."""
     found: dict[str, Any] = {}
     for name, row in rows.items():
-        for key, values in (("ia", row.ia), ("ta", row.ta), ("ims", row.ims), ("forgetting", row.forgetting)):
+        for key, values in (("ia", row.ia), ("ta", row.ta), ("ims", row.ims), ("forgetting", row.forgetting), ("parts", row.parts)):
             if values and not math.isnan(values[0]):
                 put(found, f"{name}_{key}", mean_interval(torch.tensor(values), ""))
         found[f"{name}_ia_spread_of_seeds"] = statistics.pstdev(row.seeds)

@@ -26,13 +26,16 @@ AHEAD = ("cidm_ia_less_{}", "cidm_ahead_of_{}_at_equal_ta", "cidm_least_ahead_of
 
 
 def table(rows: Mapping[str, Row], suite: Suite, note: str = "") -> str:
-    """A line per method: IA, TA, IMS and forgetting, times 100; then in the paper's form, a column per concept, beside the paper's figures,
-    and at the end a column of what a leaderboard has.
+    """A line per method: IA, TA, IMS, forgetting and, where a judge read them, identity by parts, times 100; then in the paper's form, a
+    column per concept, beside the paper's figures, and at the end a column of what a leaderboard has.
     """
-    overall = [["", "IA", "TA", "IMS (our reading)", "forgetting"]]
+    judged = any(row.parts for row in rows.values())
+    overall = [["", "IA", "TA", "IMS (our reading)", "forgetting", *(["parts"] if judged else [])]]
     for row in rows.values():
         figures = [_with_interval(mean_interval(torch.tensor(values) * 100, "")) for values in (row.ia, row.ta, row.ims)]
-        overall.append([row.method.title, *figures, f"{100 * statistics.mean(row.forgetting):.2f}" if row.forgetting else "-"])
+        figures.append(f"{100 * statistics.mean(row.forgetting):.2f}" if row.forgetting else "-")
+        parts = [_with_interval(mean_interval(torch.tensor(row.parts) * 100, "")) if row.parts else "-"] if judged else []
+        overall.append([row.method.title, *figures, *parts])
     parts = [text_table(overall)]
     names = [lesson.name for lesson in suite.lessons]
     for i, key in enumerate(("IA", "TA")):
@@ -76,7 +79,7 @@ def page(folder: Path, rows: Mapping[str, Row], suite: Suite, found: Mapping[str
     plots = _plots(rows, found)
     for key, plot in plots.items():
         write_picture(plot, folder / f"{key}.png")
-    columns = ("", "IA", "low", "high", "TA", "low", "high", "IMS", "forgetting", "IA of seeds, spread")
+    columns = ("", "IA", "low", "high", "TA", "low", "high", "IMS", "forgetting", "IA of seeds, spread", "parts", "low", "high")
     lines = [[titles[name], *_cells(name, found)] for name in rows]
     sections = [
         Section("Methods", "After the last task. IA and TA as in CIDM 4.1; IMS in our reading.", None, columns, lines, list(plots.values()))
@@ -94,7 +97,12 @@ def _plots(rows: Mapping[str, Row], found: Mapping[str, Any]) -> dict[str, Image
     titles = {name: row.method.title for name, row in rows.items()}
     over = f"{len(next(iter(rows.values())).ia)} pairs of concept and seed"
     plots = {}
-    for key, title in (("ia", "Image alignment"), ("ta", "Text alignment"), ("forgetting", "Forgetting: best less last IA")):
+    for key, title in (
+        ("ia", "Image alignment"),
+        ("ta", "Text alignment"),
+        ("forgetting", "Forgetting: best less last IA"),
+        ("parts", "Identity by parts"),
+    ):
         known = {name: torch.tensor(getattr(row, key)) for name, row in rows.items() if f"{name}_{key}" in found}
         if known:
             about = f"Mean over concepts and seeds after the last task, and its 95 % interval over {over}."
@@ -109,7 +117,7 @@ def _plots(rows: Mapping[str, Row], found: Mapping[str, Any]) -> dict[str, Image
 def _cells(name: str, found: Mapping[str, Any]) -> list[str]:
     """The figures of a method as the cells of its row, empty where one is not known."""
     values = [found.get(f"{name}_{key}") for key in ("ia", "ia_low", "ia_high", "ta", "ta_low", "ta_high", "ims", "forgetting")]
-    values.append(found[f"{name}_ia_spread_of_seeds"])
+    values += [found.get(f"{name}_{key}") for key in ("ia_spread_of_seeds", "parts", "parts_low", "parts_high")]
     return ["" if v is None or math.isnan(v) else f"{v:.3f}" for v in values]
 
 

@@ -21,6 +21,8 @@ from ...bank.bank import Bank
 from ...bank.concept import Concept
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
+from ...engines.parts import PartsJudge, fingerprint_of
+from ...evaluation.parts import identity_by_parts, is_flat, judged, look_of
 from ...measure.report import to_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed_all
 from ...painting.compose import AggregationConfig, ConceptMix
@@ -38,12 +40,15 @@ from .suite import BenchmarkTask, Suite
 MODELESS = ("drawn", "plain")  # need nothing learned
 ONCE = (*MODELESS, "composite")  # scored after the last task only
 log = logging.getLogger("cidm.bench")
-Scores = dict[str, list[float]]  # "ia" and, with a text side, "ta": one for every picture, prompts in turn
+# "ia" and, with a text side, "ta", one for every picture, prompts in turn; with a judge "parts", of flat pictures alone
+Scores = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A suite in a folder, ``samples`` pictures of each prompt, ``batch`` of them painted together; ``bf16`` paints in autocast."""
+    """A suite in a folder, ``samples`` pictures of each prompt, ``batch`` of them painted together; ``bf16`` paints in autocast, and a
+    ``judge`` reads identity by parts.
+    """
 
     folder: Path
     suite: Suite
@@ -51,6 +56,7 @@ class Bench:
     batch: int = 20
     bf16: bool = False
     trainings: Mapping[str, Training] = field(default_factory=lambda: TRAININGS)
+    judge: PartsJudge | None = None
 
     def claim(self) -> None:
         """Write down what the folder is of. Raises ``ValueError`` where it holds anything else."""
@@ -65,9 +71,10 @@ class Bench:
             "sampling": vars(suite.sampling),
             "samples": self.samples,
             "bf16": self.bf16,
+            "judge": fingerprint_of(self.judge) if self.judge else None,
         } | {f"training {name}": training.settings for name, training in self.trainings.items()}
         now = json.loads(json.dumps(now))
-        before = read_json(file) if file.exists() else now
+        before = {"judge": None} | read_json(file) if file.exists() else now
         for key in ("recipe", "infusion"):  # settings that came after the folder was begun had their defaults
             if isinstance(known := before.get(key), dict) and known.get("method") == now[key]["method"]:
                 before[key] = first_settings(known["method"]) | known
@@ -142,7 +149,7 @@ class Bench:
         return mixture(method.merge, self.suite.backbone, learned, lesson.name, lesson.prompt(prompt), strength)
 
     def score(self, lesson: BenchmarkTask, pictures: Tensor) -> Scores:
-        """Measure IA with the references, TA with the prompts in plain words."""
+        """Measure IA with the references, TA with the prompts in plain words, and with a judge identity by parts."""
         tower = self.suite.tower
         ia = alignments(embed_all(tower, list(pictures)), embed_all(tower, lesson.references))
         words = tower.captions([lesson.caption(prompt) for prompt in lesson.prompts])
@@ -150,6 +157,10 @@ class Bench:
         if words is not None:
             texts = F.normalize(words, dim=-1).repeat_interleave(self.samples, 0)
             found["ta"] = clip_scores(caption_cosines(embed_all(tower.shown, list(pictures)), texts)).tolist()
+        if self.judge and judged(lesson.name):
+            flat = [i for i in range(len(pictures)) if is_flat(lesson.prompts[i // self.samples])]
+            if flat:
+                found["parts"] = identity_by_parts(self.judge, look_of(lesson.name), pictures[flat]).nanmean(1).tolist()
         return {key: [round(v, 5) for v in values] for key, values in found.items()}
 
     def keep(self, pictures: Tensor, file: Path) -> None:

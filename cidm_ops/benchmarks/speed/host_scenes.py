@@ -1,6 +1,7 @@
-"""Doodle scenes painted and scored inside a ComfyUI: ``python host_scenes.py PACK OUT FOLDER SCENES SEEDS WAYS``.
+"""Doodle scenes painted and scored inside a ComfyUI: ``python host_scenes.py PACK OUT FOLDER SCENES SEEDS WAYS [JUDGE]``.
 
-FOLDER has the captions' embeddings and keeps every score, and pictures of the first scenes; what is there is not painted again.
+FOLDER has the captions' embeddings and keeps every score, and pictures of the first scenes; what is there is not painted again, unless a
+judge of parts is given that has not read it.
 """
 
 import json
@@ -21,6 +22,8 @@ from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
 from pack.cidm_ops.doodle.style import PLACES
 from pack.cidm_ops.doodle.world import Scene, render
 from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower
+from pack.cidm_ops.engines.parts import fingerprint_of, load_judge
+from pack.cidm_ops.evaluation.parts import identity_by_parts, look_of
 from pack.cidm_ops.measure.crops import crop
 from pack.cidm_ops.measure.presence import Presence, collapse_bound
 from pack.cidm_ops.measure.scores import embed, text_alignment
@@ -36,6 +39,8 @@ from safetensors.torch import load_file
 
 FOLDER, WAYS = Path(ARGUMENTS[0]), ARGUMENTS[3].split(",")
 SCENES, SEEDS = map(int, ARGUMENTS[1:3])
+JUDGE = load_judge(ARGUMENTS[4]) if len(ARGUMENTS) > 4 else None
+READ_BY = fingerprint_of(JUDGE) if JUDGE else None
 SAMPLER, SCHEDULER, STEPS, GUIDANCE = "dpmpp_2m", "karras", 8, 3.0
 BANK = Path(PACK) / "cidm_ops" / "doodle" / "ten"
 NOTHING = "nothing"
@@ -99,13 +104,18 @@ class Studio:
         return self.vae.decode(latent).clamp(0, 1).permute(0, 3, 1, 2).cpu() * 2 - 1
 
     def score(self, scene, picture, caption):
-        """Score each concept: whether it is found in its box, in how many others, and the likeness in its own; and the whole: text
-        alignment.
+        """Score each concept: whether it is found in its box, in how many others, and the likeness in its own, and with a judge identity
+        by parts there; and the whole: text alignment.
         """
-        seen = torch.cat([embed(self.tower, crop(picture, box_mask(*box))[None]) for box in scene.boxes])
+        cut = [crop(picture, box_mask(*box))[None] for box in scene.boxes]
+        seen = torch.cat([embed(self.tower, part) for part in cut])
         found, like = self.presence.found(seen), self.presence.cosines(seen)
         whole = embed(self.reader, picture[None])
-        return {
+        read = {}
+        if JUDGE:
+            right = [identity_by_parts(JUDGE, look_of(name), part) for name, part in zip(scene.names, cut, strict=True)]
+            read = {"parts": [round(float(one.nanmean()), 4) for one in right], "judge": READ_BY}
+        return read | {
             "present": [f == name for f, name in zip(found, scene.names, strict=True)],
             "bleed": [sum(f == name for f in found[:u] + found[u + 1 :]) for u, name in enumerate(scene.names)],
             "ia": [round(float(row[self.presence.names.index(name)]), 4) for row, name in zip(like, scene.names, strict=True)],
@@ -120,7 +130,8 @@ def main():
     studio, captions = Studio(), load_file(FOLDER / CAPTIONS)["captions"]
     for i, scene in enumerate(compositions(SCENES)):
         for way in WAYS:
-            if len(scores.get(f"{way} {i}", ())) >= SEEDS:
+            known = scores.get(f"{way} {i}", ())
+            if len(known) >= SEEDS and (READ_BY is None or all(score.get("judge") == READ_BY for score in known[:SEEDS])):
                 continue
             with torch.inference_mode():  # as the executor does
                 pictures = studio.paint(way, scene)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
 from ...engines.doodle import DoodleReader
+from ...engines.parts import load_judge
 from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
 from .compositions import ALIKE, compositions
@@ -25,19 +26,30 @@ SHOWN = 6  # scenes on the sheet
 CAPTIONS = "captions.safetensors"
 
 
-def run(comfy: Path, folder: Path = Path("runs/scenes"), scenes: int = 200, seeds: int = 3, ways: Sequence[str] = WAYS) -> dict[str, Any]:
+def run(
+    comfy: Path,
+    folder: Path = Path("runs/scenes"),
+    scenes: int = 200,
+    seeds: int = 3,
+    ways: Sequence[str] = WAYS,
+    judge: Path | None = None,
+) -> dict[str, Any]:
     """Paint scenes and score each way by the number of concepts: ``present`` is the share of concepts that are the nearest of the ten, and
     of empty places, to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness
     in its box; ``collapsed``, the share of concepts whose likeness is below the bound of the collapse rate; ``ta``, the text alignment of
-    the whole picture; ``_alike``: of scenes with two of one class; ``_interval``: half the 95 %
-    interval of the mean over scenes.
+    the whole picture; with a ``judge`` ``parts``, identity by parts in its box; ``_alike``: of scenes with two of one class;
+    ``_interval``: half the 95 % interval of the mean over scenes.
     """
     composed = compositions(scenes)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         captions = F.normalize(DoodleReader().captions([scene.plain for scene in composed]), dim=-1)
     write_atomically(save({"captions": captions}), folder / CAPTIONS)
-    told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways))
+    read_by: list[Path] = []
+    if judge:
+        load_judge(judge)  # what is no judge is refused before anything is painted
+        read_by.append(judge.expanduser().resolve())
+    told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways), *read_by)
     scores = json.loads((folder / "scores.json").read_text())
     figures: dict[str, Any] = {}
     alike = [any({*pair} <= {*scene.names} for pair in ALIKE) for scene in composed]
@@ -45,7 +57,7 @@ def run(comfy: Path, folder: Path = Path("runs/scenes"), scenes: int = 200, seed
         own = [scores[f"{way} {i}"][:seeds] for i in range(len(composed))]  # by scene and seed
         for count in (2, 3, 4):
             some = [each for each, scene in zip(own, composed, strict=True) if len(scene.names) == count]
-            for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1)):
+            for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1), *([("parts", 1)] if judge else [])):
                 add(figures, f"{way}_{key}_{count}", [mean_in(scene, key) / foreign for scene in some])
             fallen = [statistics.mean(ia < told["collapse_bound"] for s in scene for ia in s["ia"]) for scene in some]
             add(figures, f"{way}_collapsed_{count}", fallen)

@@ -4,6 +4,8 @@ From random weights it learns too slowly for a CPU. Started as luma, two chroma 
 paints a blurred picture at step 0 and only has to add the edges.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,18 @@ from torch.nn import functional as F
 from ...models.sd import DOODLE
 from .loop import Optimisation, Session, in_fast_precision, train
 
-CHANNELS, CELL = DOODLE.latent_channels, DOODLE.factor
-# Rows: luma, blue-yellow, red-cyan, then free ones. Columns: R, G, B in [0, 1]. Scaled to about unit variance on Doodle pictures.
-TO_LATENT = torch.cat([torch.tensor([[1.25, 2.45, 0.48], [-1.5, -3.0, 4.5], [4.5, -3.8, -0.7]]), torch.zeros(CHANNELS - 3, 3)])
-MIDDLE = TO_LATENT.sum(1) * 0.55
+CELL = DOODLE.factor
+# Rows: luma, blue-yellow, red-cyan. Columns: R, G, B in [0, 1]. Scaled to about unit variance on Doodle pictures.
+COLOUR = torch.tensor([[1.25, 2.45, 0.48], [-1.5, -3.0, 4.5], [4.5, -3.8, -0.7]])
 NOISE = 0.12
+Features = Callable[[Tensor], Sequence[Tensor]]  # of pictures [B, 3, H, W] in [-1, 1], [B, C, ...] of each layer
 
 
-def pass_through() -> AutoencoderTiny:
-    """A TAESD-kind autoencoder whose first guess is the 8x8 cell average, in and out."""
-    vae = AutoencoderTiny(**DOODLE.diffusers.vae)
+def pass_through(channels: int = DOODLE.latent_channels) -> AutoencoderTiny:
+    """A TAESD-kind autoencoder of latents of so many ``channels``, whose first guess is the 8x8 cell average, in and out."""
+    vae = AutoencoderTiny(latent_channels=channels)
+    to_latent = torch.cat([COLOUR, torch.zeros(channels - 3, 3)])  # the other channels are free
+    middle = to_latent.sum(1) * 0.55
     with torch.no_grad():
         for block in [m for m in vae.modules() if type(m).__name__ == "AutoencoderTinyBlock"]:
             block.conv[-1].weight.zero_()
@@ -36,11 +40,11 @@ def pass_through() -> AutoencoderTiny:
             conv.weight[:3] = 0
             for c in range(3):
                 conv.weight[c, c, 1:, 1:] = 0.25
-        _carry(encoder[-1], TO_LATENT)
-        encoder[-1].bias.copy_(-MIDDLE)
-        to_rgb = torch.linalg.pinv(TO_LATENT)
+        _carry(encoder[-1], to_latent)
+        encoder[-1].bias.copy_(-middle)
+        to_rgb = torch.linalg.pinv(to_latent)
         _carry(decoder[0], to_rgb)
-        decoder[0].bias[:3] = to_rgb @ MIDDLE
+        decoder[0].bias[:3] = to_rgb @ middle
         for conv in decoder[1:]:
             _carry(conv, torch.eye(3))
         decoder[-1].bias.zero_()
@@ -50,7 +54,7 @@ def pass_through() -> AutoencoderTiny:
 def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
     """Make the first outputs of a 3x3 convolution ``matrix`` times the first inputs at the centre."""
     rows, columns = matrix.shape
-    if conv.out_channels <= CHANNELS:  # the last of its side
+    if conv.out_channels < conv.in_channels:  # the last of its side
         conv.weight.mul_(0.1)
     conv.weight[:rows] *= 0.1 if rows > 3 else 0.0
     conv.weight[:rows, :columns, 1, 1] = matrix
@@ -58,10 +62,52 @@ def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
         conv.bias[:rows] = 0
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 of the pixels and of their differences along both axes (edges), pictures in [-1, 1]."""
-    edges = sum(F.l1_loss(output.diff(dim=d), target.diff(dim=d)) for d in (2, 3))
-    return F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + 0.5 * edges
+@dataclass(frozen=True)
+class Comparison:
+    """How a reconstruction is compared with its picture: L1 of the pixels, and so much of each of these beside it.
+
+    ``edge`` is L1 of the differences along both axes, ``squared`` the squared error, ``perceptual`` the distance of ``features``, layers of
+    a network that has learned to see the world.
+    """
+
+    edge: float = 0.5
+    squared: float = 2.0
+    perceptual: float = 0.0
+    features: Features | None = None
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of pictures ``[B, 3, H, W]`` in [-1, 1]."""
+        found = F.l1_loss(output, target) + self.squared * F.mse_loss(output, target)
+        if self.edge:
+            found = found + self.edge * sum(F.l1_loss(output.diff(dim=d), target.diff(dim=d)) for d in (2, 3))
+        if self.perceptual and self.features is not None:
+            with torch.no_grad():
+                wanted = self.features(target)
+            found = found + self.perceptual * feature_distance(self.features(output), wanted)
+        return found
+
+
+def feature_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """The squared distance of features ``[B, C, ...]``, each place's scaled to unit length, mean over layers (as in LPIPS, Zhang et al.
+    2018, without learned weights).
+    """
+    parts = [
+        (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean() for a, b in zip(one, other, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """How the autoencoder is trained: pictures in a batch, the noise that its latents bear, how much it counts that every channel has unit
+    spread (the decoder squeezes what is large, so scaling channels afterwards is not free), and how pictures are compared.
+    """
+
+    batch: int = 16
+    lr: float = 1e-3
+    noise: float = NOISE
+    spread: float = 0.0
+    comparison: Comparison = Comparison()
 
 
 def crops(pictures: np.ndarray, rng: np.random.Generator, batch: int, size: int, device: torch.device) -> Tensor:
@@ -75,20 +121,25 @@ def crops(pictures: np.ndarray, rng: np.random.Generator, batch: int, size: int,
     return torch.from_numpy(out).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
-def learn_latents(vae: AutoencoderTiny, pictures: np.ndarray, session: Session, *, steps: int, batch: int = 16, lr: float = 1e-3) -> None:
+def learn_latents(
+    vae: AutoencoderTiny, pictures: np.ndarray, session: Session, *, steps: int, recipe: LatentRecipe = LatentRecipe()
+) -> None:
     """Train encoder and decoder together, then normalise the latents to zero mean and unit variance."""
     device = vae.device
     vae.to(memory_format=torch.channels_last)
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        picture = crops(pictures, rng, batch, 64, device)
+        picture = crops(pictures, rng, recipe.batch, 64, device)
         with in_fast_precision(device):
             latent = vae.encode(picture).latents
             noise = torch.randn(latent.shape, generator=generator, device=device)
-            output = vae.decode(latent + NOISE * noise).sample
-        return reconstruction_loss(output.float(), picture) + 1e-3 * latent.float().pow(2).mean()
+            output = vae.decode(latent + recipe.noise * noise).sample
+        loss = recipe.comparison.loss(output.float(), picture) + 1e-3 * latent.float().pow(2).mean()
+        if recipe.spread:
+            loss = loss + recipe.spread * (latent.float().std((0, 2, 3)) - 1).square().mean()
+        return loss
 
-    average = train("autoencoder", vae, loss_at, session, Optimisation(steps, lr, ema=0.99))
+    average = train("autoencoder", vae, loss_at, session, Optimisation(steps, recipe.lr, ema=0.99))
     with torch.no_grad():
         for k, p in vae.named_parameters():
             p.copy_(average[k])
@@ -119,23 +170,56 @@ def encode(vae: AutoencoderTiny, pictures: np.ndarray, batch: int = 64) -> Tenso
     return torch.cat(out)
 
 
-def sharpen_decoder(vae: AutoencoderTiny, pictures: np.ndarray, session: Session, *, steps: int, batch: int = 16, lr: float = 5e-4) -> None:
-    """Train the decoder alone on the frozen encoder: the latents of a U-Net in training do not move."""
+@dataclass(frozen=True)
+class Painted:
+    """Latents ``[N, C, h, w]`` that a U-Net painted, and the ``pictures [N, H, W, 3]`` uint8 that they should show."""
+
+    latents: Tensor
+    pictures: np.ndarray
+
+    def crops(self, rng: np.random.Generator, batch: int, cells: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Random crops of ``cells`` latent cells: latents ``[batch, C, cells, cells]`` and pictures in [-1, 1]."""
+        span = self.latents.shape[-1] - cells + 1
+        latents, pictures = [], []
+        for n, y, x in zip(rng.integers(len(self.latents), size=batch), *(rng.integers(span, size=batch) for _ in "yx"), strict=True):
+            latents.append(self.latents[n, :, y : y + cells, x : x + cells])
+            pictures.append(self.pictures[n, y * CELL : (y + cells) * CELL, x * CELL : (x + cells) * CELL])
+        shown = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return torch.stack(latents).to(device).float(), shown.contiguous(memory_format=torch.channels_last)
+
+
+def sharpen_decoder(
+    vae: AutoencoderTiny,
+    pictures: np.ndarray,
+    session: Session,
+    *,
+    steps: int,
+    recipe: LatentRecipe = LatentRecipe(lr=5e-4),
+    painted: Painted | None = None,
+) -> None:
+    """Train the decoder alone on the frozen encoder: the latents of a U-Net in training do not move.
+
+    With ``painted`` latents, half of each batch is of those.
+    """
     device = vae.device
     vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
+    half = recipe.batch // 2 if painted else 0
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        picture = crops(pictures, rng, batch, 64, device)
+        picture = crops(pictures, rng, recipe.batch - half, 64, device)
+        with in_fast_precision(device), torch.no_grad():
+            latent = vae.encode(picture).latents
+            strength = recipe.noise * torch.rand(len(latent), 1, 1, 1, generator=generator, device=device)
+            latent = latent + strength * torch.randn(latent.shape, generator=generator, device=device)
+        if painted:
+            own, shown = painted.crops(rng, half, 64 // CELL, device)
+            latent, picture = torch.cat([latent, own.to(latent)]), torch.cat([picture, shown])
         with in_fast_precision(device):
-            with torch.no_grad():
-                latent = vae.encode(picture).latents
-                strength = NOISE * torch.rand(batch, 1, 1, 1, generator=generator, device=device)
-                latent = latent + strength * torch.randn(latent.shape, generator=generator, device=device)
             output = vae.decode(latent).sample
-        return reconstruction_loss(output.float(), picture)
+        return recipe.comparison.loss(output.float(), picture)
 
-    average = train("decoder", vae, loss_at, session, Optimisation(steps, lr))
+    average = train("decoder", vae, loss_at, session, Optimisation(steps, recipe.lr))
     with torch.no_grad():
         for k, p in vae.named_parameters():
             if k in average:

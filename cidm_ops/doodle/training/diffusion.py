@@ -1,5 +1,7 @@
 """The U-Net and its text encoder: Stable Diffusion 1 in small, trained from scratch on the latents of the world."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
@@ -8,7 +10,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...models.clip import END, START, VOCABULARY
+from ...models.family import Family
 from ...models.sd import DOODLE
+from ...schedule import Schedule
 from ..files import ENCODER, TEXT_CONFIG
 from .loop import Optimisation, Session, in_fast_precision, train
 
@@ -17,16 +21,16 @@ RARE = 1024
 BATCH, LR = 64, 1e-3
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet(family: Family = DOODLE) -> UNet2DConditionModel:
     """10.9 M parameters: three levels of 64, 128, 192 channels, cross-attention on the lower two."""
-    return UNet2DConditionModel(**DOODLE.diffusers.model)
+    return UNet2DConditionModel(**family.diffusers.model)
 
 
-def new_text_encoder(vocabulary: int = VOCABULARY, end: int = END) -> CLIPTextModel:
-    """A CLIP text model of two layers; ``vocabulary`` rows in its token table."""
+def new_text_encoder(vocabulary: int = VOCABULARY, end: int = END, family: Family = DOODLE) -> CLIPTextModel:
+    """A CLIP text model of a few layers; ``vocabulary`` rows in its token table."""
     return CLIPTextModel(
         CLIPTextConfig(
-            **TEXT_CONFIG,
+            **family.diffusers.texts[family.encoder().name],
             vocab_size=vocabulary,
             bos_token_id=0,
             eos_token_id=end,
@@ -38,6 +42,23 @@ def new_text_encoder(vocabulary: int = VOCABULARY, end: int = END) -> CLIPTextMo
 def alphas_cumprod() -> Tensor:
     """Stable Diffusion 1.5's schedule (scaled linear, 1000 steps), ``[1000]``."""
     return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0).float()
+
+
+def schedule_of(prediction: str) -> Schedule:
+    """The noise of a base that predicts the noise ("eps"), velocity ("v") or the straight way from noise to picture ("flow")."""
+    return Schedule.straight() if prediction == "flow" else Schedule.of_alphas(alphas_cumprod(), prediction)
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """How U-Net and text encoder are trained: what is predicted, ``gamma`` of the min-SNR weights (0: every timestep counts alike),
+    pictures in a batch and the largest learning rate.
+    """
+
+    prediction: str = "eps"
+    gamma: float = 5.0
+    batch: int = BATCH
+    lr: float = LR
 
 
 class Tokens:
@@ -77,36 +98,68 @@ def learn_diffusion(
     session: Session,
     *,
     steps: int,
+    recipe: DiffusionRecipe = DiffusionRecipe(),
 ) -> None:
-    """Train both with epsilon prediction, min-SNR weights (gamma 5) and caption dropout.
+    """Train both by the recipe, with caption dropout.
 
     ``latents`` is ``[N, C, 16, 16]``; ``tokens.captions`` holds the same number of wordings for each, in order.
     """
     device = unet.device
-    unet.set_attn_processor(AttnProcessor())  # plain matrix attention: the fused kernel is slow on CPU at small heads
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # plain matrix attention: the fused kernel is slow on CPU at small heads
     both = nn.ModuleDict({"unet": unet, "text": text})
     known = len(tokens.used)
     table = text.get_input_embeddings().weight
     table.register_hook(lambda g: torch.cat([g[:known], torch.zeros_like(g[known:])]))
-    wordings = len(tokens.captions) // len(latents)
-    abar = alphas_cumprod().to(device)
-    snr = abar / (1 - abar)
-    weight = snr.clamp(max=5.0) / snr
+    wordings, batch = len(tokens.captions) // len(latents), recipe.batch
+    schedule = schedule_of(recipe.prediction)
+    everything = torch.arange(len(schedule.times))
+    weight = (schedule.min_snr_weight(everything, recipe.gamma) if recipe.gamma else torch.ones(len(everything))).to(device)
+    times = schedule.times.to(device)
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        which = rng.integers(len(latents), size=BATCH)
-        ids = tokens.batch(which * wordings + rng.integers(wordings, size=BATCH), rng).to(device)
-        clean = latents[torch.from_numpy(which)].to(device).float()
-        t = torch.from_numpy(((rng.permutation(BATCH) + rng.random(BATCH)) * 1000 / BATCH).astype(np.int64)).to(device)
-        eps = torch.randn(clean.shape, generator=generator, device=device)
-        a = abar[t].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * clean + (1 - a).sqrt() * eps
+        which = rng.integers(len(latents), size=batch)
+        ids = tokens.batch(which * wordings + rng.integers(wordings, size=batch), rng).to(device)
+        clean = latents[torch.from_numpy(which).to(latents.device)].to(device).float()
+        t = torch.from_numpy(((rng.permutation(batch) + rng.random(batch)) * 1000 / batch).astype(np.int64)).to(device)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        noisy = schedule.add_noise(clean, noise, t)
         with in_fast_precision(device):
             context = text(ids).last_hidden_state
-            guess = unet(noisy, t, context).sample
-        return (weight[t] * (guess.float() - eps).pow(2).mean((1, 2, 3))).mean()
+            guess = unet(noisy, times[t], context).sample
+        return (weight[t] * (guess.float() - schedule.target(clean, noise, t)).pow(2).mean((1, 2, 3))).mean()
 
-    average = train("diffusion", both, loss_at, session, Optimisation(steps, LR, muon=True))
+    average = train("diffusion", both, loss_at, session, Optimisation(steps, recipe.lr, muon=True))
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])
+
+
+@torch.no_grad()
+def repaint(
+    unet: UNet2DConditionModel, text: CLIPTextModel, latents: Tensor, ids: Tensor, prediction: str, *, steps: int = 10, last: int = 4
+) -> Tensor:
+    """Latents ``[N, C, h, w]`` with noise, denoised again by captions ``ids [N, L]`` in the ``last`` of so many Euler ``steps``: as the
+    U-Net paints them, of pictures that are known.
+    """
+    schedule = schedule_of(prediction)
+    device = unet.device
+    levels, timesteps = schedule.levels(steps)
+    first = steps - last
+    generator = torch.Generator(device).manual_seed(0)
+    out = []
+    for part, words in zip(latents.split(256), ids.split(256), strict=True):
+        clean = part.to(device).float()
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        ratio = schedule.ratios()[timesteps[first]].to(device)
+        x, level = schedule.level_of(clean + ratio * noise, ratio)
+        with in_fast_precision(device):
+            context = text(words.to(device)).last_hidden_state
+            for i in range(first, steps):
+                t = schedule.times[timesteps[i]].to(device)
+                output = unet(schedule.scale_input(x, level), t.expand(len(x)), context).sample.float()
+                following = levels[i + 1].to(device)
+                x = x + (x - schedule.denoised(x, output, level)) / level * (following - level)
+                level = following
+        out.append(x.half().cpu())
+    return torch.cat(out)

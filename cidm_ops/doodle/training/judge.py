@@ -12,7 +12,7 @@ from ..figures import COLOURS, FIGURES
 from ..style import PLACES
 from ..world import Scene, random_scene
 from .loop import Optimisation, Session, in_fast_precision, train
-from .vision import worn
+from .wear import worn
 
 KINDS, HUES, WHERE = list(FIGURES), list(COLOURS), [*PLACES, None]
 

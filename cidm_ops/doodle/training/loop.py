@@ -8,8 +8,8 @@ core is faster than one process with many threads.
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ from torch import Tensor, nn
 
 from ...bank.files import write_atomically
 from ...bank.formats import packed
+from ...text_file import read_json
 from ...training.memory import has_bf16
 from ...training.stops import hold_signals, keep_together
 from .muon import Muon
 
 log = logging.getLogger("cidm.doodle")
+STEPS = "{}-steps.json"  # says how many steps a part gets, where that was fitted into a time
+WARM, TIMED = 5, 15  # steps before time is measured, and while it is
+LossAt = Callable[[np.random.Generator, torch.Generator], Tensor]
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -47,12 +51,22 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
     write_atomically(packed({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata or {}), file)
 
 
+class OutOfTime(Exception):
+    """Raised where a session's time is over before a stage is: its checkpoint is written, and the same again goes on from there."""
+
+
 @dataclass(frozen=True)
 class Session:
-    """A session keeps checkpoints in a folder, and ends a stage early with one after so many seconds."""
+    """A session keeps checkpoints in a folder, and ends a stage early with one after so many seconds.
+
+    Past its ``deadline``, on the clock of ``time.monotonic``, it raises ``OutOfTime``. ``seconds``, by the name of a part, say how long its
+    training may take: it gets as many steps as fit, counted once and kept, at most those that it was given.
+    """
 
     folder: Path
     stop_after: float = float("inf")
+    deadline: float = float("inf")
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,17 +94,19 @@ class Optimisation:
 def train(
     name: str,
     module: nn.Module,
-    loss_at: Callable[[np.random.Generator, torch.Generator], Tensor],
+    loss_at: LossAt,
     session: Session,
     how: Optimisation,
 ) -> dict[str, Tensor]:
     """Minimise ``loss_at(rng, generator) -> loss`` from the checkpoint of that name, if any, and returns the average of the weights.
 
-    Raises ``FloatingPointError`` when the loss stops being finite; the last checkpoint stays.
+    Raises ``FloatingPointError`` when the loss stops being finite; the last checkpoint stays. Raises ``OutOfTime``, see ``Session``.
     """
     session.folder.mkdir(parents=True, exist_ok=True)
     file = session.folder / f"{name}.safetensors"
     parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
+    if name in session.seconds or (session.folder / STEPS.format(name)).exists():
+        how = fit_steps(name, parameters, loss_at, session, how)
     average = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = how.optimiser(parameters)
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
@@ -120,7 +136,7 @@ def train(
             if (step + 1) % 50 == 0:
                 pace = (time.monotonic() - began) / (step + 1 - start)
                 log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
-            late = world == 1 and time.monotonic() - began > session.stop_after
+            late = world == 1 and (time.monotonic() - began > session.stop_after or time.monotonic() > session.deadline)
             if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
                 keep_state()
             if late:
@@ -129,13 +145,42 @@ def train(
         keep_state()
         log.info("stopped %s at step %d of %d: the same again goes on from there", name, done, how.steps)
         raise
+    if done < how.steps and time.monotonic() > session.deadline:
+        raise OutOfTime(f"{name} is at step {done} of {how.steps}: the same again goes on from there")
     return average
+
+
+def fit_steps(name: str, parameters: dict[str, nn.Parameter], loss_at: LossAt, session: Session, how: Optimisation) -> Optimisation:
+    """Give as many steps as fit into the seconds that the session has for this part, by the time that some take; the weights stay.
+
+    What was found is kept in the folder, so that a training that goes on is the one that was begun.
+    """
+    file = session.folder / STEPS.format(name)
+    if not file.exists():
+        before = {k: p.detach().clone() for k, p in parameters.items()}
+        optimiser = replace(how, lr=0.0).optimiser(parameters)
+        began = 0.0
+        for step in range(WARM + TIMED):
+            if step == WARM:
+                began = time.monotonic()
+            loss = _gradients(list(parameters.values()), optimiser, loss_at, step, 1)
+            optimiser.step()
+            float(loss.detach())  # waits for the device
+        pace = (time.monotonic() - began) / TIMED
+        with torch.no_grad():
+            for k, p in parameters.items():
+                p.copy_(before[k])
+                p.grad = None
+        steps = int(min(how.steps, max(1, session.seconds[name] / pace)))
+        write_atomically(json.dumps({"steps": steps, "seconds_per_step": round(pace, 4)}).encode(), file)
+        log.info("%s: %d steps of %.3f s fit into %.0f s", name, steps, pace, session.seconds[name])
+    return replace(how, steps=int(read_json(file)["steps"]))
 
 
 def _gradients(
     parameters: list[nn.Parameter],
     optimiser: torch.optim.Optimizer,
-    loss_at: Callable[[np.random.Generator, torch.Generator], Tensor],
+    loss_at: LossAt,
     draw: int,
     world: int,
 ) -> Tensor:

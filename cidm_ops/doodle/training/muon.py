@@ -13,17 +13,17 @@ from torch import Tensor
 from ...training.memory import has_bf16
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return the nearest semi-orthogonal matrix, by Newton-Schulz iteration; ``[m, n]``."""
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Return the nearest semi-orthogonal matrix to each of ``[g, m, n]``, by Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if has_bf16(matrix.device) else matrix.float()
-    wide = x.shape[0] <= x.shape[1]
-    x = x if wide else x.T
-    x = x / (x.norm() + 1e-7)
+    x = matrices.bfloat16() if has_bf16(matrices.device) else matrices.float()
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        g = x @ x.T
+        g = x @ x.mT
         x = a * x + (b * g + c * g @ g) @ x
-    return x if wide else x.T
+    return x if wide else x.mT
 
 
 class Muon(torch.optim.AdamW):
@@ -46,14 +46,19 @@ class Muon(torch.optim.AdamW):
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         updates = torch.zeros(sum(p.numel() for p in muon["params"]), device=muon["params"][0].device)
         parts = updates.split([p.numel() for p in muon["params"]])
-        for i, (p, part) in enumerate(zip(muon["params"], parts, strict=True)):
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # directions [m, n] of one shape, and where their updates go
+        for p, part in zip(muon["params"], parts, strict=True):
             state = self.state[p]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].lerp_(p.grad, 1 - self.momentum)
+            direction = p.grad.lerp(state["momentum"], self.momentum).flatten(1)
+            alike.setdefault(direction.shape, []).append((direction, part))
+        for i, (shape, some) in enumerate(alike.items()):
             if i % world == rank:  # processes share the work
-                direction = p.grad.lerp(state["momentum"], self.momentum).flatten(1)
-                part.copy_(orthogonalise(direction).flatten()).mul_(0.2 * max(direction.shape) ** 0.5)
+                made = orthogonalise(torch.stack([direction for direction, _ in some]))
+                for (_, part), update in zip(some, made, strict=True):
+                    part.copy_(update.flatten()).mul_(0.2 * max(shape) ** 0.5)
         if world > 1:
             dist.all_reduce(updates)
         for p, part in zip(muon["params"], parts, strict=True):

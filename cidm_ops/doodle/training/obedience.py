@@ -1,4 +1,4 @@
-"""How well the shipped base model obeys captions: 500 sampled captions, read by a classifier trained on renderings."""
+"""How well a Doodle obeys captions: 500 sampled captions, read by a classifier trained on renderings."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...backbone import Backbone
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
 from ...engines.diffusers import load
@@ -33,19 +34,18 @@ def scene_to_paint(seed: int, things: int) -> Scene:
     return Scene(arrange(looks, words, rng), str(rng.choice(PLACES)), seed=seed)
 
 
-def paint_captions(captions: list[str], steps: int = 25, guidance: float = 5.0, batch: int = 25) -> Tensor:
-    """Pictures ``[N, 3, 128, 128]`` of captions by the shipped model, each from its own seed."""
-    backbone = load("doodle")
+def paint_captions(backbone: Backbone, captions: list[str], steps: int = 25, guidance: float = 5.0, batch: int = 25) -> Tensor:
+    """Pictures ``[N, 3, 128, 128]`` of captions by a Doodle, each from its own seed; on the CPU."""
     out = []
     with torch.no_grad():
         nothing = encode_layerwise(backbone, [""], {})
         for start in range(0, len(captions), batch):
             part = captions[start : start + batch]
             shape = backbone.family.latent_shape(backbone.size, backbone.size)
-            noise = torch.randn(len(part), *shape, generator=torch.Generator().manual_seed(start))
+            noise = torch.randn(len(part), *shape, generator=torch.Generator().manual_seed(start)).to(backbone.device)
             text = encode_layerwise(backbone, part, {})
             latents = sample(backbone, text, nothing.expand(len(part)), noise, steps=steps, guidance=guidance)
-            out.append(backbone.decode_latent(latents))
+            out.append(backbone.decode_latent(latents).cpu())
     return torch.cat(out)
 
 
@@ -57,7 +57,7 @@ def judge(options: argparse.Namespace) -> None:
     learn_judge(classifier, rendered(options.folder, options.pictures, options.workers)[0], Session(options.folder), steps=options.steps)
     scenes = [scene_to_paint(seed, 1 + seed % 2) for seed in range(options.captions)]
     held_out = from_pixels(np.stack([render(s)[0] for s in scenes]))
-    pictures = paint_captions([caption(s, np.random.default_rng(i)) for i, s in enumerate(scenes)])
+    pictures = paint_captions(load(options.base), [caption(s, np.random.default_rng(i)) for i, s in enumerate(scenes)])
     figures = {
         "captions": options.captions,
         "sampled": asdict(verdict(classifier, pictures, scenes)),

@@ -23,7 +23,8 @@ from ..style import Style, common_style
 from ..world import Scene, caption, random_scene, render
 from .diffusion import Tokens
 from .loop import Optimisation, Session, in_fast_precision, train
-from .vision import TextTower, worn
+from .vision import TextTower
+from .wear import worn
 
 PERSONAL = 10_000_000  # seeds of scenes with somebody's own things begin here
 WORDINGS = 4

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -63,7 +64,13 @@ def _autoencoder(options: argparse.Namespace, world: World) -> None:
 def _diffusion(options: argparse.Namespace, world: World) -> None:
     tokens = Tokens(token_ids(world.captions))
     unet, text = (m.to(world.device) for m in (new_unet(), new_text_encoder(tokens.vocabulary, tokens.end)))
-    latents = latents_of(options.folder, world.pictures, world.device)
+
+    def latent_vae() -> AutoencoderTiny:
+        vae = pass_through().to(world.device)
+        vae.load_state_dict(load_file(options.folder / "latent-autoencoder.safetensors"))
+        return vae
+
+    latents = latents_of(options.folder, world.pictures, latent_vae)
     learn_diffusion(unet, text, latents, tokens, world.session, steps=options.diffusion_steps)
     save_tensors(unet.state_dict(), options.folder / "unet.safetensors")
     save_tensors(shipped_text(text.state_dict(), tokens), options.folder / "text.safetensors")
@@ -125,18 +132,16 @@ def token_ids(captions: list[list[str]]) -> list[list[int]]:
     return [[i for word in text.replace(",", " ,").split() for i in ids(word)] for wordings in captions for text in wordings]
 
 
-def latents_of(folder: Path, pictures: np.ndarray, device: str) -> Tensor:
-    """Latents ``[N, 4, 16, 16]`` fp16 of all pictures, kept in shards."""
+def latents_of(folder: Path, pictures: np.ndarray, load_vae: Callable[[], AutoencoderTiny]) -> Tensor:
+    """Latents ``[N, C, 16, 16]`` fp16 of all pictures, kept in shards; the autoencoder is loaded where one is missing."""
     vae = None
     shards = []
     for i, start in enumerate(range(0, len(pictures), SHARD)):
         file = folder / f"latents-{i}.safetensors"
         if not file.exists():
-            if vae is None:
-                vae = pass_through().to(device)
-                vae.load_state_dict(load_file(folder / "latent-autoencoder.safetensors"))
-                vae.to(memory_format=torch.channels_last)
-            save_tensors({"latents": encode(vae, pictures[start : start + SHARD], 16).half()}, file)
+            vae = vae or load_vae().to(memory_format=torch.channels_last)
+            batch = 16 if vae.device.type == "cpu" else 256
+            save_tensors({"latents": encode(vae, pictures[start : start + SHARD], batch).half()}, file)
         shards.append(load_file(file)["latents"])
     return torch.cat(shards)
 

@@ -21,6 +21,7 @@ from ..style import PLACES, STYLES, Style, common_style
 from ..world import Scene, arrange, render
 from .diffusion import CONTEXT, Tokens, new_text_encoder
 from .loop import Optimisation, Session, in_fast_precision, train
+from .wear import worn
 
 EMBEDDING = VISION_CONFIG["projection_dim"]
 VIEWS = 4
@@ -109,11 +110,3 @@ def learn_vision(
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])
-
-
-def worn(seen: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-    """Blur and grain, as a decoder leaves them, so that sharpness does not count."""
-    if rng.random() < 0.5:
-        small = F.interpolate(seen, scale_factor=float(rng.uniform(0.4, 0.9)), mode="bilinear", antialias=True)
-        seen = F.interpolate(small, seen.shape[-2:], mode="bilinear")
-    return seen + float(rng.uniform(0, 0.08)) * torch.randn(seen.shape, generator=generator, device=seen.device)

@@ -1,0 +1,301 @@
+"""Train the Doodle of marks from nothing, by one command: render, judge of parts, tower, autoencoder, U-Net, decoder, and a folder that
+every command takes as ``--base``.
+
+Every stage keeps its own checkpoint and goes on from it, bit for bit; what is finished lies in ``result`` and is only read. Nothing that
+ships is touched.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...bank.files import write_atomically
+from ...engines.parts import PartsJudge, load_judge
+from ...models.clip import END, START
+from ...models.marked import MARKED
+from ...text_file import read_json
+from ..files import full_token_table
+from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
+from .described import described_wordings, draw_described
+from .diffusion import DiffusionRecipe, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
+from .loop import OutOfTime, Session, save_tensors
+from .parts import draw_labels, draw_parts, learn_parts, save_judge
+from .pieces import cut, join
+from .renderings import kept, kept_captions
+from .stages import MARKED_SHARES, MARKED_STAGES
+from .train import latents_of, shipped_text, token_ids
+from .twins import draw_twins, layers_of, learn_tower, new_tower, write_tower
+
+RESULT = ("parts", "tower", "latents", "vae", "unet", "text")  # the files of ``result``, in half precision but for the latents' autoencoder
+SETTINGS = (
+    "pictures", "individuals", "prediction", "gamma", "batch", "lr", "painted",
+    "latent_batch", "latent_noise", "edge", "perceptual", "seer",
+)  # fmt: skip
+SPREAD = 0.05  # weight of unit spread of the latents
+PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
+log = logging.getLogger("cidm.doodle")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of the Doodle of marks: its options, the folder with all that it makes, where it computes, and for how long."""
+
+    options: argparse.Namespace
+    folder: Path
+    device: str
+    session: Session
+
+    def result(self, name: str) -> Path:
+        """The file of what a stage made."""
+        return result_file(self.folder, name)
+
+    def write(self, name: str, state: Mapping[str, Tensor], half: bool = True) -> None:
+        """Keep what a stage made."""
+        save_tensors({k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}, self.result(name))
+
+    def pictures(self) -> np.ndarray:
+        """The renderings ``[N, 128, 128, 3]`` that autoencoder and U-Net learn from."""
+        return kept(self.folder, "described", draw_described, self.options.pictures, self.options.workers)
+
+
+def result_file(folder: Path, name: str) -> Path:
+    """Where a training keeps what it made: one of ``RESULT``."""
+    return folder / "result" / f"{name}.safetensors"
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run the stages that were asked for, each from its checkpoint, until they are done or the time is over; then cut pieces, if asked."""
+    began = time.monotonic()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    claim(options)
+    session = Session(options.folder, deadline=began + 60 * options.minutes)
+    render_all(options)
+    if options.fit:
+        left = session.deadline - time.monotonic()
+        seconds = {TRAINED_AS[stage]: share * left for stage, share in MARKED_SHARES.items()}
+        session = Session(options.folder, deadline=session.deadline, seconds=seconds)
+    training = Training(options, options.folder, device, session)
+    try:
+        for stage, learn in LEARN.items():
+            if stage in options.stages:
+                log.info("%s, %.0f s after the beginning", stage, time.monotonic() - began)
+                torch.manual_seed(MARKED_STAGES.index(stage))  # a stage begins with the same weights, whether one ran before it or not
+                learn(training)
+    except OutOfTime as stop:
+        log.info("the time is over: %s", stop)
+    if options.pieces:
+        done = [file for name in RESULT if (file := training.result(name)).exists()]
+        pieces = cut([options.folder / "settings.json", *done], options.pieces)
+        log.info("%d pieces with %s in %s", len(pieces), ", ".join(file.stem for file in done) or "nothing yet", options.pieces)
+
+
+def claim(options: argparse.Namespace) -> None:
+    """Write down how the model in the folder is trained. Raises ``ValueError`` where it was begun otherwise."""
+    file = options.folder / "settings.json"
+    now: dict[str, Any] = {key: getattr(options, key) for key in SETTINGS} | {
+        "steps": {s: getattr(options, f"{s}_steps") for s in TRAINED_AS}
+    }
+    before = read_json(file) if file.exists() else now
+    for key, value in now.items():
+        if before.get(key, value) != value:
+            raise ValueError(f"{options.folder} holds a training with {key} {before[key]}, now it is {value}: give another --folder")
+    write_atomically(json.dumps(now, indent=1).encode(), file)
+
+
+def render_all(options: argparse.Namespace) -> None:
+    """Draw and describe what the stages that were asked for learn from, before the device is used and time is shared out: processes that
+    draw are forked from this one.
+    """
+    stages, folder, workers = {*options.stages}, options.folder, options.workers
+    if "parts" in stages:
+        for name, draw in (("parts", draw_parts), ("parts-labels", draw_labels)):
+            kept(folder, name, draw, options.pictures, workers)
+    if "tower" in stages:
+        kept(folder, "twins", draw_twins, options.individuals, workers)
+    if stages & {"autoencoder", "diffusion", "decoder"}:
+        kept(folder, "described", draw_described, options.pictures, workers)
+    if "diffusion" in stages:
+        kept_captions(folder, "described", described_wordings, options.pictures, workers)
+
+
+def _parts(training: Training) -> None:
+    if training.result("parts").exists():
+        return
+    judge = PartsJudge().to(training.device, memory_format=torch.channels_last)
+    count = training.options.pictures
+    learn_parts(judge, training.folder, count, training.options.workers, training.session, steps=training.options.parts_steps)
+    save_judge(judge, training.result("parts"))
+
+
+def _tower(training: Training) -> None:
+    if not training.result("tower").exists():
+        tower = new_tower().to(training.device)
+        count = training.options.individuals
+        learn_tower(tower, training.folder, count, training.options.workers, training.session, steps=training.options.tower_steps)
+        training.write("tower", tower.state_dict())
+    write_tower(load_file(training.result("tower")), training.folder / "tower")
+
+
+def _autoencoder(training: Training) -> None:
+    if training.result("latents").exists():
+        return
+    vae = pass_through(MARKED.latent_channels).to(training.device)
+    learn_latents(
+        vae, training.pictures(), training.session, steps=training.options.autoencoder_steps, recipe=latent_recipe(training, 1e-3)
+    )
+    training.write("latents", vae.state_dict(), half=False)
+
+
+def latent_recipe(training: Training, lr: float) -> LatentRecipe:
+    """How autoencoder and decoder are trained, by the options."""
+    options = training.options
+    features = seer(training)
+    comparison = Comparison(edge=options.edge, perceptual=options.perceptual if features else 0.0, features=features)
+    return LatentRecipe(options.latent_batch, lr, options.latent_noise, SPREAD, comparison)
+
+
+def seer(training: Training) -> Features | None:
+    """The layers that compare pictures: of the judge of parts, which takes any size, or of the tower of marks; or none."""
+    kind = training.options.seer
+    if kind == "none":
+        return None
+    if kind == "judge":
+        return load_judge(needed(training, "parts"), training.device).features
+    tower = new_tower()
+    tower.load_state_dict({k: v.float() for k, v in load_file(needed(training, "tower")).items()})
+    return layers_of(tower.to(training.device))
+
+
+def needed(training: Training, name: str) -> Path:
+    """The file of what an earlier stage made. Raises ``FileNotFoundError`` that says which stage is missing."""
+    file = training.result(name)
+    if not file.exists():
+        stage = {"latents": "autoencoder", "vae": "decoder", "unet": "diffusion", "text": "diffusion"}.get(name, name)
+        raise FileNotFoundError(f"{file} is not there: the stage {stage} comes first")
+    return file
+
+
+def _latent_vae(training: Training) -> AutoencoderTiny:
+    vae = pass_through(MARKED.latent_channels)
+    vae.load_state_dict(load_file(needed(training, "latents")))
+    return vae.to(training.device)
+
+
+def _diffusion(training: Training) -> None:
+    if training.result("unet").exists():
+        return
+    options, folder = training.options, training.folder
+    captions = kept_captions(folder, "described", described_wordings, options.pictures, options.workers)
+    tokens = Tokens(token_ids(captions))
+    text = new_text_encoder(tokens.vocabulary, tokens.end, MARKED).to(training.device)
+    unet = new_unet(MARKED).to(training.device)
+    latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
+    latents = latents.to(training.device)  # small enough to stay there
+    recipe = DiffusionRecipe(options.prediction, options.gamma, options.batch, options.lr)
+    learn_diffusion(unet, text, latents, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
+    if count := min(options.painted, len(latents)):
+        first = np.arange(count) * len(captions[0])  # of each picture's wordings
+        ids = tokens.batch(first, np.random.default_rng(0), dropout=0.0, rare=0.0)
+        save_tensors({"latents": repaint(unet, text, latents[:count], ids, options.prediction)}, folder / PAINTED)
+    training.write("text", shipped_text(text.state_dict(), tokens))
+    training.write("unet", unet.state_dict())
+
+
+def _decoder(training: Training) -> None:
+    if training.result("vae").exists():
+        return
+    needed(training, "unet")
+    pictures, file = training.pictures(), training.folder / PAINTED
+    painted = None
+    if file.exists():
+        latents = load_file(file)["latents"]
+        painted = Painted(latents, pictures[: len(latents)])
+    vae, recipe = _latent_vae(training), latent_recipe(training, 5e-4)
+    sharpen_decoder(vae, pictures, training.session, steps=training.options.decoder_steps, recipe=recipe, painted=painted)
+    training.write("vae", vae.state_dict())
+
+
+def _base(training: Training) -> None:
+    for name in ("unet", "text", "vae"):
+        needed(training, name)
+    write_base(training.folder)
+
+
+def autoencoder_file(folder: Path) -> Path:
+    """The autoencoder of a training: with its last decoder, or with the one that was trained beside the encoder where there is no other.
+
+    Raises ``FileNotFoundError`` where there is none.
+    """
+    files = [file for name in ("vae", "latents") if (file := result_file(folder, name)).exists()]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no autoencoder of marks: the stage autoencoder comes first")
+    return files[0]
+
+
+def write_base(folder: Path) -> Path:
+    """Write what a training made as a model folder in diffusers' layout, which every ``--base`` takes. Returns it."""
+    settings = read_json(folder / "settings.json")
+    files = {"unet": result_file(folder, "unet"), "text": result_file(folder, "text"), "vae": autoencoder_file(folder)}
+    states = {name: {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()} for name, file in files.items()}
+    base, family = folder / "base", MARKED.diffusers
+    ids, rows = states["text"].pop("token_ids").long(), states["text"].pop("token_rows").float()
+    states["text"]["text_model.embeddings.token_embedding.weight"] = full_token_table(ids, rows).half()
+    text = {**family.texts[MARKED.encoder().name], "model_type": "clip_text_model", "architectures": ["CLIPTextModel"]}
+    vocabulary = len(states["text"]["text_model.embeddings.token_embedding.weight"])
+    text |= {"vocab_size": vocabulary, "bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
+    prediction = {"v": "v_prediction", "eps": "epsilon"}.get(settings["prediction"], "")
+    noise = {"_class_name": "DDPMScheduler", **family.schedule, "prediction_type": prediction}
+    parts = {
+        "unet": ({"_class_name": "UNet2DConditionModel", **family.model}, states["unet"], "diffusion_pytorch_model"),
+        "vae": ({"_class_name": "AutoencoderTiny", **family.vae}, states["vae"], "diffusion_pytorch_model"),
+        "text_encoder": (text, states["text"], "model"),
+    }
+    for part, (config, state, name) in parts.items():
+        save_tensors(state, base / part / f"{name}.safetensors", {"format": "pt"})
+        write_atomically(json.dumps(config, indent=1).encode(), base / part / "config.json")
+    scheduler = flow if settings["prediction"] == "flow" else noise
+    write_atomically(json.dumps(scheduler, indent=1).encode(), base / "scheduler" / "scheduler_config.json")
+    return base
+
+
+def assemble(pieces: Path, folder: Path) -> list[Path]:
+    """Put together what was trained elsewhere: the files of ``result``, and the folders that other commands take, as far as it got. Returns
+    what can be given to ``--base``, ``--vision`` and ``--judge``.
+    """
+    known = ["settings.json", *(result_file(folder, name).name for name in RESULT)]
+    files = join(pieces, folder / "result", known)
+    settings = next((file for file in files if file.name == "settings.json"), None)
+    if settings is None:
+        raise ValueError(f"{pieces} does not say how its Doodle was trained: bring the pieces again")
+    settings.replace(folder / "settings.json")
+    made = []
+    if all(result_file(folder, name).exists() for name in ("unet", "text", "latents")):
+        made.append(write_base(folder))
+    if result_file(folder, "tower").exists():
+        write_tower(load_file(result_file(folder, "tower")), folder / "tower")
+        made.append(folder / "tower")
+    return [*made, *(file for file in [result_file(folder, "parts")] if file.exists())]
+
+
+LEARN: dict[str, Callable[[Training], None]] = {
+    "parts": _parts,
+    "tower": _tower,
+    "autoencoder": _autoencoder,
+    "diffusion": _diffusion,
+    "decoder": _decoder,
+    "base": _base,
+}  # in the order of MARKED_STAGES
+TRAINED_AS = {"parts": "judge-of-parts", "tower": "tower", "autoencoder": "autoencoder", "diffusion": "diffusion", "decoder": "decoder"}

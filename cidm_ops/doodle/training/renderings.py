@@ -1,0 +1,71 @@
+"""Renderings by number, kept on disk: a set is a function from a seed to pictures, and a file for each number of them."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...bank.files import write_atomically
+from ...bank.formats import write_array
+
+CHUNK = 250
+Draw = Callable[[int], np.ndarray]
+Words = Callable[[int], list[str]]
+
+
+def kept(folder: Path, name: str, draw: Draw, count: int, workers: int) -> np.ndarray:
+    """The uint8 arrays ``draw(0) .. draw(count - 1)``, all of one shape, as one array ``[count, ...]`` (memory-mapped).
+
+    Drawn into ``folder`` the first time, in chunks that are kept, so a run that was stopped goes on; later calls open the file.
+    """
+    file = folder / f"{name}-{count}.npy"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        chunks = [(folder / f"{name}-{count}-{start}.npy", draw, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        spread(_write, [chunk for chunk in chunks if not chunk[0].exists()], workers)
+        _join([chunk[0] for chunk in chunks], count, file)
+    return np.load(file, mmap_mode="r")
+
+
+def spread(make: Callable[[Any], Any], todo: Sequence[Any], workers: int) -> list[Any]:
+    """What ``make`` gives for each of what is to do, in order, made by so many processes; by this one where one is enough."""
+    if workers == 1 or len(todo) < 2:
+        return list(map(make, todo))
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(make, todo))
+
+
+def _write(chunk: tuple[Path, Draw, int, int]) -> None:
+    file, draw, start, stop = chunk
+    write_array(np.stack([draw(seed) for seed in range(start, stop)]), file)
+
+
+def _join(chunks: list[Path], count: int, file: Path) -> None:
+    """Put the chunks into one array, larger than memory, under a name that it gets when it is whole; the chunks go."""
+    first = np.load(chunks[0], mmap_mode="r")
+    partial = file.with_name(f".{file.name}.partial")
+    whole = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, *first.shape[1:]))
+    for i, chunk in enumerate(chunks):
+        whole[i * CHUNK : (i + 1) * CHUNK] = np.load(chunk, mmap_mode="r")
+    whole.flush()
+    del whole
+    partial.replace(file)
+    for chunk in chunks:
+        chunk.unlink()
+
+
+def kept_captions(folder: Path, name: str, words: Words, count: int, workers: int) -> list[list[str]]:
+    """The captions ``words(0) .. words(count - 1)`` of pictures, some wordings of each, kept in ``folder``."""
+    file = folder / f"{name}-captions-{count}.txt"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        chunks = [(words, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        write_atomically("\n".join(line for lines in spread(_say, chunks, workers) for line in lines).encode(), file)
+    return [line.split("\t") for line in file.read_text(encoding="utf-8").split("\n")]
+
+
+def _say(chunk: tuple[Words, int, int]) -> list[str]:
+    words, start, stop = chunk
+    return ["\t".join(words(seed)) for seed in range(start, stop)]

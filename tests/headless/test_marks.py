@@ -1,0 +1,262 @@
+"""The Doodle of marks at the smallest size: every stage runs, goes on bit for bit, and what comes of it is a base, a tower and a judge."""
+
+import json
+import shutil
+import time
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from cidm_ops.__main__ import main
+from cidm_ops.bank.bank import Bank
+from cidm_ops.doodle.concepts import CONCEPTS
+from cidm_ops.doodle.figures import FIGURES, individual
+from cidm_ops.doodle.files import TEN, full_token_table
+from cidm_ops.doodle.training.autoencoder import Comparison, Painted, pass_through
+from cidm_ops.doodle.training.described import described_scene, described_wordings, marks_of, one_described
+from cidm_ops.doodle.training.diffusion import new_text_encoder, new_unet, repaint, schedule_of
+from cidm_ops.doodle.training.loop import Optimisation, OutOfTime, Session, train
+from cidm_ops.doodle.training.marks import RESULT, result_file, write_base
+from cidm_ops.doodle.training.measures import linear_bound, psnr
+from cidm_ops.doodle.training.muon import orthogonalise
+from cidm_ops.doodle.training.pieces import cut, join
+from cidm_ops.doodle.training.train import token_ids
+from cidm_ops.doodle.training.twins import MARKS, draw_twins, twin
+from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.parts import UNTOLD, labels_of, load_judge
+from cidm_ops.engines.towers import load_tower
+from cidm_ops.models.marked import MARKED
+from cidm_ops.models.sd import DOODLE
+from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
+
+STAGES = ("parts", "tower", "autoencoder", "diffusion", "decoder", "base")
+SMALL = [
+    *("--device", "cpu", "--workers", "1", "--pictures", "8", "--individuals", "3", "--batch", "2", "--latent-batch", "2"),
+    *("--painted", "2", "--seer", "judge", *(f"--{stage}-steps=2" for stage in STAGES[:-1])),
+]
+
+
+def run(folder, *more: str) -> int:
+    return main(["doodle", "marks", "--folder", str(folder), *SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A whole training of two steps a stage, and its pieces."""
+    folder = tmp_path_factory.mktemp("marks")
+    assert run(folder, "--pieces", str(folder / "pieces")) == 0
+    return folder
+
+
+def test_every_stage_leaves_its_result(trained):
+    assert all(result_file(trained, name).is_file() for name in RESULT)
+    for name in ("parts", "vae", "text", "tower"):
+        assert result_file(trained, name).stat().st_size < 6e6
+    assert result_file(trained, "unet").stat().st_size < 24e6
+
+
+def test_a_training_in_many_parts_is_bit_for_bit_the_one_in_one(trained, tmp_path):
+    """With no time at all every call makes one step and stops with a checkpoint."""
+    calls = 0
+    while not (tmp_path / "base").exists() and calls < 30:
+        assert run(tmp_path, "--minutes", "0") == 0
+        calls += 1
+    assert calls >= 5, "two steps of five stages are not made in one call"
+    for name in RESULT:
+        assert result_file(tmp_path, name).read_bytes() == result_file(trained, name).read_bytes(), name
+
+
+def test_a_folder_is_of_one_training(trained, capsys):
+    assert run(trained, "--prediction", "v") == 2
+    assert "holds a training with prediction flow, now it is v: give another --folder" in capsys.readouterr().err
+
+
+def test_what_comes_of_it_is_a_base_of_its_own(trained):
+    base = load(trained / "base")
+    assert base.family is MARKED and base.architecture == "sd1-7x160" and base.size == 128 and base.schedule.prediction == "flow"
+    picture = torch.rand(1, 3, 128, 128) * 2 - 1
+    assert base.encode_image(picture).shape == (1, 16, 16, 16) == (1, *MARKED.latent_shape(128, 128))
+    text = load_file(result_file(trained, "text"))
+    table = full_token_table(text["token_ids"].long(), text["token_rows"].float())
+    assert torch.equal(base.texts["clip_l"].get_input_embeddings().weight, table.half().float())
+    weights = load_file(result_file(trained, "unet"))
+    assert all(torch.equal(weight, weights[name].float()) for name, weight in base.unet.state_dict().items())
+    painted, _ = paint(base, Bank(trained / "none"), "a dog", unit_noise(MARKED, 0, 1, 128, 128), SamplingConfig(2, 2.0))
+    assert painted.shape == (1, 3, 128, 128) and bool(painted.isfinite().all())
+    with pytest.raises(ValueError, match="'dog' was learned on sd1-7x128, this model is sd1-7x160: load its base"):
+        paint(base, Bank(TEN), "a <dog>", unit_noise(MARKED, 0, 1, 128, 128), SamplingConfig(1, 2.0))
+
+
+@pytest.mark.parametrize("prediction", ["v", "eps"])
+def test_a_base_says_what_it_predicts(trained, tmp_path, prediction):
+    shutil.copytree(trained / "result", tmp_path / "result")
+    settings = json.loads((trained / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"prediction": prediction}))
+    assert load(write_base(tmp_path)).schedule.prediction == prediction
+
+
+def test_the_tower_and_the_judge_are_taken_by_other_commands(trained):
+    pictures = torch.rand(2, 3, 128, 128) * 2 - 1
+    assert load_tower(str(trained / "tower"))(pictures).shape == (2, 128)
+    assert load_judge(result_file(trained, "parts")).read(pictures).there.shape == (2, len(FIGURES))
+
+
+@pytest.mark.parametrize("what", ["psnr", "parts", "tower", "captions"])
+def test_every_figure_is_measured(trained, tmp_path, what, capsys):
+    sheet = ["--sheet", str(tmp_path / "sheet.png")] if what == "captions" else []
+    argv = ["doodle", "measure", what, "--folder", str(trained), "--count", "4", "--steps", "1", "--json", str(tmp_path / "f.json"), *sheet]
+    assert main(argv) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "f.json").read_text())
+    expected = {"psnr": "ten_concepts", "parts": "all", "tower": "twins", "captions": "painted"}[what]
+    assert expected in found and (not sheet or (tmp_path / "sheet.png").is_file())
+
+
+def test_pieces_are_put_together_elsewhere(trained, tmp_path):
+    pieces = sorted((trained / "pieces").iterdir())
+    assert len(pieces) > 1 and all(piece.stat().st_size <= 16 * 2**20 for piece in pieces)
+    assert main(["doodle", "join", str(trained / "pieces"), "--folder", str(tmp_path / "joined")]) == 0
+    for name in RESULT:
+        assert result_file(tmp_path / "joined", name).read_bytes() == result_file(trained, name).read_bytes()
+    assert load(tmp_path / "joined" / "base").fingerprint == load(trained / "base").fingerprint
+
+
+def test_pieces_that_are_missing_damaged_or_strange_are_refused(tmp_path):
+    for name in ("unet.safetensors", "text.safetensors"):
+        (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(2500))
+    files, known = [tmp_path / "unet.safetensors", tmp_path / "text.safetensors"], ["unet.safetensors", "text.safetensors"]
+    pieces = cut(files, tmp_path / "pieces", largest=2000)
+    assert [piece.name for piece in pieces] == ["doodle-1-of-3.part", "doodle-2-of-3.part", "doodle-3-of-3.part"]
+    with pytest.raises(ValueError, match=r"holds 'text\.safetensors', which is no part of a Doodle"):
+        join(tmp_path / "pieces", tmp_path / "out", known[:1])
+    assert [file.read_bytes() for file in join(tmp_path / "pieces", tmp_path / "out", known)] == [file.read_bytes() for file in files]
+    pieces[1].write_bytes(pieces[1].read_bytes()[::-1])
+    with pytest.raises(ValueError, match="damaged, or of different trainings"):
+        join(tmp_path / "pieces", tmp_path / "out", known)
+    pieces[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks doodle-2-of-3\.part: bring all 3 pieces"):
+        join(tmp_path / "pieces", tmp_path / "out", known)
+
+
+def test_steps_are_fitted_into_a_time_once_and_the_weights_stay(tmp_path):
+    layer = nn.Linear(4, 4)
+    before = layer.weight.detach().clone()
+
+    def loss_at(rng: np.random.Generator, generator: torch.Generator) -> torch.Tensor:
+        time.sleep(0.002)
+        return layer(torch.randn(2, 4, generator=generator)).square().mean()
+
+    with pytest.raises(OutOfTime, match="toy is at step 1 of "):
+        train("toy", layer, loss_at, Session(tmp_path, deadline=0.0, seconds={"toy": 0.5}), Optimisation(100_000, 0.0, weight_decay=0.0))
+    assert torch.equal(layer.weight, before), "neither the steps that were timed nor one at rate 0 change anything"
+    steps = json.loads((tmp_path / "toy-steps.json").read_text())["steps"]
+    assert 5 <= steps <= 250
+    train("toy", layer, loss_at, Session(tmp_path), Optimisation(100_000, 0.0))  # as many as were counted
+    assert json.loads((tmp_path / "toy-steps.json").read_text())["steps"] == steps
+
+
+def test_matrices_of_one_shape_are_made_orthogonal_together_as_each_alone():
+    """Newton-Schulz iteration takes singular values near 1, in either direction."""
+    for shape in ((6, 4, 9), (6, 9, 4)):
+        matrices = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        together = orthogonalise(matrices).float()
+        assert torch.allclose(together, torch.cat([orthogonalise(one[None]) for one in matrices]).float(), atol=2e-2)
+        values = torch.linalg.svdvals(together)
+        assert bool((values > 0.5).all()) and bool((values < 1.4).all())
+
+
+def test_captions_name_marks_and_only_those_that_are_there():
+    assert marks_of(CONCEPTS["dog2"].look) == ["black spots", "a red hat", "black ears"]
+    assert marks_of(CONCEPTS["dog"].look) == ["a white patch", "a scarf"], "teal and wine have no name"
+    named = 0
+    for seed in range(150):
+        scene = described_scene(seed)
+        looks = [thing.look for thing in scene.things]
+        for text in described_wordings(seed):
+            assert all(look.kind in text for look in looks)
+            for mark in ("spots", "stripes", "patch"):
+                assert f" {mark}" not in text or any(look.marking == mark for look in looks), text
+            for thing in ("hat", "scarf", "flower", "star"):
+                assert f" {thing} " not in f"{text} ".replace(",", " ") or any(look.accessory == thing for look in looks), text
+            named += any(f" {word}" in text for word in ("spots", "stripes", "patch", "hat", "scarf", "flower", "star"))
+    assert named > 200, "a third of all wordings names a mark"
+    assert max(map(len, token_ids([described_wordings(seed) for seed in range(300)]))) <= MARKED.encoder().room
+
+
+def test_a_described_individual_is_described_whole():
+    for seed in range(30):
+        scene, text = one_described(seed)
+        assert all(mark in text for mark in marks_of(scene.things[0].look))
+
+
+def test_twins_differ_in_one_mark():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        look = individual(list(FIGURES)[seed % len(FIGURES)], rng)
+        other = twin(look, rng)
+        changed = [f.name for f in fields(look) if getattr(look, f.name) != getattr(other, f.name)]
+        assert len(changed) == 1 and changed[0] in MARKS
+        own, its = labels_of(look), labels_of(other)
+        assert ((own != its) & (own != UNTOLD) & (its != UNTOLD)).any(), "the mark can be seen on both"
+    assert draw_twins(3).shape == (4, 128, 128, 3) and (draw_twins(3) == draw_twins(3)).all()
+
+
+def test_an_autoencoder_begins_as_the_average_of_cells_with_any_channels():
+    flat = torch.full((1, 3, 32, 32), 0.3)
+    for channels in (DOODLE.latent_channels, MARKED.latent_channels):
+        vae = pass_through(channels)
+        with torch.no_grad():
+            latents = vae.encode(flat).latents
+            assert latents.shape == (1, channels, 4, 4)
+            assert float(psnr(vae.decode(latents).sample[..., 8:24, 8:24], flat[..., 8:24, 8:24])) > 25
+
+
+def test_a_comparison_weighs_edges_and_layers():
+    one, other = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3, 16, 16)
+    plain = Comparison(edge=0, squared=0).loss(one, other)
+    assert torch.allclose(plain, (one - other).abs().mean())
+    assert Comparison(edge=1, squared=0).loss(one, other) > plain
+    features = Comparison(edge=0, squared=0, perceptual=1.0, features=lambda pictures: [pictures])
+    assert float(features.loss(one, one)) == 0 and features.loss(one, other) > plain
+
+
+def test_painted_latents_are_cropped_with_their_pictures():
+    latents = torch.arange(16.0).view(1, 1, 4, 4).expand(2, 3, 4, 4)
+    pictures = np.arange(16, dtype=np.uint8).reshape(4, 4).repeat(8, 0).repeat(8, 1)[None, ..., None].repeat(2, 0).repeat(3, 3)
+    own, shown = Painted(latents, pictures).crops(np.random.default_rng(0), 5, 2, torch.device("cpu"))
+    assert torch.allclose(((shown + 1) * 127.5)[:, :, ::8, ::8], own)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v", "eps"])
+def test_repainting_by_a_model_that_knows_the_picture_gives_the_picture(prediction):
+    """A U-Net that answers exactly what is asked for takes the noise away again."""
+    schedule = schedule_of(prediction)
+    clean = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    class Knowing(nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, x, t, context):
+            i = int((schedule.times - t[0]).abs().argmin())
+            signal, sigma = schedule.signal[i], schedule.sigma[i]
+            noise = (x - signal * clean) / sigma
+            steps = torch.full((len(x),), i)
+            return type("Answer", (), {"sample": schedule.target(clean, noise, steps)})
+
+    text = new_text_encoder(32, 31, MARKED)
+    found = repaint(Knowing(), text, clean, torch.full((2, 5), 31), prediction).float()
+    assert float((found - clean).abs().max()) < 0.05
+
+
+def test_a_unet_of_marks_costs_what_doodles_costs():
+    counts = [sum(p.numel() for p in new_unet(family).parameters()) for family in (DOODLE, MARKED)]
+    assert counts[0] < counts[1] < 1.03 * counts[0] and 2 * counts[1] < 24e6
+
+
+def test_a_linear_code_of_all_numbers_keeps_everything():
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    few, all_of_them = linear_bound(pictures, pictures, 4), linear_bound(pictures, pictures, 192)
+    assert bool((all_of_them > 60).all()) and bool((few < all_of_them).all())
