@@ -106,8 +106,8 @@ def presence_section(score: PresenceScore, pictures: Sequence[Tensor]) -> Sectio
     order = sorted(range(len(score.expected)), key=lambda i: float(score.margins[i]))[:MOST]
     labels = []
     for i in order:
-        found, want = score.found[i], score.expected[i]
-        labels.append((f"{found} {score.cosines[i]:.2f}", f"expected {want}" if found != want else "right"))
+        seen, want = score.found[i], score.expected[i]
+        labels.append((f"{seen} {score.cosines[i]:.2f}", f"expected {want}" if seen != want else "right"))
     note = f"Pairs of references of one concept lie above pairs of two with probability {score.told_apart:.3f}; 0.5 is chance."
     if score.collapsed is not None:
         note = f"{note} {COLLAPSED.format(collapsed=score.collapsed, bound=score.bound)}"

@@ -108,7 +108,9 @@ def test_a_template_runs_to_pictures_without_an_alert_or_overlap(screen, file):
     assert screen.evaluate(frontend.RUN) == ""
     saved = screen.evaluate("() => app.graph._nodes.filter(n => n.type === 'SaveImage').map(n => String(n.id))")
     screen.evaluate(frontend.FRAME)  # the front end fetches the pictures of nodes in view
-    # In Nodes 2.0, which keeps pictures elsewhere, every line of a node's text pushes what is below.
     assert overlaps(screen.evaluate(PLACES)) == []
     assert {*saved} <= screen.evaluate(frontend.PICTURES).keys() and screen.evaluate(frontend.PICTURES)
+    if screen.evaluate(frontend.RENDERER, True):  # pictures and texts have elements of their own there
+        assert overlaps(screen.evaluate(PLACES)) == []
+    screen.evaluate(frontend.RENDERER, False)
     assert screen.evaluate(ALERTS) == [] and screen.said == []

@@ -133,7 +133,7 @@ def render_all(options: argparse.Namespace) -> None:
 def _parts(training: Training) -> None:
     if training.result("parts").exists():
         return
-    judge = PartsJudge().to(training.device, memory_format=torch.channels_last)
+    judge = PartsJudge().to(training.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     count = training.options.pictures
     learn_parts(judge, training.folder, count, training.options.workers, training.session, steps=training.options.parts_steps)
     save_judge(judge, training.result("parts"))

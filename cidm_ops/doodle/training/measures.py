@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +100,13 @@ def judge_file(options: argparse.Namespace) -> Path:
     return options.judge or result_file(options.folder, "parts")
 
 
-def _parts(options: argparse.Namespace) -> dict[str, object]:
+def _parts(options: argparse.Namespace) -> Mapping[str, object]:
     file = judge_file(options)
     found = held_out_accuracy(load_judge(file, fastest_device()), options.count)
     return {name: round(value, 4) for name, value in found.items()} | {"bytes": file.stat().st_size}
 
 
-def _tower(options: argparse.Namespace) -> dict[str, object]:
+def _tower(options: argparse.Namespace) -> Mapping[str, object]:
     vision = options.vision or str(options.folder / "tower")
     return {name: round(value, 4) for name, value in told_apart(load_tower(vision, fastest_device()), options.count).items()}
 
@@ -134,4 +134,9 @@ def named_right(reading: Reading, scenes: Sequence[Scene]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-MEASURED = {"psnr": _psnr, "parts": _parts, "tower": _tower, "captions": _captions}
+MEASURED: dict[str, Callable[[argparse.Namespace], Mapping[str, object]]] = {
+    "psnr": _psnr,
+    "parts": _parts,
+    "tower": _tower,
+    "captions": _captions,
+}

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...backbone import Backbone
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
-from ...engines.diffusers import load
+from ...engines.diffusers import DiffusersBackbone, load
 from ...measure.report import from_pixels, to_pixels
 from ...painting.sampling import sample
 from ...tokens import encode_layerwise
@@ -34,7 +33,7 @@ def scene_to_paint(seed: int, things: int) -> Scene:
     return Scene(arrange(looks, words, rng), str(rng.choice(PLACES)), seed=seed)
 
 
-def paint_captions(backbone: Backbone, captions: list[str], steps: int = 25, guidance: float = 5.0, batch: int = 25) -> Tensor:
+def paint_captions(backbone: DiffusersBackbone, captions: list[str], steps: int = 25, guidance: float = 5.0, batch: int = 25) -> Tensor:
     """Pictures ``[N, 3, 128, 128]`` of captions by a Doodle, each from its own seed; on the CPU."""
     out = []
     with torch.no_grad():

@@ -292,7 +292,8 @@ class CidmLearner(Learner):
         with torch.no_grad():
             singles = self.answer(batch.noised.x[rows].repeat(3, 1, 1, 1), batch.noised.t[rows].repeat(3), texts)
         self.marks = marks  # a backward pass that computes layers again reads the caption
-        return DEPENDENCE_STEPS * self.settings.dependence * dependence(guess[rows], *singles.chunk(3), share[rows]).sum()
+        single, around, nothing = singles.chunk(3)
+        return DEPENDENCE_STEPS * self.settings.dependence * dependence(guess[rows], single, around, nothing, share[rows]).sum()
 
     def watching(self, samples: Sequence[Sample]) -> AbstractContextManager[list[Any]]:
         """Collects the attention of the words if that is regularized and there are masks to do it by."""
