@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ SETTINGS = {"Comfy.TutorialCompleted": True, "LiteGraph.Canvas.MaximumFps": 10}
 
 
 class Server:
-    """A running ComfyUI: prompts in, history out."""
+    """A running ComfyUI: prompts in, history out. ``options`` are of its command line."""
 
-    def __init__(self, host, folder: Path, models: Path | None = None):
+    def __init__(self, host, folder: Path, options: Sequence[str] = ()):
         self.host, self.folder = host, folder
         self.pack = install(folder / "custom_nodes")
         for name in ("models", "input", "output", "user/default"):
@@ -47,6 +47,7 @@ class Server:
         command = [host.python, "main.py", "--cpu", "--port", self.port, "--base-directory", folder, "--database-url", "sqlite:///:memory:"]
         for option in ("output", "temp", "user", "input"):
             command += [f"--{option}-directory", folder / option]
+        command += options
         with open(self.log, "w") as log:
             self.process = subprocess.Popen([str(c) for c in command], cwd=host.path, stdout=log, stderr=subprocess.STDOUT)
         try:
