@@ -12,10 +12,12 @@ import torch
 from cidm_ops.bank import files
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir")
+EVERY = -1
 
 
 def at_point(root: Path, work: Callable[[Path], object], point: int, act: Callable[[str], None]) -> tuple[int, str]:
-    """Do ``work`` in a process of its own and ``act`` when it is about to change something below ``root`` for that time, from 1.
+    """Do ``work`` in a process of its own and ``act`` when it is about to change something below ``root`` for that time, from 1, or
+    each time.
 
     Returns its exit status, and what it said: the number of changes, or the error.
     """
@@ -32,7 +34,7 @@ def at_point(root: Path, work: Callable[[Path], object], point: int, act: Callab
     def change(what: str) -> None:
         nonlocal count
         count += 1
-        if count == point:
+        if point in (count, EVERY):
             act(what)
 
     def hook(event: str, args: tuple) -> None:
@@ -61,3 +63,7 @@ def kill(what: str) -> None:
 def no_room(what: str) -> None:
     if not what.endswith("/.lock") and not what.startswith("os.remove"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), what.partition(" ")[2])
+
+
+def read_only(what: str) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), what.partition(" ")[2])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import at_point, kill, no_room
+from faults import EVERY, at_point, kill, no_room, read_only
 from PIL import Image
 from test_manage import filled, small
 
@@ -176,6 +176,15 @@ def test_on_a_full_disk_what_makes_room_works_and_the_rest_says_to_make_room(tem
     else:
         assert status and "make room and start again" in said and str(root) in said and contents(root) == before
     assert not list(root.rglob("*.partial")) and not (root / "bank" / ".lock.json").exists()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_where_nothing_may_be_written_the_place_is_named_and_all_of_it_is_read(template, tmp_path, name):
+    root = fresh(template, tmp_path / "x", name)
+    before, names = contents(root), here(root).names
+    status, said = at_point(root, OPERATIONS[name], EVERY, read_only)
+    assert status and str(root) in said and "Read-only file system" in said and "\n" not in said, said
+    assert contents(root) == before and here(root).names == names and not here(root).damaged
 
 
 def test_on_a_full_disk_repair_makes_its_room(template, tmp_path):
