@@ -13,6 +13,8 @@ export const TYPE_COLOURS = {
   CIDM_REGION_NOISE: "#b058d8",
   CIDM_REFERENCES: "#d4763b",
   CIDM_RESULTS: "#b9a06a",
+  CIDM_TRAJECTORY: "#58b15c",
+  CIDM_PLACE: "#d85a4a",
 };
 
 app.registerExtension({

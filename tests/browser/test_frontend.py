@@ -73,7 +73,9 @@ def test_every_type_of_ours_has_a_colour_of_its_own(page, server, palette):
     shown = page.evaluate(SHOWN, types)
     core = page.evaluate(SHOWN, ["MODEL", "CLIP", "CONDITIONING", "LATENT", "IMAGE", "MASK", "VAE"])
     page.evaluate(PALETTE, "dark")
-    assert len(types) >= 8 and all(link == slot == variable for link, slot, variable in shown)
+    assert len(types) >= 10 and all(link and link == slot == variable for link, slot, variable in shown), dict(
+        zip(types, shown, strict=True)
+    )
     assert len({link for link, *_ in shown} | {link for link, *_ in core} - {""}) == len(types) + len(core)
 
 
