@@ -37,16 +37,16 @@ class KeptPicture:
 
     def open(self) -> Image.Image:
         """The picture in RGB. Raises ``ValueError`` naming a file that cannot be read."""
-        return _open(self.file, "RGB")
+        return _open(self.file)
 
     def open_mask(self) -> Image.Image | None:
         """Where the concept is, in grey, or ``None`` for everywhere. Raises ``ValueError`` naming a file that cannot be read."""
-        return None if self.mask is None else _open(self.mask, "RGB").convert("L")
+        return None if self.mask is None else _open(self.mask).convert("L")
 
 
-def _open(file: Path, mode: str) -> Image.Image:
+def _open(file: Path) -> Image.Image:
     try:
-        return in_colours(open_picture(file), mode)
+        return in_colours(open_picture(file))
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{file}: {error}: keep the pictures of this concept anew") from error
 

@@ -8,6 +8,21 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from cidm_ops.bank.bank import Bank
+from cidm_ops.engines.diffusers import DiffusersBackbone, load
+
+
+@pytest.fixture(scope="module")
+def backbone() -> DiffusersBackbone:
+    """Doodle, for tests that paint and leave it as it is."""
+    return load("doodle")
+
+
+@pytest.fixture(scope="module")
+def bank(pytestconfig) -> Bank:
+    """The ten concepts that ship."""
+    return Bank(pytestconfig.rootpath / "cidm_ops/doodle/ten")
+
 
 @pytest.fixture(scope="session")
 def tiny_sd1(tmp_path_factory) -> Path:

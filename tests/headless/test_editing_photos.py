@@ -6,8 +6,6 @@ import torch
 from PIL import Image
 from test_command_line import cidm, refused  # noqa: F401
 
-from cidm_ops.bank.bank import Bank
-from cidm_ops.engines.diffusers import load
 from cidm_ops.method.editing import feathered
 from cidm_ops.method.regions import RegionMask
 from cidm_ops.models.sd import DOODLE
@@ -17,16 +15,6 @@ from cidm_ops.painting.paint import Photo, SamplingConfig, paint_latents, unit_n
 from cidm_ops.schedule import Schedule
 
 PROMPT = "a <dog> in the snow"
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load("doodle")
-
-
-@pytest.fixture(scope="module")
-def bank(pytestconfig):
-    return Bank(pytestconfig.rootpath / "cidm_ops/doodle/ten")
 
 
 @pytest.fixture

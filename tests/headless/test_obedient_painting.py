@@ -4,8 +4,6 @@ import pytest
 import torch
 from test_command_line import cidm, refused  # noqa: F401
 
-from cidm_ops.bank.bank import Bank
-from cidm_ops.engines.diffusers import load
 from cidm_ops.method.regions import NOWHERE, RegionMask
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting import compose as composing
@@ -15,16 +13,6 @@ from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_n
 
 DOG = "a <dog:0.9> next to a red cup"
 LEFT = RegionMask(torch.tensor([[1.0, 0.0]]))
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load("doodle")
-
-
-@pytest.fixture(scope="module")
-def bank(pytestconfig):
-    return Bank(pytestconfig.rootpath / "cidm_ops/doodle/ten")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from PIL import Image
 
 from cidm_ops.__main__ import main
 from cidm_ops.bank.bank import Bank
-from cidm_ops.engines.diffusers import load
 from cidm_ops.method.boxes import read_region
 from cidm_ops.method.inversion import descend
 from cidm_ops.method.regions import NOWHERE, RegionMask
@@ -20,21 +19,10 @@ from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, predic
 from cidm_ops.painting.weaving import denoiser_at, invert_picture, noise_of, template_of, woven
 from cidm_ops.schedule import Schedule
 
-BANK = "cidm_ops/doodle/ten"
 SOURCE = "a dog and a cat in the snow"
 HALVES = [read_region("0,0.2,0.5,1: a <dog> in the snow"), read_region("0.5,0.2,1,1: a <cat> in the snow")]
 STEPS = 4
 OFF = WeaveConfig(attention=0, residual=0, lock=False, grow=0)
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load("doodle")
-
-
-@pytest.fixture(scope="module")
-def bank(pytestconfig):
-    return Bank(pytestconfig.rootpath / BANK)
 
 
 @pytest.fixture(scope="module")

@@ -317,6 +317,9 @@ def the_rest_is_refused_by_name():
         refused("all layers of Flux.1 read one text", "CIDMAggregate", **given, text="a <rex>", mode="soft")
         spared = call("CIDMAggregationSettings", negative=False)
         refused("does not say which texts are negative", "CIDMAggregate", **given, text="a <rex>", settings=spared)
+        late, placed = (call("CIDMAggregationSettings", **how) for how in ({"start_percent": 0.1}, {"reach": "where it stands"}))
+        refused("a late start does not work on Flux.1 yet", "CIDMPaint", **given, prompt="a <rex>", settings=late)
+        refused("'where it stands' does not work on Flux.1 yet", "CIDMPaint", **given, prompt="a <rex>", settings=placed)
         refused("this model is Flux.1, which takes concepts by Paint with Concepts", "CIDMInfusion", **given, text="a <rex>")
         text, latent, sigmas = [[torch.zeros(1, 4, TEXT), {}]], {"samples": torch.ones(1, 16, 8, 8)}, torch.tensor([0.9, 0])
         picture = {"conditioning": text, "latent": latent, "sigmas": sigmas}

@@ -29,7 +29,7 @@ def learned(steps):
 
 
 def one_after_another(host, folder, options):
-    """The digests of the pictures of each prompt, and how often a concept was written, in one mode."""
+    """The digests of the pictures of each prompt, and the bytes of the concept that was learned, in one mode."""
     server = Server(host, folder, options)
     try:
         first, second = painted("a <dog> in the snow"), painted("a <cat> and a <duck> on the beach")
