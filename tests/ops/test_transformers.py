@@ -16,6 +16,7 @@ from cidm_ops.lowrank import LowRank
 from cidm_ops.models.family import families, family_of
 from cidm_ops.models.flux import CHROMA, FLUX
 from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
+from cidm_ops.painting.compose import left_out
 
 TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE]
 SMALL = {FLUX: "flux1-1+1x24", CHROMA: "chroma-1+1x24", LUMINA: "lumina2-1x24", Z_IMAGE: "zimage-1x24"}
@@ -353,3 +354,16 @@ def test_every_linear_of_a_block_has_its_shape():
         assert {f"{b}.{p}" for b in blocks for p in family.parts(b)} == {n for n in family.shapes if family.block_of(n)}
         assert [*blocks] == sorted(blocks, key=family.place)
     assert [f.name for f in families()][:2] == ["sd1", "sdxl"], "files of theirs are looked for first"
+
+
+def test_how_much_of_a_concept_acts_in_no_region_is_said_by_the_norm_of_its_weights():
+    """Three parts in a block and four in its modulation: four of five of the whole norm."""
+
+    def of_norm(norm):
+        return LowRank(torch.tensor([[norm], [0.0]]), torch.tensor([[0.0, 1.0]]))
+
+    inside, outside = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.norm1.linear"
+    both = Concept(name="rex", class_word="", architecture=FLUX.architecture, factors={inside: of_norm(3.0), outside: of_norm(4.0)})
+    (said,) = left_out([both])
+    assert said.startswith("<rex> acts in a region without 80% of its change")
+    assert left_out([Concept(name="rex", class_word="", architecture=FLUX.architecture, factors={inside: of_norm(3.0)})]) == []
