@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..printable import one_line
-from .tasks import Line, is_address
+from .tasks import Line, Needs, is_address
 from .versions import check_versions
 
 DONE, STOPPED, REFUSED, HERE = "done", "stopped", "refused", "here"
@@ -31,6 +31,22 @@ class Terms:
     seed: int = 0
     bank: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Piece:
+    """A piece of work by its name: the method of the worker, its arguments, and what it asks of a machine. ``tries`` counts how often it
+    failed without having come further, ``step`` is how far it was seen.
+    """
+
+    name: str
+    what: str
+    arguments: Sequence[Any]
+    needs: Needs = (1.0, 0.0, 0.0)
+    tries: int = 0
+    step: int = 0
+    failed_on: list[str] = field(default_factory=list)
+    reason: str = ""
 
 
 @dataclass(frozen=True)
