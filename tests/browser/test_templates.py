@@ -13,7 +13,7 @@ import frontend
 PACK = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 RENDERERS = ("canvas", "nodes 2.0")
-BRINGS = ("CheckpointLoaderSimple",)  # what a template needs that does not ship
+BRINGS = ("CheckpointLoaderSimple", "CLIPVisionLoader")  # what a template needs that does not ship
 PATIENCE = 60_000  # ms, for two browsers beside each other on two cores
 CROWDED = ("10", "11", "15")  # in Nodes 2.0, where every line of a node's text pushes what is below, more than a screen when they have run
 LEGIBLE, LARGEST = 0.7, (1450, 880)  # zoom on a screen of 1440 x 900; units of the canvas
