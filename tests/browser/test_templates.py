@@ -15,9 +15,9 @@ from cidm_ops.doodle.concepts import CONCEPTS, examples
 
 PACK = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
-BRINGS = ("CheckpointLoaderSimple", "CIDMLoadBase")  # what a template needs that does not ship
+BRINGS = ("CheckpointLoaderSimple", "CLIPVisionLoader")  # what a template needs that does not ship
 PATIENCE = 60_000  # ms, for two browsers beside each other on two cores
-CROWDED = ("10", "11", "15")  # in Nodes 2.0, where every line of a node's text pushes what is below, more than a screen when they have run
+CROWDED = ("05", "10", "11", "15")  # in Nodes 2.0, where lines of text push what is below, more than a screen when they have run
 DRAFT = "the Vue renderer of this front end is a first draft"
 LEGIBLE, LARGEST = 0.7, (1450, 880)  # zoom on a screen of 1440 x 900; units of the canvas
 
@@ -142,17 +142,15 @@ def test_a_template_runs_to_pictures_without_an_alert_or_overlap(screen, file):
     assert screen.evaluate(ALERTS) == [] and screen.said == []
 
 
-def test_own_photos_take_two_fields(screen, server):
-    """With a photo on each *Load Image* and no checkpoint there are the base and the class word to choose."""
+def test_own_photos_take_one_field(screen, server):
+    """With a photo on each *Load Image* there is the class word to say, and a checkpoint to choose by who has one."""
     for i, example in enumerate(examples(CONCEPTS["duck"], 4)):
         Image.fromarray(example.picture).save(server.folder / "input" / f"mine{i}.png")
     template = next(file for file in TEMPLATES if file.stem.startswith("05"))
     assert frontend.load(screen, json.loads(template.read_text(encoding="utf-8"))) == []
     screen.evaluate(PHOTOS)
     screen.evaluate(SET, ["CIDMTrainConcept", "steps", 3])  # not to wait
-    screen.evaluate(SET, ["CIDMLoadBase", "base", "Doodle (comes with CIDM)"])
     screen.evaluate(SET, ["CIDMTrainConcept", "class_word", "duck"])
     assert screen.evaluate(frontend.RUN) == ""
     screen.evaluate(frontend.FRAME)
     assert [128] in screen.evaluate(frontend.PICTURES).values()
-    assert overlaps(screen.evaluate(PLACES)) == []
