@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, demo, doctor, doodle, edit, evaluate, generate, train, weave
+from .cli import bank, bench, benchmark, cluster, demo, doctor, doodle, edit, evaluate, generate, train, weave
 from .printable import one_line
 from .training.stops import end_as_interrupts
 
@@ -22,8 +22,10 @@ COMMANDS = {
 }
 GROUPS = {
     "bank": (bank, "look into a concept bank and keep it"),
+    "cluster": (cluster, "many concepts, pictures and scores on the machines of a Ray cluster"),
     "doodle": (doodle, "the model that ships with the pack"),
 }
+CLUSTER = ("ray", "fsspec")  # what comes with the extra `cluster` alone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with end_as_interrupts():
             options.run(options)
     except ModuleNotFoundError as error:
-        return refuse(f"{error}: install it with pip install 'cidm[headless]'")
+        extra = "cluster" if (error.name or "").partition(".")[0] in CLUSTER else "headless"
+        return refuse(f"{error}: install it with pip install 'cidm[{extra}]'")
     except KeyError as error:
         return refuse(error.args[0])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:

@@ -12,7 +12,9 @@ from .arguments import whole
 # Each is a module of benchmarks/speed; here is what its `run` takes of the command line, and what it measures.
 BENCHES = {
     "aggregate": (("comfy",), "what concepts cost when painting"),
+    "bank": (("counts",), "how a bank of made-up concepts grows, up to 100,000"),
     "calibrate": (("folder", "seeds", "rows"), "two concepts from one picture: calibrated, from cut-outs, and plainly joint"),
+    "cluster": ((), "two workers of a Ray cluster beside one process, and what the engine costs"),
     "consolidation": ((), "what earlier ones cost a training step"),
     "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
     "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
@@ -22,6 +24,7 @@ BENCHES = {
     "text": ((), "what a prompt's text costs, new, repeated, and soft in a bank of a thousand, and how long a command takes to begin"),
     "tokens": ((), "what layer-wise words cost"),
     "train": (("comfy",), "our trainer and ComfyUI's own"),
+    "waves": (("folder", "seeds"), "what concepts that are learned at the same time lose"),
     "weave": (("folder", "scenes"), "whether concepts woven into a picture are in their places, and the rest stays"),
 }
 
@@ -32,14 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for calibrate, infusion, modes, scenes and weave: keeps what is done (default: runs/NAME); for routing: a bank (default: "
-        "Doodle's)",
+        help="for calibrate, infusion, modes, scenes, waves and weave: keeps what is done (default: runs/NAME); for routing: a bank "
+        "(default: Doodle's)",
     )
-    parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, modes and scenes (default: %(default)s)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, modes, scenes and waves (default: %(default)s)")
     parser.add_argument("--scenes", type=whole(3), help="for scenes and weave (default: 200 and 60)")
     parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions: a transformer, instead of SD1.5 and Doodle")
+    parser.add_argument("--counts", type=whole(1), nargs="+", help="for bank: how many concepts (default: 1000 10000 100000)")
     parser.add_argument("--rows", nargs="+", help="for calibrate: which of its rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     parser.add_argument(

@@ -1,6 +1,10 @@
-"""`cidm train`: a concept learned from a folder of pictures into a bank, or several from one picture."""
+"""`cidm train`: a concept learned from a folder of pictures into a bank, or several from one picture; by several processes together where
+`accelerate launch` or `torchrun` started it.
+"""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +16,9 @@ from .model import load_base
 from .progress import training_bar, warn
 
 if TYPE_CHECKING:
+    from ..training.config import TrainingConfig
     from ..training.dataset import Dataset
+    from ..training.processes import Processes
     from ..training.together import Masks
 
 
@@ -76,7 +82,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Learns one concept, or several together, and prints the files that hold them."""
+    """Learns one concept, or several together, and prints the files that hold them. Of several processes the first one speaks."""
+    from ..training.processes import ALONE
+
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1") or "RANK" not in os.environ:
+        learn(options, ALONE)
+        return
+    from ..cluster.launched import launched
+
+    with launched(options.device) as (processes, device):
+        options.device = device
+        learn(options, processes)
+
+
+def learn(options: argparse.Namespace, processes: "Processes") -> None:
+    """Learns what the options ask for, with a share of every step in each of the processes."""
     from ..bank.bank import Bank
     from ..training.folder import from_folder, from_picture
     from ..training.methods import configure, configure_for, method_named
@@ -93,30 +113,42 @@ def run(options: argparse.Namespace) -> None:
     if not options.masks:  # with them each is learned alone
         method.words_by_name(task)
     # What cannot be was refused before the base is loaded.
-    backbone = load_base(options, on_cuda="bfloat16")
+    with processes.one_reads_first():
+        backbone = load_base(options, on_cuda="bfloat16")
     config = configure_for(backbone.family, method.name, seed=options.seed, kind=kind, templates=method.templates(kind), **given)
-    config = config.parse(options.set)
+    config = for_all(config.parse(options.set), processes)
     size, fit = options.size or backbone.size, options.fit or ("buckets" if options.together else FITS[0])
     read = from_picture if options.together and options.images.is_file() else from_folder
     images = read(options.images, size, fit, options.flip)
-    task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit))
+    task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit), processes=processes)
     data: Dataset | dict[str, Dataset] = images
     if options.masks:
         data = cut_outs(images, masks_of(options.masks, images, list(concepts)), inside=bool(config.settings().get("anchor")))
     told: list[str] = []
 
     def tell(said: str) -> None:
-        if said not in told:
+        if said not in told and processes.first:
             warn([said])
             told.append(said)
 
-    with training_bar() as show:
+    with training_bar(shown=processes.first) as show:
         runs = learn_together(Bank(options.bank), backbone, data, task, on_step=show, tell=tell)
     for run in runs:
         for said in run.warnings:
             tell(said)
-    for name in concepts:
+    for name in concepts if processes.first else ():
         print(runs[-1].bank.file(name))
+
+
+def for_all(config: "TrainingConfig", processes: "Processes") -> "TrainingConfig":
+    """Returns the settings of a run of several processes: the batch is that of all of them, which is said, since the file tells it."""
+    if processes.count == 1:
+        return config
+    whole = config.update(batch=processes.count * config.batch)
+    if processes.first:
+        each = f"{processes.count} processes, each with a batch of {config.batch}"
+        print(f"{each}: a step takes {whole.batch * whole.accumulate} pictures, as with --set batch={whole.batch} in one", file=sys.stderr)
+    return whole
 
 
 def concepts_of(options: argparse.Namespace) -> dict[str, str]:

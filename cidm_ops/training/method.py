@@ -22,6 +22,7 @@ from .captions import TEMPLATES
 from .config import EXISTING, MethodConfig, TrainingConfig
 from .dataset import Dataset
 from .objective import Noised, error
+from .processes import ALONE, Processes
 
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
 
@@ -33,6 +34,8 @@ class Task:
     ``existing`` says what happens to another concept of that name: it is replaced in its place, the task is refused, or learning continues
     from what it knows. ``prior`` holds pictures of the plain class, and ``method`` stands in for the one that the settings belong to.
     ``others`` are the class words, by name, of further concepts that the same pictures show and that are learned together with it.
+    ``beside`` names concepts that are learned at the same time elsewhere, which this one is not kept apart from, even where the bank has
+    them already; ``processes`` share the work of every step.
     Raises ``ValueError`` for a name that is none or there twice, for no class word and for an unknown ``existing``.
     """
 
@@ -43,6 +46,8 @@ class Task:
     prior: Dataset | None = None
     method: "Method | None" = None
     others: Mapping[str, str] = field(default_factory=dict)
+    beside: Sequence[str] = ()
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         for name, class_word in ((self.name, self.class_word), *self.others.items()):
