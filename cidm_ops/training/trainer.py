@@ -50,6 +50,7 @@ class Trainer:
     ):
         self.backbone, self.task, self.config = backbone, task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
+        self.earlier, self.start = list(earlier), start
         config = self.config
         captions, self.warnings = joint_captions(data.captions, task.concepts, self.method.words_by_name(task))
         self.batches = Batches(backbone, data, captions, config.wording, str(config.seed))
@@ -84,6 +85,8 @@ class Trainer:
 
     def advance(self) -> float:
         """Takes one step, inside ``attach``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
+        if not self.losses:
+            self.method.prepare(self)
         scale = self.learner.lr_scale(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
@@ -221,7 +224,7 @@ class Trainer:
                 architecture=self.backbone.architecture,
                 fingerprint=self.backbone.fingerprint,
                 task=self.number,
-                training=flat_settings(self.config, self.method) | count,
+                training=flat_settings(self.config, self.method) | count | self.learner.record(),
                 **parts,
             )
             for name, parts in self.learner.parts_by_name().items()
