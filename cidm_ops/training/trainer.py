@@ -215,8 +215,10 @@ class Trainer:
 
     def concepts(self) -> list[Concept]:
         """Returns what was learned so far of every concept of the task."""
-        recent = self.losses[-50:]
-        count = {"templates": len(self.config.templates), "pictures": len(self.batches.data), "loss": sum(recent) / max(1, len(recent))}
+        recent, data = self.losses[-50:], self.batches.data
+        count = {"templates": len(self.config.templates), "pictures": len(data), "loss": sum(recent) / max(1, len(recent))}
+        if data.generated:
+            count["generated"] = data.generated
         return [
             Concept(
                 name=name,
