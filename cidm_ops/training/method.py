@@ -185,6 +185,10 @@ class Learner(nn.Module):
     def after_step(self) -> None:
         """Acts after a step of the optimizer."""
 
+    def record(self) -> dict[str, Any]:
+        """Returns what the concept's file says of the run beside its settings."""
+        return {}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns tensors and facts that a resumed run needs beside parameters and optimizer."""
         return {}, {}
@@ -248,6 +252,9 @@ class Method:
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> Learner:
         """Returns what is trained, as it is before the first step. All that is random comes from ``generator``."""
         return self.learner(backbone, task, self.words_by_name(task))
+
+    def prepare(self, trainer: Any) -> None:
+        """Acts before the first step of a task, while what is to be learned is attached. A run that goes on has its effect in its state."""
 
     def finish(self, trainer: Any) -> None:
         """Acts after the last step of a task, while what was learned is still attached."""
