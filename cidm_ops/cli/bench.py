@@ -14,6 +14,7 @@ BENCHES = {
     "aggregate": (("comfy",), "what concepts cost when painting"),
     "calibrate": (("folder", "seeds", "rows"), "two concepts from one picture: calibrated, from cut-outs, and plainly joint"),
     "consolidation": ((), "what earlier ones cost a training step"),
+    "contrast": (("folder", "seeds", "rows"), "two concepts of one class: contrasted words, and plain training"),
     "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
     "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
     "regions": (("comfy", "pixels", "family"), "what regions cost"),
@@ -32,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for calibrate, infusion, modes, scenes and weave: keeps what is done (default: runs/NAME); for routing: a bank (default: "
-        "Doodle's)",
+        help="for calibrate, contrast, infusion, modes, scenes and weave: keeps what is done (default: runs/NAME); for routing: a bank "
+        "(default: Doodle's)",
     )
-    parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, modes and scenes (default: %(default)s)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, contrast, modes and scenes (default: %(default)s)")
     parser.add_argument("--scenes", type=whole(3), help="for scenes and weave (default: 200 and 60)")
     parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions: a transformer, instead of SD1.5 and Doodle")
-    parser.add_argument("--rows", nargs="+", help="for calibrate: which of its rows (default: all)")
+    parser.add_argument("--rows", nargs="+", help="for calibrate and contrast: which of their rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     parser.add_argument(
         "--comfy",

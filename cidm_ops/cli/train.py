@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         help="cidm: low-rank factors and words; infusion: residuals at the class word; disendiff: cidm, and the words of several concepts "
-        "look apart (default: cidm, with --together disendiff)",
+        "look apart; clif: cidm, and the words follow the pictures in an image tower's space (default: cidm, with --together disendiff)",
     )
     parser.add_argument(
         "--steps",
@@ -67,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", help="mirror every second picture")
     parser.add_argument("--rank", type=whole(1), help="rank of the factors (default: 4)")
     parser.add_argument(
+        "--vision", nargs="+", default=[], help="with --method clif: image towers, as of `cidm contrast` (default: for Doodle its own)"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -87,6 +90,8 @@ def run(options: argparse.Namespace) -> None:
     kind = "style" if options.style else "thing"
     given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
     method = method_named(options.method or ("disendiff" if options.together else "cidm"))
+    if options.vision and not method.contrasts:
+        raise ValueError(f"--vision with method {method.name!r}: it compares nothing with words, expected --method clif")
     config = configure(method.name, **given).parse(options.set)
     (name, class_word), *others = concepts.items()
     task = Task(name=name, class_word=class_word, others=dict(others), config=config, existing=options.existing)
@@ -100,6 +105,10 @@ def run(options: argparse.Namespace) -> None:
     read = from_picture if options.together and options.images.is_file() else from_folder
     images = read(options.images, size, fit, options.flip)
     task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit))
+    if method.contrasts:
+        from ..evaluation.contrast import contrast_by
+
+        task = replace(task, contrast=contrast_by(backbone, options.vision, seed=options.seed))
     data: Dataset | dict[str, Dataset] = images
     if options.masks:
         data = cut_outs(images, masks_of(options.masks, images, list(concepts)), inside=bool(config.settings().get("anchor")))
