@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         help="cidm: low-rank factors and words; infusion: residuals at the class word; disendiff: cidm, and the words of several concepts "
-        "look apart (default: cidm, with --together disendiff)",
+        "look apart; clif: cidm, and the words follow the pictures in an image tower's space (default: cidm, with --together disendiff)",
     )
     parser.add_argument(
         "--steps",
@@ -70,7 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures that an edit model made of the thing: those that show the same individual are learned beside --images",
     )
     parser.add_argument(
-        "--vision", help="with --grow: the image tower that tells individuals apart, as of `cidm evaluate` (default: Doodle's, for Doodle)"
+        "--vision",
+        nargs="+",
+        default=[],
+        help="image towers, as of `cidm evaluate`: with --grow the one that tells individuals apart, with --method clif those whose space "
+        "words are compared in (default: for Doodle its own)",
     )
     parser.add_argument(
         "--per-original",
@@ -124,6 +128,8 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     kind = "style" if options.style else "thing"
     given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
     method = method_named(options.method or ("disendiff" if options.together else "cidm"))
+    if options.vision and not (method.contrasts or options.grow):
+        raise ValueError(f"--vision, and method {method.name!r} looks at no pictures by it: expected --grow or --method clif beside")
     config = configure(method.name, **given).parse(options.set)
     (name, class_word), *others = concepts.items()
     task = Task(name=name, class_word=class_word, others=dict(others), config=config, existing=options.existing)
@@ -140,6 +146,10 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     if options.grow:
         images = grown(images, from_folder(options.grow, size, fit, options.flip), tower, options.per_original or PER_ORIGINAL)
     task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit), processes=processes)
+    if method.contrasts:
+        from ..evaluation.contrast import contrast_by
+
+        task = replace(task, contrast=contrast_by(backbone, options.vision, seed=options.seed))
     data: Dataset | dict[str, Dataset] = images
     if options.masks:
         data = cut_outs(images, masks_of(options.masks, images, list(concepts)), inside=bool(config.settings().get("anchor")))
@@ -191,14 +201,16 @@ def concepts_of(options: argparse.Namespace) -> dict[str, str]:
 def tower_of(options: argparse.Namespace) -> str:
     """Returns which image tower sifts. Raises ``ValueError`` for options that do not go together, and for none where one is needed."""
     if not options.grow:
-        if options.vision or options.per_original:
-            raise ValueError("--vision and --per-original are for --grow, which names a folder of pictures that an edit model made")
+        if options.per_original:
+            raise ValueError("--per-original is for --grow, which names a folder of pictures that an edit model made")
         return ""
     if options.together:
         raise ValueError("--grow is for one concept: with --together nobody knows whom a picture has to show")
     if not options.vision and options.base != "doodle":
         raise ValueError("--grow needs an image tower that tells your things apart: give one with --vision, such as a folder of DINOv2")
-    return str(options.vision or "doodle")
+    if len(options.vision) > 1:
+        raise ValueError(f"--grow with {len(options.vision)} image towers: one tells individuals apart, give that alone")
+    return options.vision[0] if options.vision else "doodle"
 
 
 def grown(images: "Dataset", made: "Dataset", tower: str, per_original: int) -> "Dataset":

@@ -63,6 +63,7 @@ class Trainer:
         if start is not None:
             self.learner.begin(start)
         self.learner.to(backbone.device)
+        self.learner.look_at(data)
         groups = self.learner.groups()
         self.rates = [group.lr for group in groups]
         self.optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], weight_decay=config.weight_decay)

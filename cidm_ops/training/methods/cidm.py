@@ -156,7 +156,11 @@ class CidmLearner(Learner):
         return [ParameterGroup([p for p in parameters if p.requires_grad], lr) for parameters, lr in groups]
 
     def begin(self, concept: Concept) -> None:
-        """Takes what a concept knows already. Raises ``ValueError`` if it was learned with other settings."""
+        """Takes what a concept knows already; one of words alone, such as contrasted ones, begins the words. Raises ``ValueError`` if it
+        was learned with other settings.
+        """
+        if concept.words and not concept.all_factors:
+            return self.begin_words(concept)
         have = {"factors": self.factors(), "text factors": self.factors(text=True)}
         for what, known in (("factors", concept.factors), ("text factors", concept.text_factors)):
             mine = have[what]
@@ -181,6 +185,17 @@ class CidmLearner(Learner):
         """Begins from the token rows of words, by encoder."""
         for encoder, own in self.tokens.items():
             own.copy_(rows[encoder])
+
+    @torch.no_grad()
+    def begin_words(self, concept: Concept) -> None:
+        """Begins every row as what its layers read of a concept's words. Raises ``ValueError`` for other words than its own."""
+        first = [self.layers.index(row) for row in range(1 + max(self.layers))]
+        for encoder, table in self.tokens.items():
+            known = concept.tokens.get(encoder, torch.zeros(0, 1, 0))
+            layers = concept.token_layers or tuple(range(known.shape[1]))
+            if concept.words != self.words or len(layers) != len(self.layers) or known.shape[-1] != table.shape[-1]:
+                raise ValueError(f"concept {concept.name!r} has other words than these settings: continue with those it was made with")
+            table.copy_(torch.stack([known[:, layers[layer]] for layer in first], 1))
 
     @torch.no_grad()
     def copy_factors(self, known: Mapping[str, LowRank], text: bool = False) -> None:
