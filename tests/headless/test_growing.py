@@ -44,7 +44,7 @@ def test_without_it_the_file_says_nothing_of_generated_pictures(cidm, folders): 
 
 def test_what_does_not_go_together_is_refused(cidm, folders):  # noqa: F811
     given = ["train", "--bank", folders / "bank", "--images", folders / "photos", "--class-word", "dog"]
-    assert "--vision and --per-original are for --grow" in refused(cidm(*given, "--per-original", 2))
+    assert "--per-original is for --grow" in refused(cidm(*given, "--per-original", 2))
     grown = [*given, "--grow", folders / "made"]
     assert "needs an image tower" in refused(cidm(*grown, "--base", folders / "model.safetensors"))
     joint = ["train", "--bank", folders / "bank", "--images", folders / "photos", "--together", "rex=dog", "tom=cat"]
