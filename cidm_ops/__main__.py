@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, cluster, demo, doctor, doodle, edit, evaluate, generate, train, weave
+from .cli import bank, bench, benchmark, cluster, contrast, demo, doctor, doodle, edit, evaluate, generate, train, weave
 from .printable import one_line
 from .training.stops import end_as_interrupts
 
 COMMANDS = {
     "demo": (demo, "learn three Doodle concepts, paint and score them, write a report"),
     "train": (train, "learn a concept from a folder of pictures into a bank"),
+    "contrast": (contrast, "tell the words of new concepts apart from each other and from those of a bank, before training"),
     "generate": (generate, "paint prompts with the concepts of a bank"),
     "edit": (edit, "paint things of a bank into a photo, each where a mask is"),
     "weave": (weave, "weave concepts into a picture, which keeps its layout and its background"),

@@ -15,6 +15,8 @@ from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import training_bar, warn
 
+PER_ORIGINAL = 2  # as of measure.sifting, which a command that only tells its help does not load
+
 if TYPE_CHECKING:
     from ..training.config import TrainingConfig
     from ..training.dataset import Dataset
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         help="cidm: low-rank factors and words; infusion: residuals at the class word; disendiff: cidm, and the words of several concepts "
-        "look apart (default: cidm, with --together disendiff)",
+        "look apart; clif: cidm, and the words follow the pictures in an image tower's space (default: cidm, with --together disendiff)",
     )
     parser.add_argument(
         "--steps",
@@ -60,6 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fit",
         choices=FITS,
         help=f"how pictures of other shapes are fitted (default: {FITS[0]}, with --together buckets)",
+    )
+    parser.add_argument(
+        "--grow",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures that an edit model made of the thing: those that show the same individual are learned beside --images",
+    )
+    parser.add_argument(
+        "--vision",
+        nargs="+",
+        default=[],
+        help="image towers, as of `cidm evaluate`: with --grow the one that tells individuals apart, with --method clif those whose space "
+        "words are compared in (default: for Doodle its own)",
+    )
+    parser.add_argument(
+        "--per-original",
+        type=whole(1),
+        help=f"with --grow: how many of them at most for each picture of --images (default: {PER_ORIGINAL})",
     )
     parser.add_argument(
         "--prior", type=Path, help="folder of pictures of the plain class, for --set prior=1 (default: the base paints some)"
@@ -104,9 +124,12 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     from ..training.together import cut_outs, learn_together
 
     concepts = concepts_of(options)
+    tower = tower_of(options)
     kind = "style" if options.style else "thing"
     given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
     method = method_named(options.method or ("disendiff" if options.together else "cidm"))
+    if options.vision and not (method.contrasts or options.grow):
+        raise ValueError(f"--vision, and method {method.name!r} looks at no pictures by it: expected --grow or --method clif beside")
     config = configure(method.name, **given).parse(options.set)
     (name, class_word), *others = concepts.items()
     task = Task(name=name, class_word=class_word, others=dict(others), config=config, existing=options.existing)
@@ -120,7 +143,13 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     size, fit = options.size or backbone.size, options.fit or ("buckets" if options.together else FITS[0])
     read = from_picture if options.together and options.images.is_file() else from_folder
     images = read(options.images, size, fit, options.flip)
+    if options.grow:
+        images = grown(images, from_folder(options.grow, size, fit, options.flip), tower, options.per_original or PER_ORIGINAL)
     task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit), processes=processes)
+    if method.contrasts:
+        from ..evaluation.contrast import contrast_by
+
+        task = replace(task, contrast=contrast_by(backbone, options.vision, seed=options.seed))
     data: Dataset | dict[str, Dataset] = images
     if options.masks:
         data = cut_outs(images, masks_of(options.masks, images, list(concepts)), inside=bool(config.settings().get("anchor")))
@@ -167,6 +196,32 @@ def concepts_of(options: argparse.Namespace) -> dict[str, str]:
     if options.masks:
         raise ValueError("--masks is for --together: the mask of a picture in a folder lies beside it, as name_mask.png")
     return {options.name or options.images.resolve().name: options.class_word}
+
+
+def tower_of(options: argparse.Namespace) -> str:
+    """Returns which image tower sifts. Raises ``ValueError`` for options that do not go together, and for none where one is needed."""
+    if not options.grow:
+        if options.per_original:
+            raise ValueError("--per-original is for --grow, which names a folder of pictures that an edit model made")
+        return ""
+    if options.together:
+        raise ValueError("--grow is for one concept: with --together nobody knows whom a picture has to show")
+    if not options.vision and options.base != "doodle":
+        raise ValueError("--grow needs an image tower that tells your things apart: give one with --vision, such as a folder of DINOv2")
+    if len(options.vision) > 1:
+        raise ValueError(f"--grow with {len(options.vision)} image towers: one tells individuals apart, give that alone")
+    return options.vision[0] if options.vision else "doodle"
+
+
+def grown(images: "Dataset", made: "Dataset", tower: str, per_original: int) -> "Dataset":
+    """Returns the pictures with those of an edit model behind them that show the same individual, and says what became of each."""
+    from ..engines.towers import load_tower
+    from ..measure.sifting import Sifting, describe_rest, grow_sifted
+
+    whole, sifted = grow_sifted(load_tower(tower), images, made, Sifting(per_original))
+    warn([*made.warnings, *sifted.remarks(), *describe_rest(sifted, made.names)])
+    print(f"cidm: {sifted.text()}", file=sys.stderr)
+    return whole
 
 
 def masks_of(files: Sequence[Path], images: "Dataset", names: Sequence[str]) -> "Masks":

@@ -139,6 +139,7 @@ def begin(
     before = earlier_names(bank, task)
     plan = find_or_plan(bank, backbone, data, task, method)
     task.processes.check_same("task" if isinstance(plan, Concept) else f"task {plan.digest}")
+    warnings += remarks_on_start(bank, task, plan)
     if isinstance(plan, Concept):
         return Learned(bank, bank.get(task.name), list(plan.training["losses"]), warnings)
     bank.check_writable()
@@ -204,6 +205,15 @@ def find_or_plan(bank: Bank, backbone: Backbone, data: Dataset, task: Task, meth
     return Plan(task_digest(bank, backbone, data, task, method, began), bank.get(task.name), began)
 
 
+def remarks_on_start(bank: Bank, task: Task, plan: Concept | Plan) -> list[str]:
+    """Returns a line if a task replaces a concept whose words were contrasted and not learned further yet."""
+    if isinstance(plan, Concept) or plan.start is not None or task.name not in bank.names:
+        return []
+    if bank.headers[task.name]["training"].get("method") != "contrast":
+        return []
+    return [f"<{task.name}> has contrasted words, which are replaced: set existing to continue to learn on from them"]
+
+
 def earlier_names(bank: Bank, task: Task) -> list[str]:
     """Returns the names of the concepts that a task learns after: not those that are learned at the same time. Raises what ``Bank.before``
     does.
@@ -222,6 +232,8 @@ def task_digest(bank: Bank, backbone: Backbone, data: Dataset, task: Task, metho
     words = [task.name, task.class_word, backbone.architecture, backbone.fingerprint, how, before, chosen]
     if task.others:
         words.append([*task.others.items()])
+    if task.contrast and method.contrasts:
+        words.append(task.contrast.digest)
     if began:
         words.append(began)
     digest = hashlib.sha256(json.dumps(words).encode())

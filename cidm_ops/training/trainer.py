@@ -51,6 +51,7 @@ class Trainer:
     ):
         self.backbone, self.task, self.config = backbone, task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
+        self.earlier, self.start = list(earlier), start
         config = self.config
         captions, self.warnings = joint_captions(data.captions, task.concepts, self.method.words_by_name(task))
         self.batches = Batches(backbone, data, captions, config.wording, str(config.seed))
@@ -62,6 +63,7 @@ class Trainer:
         if start is not None:
             self.learner.begin(start)
         self.learner.to(backbone.device)
+        self.learner.look_at(data)
         groups = self.learner.groups()
         self.rates = [group.lr for group in groups]
         self.optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], weight_decay=config.weight_decay)
@@ -85,6 +87,8 @@ class Trainer:
 
     def advance(self) -> float:
         """Takes one step, inside ``attach``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
+        if not self.losses:
+            self.method.prepare(self)
         scale = self.learner.lr_scale(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
@@ -229,8 +233,10 @@ class Trainer:
 
     def concepts(self) -> list[Concept]:
         """Returns what was learned so far of every concept of the task."""
-        recent = self.losses[-50:]
-        count = {"templates": len(self.config.templates), "pictures": len(self.batches.data), "loss": sum(recent) / max(1, len(recent))}
+        recent, data = self.losses[-50:], self.batches.data
+        count = {"templates": len(self.config.templates), "pictures": len(data), "loss": sum(recent) / max(1, len(recent))}
+        if data.generated:
+            count["generated"] = data.generated
         return [
             Concept(
                 name=name,
@@ -238,7 +244,7 @@ class Trainer:
                 architecture=self.backbone.architecture,
                 fingerprint=self.backbone.fingerprint,
                 task=self.number,
-                training=flat_settings(self.config, self.method) | count,
+                training=flat_settings(self.config, self.method) | count | self.learner.record(),
                 **parts,
             )
             for name, parts in self.learner.parts_by_name().items()
