@@ -202,7 +202,12 @@ def task_of(line: Line, backbone: Any, terms: Terms, room: Path) -> tuple[Any, A
     data = from_folder(here(line.images, room / "images"), size, line.fit, line.flip)
     prior = from_folder(here(line.prior, room / "prior"), size, line.fit) if line.prior else None
     config = config.parse(line.set)
-    return data, Task(name=line.name, class_word=line.class_word, config=config, existing=line.existing, prior=prior)
+    task = Task(name=line.name, class_word=line.class_word, config=config, existing=line.existing, prior=prior)
+    if not method.contrasts:
+        return data, task
+    from ..evaluation.contrast import contrast_by
+
+    return data, replace(task, contrast=contrast_by(backbone, [line.vision] if line.vision else [], seed=seed))
 
 
 def here(place: str, room: Path) -> Path:
@@ -221,5 +226,8 @@ def check_line(line: Line) -> None:
     from ..training.methods import configure, method_named
 
     check_choices(line, fit=FITS, existing=EXISTING)
-    config = configure(method_named(line.method).name, **line.settings).parse(line.set)
+    method = method_named(line.method)
+    if line.vision and not method.contrasts:
+        raise ValueError(f"'vision' is {line.vision!r}, and method {method.name!r} looks at no pictures by it: leave it out")
+    config = configure(method.name, **line.settings).parse(line.set)
     Task(name=line.name, class_word=line.class_word, config=config)
