@@ -139,6 +139,8 @@ class Wave:
             if (answer := self.answers[line.name]).kind != DONE:
                 self.board.end(line.name, ASIDE, answer.reason or answer.kind)
         done = [line for line in due if self.answers[line.name].kind == DONE]
+        if not done:
+            return
         made = {line.name: self.answers[line.name].value for line in done}
         try:
             self.bank.add([*made], [concept for one in made.values() for concept in one.concepts])
