@@ -13,9 +13,8 @@ from ..benchmarks.quality.protocol import MODELESS, asked
 from ..benchmarks.quality.wanted import Wanted
 from ..evaluation.protocol import EvaluationTask, SampleSettings, sample_file
 from .board import ASIDE, LEARNED, Board
-from .pool import Piece, Pool, connected, room_for, settled
 from .train import How
-from .worker import DONE, Terms
+from .worker import DONE, Piece, Terms
 
 
 def pieces_of_pictures(
@@ -59,6 +58,8 @@ def do_all(phases: Sequence[Sequence[Piece]], terms: Terms, how: How, board: Boa
     """Does the pieces of one phase after those of another. Raises ``ValueError`` naming pieces that were set aside, before the next phase,
     and what ``learn_all`` does.
     """
+    from .pool import Pool, connected, room_for, settled
+
     with connected(how.address):
         needs = settled(how.needs)
         most = how.workers or min(room_for(needs), max(map(len, phases), default=1))

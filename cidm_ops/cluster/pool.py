@@ -8,7 +8,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,27 +17,11 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ..printable import one_line
 from ..training.stops import ENDING
 from .tasks import Needs
-from .worker import DONE, HERE, REFUSED, Answer, Terms, Worker
+from .worker import DONE, HERE, REFUSED, Answer, Piece, Terms, Worker
 
 LOOK = 0.5  # seconds between two looks at what everybody does
 GIVE_UP = 30.0  # seconds that workers have to keep their state when all is stopped
 GB = 2**30
-
-
-@dataclass
-class Piece:
-    """A piece of work by its name: the method of the worker, its arguments, and what it asks of a machine. ``tries`` counts how often it
-    failed without having come further, ``step`` is how far it was seen.
-    """
-
-    name: str
-    what: str
-    arguments: Sequence[Any]
-    needs: Needs = (1.0, 0.0, 0.0)
-    tries: int = 0
-    step: int = 0
-    failed_on: list[str] = field(default_factory=list)
-    reason: str = ""
 
 
 @dataclass
@@ -69,6 +53,7 @@ def connected(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if not address and not os.environ.get("RAY_ADDRESS"):
         options["include_dashboard"] = False
+        os.environ.setdefault("RAY_worker_niceness", "0")  # workers of this machine alone count as this process does
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, TimeoutError, RayError) as error:

@@ -19,15 +19,16 @@ LARGEST_INDEX = 256.0  # MB of an index that is read: bank.index.LARGEST
 class Inputs:
     """What the calculation takes. Seconds and sizes are those of one concept.
 
-    ``learn``: seconds of training; ``file``: MB; ``index``: KB of it in the index; ``open``: microseconds of opening a bank with an index;
-    ``rank`` of the factors and ``widths``, how many layers write into how many features; ``disk``: MB a second of a shared store;
-    ``memory``: GB of a worker; ``price``: of an hour of a GPU.
+    ``learn``: seconds of training; ``file``: MB; ``index``: KB of it in the index; ``open`` and ``add``: microseconds that each concept
+    of a bank costs when it is opened, and when others are added to it; ``rank`` of the factors and ``widths``, how many layers write into
+    how many features; ``disk``: MB a second of a shared store; ``memory``: GB of a worker; ``price``: of an hour of a GPU.
     """
 
     learn: float = 600.0
     file: float = 1.0
-    index: float = 1.4
-    open: float = 40.0
+    index: float = 0.8
+    open: float = 80.0
+    add: float = 570.0
     rank: int = 4
     widths: tuple[tuple[int, int], ...] = ((320, 10), (640, 10), (1280, 12))  # keys and values of SD1.5
     disk: float = 1000.0
@@ -70,8 +71,8 @@ def bases(inputs: Inputs, concepts: int) -> float:
 def scale(inputs: Inputs, concepts: int, gpus: int, wave: int = 0) -> Scale:
     """Returns what a bank of ``concepts`` takes, learned on ``gpus`` in waves of ``wave`` (as many as there are GPUs if 0).
 
-    A task reads every earlier concept once, half of all on average; a concept that is added has the bank opened twice and its index
-    written, when half of it is there on average.
+    A task reads every earlier concept once, half of all on average; those of a wave are added together, when half of the bank is there on
+    average.
     """
     at_once = min(gpus, wave or gpus)
     earlier = concepts * inputs.file / 1024
@@ -86,13 +87,13 @@ def scale(inputs: Inputs, concepts: int, gpus: int, wave: int = 0) -> Scale:
         earlier=earlier,
         earlier_seconds=earlier * 1024 / inputs.disk,
         learning=concepts * (inputs.learn + earlier * 1024 / inputs.disk / 2) / at_once,
-        adding=concepts * 3 * opening / 2,
+        adding=concepts / at_once * concepts * inputs.add * 1e-6 / 2,
         cost=concepts * (inputs.learn + earlier * 1024 / inputs.disk / 2) / HOUR * inputs.price,
-        gives=tuple(gives(inputs, concepts, at_once)),
+        gives=tuple(gives(inputs, concepts)),
     )
 
 
-def gives(inputs: Inputs, concepts: int, at_once: int) -> Iterator[str]:
+def gives(inputs: Inputs, concepts: int) -> Iterator[str]:
     """Gives what of the design gives way at that size, what comes first first, with what mends it."""
     narrow, wide = saturated(inputs)
     if concepts > narrow:
@@ -110,12 +111,11 @@ def gives(inputs: Inputs, concepts: int, at_once: int) -> Iterator[str]:
     if earlier * 1024 / inputs.disk > inputs.learn / 10:
         first = int(inputs.learn / 10 * inputs.disk / inputs.file)
         yield f"reading: from {first} concepts on a task reads earlier ones for a tenth of its time; the same bases mend it"
-    adding, learning = concepts * 1.5 * concepts * inputs.open * 1e-6, concepts * inputs.learn / at_once
-    if adding > learning / 10:
-        first = int(learning / concepts / 10 / (1.5 * inputs.open * 1e-6))
+    if concepts * inputs.add * 1e-6 > inputs.learn / 10:
+        first = int(inputs.learn / 10 / (inputs.add * 1e-6))
         yield (
-            f"adding: every concept that is written has the bank opened and its index written, from {first} on a tenth of the time; write "
-            "those of a wave at once, or several banks, merged at the end"
+            f"adding: to write a wave takes a tenth of its time from {first} concepts on, since the bank is opened and its index written; "
+            "wider waves, or several banks, merged at the end"
         )
     if concepts * inputs.index / 1024 > LARGEST_INDEX:
         first = int(LARGEST_INDEX * 1024 / inputs.index)

@@ -150,9 +150,9 @@ class StoreBank(StoreCopy):
 
     lock: "StoreLock"
 
-    def add(self, name: str, concepts: Sequence[Any]) -> None:
-        """Writes concepts into the bank at the address, and forgets the state of their run. Raises ``TimeoutError`` if another has the lock
-        by now, and what ``Bank.add`` does.
+    def add(self, names: Sequence[str], concepts: Sequence[Any]) -> None:
+        """Writes concepts into the bank at the address, and forgets the states of the runs of ``names``. Raises ``TimeoutError`` if another
+        has the lock by now, and what ``Bank.add`` does.
         """
         bank = Bank(self.folder)
         if concepts:
@@ -160,7 +160,8 @@ class StoreBank(StoreCopy):
             bank = bank.add(*concepts)
             for concept in concepts:
                 self.push(bank.file(concept.name))
-        self.drop(checkpoint_file(bank, name))
+        for name in names:
+            self.drop(checkpoint_file(bank, name))
 
 
 class StoreLock:

@@ -25,8 +25,9 @@ def is_address(place: str) -> bool:
 class Line:
     """One line of a file of tasks: what ``cidm train`` takes for one concept, with ``number`` the line's in the file, from 1.
 
-    ``set`` has settings as ``name=value``. ``cpus``, ``gpus`` and ``memory`` (in GB) are what this task asks of a machine where it is not
-    what the command says for all. None and empty texts stand for what the command or the base has as its default.
+    ``set`` has settings as ``name=value``, ``vision`` is the image tower of a method that compares pictures with words. ``cpus``, ``gpus``
+    and ``memory`` (in GB) are what this task asks of a machine where it is not what the command says for all. None and empty texts stand
+    for what the command or the base has as its default.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Line:
     rank: int | None = None
     seed: int | None = None
     set: Sequence[str] = field(default_factory=list)
+    vision: str = ""
     cpus: float | None = None
     gpus: float | None = None
     memory: float | None = None

@@ -4,6 +4,7 @@ Workers learn, and this process alone writes into the bank, in the order of the 
 bank, whoever is faster and whoever dies.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from ..bank.lock import writing
 from ..training.checkpoint import checkpoint_file
 from ..training.methods import METHODS
 from .board import ASIDE, FOUND, LEARNED, Board
-from .pool import Piece, Pool, connected, room_for, settled
 from .tasks import Line, Needs, is_address, waves_of
-from .worker import DONE, Answer, Terms
+from .worker import DONE, Answer, Piece, Terms
 
 LOCK = ".cluster"
+SHARE = 0.1  # of the time that may go into writing while others are still learned
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class FolderBank:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def add(self, name: str, concepts: Sequence[Any]) -> None:
-        """Writes concepts into the bank, and forgets the state of their run. Raises what ``Bank.add`` does."""
+    def add(self, names: Sequence[str], concepts: Sequence[Any]) -> None:
+        """Writes concepts into the bank, and forgets the states of the runs of ``names``. Raises what ``Bank.add`` does."""
         bank = Bank(self.folder)
         if concepts:
             bank = bank.add(*concepts)
-        checkpoint_file(bank, name).unlink(missing_ok=True)
+        for name in names:
+            checkpoint_file(bank, name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -67,6 +69,8 @@ def learn_all(lines: Sequence[Line], terms: Terms, how: How, board: Board) -> No
 
     Raises ``TimeoutError`` if another cluster works on the bank, ``ConnectionError`` without Ray, ``ValueError`` if no worker can begin.
     """
+    from .pool import Pool, connected, room_for, settled
+
     alone = [name for name, method in METHODS.items() if not method.continual]
     waves = waves_of(lines, how.width, alone)
     with held(terms.bank) as bank, connected(how.address):
@@ -82,11 +86,16 @@ def learn_all(lines: Sequence[Line], terms: Terms, how: How, board: Board) -> No
 
 
 class Wave:
-    """Lines that are learned at the same time, none of them kept apart from another, into the bank at ``place``, which ``bank`` writes."""
+    """Lines that are learned at the same time, none of them kept apart from another, into the bank at ``place``, which ``bank`` writes.
+
+    To write takes longer the larger the bank is, and hardly longer for many than for one: so those that are due wait for each other as long
+    as writing would take more than ``SHARE`` of the time. Until then the states of their finished runs are kept.
+    """
 
     def __init__(self, lines: Sequence[Line], place: str, bank: Any, board: Board, alone: Sequence[str]):
         self.lines, self.place, self.bank, self.board, self.alone = list(lines), place, bank, board, alone
         self.answers: dict[str, Answer] = {}
+        self.next_writing = 0.0
 
     def pieces(self, common: Needs) -> list[Piece]:
         """Returns the pieces of work; ``common`` is what they ask of a machine where their lines do not say it."""
@@ -96,8 +105,8 @@ class Wave:
         """Returns the names of the others that could have been learned before it."""
         return [] if line.method in self.alone else [other.name for other in self.lines if other.name != line.name]
 
-    def learn(self, pool: Pool, needs: Needs) -> None:
-        """Learns all, and writes each when all before it in the file are written or set aside."""
+    def learn(self, pool: Any, needs: Needs) -> None:
+        """Learns all by the workers of a ``Pool``, and writes each behind all that are before it in the file."""
         try:
             for piece, answer in pool.work(self.pieces(needs)):
                 self.take(piece, answer)
@@ -105,28 +114,43 @@ class Wave:
             for piece, answer in pool.stop():
                 self.take(piece, answer)
             raise
+        finally:
+            self.write()
 
     def take(self, piece: Piece, answer: Answer) -> None:
-        """Takes an answer, and writes those that are due."""
+        """Takes an answer, and writes those that are due if it is time for that."""
         self.answers[piece.name] = answer
-        self.write()
+        if time.monotonic() >= self.next_writing:
+            self.write()
 
     def write(self) -> None:
+        """Writes what is due: every line that is done, up to the first one that is not."""
+        due: list[Line] = []
         while self.lines and self.lines[0].name in self.answers:
-            line = self.lines[0]
-            self.settle(line, self.answers[line.name])
-            del self.lines[0]
+            due.append(self.lines.pop(0))
+        if due:
+            began = time.monotonic()
+            self.settle(due)
+            self.next_writing = time.monotonic() + (time.monotonic() - began) * (1 / SHARE - 1)
 
-    def settle(self, line: Line, answer: Answer) -> None:
-        """Writes what was made of a line into the bank, or sets it aside."""
-        if answer.kind != DONE:
-            self.board.end(line.name, ASIDE, answer.reason or answer.kind)
+    def settle(self, due: Sequence[Line]) -> None:
+        """Writes what was made of lines into the bank, or sets them aside."""
+        for line in due:
+            if (answer := self.answers[line.name]).kind != DONE:
+                self.board.end(line.name, ASIDE, answer.reason or answer.kind)
+        done = [line for line in due if self.answers[line.name].kind == DONE]
+        if not done:
             return
-        made = answer.value
+        made = {line.name: self.answers[line.name].value for line in done}
         try:
-            self.bank.add(line.name, made.concepts)
-        except ValueError as error:  # its words are taken, or the bank is for another architecture
-            self.board.end(line.name, ASIDE, str(error))
+            self.bank.add([*made], [concept for one in made.values() for concept in one.concepts])
+        except ValueError as error:  # words are taken, or the bank is for another architecture
+            if len(done) == 1:
+                self.board.end(done[0].name, ASIDE, str(error))
+                return
+            for line in done:
+                self.settle([line])
             return
-        self.board.rows[line.name].step = self.board.rows[line.name].steps = len(made.losses)
-        self.board.end(line.name, LEARNED if made.concepts else FOUND)
+        for name, one in made.items():
+            self.board.rows[name].step = self.board.rows[name].steps = len(one.losses)
+            self.board.end(name, LEARNED if one.concepts else FOUND)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..printable import one_line
-from .tasks import Line, is_address
+from .tasks import Line, Needs, is_address
 from .versions import check_versions
 
 DONE, STOPPED, REFUSED, HERE = "done", "stopped", "refused", "here"
@@ -31,6 +31,22 @@ class Terms:
     seed: int = 0
     bank: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Piece:
+    """A piece of work by its name: the method of the worker, its arguments, and what it asks of a machine. ``tries`` counts how often it
+    failed without having come further, ``step`` is how far it was seen.
+    """
+
+    name: str
+    what: str
+    arguments: Sequence[Any]
+    needs: Needs = (1.0, 0.0, 0.0)
+    tries: int = 0
+    step: int = 0
+    failed_on: list[str] = field(default_factory=list)
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,12 @@ def task_of(line: Line, backbone: Any, terms: Terms, room: Path) -> tuple[Any, A
     data = from_folder(here(line.images, room / "images"), size, line.fit, line.flip)
     prior = from_folder(here(line.prior, room / "prior"), size, line.fit) if line.prior else None
     config = config.parse(line.set)
-    return data, Task(name=line.name, class_word=line.class_word, config=config, existing=line.existing, prior=prior)
+    task = Task(name=line.name, class_word=line.class_word, config=config, existing=line.existing, prior=prior)
+    if not method.contrasts:
+        return data, task
+    from ..evaluation.contrast import contrast_by
+
+    return data, replace(task, contrast=contrast_by(backbone, [line.vision] if line.vision else [], seed=seed))
 
 
 def here(place: str, room: Path) -> Path:
@@ -205,5 +226,8 @@ def check_line(line: Line) -> None:
     from ..training.methods import configure, method_named
 
     check_choices(line, fit=FITS, existing=EXISTING)
-    config = configure(method_named(line.method).name, **line.settings).parse(line.set)
+    method = method_named(line.method)
+    if line.vision and not method.contrasts:
+        raise ValueError(f"'vision' is {line.vision!r}, and method {method.name!r} looks at no pictures by it: leave it out")
+    config = configure(method.name, **line.settings).parse(line.set)
     Task(name=line.name, class_word=line.class_word, config=config)

@@ -37,7 +37,7 @@ def cluster() -> Iterator[object]:
         pytest.skip("NO CLUSTER TEST RAN: Ray's test cluster is tried on Linux and macOS")
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     try:
         nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
@@ -244,7 +244,8 @@ def test_without_a_cluster_it_is_said(photos, tmp_path, capsys):
 
 
 def test_a_piece_that_failed_on_a_machine_goes_to_another(cluster):
-    from cidm_ops.cluster.pool import Hand, Piece, Pool
+    from cidm_ops.cluster.pool import Hand, Pool
+    from cidm_ops.cluster.worker import Piece
 
     class Noting(Pool):
         given: list = []

@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_cluster import RECIPE, files_in, photos, tasks  # noqa: F401
@@ -14,7 +15,7 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.cluster.board import ASIDE, FOUND, LEARNED, Board
 from cidm_ops.cluster.tasks import read_tasks
 from cidm_ops.cluster.train import Wave
-from cidm_ops.cluster.worker import DONE, HERE, REFUSED, Terms, Worker
+from cidm_ops.cluster.worker import DONE, HERE, REFUSED, Answer, Terms, Worker
 from cidm_ops.engines.diffusers import load
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.methods import configure
@@ -51,10 +52,10 @@ def concepts(backbone):
 
 def test_what_is_added_is_there_whole_for_every_copy(address, concepts, tmp_path):
     with held_store(address, tmp_path / "mine", LEASE) as bank:
-        bank.add("rex", [concepts[0]])
+        bank.add(["rex"], [concepts[0]])
         other = StoreCopy(address, tmp_path / "other")
         assert Bank(other.pull()).names == ["rex"]
-        bank.add("tom", [concepts[1]])
+        bank.add(["tom"], [concepts[1]])
         assert Bank(other.pull()).names == ["rex", "tom"]
     assert files_in(tmp_path / "mine") == files_in(tmp_path / "other")
     system, root = opened(address)
@@ -63,13 +64,13 @@ def test_what_is_added_is_there_whole_for_every_copy(address, concepts, tmp_path
 
 def test_a_copy_follows_the_store(address, concepts, tmp_path):
     with held_store(address, tmp_path / "mine", LEASE) as bank:
-        bank.add("rex", [concepts[0]])
-        bank.add("tom", [concepts[1]])
+        bank.add(["rex"], [concepts[0]])
+        bank.add(["tom"], [concepts[1]])
     copy = StoreCopy(address, tmp_path / "copy")
     copy.pull()
     before = (tmp_path / "copy" / "tom.safetensors").stat().st_mtime_ns
     with held_store(address, tmp_path / "mine", LEASE) as bank:
-        bank.add("rex", [replace(concepts[0], class_word="wolf")])
+        bank.add(["rex"], [replace(concepts[0], class_word="wolf")])
     assert Bank(copy.pull()).get("rex").class_word == "wolf"
     assert (tmp_path / "copy" / "tom.safetensors").stat().st_mtime_ns == before, "what is the same is not copied again"
     copy.system.rm_file(f"{copy.root}/rex.safetensors")
@@ -95,8 +96,8 @@ def test_a_lock_whose_holder_is_gone_is_taken_after_the_lease_and_the_late_one_w
         with held_store(address, tmp_path / "other", LEASE) as other:
             assert time.monotonic() - began >= LEASE
             with pytest.raises(TimeoutError, match="holds the bank at this address by now: nothing more is written"):
-                bank.add("rex", [concepts[0]])
-            other.add("tom", [concepts[1]])
+                bank.add(["rex"], [concepts[0]])
+            other.add(["tom"], [concepts[1]])
     assert Bank(StoreCopy(address, tmp_path / "copy").pull()).names == ["tom"]
 
 
@@ -211,7 +212,25 @@ def test_what_cannot_be_is_refused_and_what_lies_here_is_said_to(photos, tmp_pat
     wrong = worker.do("learn", bank, replace(line, set=["rank=400"]), [])
     assert wrong.kind == REFUSED and wrong.reason.startswith("rank 400: ")
     board = Board(["dog"])
-    Wave([line], "", None, board, []).settle(line, wrong)
+    Wave([line], "", None, board, []).take(SimpleNamespace(name="dog"), wrong)
     assert board.rows["dog"].state == ASIDE
     with pytest.raises(RuntimeError, match="nowhere"):
         Worker(Terms(str(tmp_path / "nowhere"))).ready()
+
+
+def test_concepts_that_are_done_wait_for_each_other_while_writing_takes_long():
+    written, lines = [], [SimpleNamespace(name=name) for name in "abcde"]
+
+    class Slow:
+        def add(self, names, concepts):
+            time.sleep(0.1)
+            written.append(names)
+
+    board = Board([*"abcde"])
+    wave = Wave(lines, "", Slow(), board, [])
+    answers = {name: Answer(DONE, SimpleNamespace(concepts=[name], losses=[0.1])) for name in "acdeb"}
+    for name, answer in answers.items():
+        wave.take(SimpleNamespace(name=name), answer)
+    assert written == [["a"]], "the others would be written too often, and behind b"
+    wave.write()
+    assert written == [["a"], [*"bcde"]] and board.count(LEARNED) == 5

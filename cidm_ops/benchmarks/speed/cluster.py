@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from ...cluster.board import ASIDE, Board
-from ...cluster.pool import Piece, Pool, connected
+from ...cluster.pool import Pool, connected
 from ...cluster.tasks import Line
 from ...cluster.train import FolderBank, Wave
 from ...cluster.versions import versions_here
-from ...cluster.worker import Answer, Terms, Worker
+from ...cluster.worker import Answer, Piece, Terms, Worker
 from ...doodle.concepts import CONCEPTS, examples
 from .timing import figures, interleave, machine, ratio
 
@@ -83,6 +83,7 @@ def learn_all(work: Work, lines: Sequence[Line], folder: Path) -> None:
     wave = Wave(lines, str(folder), FolderBank(folder), board, [])
     for piece, answer in work(wave.pieces(NEEDS)):
         wave.take(piece, answer)
+    wave.write()
     if aside := {name: row.reason for name, row in board.rows.items() if row.state == ASIDE}:
         raise ValueError(f"the benchmark could not learn {aside}")
 
