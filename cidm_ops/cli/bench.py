@@ -16,6 +16,7 @@ BENCHES = {
     "consolidation": ((), "what earlier ones cost a training step"),
     "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
     "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
+    "overlap": (("folder", "scenes"), "whether things stand in their places when their boxes overlap, shared or the stronger one's"),
     "regions": (("comfy", "pixels", "family"), "what regions cost"),
     "routing": (("folder",), "where the weights of a prompt go"),
     "scenes": (("comfy", "folder", "scenes", "seeds", "judge"), "whether several concepts stand each in its place"),
@@ -23,6 +24,7 @@ BENCHES = {
     "tokens": ((), "what layer-wise words cost"),
     "train": (("comfy",), "our trainer and ComfyUI's own"),
     "weave": (("folder", "scenes"), "whether concepts woven into a picture are in their places, and the rest stays"),
+    "wish": (("folder", "wishes"), "whether wishes are read right, and how alike what is painted from one picture is"),
 }
 
 
@@ -32,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for calibrate, infusion, modes, scenes and weave: keeps what is done (default: runs/NAME); for routing: a bank (default: "
-        "Doodle's)",
+        help="for calibrate, infusion, modes, overlap, scenes, weave and wish: keeps what is done (default: runs/NAME); for routing: a "
+        "bank (default: Doodle's)",
     )
     parser.add_argument("--seeds", type=whole(1), default=3, help="for calibrate, modes and scenes (default: %(default)s)")
-    parser.add_argument("--scenes", type=whole(3), help="for scenes and weave (default: 200 and 60)")
+    parser.add_argument("--scenes", type=whole(3), help="for overlap, scenes and weave (default: 40, 200 and 60)")
+    parser.add_argument("--wishes", type=whole(1), help="for wish (default: 100)")
     parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions: a transformer, instead of SD1.5 and Doodle")
