@@ -39,13 +39,15 @@ def run(options: argparse.Namespace) -> None:
     from ..bank.bank import Bank
     from ..evaluation.wishing import grant
     from ..painting.wish_answer import question
+    from .generate import write_painted
 
     bank = Bank(options.bank) if options.bank else Bank(options.out / ".no-bank")
     if options.ask:
         print(question(" ".join(options.wish), bank.vocabulary))
         return
-    wish = understood(options, bank)
+    wish, told = understood(options, bank)
     order, tower = order_of(options, wish), tower_of(options)
+    print("\n".join(told))
     backbone = load_base(options, on_cuda="float16")
     with counting_bar("painting", "step") as show:
         granted, warnings = grant(backbone, bank, order, tower, options.size or backbone.size, options.seed, show)
@@ -54,12 +56,14 @@ def run(options: argparse.Namespace) -> None:
     if granted.pick:
         print(granted.pick.table)
     for number in range(len(granted.pictures)) if options.all else (granted.best,):
-        print(write_candidate(granted.pictures[number], options, wish.prompt, options.seed + number))
+        again, candidate = divmod(number, options.count)
+        start = "wish-again" if again else "wish"
+        print(write_painted(granted.pictures[number], options.out, start, wish.prompt, options.seed + candidate))
     print(wish.reply)
 
 
-def understood(options: argparse.Namespace, bank: Any) -> Any:
-    """The wish as it was read, printed with what was guessed. Raises ``ValueError`` for one that names nothing."""
+def understood(options: argparse.Namespace, bank: Any) -> tuple[Any, list[str]]:
+    """The wish as it was read, and what is told of it: guesses, and the prompt. Raises ``ValueError`` for one that names nothing."""
     from dataclasses import replace
 
     from ..painting.wish_reading import read_wish
@@ -74,10 +78,8 @@ def understood(options: argparse.Namespace, bank: Any) -> Any:
         raise ValueError(f"the wish {' / '.join(options.wish)!r} names nothing to paint: say what the picture is to show")
     negative = ", ".join(filter(None, [wish.negative, options.negative]))
     wish = replace(wish, negative=negative, identity=wish.identity if options.identity is None else options.identity)
-    for note in notes:
-        print(f"note: {note}")
-    print(f"{wish.kind}: {wish.prompt}" + (f"; not: {wish.negative}" if wish.negative else ""))
-    return wish
+    said = f"{wish.kind}: {wish.prompt}" + (f"; not: {wish.negative}" if wish.negative else "")
+    return wish, [*(f"note: {note}" for note in notes), said]
 
 
 def order_of(options: argparse.Namespace, wish: Any) -> Any:
@@ -104,10 +106,3 @@ def tower_of(options: argparse.Namespace) -> Any:
 
     name = options.tower or ("doodle" if options.base == "doodle" else "")
     return load_tower(name) if name else None
-
-
-def write_candidate(picture: Any, options: argparse.Namespace, prompt: str, seed: int) -> Path:
-    """Writes a candidate, and returns its file."""
-    from .generate import write_painted
-
-    return write_painted(picture, options.out, "wish", prompt, seed)
