@@ -27,6 +27,7 @@ from .together import TOGETHER_NODES
 from .train import TRAIN_NODES
 from .views import VIEW_NODES
 from .weaving import WEAVING_NODES
+from .wish import WISH_NODES
 
 
 class CIDM(ComfyExtension):
@@ -37,4 +38,5 @@ class CIDM(ComfyExtension):
         teaching = [*BASE_NODES, *DOODLE_NODES, *DATA_NODES, *SIFTING_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *PICTURE_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
         painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *EDITING_NODES, *INFUSION_NODES, *WEAVING_NODES]
+        painting += WISH_NODES
         return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]

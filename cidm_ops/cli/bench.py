@@ -20,6 +20,7 @@ BENCHES = {
     "editing": (("folder", "scenes", "rows"), "whether concepts painted into photos where a mask is are there, and the rest stays"),
     "infusion": (("folder",), "what a concept with one background does to everything else, by Infusion and by weights"),
     "modes": (("folder", "seeds", "modes"), "what each consolidation mode does to ten Doodle concepts"),
+    "overlap": (("folder", "scenes"), "whether things stand in their places when their boxes overlap, shared or the stronger one's"),
     "regions": (("comfy", "pixels", "family"), "what regions cost"),
     "routing": (("folder",), "where the weights of a prompt go"),
     "scenes": (("comfy", "folder", "scenes", "seeds", "rows", "judge"), "whether several concepts stand each in its place"),
@@ -30,6 +31,7 @@ BENCHES = {
     "train": (("comfy",), "our trainer and ComfyUI's own"),
     "waves": (("folder", "seeds"), "what concepts that are learned at the same time lose"),
     "weave": (("folder", "scenes"), "whether concepts woven into a picture are in their places, and the rest stays"),
+    "wish": (("folder", "wishes"), "whether wishes are read right, and how alike what is painted from one picture is"),
 }
 
 
@@ -39,13 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for calibrate, contrast, editing, infusion, modes, scenes, sift, start, waves and weave: keeps what is done (default: "
-        "runs/NAME); for routing: a bank (default: Doodle's)",
+        help="for calibrate, contrast, editing, infusion, modes, overlap, scenes, sift, start, waves, weave and wish: keeps what is done "
+        "(default: runs/NAME); for routing: a bank (default: Doodle's)",
     )
     parser.add_argument(
         "--seeds", type=whole(1), default=3, help="for calibrate, contrast, modes, scenes, sift, start and waves (default: %(default)s)"
     )
-    parser.add_argument("--scenes", type=whole(3), help="for editing, scenes and weave (default: 84, 200 and 60)")
+    parser.add_argument("--scenes", type=whole(3), help="for editing, overlap, scenes and weave (default: 84, 40, 200 and 60)")
+    parser.add_argument("--wishes", type=whole(1), help="for wish (default: 100)")
     parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions: a transformer, instead of SD1.5 and Doodle")

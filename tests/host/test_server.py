@@ -24,9 +24,10 @@ NODES = [
     "DatasetFromFolder", "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace",
     "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept",
     "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadBase", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap",
-    "Paint", "PaintRegions", "Presence", "PreviewDataset", "PutBack", "References", "ReferencesFromFolder", "Region", "RegionBoxes",
-    "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport", "SiftPictures",
-    "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings", "Wasserstein", "Weave",
+    "Paint", "PaintRegions", "PickBest", "Presence", "PreviewDataset", "PutBack", "ReadWish", "ReferenceAttention", "References",
+    "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
+    "RoutingTable", "ScoreReport", "SiftPictures", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings",
+    "TwoTermGuider", "Wasserstein", "Weave",
 ]  # fmt: skip
 
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
