@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .aggregation import AGGREGATION_NODES
 from .bank import BANK_NODES
 from .composition import COMPOSITION_NODES
+from .contrast import CONTRAST_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
 from .editing import EDITING_NODES
@@ -32,7 +33,7 @@ class CIDM(ComfyExtension):
         add_routes()  # here, as not every host calls on_load
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES]
+        teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES, *CONTRAST_NODES]
         keeping = [*BANK_NODES, *KEEP_NODES, *PICTURE_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
         painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *EDITING_NODES, *INFUSION_NODES, *WEAVING_NODES]
         return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]
