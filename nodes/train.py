@@ -171,7 +171,8 @@ class CIDMTrainConcept(io.ComfyNode):
             "norm_stop": token_norm_stop,
         }
         chosen = dict(rank=rank, consolidation=consolidation, kind=kind, templates=TEMPLATES[kind], seed=seed)
-        config, took = configure_node(backbone.family, "cidm", open_inputs, chosen, given)
+        method = "clif" if given.get("contrast") and given.get("contrast_weight") else "cidm"
+        config, took = configure_node(backbone.family, method, open_inputs, chosen, given)
         task = task_of(name, class_word, config, given)
         ((bank, concept, losses, warnings),) = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
         text = f"<{concept.name}> learned as number {bank.headers[concept.name]['task']}, loss {mean_loss(losses)}{took}"
@@ -217,7 +218,8 @@ def check_words(name: str, class_word: str) -> None:
 def task_of(name: str, class_word: str, config: TrainingConfig, given: Mapping[str, Any]) -> Task:
     """Returns the task of a training node; ``given`` are the Training Settings."""
     existing, prior = given.get("existing", EXISTING[0]), given.get("prior_dataset")
-    return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior)
+    by = given.get("contrast")
+    return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior, contrast=by)
 
 
 def learn(

@@ -16,6 +16,7 @@ PARTS = (
     "inside_infusion",
     "inside_weaving",
     "inside_wish",
+    "inside_contrast",
     "inside_scores",
     "inside_transformers",
     "inside_joint",

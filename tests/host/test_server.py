@@ -21,6 +21,7 @@ ONCE = ("learn_two_doodle_concepts", "learn_from_photos_sd15", "import_a_lora", 
 WORKFLOWS = [*sorted((PACK / "workflows" / "api").glob("*.json")), *(SAVED / f"{name}.json" for name in ONCE)]
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "ConceptReferences",
+    "ContrastWords",
     "DatasetFromFolder", "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace",
     "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept",
     "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadBase", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap",
@@ -30,6 +31,7 @@ NODES = [
     "TwoTermGuider", "Wasserstein", "Weave",
 ]  # fmt: skip
 
+STEPPED = ("CIDMContrastWords", "CIDMFisherDivergence", "CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler")
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
 
 SETTINGS = {
@@ -182,7 +184,7 @@ def brought(server, text):
             step.update(SHIPPED[kind])
         elif kind == "CIDMOpenBank" and given["name"] == "my_concepts":
             step.update(node("CIDMDoodleBank", name="my_concepts"))
-        elif kind in ("CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler", "CIDMFisherDivergence"):
+        elif kind in STEPPED:
             given["steps"] = 3
         elif kind == "CIDMLoadConceptImages":
             given["size"] = 128
