@@ -21,7 +21,7 @@ BENCHES = {
     "scenes": (("comfy", "folder", "scenes", "seeds", "judge"), "whether several concepts stand each in its place"),
     "text": ((), "what a prompt's text costs, new, repeated, and soft in a bank of a thousand, and how long a command takes to begin"),
     "tokens": ((), "what layer-wise words cost"),
-    "train": (("comfy",), "our trainer and ComfyUI's own"),
+    "train": (("comfy", "family"), "our trainer and ComfyUI's own"),
     "weave": (("folder", "scenes"), "whether concepts woven into a picture are in their places, and the rest stays"),
 }
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=whole(3), help="for scenes and weave (default: 200 and 60)")
     parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
-    parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions: a transformer, instead of SD1.5 and Doodle")
+    parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions and train: a transformer, instead of SD1.5 and Doodle")
     parser.add_argument("--rows", nargs="+", help="for calibrate: which of its rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
     parser.add_argument(

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
+from ..concept_text import plain
 from ..tokens import Text, join
 
 WHOLE = 0.9999  # the sampling, as the host has it
@@ -16,7 +17,7 @@ Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 
 @torch.no_grad()
 def sample(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     text: Text,
     negative: Text,
     noise: Tensor,
@@ -49,10 +50,10 @@ def sample(
         x = x + schedule.noised(over, torch.zeros_like(over), levels[0])
     x = hold(x, float(levels[0]))
     said, ratios = side_by_side(text, negative), schedule.ratios()
-    plain = None if before is None else side_by_side(before, negative)
+    earlier = None if before is None else side_by_side(before, negative)
     predict = predict or default_predict(backbone)
     for i, t in enumerate(timesteps):
-        texts = plain if plain is not None and float(ratios[int(t)]) > start else said
+        texts = earlier if earlier is not None and float(ratios[int(t)]) > start else said
         together = len(texts) == 1
         scaled = schedule.scale_input(x, levels[i])
         both = torch.cat([scaled, scaled]) if together else scaled
@@ -71,8 +72,10 @@ def side_by_side(text: Text, negative: Text) -> list[tuple[Tensor, Tensor | None
     return [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
 
 
-def default_predict(backbone: Backbone) -> Predict:
+def default_predict(backbone: Backbone | TransformerBackbone) -> Predict:
     """Return the backbone's own prediction."""
+    if isinstance(backbone, TransformerBackbone):
+        return lambda x, t, text, pooled, chunks: backbone.predict(x, t, plain(text), pooled)
     return lambda x, t, text, pooled, chunks: backbone.predict(x, t, text, pooled)
 
 

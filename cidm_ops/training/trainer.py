@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
 from ..bank.concept import Concept
 from ..painting.sampling import sample
 from ..recompute import recompute
@@ -40,7 +40,7 @@ class Trainer:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | TransformerBackbone,
         data: Dataset,
         task: Task,
         *,
@@ -48,7 +48,8 @@ class Trainer:
         earlier: Sequence[Concept] = (),
         start: Concept | None = None,
     ):
-        self.backbone, self.task, self.config = backbone, task, task.config
+        self.backbone: Any = backbone
+        self.task, self.config = task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
         config = self.config
         captions, self.warnings = joint_captions(data.captions, task.concepts, self.method.words_by_name(task))
@@ -56,18 +57,26 @@ class Trainer:
         prior = task.prior if config.prior else None
         plain = [caption or task.plain for caption in prior.captions] if prior else []
         self.prior = prior and Batches(backbone, prior, plain, config.wording, f"{config.seed}/prior")
+        self.method.check_family(backbone.family)
+        if task.assistant is not None and backbone.family.layerwise:
+            raise ValueError(f"an assistant is for distilled transformers, and this base is {backbone.family.title}: leave it off")
         generator = torch.Generator().manual_seed(config.seed)
-        self.learner: Any = self.method.make_learner(backbone, task, earlier, generator)
+        self.learner: Any = self.method.make_learner(self.backbone, task, earlier, generator)
         if start is not None:
             self.learner.begin(start)
         self.learner.to(backbone.device)
         groups = self.learner.groups()
         self.rates = [group.lr for group in groups]
         self.optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], weight_decay=config.weight_decay)
-        self.plan = MemoryPlan.of(config, backbone)
+        self.plan = MemoryPlan.of(config, self.backbone)
         self.bf16_weights = Bf16Weights([backbone.unet, *backbone.texts.values()])
         self.losses: list[float] = []
         self.whole = True  # no step was cut in two
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks that are computed again, of a transformer; those of a U-Net are known by their classes."""
+        return [] if self.backbone.family.layerwise else list(self.backbone.blocks.values())
 
     @property
     def step(self) -> int:
@@ -77,6 +86,11 @@ class Trainer:
     @property
     def done(self) -> bool:
         return self.step >= self.config.steps
+
+    def prepare(self) -> None:
+        """Acts before the first step: the learner hears of all texts that it will read, if they can be listed."""
+        own, prior = self.batches.texts(), self.prior.texts() if self.prior else []
+        self.learner.prepare([*own, *prior] if own and (prior or not self.prior) else [])
 
     def attach(self) -> AbstractContextManager[None]:
         """Make the model the base with the concept as far as it is learned, while this is open."""
@@ -145,7 +159,9 @@ class Trainer:
         config, schedule, total = self.config, self.backbone.schedule, 0.0
         for shape in dict.fromkeys(s.latent.shape for s in samples):
             alike = [s for s in samples if s.latent.shape == shape]
-            whole = add_noise(torch.stack([s.latent for s in alike]), schedule, generator, config.noise_offset, config.min_snr)
+            clean = torch.stack([s.latent for s in alike])
+            t = self.learner.draw_timesteps(clean, generator)
+            whole = add_noise(clean, schedule, generator, config.noise_offset, config.min_snr, t)
             for first in range(0, len(alike), self.plan.micro_batch):
                 part = slice(first, first + self.plan.micro_batch)
                 batch = Batch(whole.part(part), alike[part], self.step)
@@ -162,7 +178,7 @@ class Trainer:
             self.backbone.training_mode(x),
             torch.autocast(x.device.type, torch.bfloat16, enabled=self.plan.bf16),
             self.bf16_weights.use() if self.plan.bf16 else nullcontext(),
-            recompute(self.backbone.unet) if self.plan.checkpointing else nullcontext(),
+            recompute(self.backbone.unet, self.blocks) if self.plan.checkpointing else nullcontext(),
         ):
             yield
 
@@ -178,11 +194,12 @@ class Trainer:
                 raise FloatingPointError(f"the loss rose from {before:.3f} to {now:.3f} by step {self.step + 1}: {advice}")
 
     @torch.no_grad()
-    def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
+    def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float | None = None) -> Tensor:
         """Returns a picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attach``; ``<name>`` stands for the concept."""
         wanted, nothing, predict = self.learner.preview(prompt)
         first = self.batches.draw(0, False, random.Random(0))[0]
         noise = torch.randn(1, *first.shape, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)
+        guidance = self.learner.preview_guidance if guidance is None else guidance
         latent = sample(self.backbone, wanted, nothing, noise, steps=steps, guidance=guidance, predict=predict)
         return self.backbone.decode_latent(latent)[0]
 
@@ -206,6 +223,11 @@ class Trainer:
         self.losses, self.plan = list(facts["losses"]), MemoryPlan.from_record(facts["means"])
         self.learner.load(tensors, facts)
 
+    @property
+    def assisted(self) -> dict[str, str]:
+        """What a concept's file says of the assistant that it was learned with."""
+        return {"assistant": self.task.assistant.name} if self.task.assistant is not None else {}
+
     def concept(self) -> Concept:
         """Returns what was learned so far of the task's first concept."""
         return self.concepts()[0]
@@ -221,7 +243,7 @@ class Trainer:
                 architecture=self.backbone.architecture,
                 fingerprint=self.backbone.fingerprint,
                 task=self.number,
-                training=flat_settings(self.config, self.method) | count,
+                training=flat_settings(self.config, self.method) | count | self.assisted,
                 **parts,
             )
             for name, parts in self.learner.parts_by_name().items()

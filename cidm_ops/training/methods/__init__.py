@@ -8,6 +8,7 @@ from ..method import Method
 from .cidm import Cidm
 from .disendiff import DisenDiff
 from .infusion import Infusion
+from .lora import Lora
 
 METHODS: dict[str, Method] = {}
 
@@ -50,3 +51,4 @@ def configure_for(family: Family, name: str, /, **settings: Any) -> TrainingConf
 register(Cidm())
 register(Infusion())
 register(DisenDiff())
+register(Lora())
