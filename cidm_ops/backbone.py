@@ -54,6 +54,12 @@ class Backbone(Protocol):
         """
         ...
 
+    def end_states(self, ids: Tensor, rows: Tensor, encoder: str = "", projected: bool = False) -> Tensor:
+        """The normed last states ``[B, D]`` at the ends of texts ``ids [B, N]`` with token rows ``[B, N, D]``, which a text projection
+        reads; ``projected`` by the encoder's own, ``[B, E]``. Differentiable in the rows.
+        """
+        ...
+
     def text_state(self) -> Hashable | None:
         """What ``tokenize``, ``token_rows`` and ``encode_text`` depend on beside what they are given: as long as it is equal, so are their
         results. None if that cannot be told.

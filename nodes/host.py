@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..cidm_ops.backbone import Backbone, Transformer
-from ..cidm_ops.causal import pooled_state, text_states
+from ..cidm_ops.causal import end_states, pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import read_layerwise
 from ..cidm_ops.models.family import Family, families, family_of
@@ -113,6 +113,15 @@ class ComfyText:
                 return states, None
             end = (ids[:1].to(states.device) == kind.end).int().argmax(1)
             return states, model.text_projection(pooled_state(model, states[:1], end, depth))
+
+    def end_states(self, ids: Tensor, rows: Tensor, encoder: str = "", projected: bool = False) -> Tensor:
+        """Through all of the host's own layers, whatever its clip skip."""
+        part, kind = self.encoder(encoder), self.family.encoder(encoder)
+        self.clip.load_model()
+        model = part.transformer
+        with differentiable(part):
+            ends = end_states(model, rows.float(), (ids.to(rows.device) == kind.end).int().argmax(1))
+            return model.text_projection(ends) if projected else ends
 
     def text_state(self) -> Hashable | None:
         """The patches on the text encoder, its precision and place, the clip skip and the tokenizer; none while hooks, injections (as a

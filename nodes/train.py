@@ -170,7 +170,8 @@ class CIDMTrainConcept(io.ComfyNode):
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         given, backbone = settings or {}, backbone_of(model, clip, vae)
-        method = method_for(backbone.family, "cidm")
+        contrasts = given.get("contrast") and given.get("contrast_weight")
+        method = method_for(backbone.family, "clif" if contrasts else "cidm")
         open_inputs = {
             "steps": steps,
             "batch": batch_size,
@@ -215,7 +216,8 @@ def configure_node(
     config = configure_for(family, method, **chosen, **{n: value for n, value in open_inputs.items() if value and n in known})
     config = config.update(**{name: value for name, value in given.items() if name in known})
     took = [f"{name} {config.settings()[name]:g}" for name, value in open_inputs.items() if not value and name in known]
-    idle = [name for name, value in {**open_inputs, **given}.items() if value and name in DEFAULTS and name not in known]
+    asked = {**open_inputs, **given} if method == JOINT else {}
+    idle = [name for name, value in asked.items() if value and name in (*DEFAULTS, "contrast") and name not in known]
     said = f"\nfor {family.title}: {', '.join(took)}" if took else ""
     return config, said + (f"\nof no meaning there: {', '.join(idle)}" if idle else "")
 
@@ -239,7 +241,8 @@ def check_words(name: str, class_word: str) -> None:
 def task_of(name: str, class_word: str, config: TrainingConfig, given: Mapping[str, Any]) -> Task:
     """Returns the task of a training node; ``given`` are the Training Settings."""
     existing, prior = given.get("existing", EXISTING[0]), given.get("prior_dataset")
-    return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior)
+    by = given.get("contrast")
+    return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior, contrast=by)
 
 
 def learn(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..backbone import Backbone
-from ..causal import pooled_state, text_states
+from ..causal import end_states, pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import read_layerwise
@@ -70,6 +70,12 @@ class DiffusersBackbone(Backbone):
             return states.float(), None
         end = (ids[:1].to(self.device) == kind.end).int().argmax(1)
         return states.float(), model.text_projection(pooled_state(model, states[:1], end, depth)).float()
+
+    def end_states(self, ids: Tensor, rows: Tensor, encoder: str = "", projected: bool = False) -> Tensor:
+        kind = self.family.encoder(encoder)
+        model = self.texts[kind.name]
+        ends = end_states(model, rows.to(self.dtype), (ids.to(self.device) == kind.end).int().argmax(1))
+        return (model.text_projection(ends) if projected else ends).float()
 
     def text_state(self) -> Hashable | None:
         """The weights of the text encoders, each by itself, its place and how often it was changed; none while hooks act beside them, and

@@ -24,6 +24,8 @@ from .captions import TEMPLATES
 from .config import EXISTING, MethodConfig, TrainingConfig
 from .dataset import Dataset
 from .objective import Noised, draw_timesteps, error
+from .processes import ALONE, Processes
+from .spaces import Contrast
 
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
 
@@ -34,8 +36,11 @@ class Task:
 
     ``existing`` says what happens to another concept of that name: it is replaced in its place, the task is refused, or learning continues
     from what it knows. ``prior`` holds pictures of the plain class, and ``method`` stands in for the one that the settings belong to.
-    ``others`` are the class words, by name, of further concepts that the same pictures show and that are learned together with it. The
-    ``assistant`` is a LoRA that acts beside a distilled base while it is learned on, as if that were not distilled, and is then left off.
+    ``others`` are the class words, by name, of further concepts that the same pictures show and that are learned together with it.
+    ``beside`` names concepts that are learned at the same time elsewhere, which this one is not kept apart from, even where the bank has
+    them already; ``processes`` share the work of every step.
+    ``contrast`` is what a method that compares pictures with words does it by. The ``assistant`` is a LoRA that acts beside a distilled
+    base while it is learned on, as if that were not distilled, and is then left off.
     Raises ``ValueError`` for a name that is none or there twice, for no class word and for an unknown ``existing``.
     """
 
@@ -46,6 +51,9 @@ class Task:
     prior: Dataset | None = None
     method: "Method | None" = None
     others: Mapping[str, str] = field(default_factory=dict)
+    beside: Sequence[str] = ()
+    processes: Processes = ALONE
+    contrast: Contrast | None = None
     assistant: Concept | None = None
 
     def __post_init__(self) -> None:
@@ -125,6 +133,9 @@ class Learner(nn.Module):
         """Takes what a concept knows already. Raises ``ValueError`` if it was learned in another way."""
         raise ValueError(f"concept {concept.name!r} cannot be learned further by this method: choose another name, or let it be replaced")
 
+    def look_at(self, data: Dataset) -> None:
+        """Takes from the pictures, before the first step, what it needs of them beside batches."""
+
     def groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(list(self.parameters()), self.task.config.method.lr)]
 
@@ -165,7 +176,7 @@ class Learner(nn.Module):
             del self.kept_texts[next(iter(self.kept_texts))]
         return known
 
-    def prepare(self, texts: Sequence[str]) -> None:
+    def read_all(self, texts: Sequence[str]) -> None:
         """Acts before the first step of a run, with all texts that it will read, or none if they cannot be listed."""
 
     def draw_timesteps(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -192,6 +203,10 @@ class Learner(nn.Module):
 
     def after_step(self) -> None:
         """Acts after a step of the optimizer."""
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the concept's file says of the run beside its settings."""
+        return {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns tensors and facts that a resumed run needs beside parameters and optimizer."""
@@ -223,7 +238,8 @@ class Method:
     """A way to learn concepts. ``name`` stands in files and on the command line, ``config`` is the class of its settings, ``learner`` that
     of what it trains, and ``defaults`` holds the settings of the loop in which it differs from ``TrainingConfig``.
 
-    ``continual`` says whether a concept depends on those that were learned before it, ``joint`` whether several can be learned together.
+    ``continual`` says whether a concept depends on those that were learned before it, ``joint`` whether several can be learned together,
+    ``contrasts`` whether pictures are compared with words, which needs the ``contrast`` of a task.
     ``states_all`` and ``stated`` belong to the methods of the first version (``record``).
     """
 
@@ -233,6 +249,7 @@ class Method:
     defaults: Mapping[str, Any] = {}
     continual = False
     joint = False
+    contrasts = False
     states_all = False
     stated: Mapping[str, Any] = {}
 
@@ -268,6 +285,9 @@ class Method:
     def make_learner(self, backbone: Any, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> Learner:
         """Returns what is trained, as it is before the first step. All that is random comes from ``generator``."""
         return self.learner(backbone, task, self.words_by_name(task))
+
+    def prepare(self, trainer: Any) -> None:
+        """Acts before the first step of a task, while what is to be learned is attached. A run that goes on has its effect in its state."""
 
     def finish(self, trainer: Any) -> None:
         """Acts after the last step of a task, while what was learned is still attached."""

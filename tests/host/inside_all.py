@@ -15,6 +15,8 @@ PARTS = (
     "inside_editing",
     "inside_infusion",
     "inside_weaving",
+    "inside_wish",
+    "inside_contrast",
     "inside_scores",
     "inside_transformers",
     "inside_joint",

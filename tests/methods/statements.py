@@ -20,7 +20,8 @@ from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_n
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.config import TrainingConfig
 from cidm_ops.training.dataset import Dataset
-from cidm_ops.training.methods import configure
+from cidm_ops.training.methods import METHODS, configure
+from cidm_ops.training.spaces import Contrast, Space
 from cidm_ops.training.task import Learned, Task, learn_into
 from cidm_ops.training.trainer import Trainer
 
@@ -105,7 +106,21 @@ def config_of(method: str) -> TrainingConfig:
 
 
 def task(method: str, **how: Any) -> Task:
+    if METHODS[method].contrasts:
+        how.setdefault("contrast", Contrast((random_space(),)))
     return Task(name="rex", class_word="dog", config=how.pop("config", config_of(method)), **how)
+
+
+def random_space() -> Space:
+    """Returns a space of 8 dimensions that random maps lead to: from the colours of a picture, and from the ends of texts of any width."""
+
+    def drawn(rows: torch.Tensor, seed: int) -> torch.Tensor:
+        return rows.float() @ torch.randn(rows.shape[-1], 8, generator=torch.Generator().manual_seed(seed))
+
+    def see(pictures: torch.Tensor) -> torch.Tensor:
+        return drawn(torch.nn.functional.adaptive_avg_pool2d(pictures, 4).flatten(1), 1)
+
+    return Space("", see, lambda ends: drawn(ends, 2), scale=20.0, side=32, about="random")
 
 
 def pictures() -> Dataset:

@@ -137,7 +137,7 @@ class LoraLearner(Learner):
                 f.up.copy_(concept.factors[n].up / self.scale)
                 f.down.copy_(concept.factors[n].down)
 
-    def prepare(self, texts: Sequence[str]) -> None:
+    def read_all(self, texts: Sequence[str]) -> None:
         """Reads all texts that will be learned from, keeps them in main memory, and lets go of the text encoders. Without texts they are
         read as they come.
         """
@@ -210,6 +210,9 @@ class LoraLearner(Learner):
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.regularizer.load({n.removeprefix("term."): t for n, t in tensors.items() if n.startswith("term.")})
+
+    def record(self) -> dict[str, Any]:
+        return {"assistant": self.task.assistant.name} if self.task.assistant is not None else {}
 
     def concept_parts(self) -> dict[str, Any]:
         factors = {n: LowRank(self.scale * f.up.detach().cpu(), f.down.detach().cpu()) for n, f in self.factors().items()}
