@@ -28,7 +28,7 @@ BENCHES = {
     "start": (("folder", "seeds", "rows"), "whether words that begin as those of the nearest concept halve the steps"),
     "text": ((), "what a prompt's text costs, new, repeated, and soft in a bank of a thousand, and how long a command takes to begin"),
     "tokens": ((), "what layer-wise words cost"),
-    "train": (("comfy",), "our trainer and ComfyUI's own"),
+    "train": (("comfy", "family"), "our trainer and ComfyUI's own"),
     "waves": (("folder", "seeds"), "what concepts that are learned at the same time lose"),
     "weave": (("folder", "scenes"), "whether concepts woven into a picture are in their places, and the rest stays"),
     "wish": (("folder", "wishes"), "whether wishes are read right, and how alike what is painted from one picture is"),
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wishes", type=whole(1), help="for wish (default: 100)")
     parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
-    parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions: a transformer, instead of SD1.5 and Doodle")
+    parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions and train: a transformer, instead of SD1.5 and Doodle")
     parser.add_argument("--counts", type=whole(1), nargs="+", help="for bank: how many concepts (default: 1000 10000 100000)")
     parser.add_argument("--rows", nargs="+", help="for calibrate, contrast, editing, scenes, sift and start: which rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")
