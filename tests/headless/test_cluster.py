@@ -291,8 +291,9 @@ def test_an_evaluation_by_pieces_has_the_files_of_one_machine(cluster, tmp_path,
     assert mine == alone and len(alone) >= 12 + 2 + 4 and killing.killed == 1
 
 
+@pytest.mark.slow
 def test_a_benchmark_by_pieces_has_the_files_of_one_machine(cluster, tmp_path, capsys):
-    options = ["--methods", "base", "cidm", "--tasks", "2", "--seeds", "0", "--steps", "2", "--set", "steps=3", "--no-curves"]
+    options = ["--methods", "cidm", "--tasks", "2", "--seeds", "0", "--steps", "1", "--set", "steps=3", "--no-curves"]
     spread = ["--address", cluster.address]
     assert main(["cluster", "benchmark", *options, "--folder", str(tmp_path / "spread" / "out"), *spread]) == 0
     threads = torch.get_num_threads()
