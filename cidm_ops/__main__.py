@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, contrast, demo, doctor, doodle, edit, evaluate, generate, train, weave
+from .cli import bank, bench, benchmark, cluster, contrast, demo, doctor, doodle, edit, evaluate, generate, train, weave, wish
 from .printable import one_line
 from .training.stops import end_as_interrupts
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": (generate, "paint prompts with the concepts of a bank"),
     "edit": (edit, "paint things of a bank into a photo, each where a mask is"),
     "weave": (weave, "weave concepts into a picture, which keeps its layout and its background"),
+    "wish": (wish, "paint what somebody would like to see, by a picture of it or a bank, and keep the best of some"),
     "evaluate": (evaluate, "paint every concept in every prompt, score the pictures, write a report"),
     "benchmark": (benchmark, "learn ten concepts in order by every method, score them, compare"),
     "doctor": (doctor, "what a file, a folder, a bank or a checkpoint is, what of it would be used, and why the rest not"),
@@ -23,8 +24,10 @@ COMMANDS = {
 }
 GROUPS = {
     "bank": (bank, "look into a concept bank and keep it"),
+    "cluster": (cluster, "many concepts, pictures and scores on the machines of a Ray cluster"),
     "doodle": (doodle, "the model that ships with the pack"),
 }
+CLUSTER = ("ray", "fsspec")  # what comes with the extra `cluster` alone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with end_as_interrupts():
             options.run(options)
     except ModuleNotFoundError as error:
-        return refuse(f"{error}: install it with pip install 'cidm[headless]'")
+        extra = "cluster" if (error.name or "").partition(".")[0] in CLUSTER else "headless"
+        return refuse(f"{error}: install it with pip install 'cidm[{extra}]'")
     except KeyError as error:
         return refuse(error.args[0])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..painting.config import MODES, PLACE, PRESETS, SCOPES, STREAMS, ResidualConfig
+from ..painting.config import MODES, PLACE, PRESETS, REGION_OVERLAPS, SCOPES, STREAMS, ResidualConfig
 from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--region-guidance", type=float, default=1.0, metavar="TIMES", help="guidance in regions, times --guidance (default: %(default)s)"
     )
+    parser.add_argument(
+        "--overlap",
+        choices=REGION_OVERLAPS,
+        default=REGION_OVERLAPS[0],
+        help="who has a place that regions share: all of them, or the one that answers more strongly (default: %(default)s)",
+    )
     add_regions(parser)
     parser.add_argument(
         "--preset",
@@ -80,7 +86,12 @@ def run(options: argparse.Namespace) -> None:
 
     bank, regions = Bank(options.bank), regions_of(options)
     how = AggregationConfig(
-        mode=options.mode, strength=options.strength, scope=options.reach, start=options.start, inside=options.region_guidance
+        mode=options.mode,
+        strength=options.strength,
+        scope=options.reach,
+        start=options.start,
+        inside=options.region_guidance,
+        overlap=options.overlap,
     )
     infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
     config = SamplingConfig(options.steps, options.guidance, options.negative, how, infusion, passes)

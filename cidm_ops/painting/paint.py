@@ -17,19 +17,21 @@ from ..models.family import Family
 from ..tokens import Text
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
 from .config import PLACE, NoiseEstimation, ResidualConfig
+from .reference import refer_by, with_reference
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
-from .scene import Scene, Template
+from .scene import Reference, Scene, Template
 from .weaving import hold, noise_of, warnings_of, woven
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How images are sampled: steps, guidance and the negative prompt, how concepts are weighed, how residuals act, the passes of region
-    noise estimation, none by default, or the template that all is woven into, if there is one.
+    noise estimation, none by default, or the template that all is woven into, if there is one; and the reference that the prompt refers to,
+    beside which ``text_guidance`` guides towards the prompt without it (``two_terms``).
 
-    Raises ``ValueError`` for both.
+    Raises ``ValueError`` for two of these, and for guidance to nothing.
     """
 
     steps: int = 25
@@ -39,10 +41,14 @@ class SamplingConfig:
     infusion: ResidualConfig = field(default_factory=ResidualConfig)
     estimation: NoiseEstimation | None = None
     template: Template | None = None
+    reference: Reference | None = None
+    text_guidance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.estimation and self.template:
             raise ValueError("region noise estimation and a template: expected one of the two, for regions are woven in one pass")
+        if self.text_guidance and not self.reference:
+            raise ValueError("guidance by the text alone is for a prompt that refers to a reference: give one, or set it to 0")
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,10 @@ def paint_latents(
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
     scene = replace(scene, infusion=config.infusion)
+    beside: tuple[Text, float] | None = None
+    if config.reference:
+        scene, beside = with_reference(scene, config.reference), (wanted, config.text_guidance)
+        wanted = refer_by(wanted)
     run, start = begin_run(backbone, scene), composition.how.start
     before: Text | None = None
     if start:
@@ -149,7 +159,8 @@ def paint_latents(
             guidance=config.guidance,
             predict=predict_in(backbone, run),
             weigh=run.guidance if scene.guidance != 1 else lambda x: 1.0,
-            before=before,
+            before=refer_by(before) if before and config.reference else before,
+            beside=beside,
             start=level_at(backbone.schedule.ratios(), start),
             hold=photo.holder(backbone, noise) if photo else lambda x, level: hold(scene, x, level),
             over=photo.latents.to(backbone.device) if photo else None,
@@ -190,7 +201,12 @@ def predict_in(backbone: Backbone, run: SceneRun) -> Predict:
             assert scene.template is not None
             return schedule.scale_input(scene.template.at(float(own_levels[step]), x), own_levels[step].to(x))
 
-        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background, template))
+        def reference(x: Tensor, number: int) -> Tensor:
+            assert scene.reference is not None
+            clean, noise = scene.reference.picture(number, x)
+            return schedule.scale_input(schedule.noised(clean, noise, own_levels[step].to(x)), own_levels[step].to(x))
+
+        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background, template, reference))
 
     return predict
 

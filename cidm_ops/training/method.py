@@ -22,6 +22,7 @@ from .captions import TEMPLATES
 from .config import EXISTING, MethodConfig, TrainingConfig
 from .dataset import Dataset
 from .objective import Noised, error
+from .processes import ALONE, Processes
 from .spaces import Contrast
 
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
@@ -34,6 +35,8 @@ class Task:
     ``existing`` says what happens to another concept of that name: it is replaced in its place, the task is refused, or learning continues
     from what it knows. ``prior`` holds pictures of the plain class, and ``method`` stands in for the one that the settings belong to.
     ``others`` are the class words, by name, of further concepts that the same pictures show and that are learned together with it.
+    ``beside`` names concepts that are learned at the same time elsewhere, which this one is not kept apart from, even where the bank has
+    them already; ``processes`` share the work of every step.
     ``contrast`` is what a method that compares pictures with words does it by.
     Raises ``ValueError`` for a name that is none or there twice, for no class word and for an unknown ``existing``.
     """
@@ -45,6 +48,8 @@ class Task:
     prior: Dataset | None = None
     method: "Method | None" = None
     others: Mapping[str, str] = field(default_factory=dict)
+    beside: Sequence[str] = ()
+    processes: Processes = ALONE
     contrast: Contrast | None = None
 
     def __post_init__(self) -> None:
@@ -186,6 +191,10 @@ class Learner(nn.Module):
     def after_step(self) -> None:
         """Acts after a step of the optimizer."""
 
+    def record(self) -> dict[str, Any]:
+        """Returns what the concept's file says of the run beside its settings."""
+        return {}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns tensors and facts that a resumed run needs beside parameters and optimizer."""
         return {}, {}
@@ -251,6 +260,9 @@ class Method:
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> Learner:
         """Returns what is trained, as it is before the first step. All that is random comes from ``generator``."""
         return self.learner(backbone, task, self.words_by_name(task))
+
+    def prepare(self, trainer: Any) -> None:
+        """Acts before the first step of a task, while what is to be learned is attached. A run that goes on has its effect in its state."""
 
     def finish(self, trainer: Any) -> None:
         """Acts after the last step of a task, while what was learned is still attached."""

@@ -5,6 +5,7 @@ All that is random in a step comes from the seed and the number of the step, so 
 one that was not.
 """
 
+import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ class Trainer:
     ):
         self.backbone, self.task, self.config = backbone, task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
+        self.earlier, self.start = list(earlier), start
         config = self.config
         captions, self.warnings = joint_captions(data.captions, task.concepts, self.method.words_by_name(task))
         self.batches = Batches(backbone, data, captions, config.wording, str(config.seed))
@@ -85,6 +87,8 @@ class Trainer:
 
     def advance(self) -> float:
         """Takes one step, inside ``attach``, and returns its loss. Raises ``FloatingPointError`` when that is not finite or explodes."""
+        if not self.losses:
+            self.method.prepare(self)
         scale = self.learner.lr_scale(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * scale
@@ -104,8 +108,9 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss, shortage = self.try_batches()
-        if shortage:  # outside of the handler, which holds on to the tensors of the failed step
-            self.plan = self.reduce_memory(shortage)
+        loss, short = self.task.processes.add_gradients(list(self.learner.parameters()), loss, bool(shortage))
+        if short:  # outside of the handler, which holds on to the tensors of the failed step
+            self.plan = self.reduce_memory(shortage or "in another process")
             return self.compute_gradients()
         gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
         for gradient in gradients:
@@ -117,7 +122,9 @@ class Trainer:
         return loss
 
     def try_batches(self) -> tuple[float, str]:
-        """Adds up the gradients of the batches of a step. Returns their mean loss, and what the system said if memory was short."""
+        """Adds up the gradients of the batches of a step, of several processes those of its share. Returns their mean loss, or the share of
+        it, and what the system said if memory was short.
+        """
         config, losses = self.config, []
         try:
             for number in range(self.step * config.accumulate, (self.step + 1) * config.accumulate):
@@ -142,16 +149,21 @@ class Trainer:
         return reduced
 
     def accumulate(self, samples: Sequence[Sample], generator: torch.Generator, weight: float = 1.0) -> float:
-        """Adds the gradients of a batch and returns its mean loss; pictures of one shape go through the model together."""
+        """Adds the gradients of a batch and returns its mean loss; pictures of one shape go through the model together. Each of several
+        processes takes its share of the pictures, with the noise that they have in the whole batch.
+        """
         config, schedule, total = self.config, self.backbone.schedule, 0.0
+        share = self.task.processes.share(len(samples))
         for shape in dict.fromkeys(s.latent.shape for s in samples):
-            alike = [s for s in samples if s.latent.shape == shape]
+            numbers = [i for i, s in enumerate(samples) if s.latent.shape == shape]
+            alike = [samples[i] for i in numbers]
             whole = add_noise(torch.stack([s.latent for s in alike]), schedule, generator, config.noise_offset, config.min_snr)
-            for first in range(0, len(alike), self.plan.micro_batch):
-                part = slice(first, first + self.plan.micro_batch)
+            own = [place for place, i in enumerate(numbers) if i in share]  # one behind the other
+            for first in range(own[0], own[-1] + 1, self.plan.micro_batch) if own else ():
+                part = slice(first, min(first + self.plan.micro_batch, own[-1] + 1))
                 batch = Batch(whole.part(part), alike[part], self.step)
                 with self.computing(batch.noised.x), ExitStack() as during:
-                    loss, extra = (part / len(samples) for part in self.learner.loss(batch, during))
+                    loss, extra = (value / len(samples) for value in self.learner.loss(batch, during))
                     ((loss + extra) * weight * self.plan.scale / config.accumulate).backward()
                 total += float(loss.detach())
         return total
@@ -177,6 +189,14 @@ class Trainer:
             before, now = (sum(part) / 20 for part in (self.losses[:20], self.losses[-20:]))
             if now > EXPLODED * before:
                 raise FloatingPointError(f"the loss rose from {before:.3f} to {now:.3f} by step {self.step + 1}: {advice}")
+
+    def check_same(self) -> None:
+        """Raises ``ValueError`` if several processes have not come to the same numbers."""
+        if self.task.processes.count > 1:
+            digest = hashlib.sha256(str(self.losses).encode())
+            for parameter in self.learner.parameters():
+                digest.update(parameter.detach().float().cpu().numpy().tobytes())
+            self.task.processes.check_same(f"step {self.step} {digest.hexdigest()}")
 
     @torch.no_grad()
     def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
@@ -213,8 +233,10 @@ class Trainer:
 
     def concepts(self) -> list[Concept]:
         """Returns what was learned so far of every concept of the task."""
-        recent = self.losses[-50:]
-        count = {"templates": len(self.config.templates), "pictures": len(self.batches.data), "loss": sum(recent) / max(1, len(recent))}
+        recent, data = self.losses[-50:], self.batches.data
+        count = {"templates": len(self.config.templates), "pictures": len(data), "loss": sum(recent) / max(1, len(recent))}
+        if data.generated:
+            count["generated"] = data.generated
         return [
             Concept(
                 name=name,
@@ -222,7 +244,7 @@ class Trainer:
                 architecture=self.backbone.architecture,
                 fingerprint=self.backbone.fingerprint,
                 task=self.number,
-                training=flat_settings(self.config, self.method) | count,
+                training=flat_settings(self.config, self.method) | count | self.learner.record(),
                 **parts,
             )
             for name, parts in self.learner.parts_by_name().items()

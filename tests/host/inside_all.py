@@ -16,6 +16,7 @@ PARTS = (
     "inside_infusion",
     "inside_weaving",
     "inside_contrast",
+    "inside_wish",
     "inside_scores",
     "inside_transformers",
     "inside_joint",

@@ -24,10 +24,11 @@ NODES = [
     "ContrastWords",
     "DatasetFromFolder", "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace",
     "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept",
-    "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint",
-    "PaintRegions", "Presence", "PreviewDataset", "PutBack", "References", "ReferencesFromFolder", "Region", "RegionBoxes",
-    "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport", "TextAlignment",
-    "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings", "Wasserstein", "Weave",
+    "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadBase", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap",
+    "Paint", "PaintRegions", "PickBest", "Presence", "PreviewDataset", "PutBack", "ReadWish", "ReferenceAttention", "References",
+    "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
+    "RoutingTable", "ScoreReport", "SiftPictures", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings",
+    "TwoTermGuider", "Wasserstein", "Weave",
 ]  # fmt: skip
 
 STEPPED = ("CIDMContrastWords", "CIDMFisherDivergence", "CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler")
@@ -43,6 +44,14 @@ SETTINGS = {
 
 def node(class_type, **inputs):
     return {"class_type": class_type, "inputs": inputs}
+
+
+# What ships, in place of what loads a file of the user: with the same outputs.
+SHIPPED = {
+    "CheckpointLoaderSimple": node("CIDMDoodleModel"),
+    "CIDMLoadBase": node("CIDMLoadBase", base="Doodle (comes with CIDM)"),
+    "CLIPVisionLoader": node("CIDMDoodleTowers"),
+}
 
 
 def learn(bank, steps=2, name="dog", class_word="dog", images=("3", 0), captions=("3", 1), seed=0):
@@ -171,10 +180,8 @@ def brought(server, text):
     prompt = json.loads(text)
     for step in prompt.values():
         given, kind = step["inputs"], step["class_type"]
-        if kind == "CheckpointLoaderSimple":  # the same three outputs
-            step.update(node("CIDMDoodleModel"))
-        elif kind == "CLIPVisionLoader":
-            step.update(node("CIDMDoodleTowers"))
+        if kind in SHIPPED:
+            step.update(SHIPPED[kind])
         elif kind == "CIDMOpenBank" and given["name"] == "my_concepts":
             step.update(node("CIDMDoodleBank", name="my_concepts"))
         elif kind in STEPPED:
@@ -185,7 +192,7 @@ def brought(server, text):
             given["image"] = "one_by_one/photo0.jpg"
         elif kind == "CIDMImportConcept":
             community_lora(server, given["file"])
-        elif kind == "EmptyLatentImage":
+        elif kind == "EmptyLatentImage" and isinstance(given["width"], int):  # else the base gives it
             given |= {"width": 128, "height": 128}
     return prompt
 

@@ -14,9 +14,10 @@ from cidm_ops.evaluation.contrast import contrast_by, rendered_common
 from cidm_ops.evaluation.doodle import pictured
 from cidm_ops.method.boxes import read_region
 from cidm_ops.method.regions import RegionMask
-from cidm_ops.painting.compose import ParsedPrompt, compose, compose_regions, encode, mix
-from cidm_ops.painting.config import WeaveConfig
+from cidm_ops.painting.compose import Composition, ConceptMix, ParsedPrompt, compose, compose_regions, encode, mix
+from cidm_ops.painting.config import ReferenceConfig, WeaveConfig
 from cidm_ops.painting.paint import SamplingConfig, paint_latents, predictor, unit_noise
+from cidm_ops.painting.reference import reference_of
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scene import Scene
 from cidm_ops.painting.weaving import invert_picture, noise_of, template_of
@@ -75,6 +76,19 @@ def test_the_latents_of_a_woven_template_agree(results, inside):
     noise = noise_of(picture.trajectory, backbone.schedule)
     latents = paint_latents(backbone, composition, noise, SamplingConfig(4, 3.0, template=template))
     difference = float((latents - host["woven"]).abs().max())
+    print(f"largest difference in the latent: {difference:.2e}")
+    assert difference < 1e-4
+
+
+def test_the_latents_of_a_picture_that_follows_another_agree(results, inside):
+    assert not results["the_picture_is_followed_alike_by_both_engines"]
+    backbone, host = load("doodle", dtype=torch.float64), load_file(inside / "referred.safetensors")
+    how = ReferenceConfig(0.8, 0.0, 0.7)
+    reference = reference_of(backbone, host["clean"], encode(backbone, ParsedPrompt("")).rows, how)
+    composition = Composition(ConceptMix("a dog on the beach"), ())
+    noise = unit_noise(backbone.family, 1, 1, 128, 128)
+    latents = paint_latents(backbone, composition, noise, SamplingConfig(6, 3.0, reference=reference))
+    difference = float((latents - host["painted"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-4
 
