@@ -72,9 +72,11 @@ def space_for(
     """Returns the space of an image tower that embeds pictures as ``[B, width]``: with ``projection [width, D]``, that of the text
     side which came with it, for the base's encoder that is as wide; else for the encoder whose own projection leads there.
 
-    Raises ``ValueError`` if no text encoder of the base leads into it.
+    Raises ``ValueError`` if no text encoder of the base leads into it, or concepts on the base have no words.
     """
     family = backbone.family
+    if not family.layerwise:
+        raise ValueError(f"{family.title} has no words of its own that could be contrasted: take Stable Diffusion 1, SDXL or Doodle")
     widths = {name: backbone.token_rows(torch.tensor([0]), name).shape[-1] for name in backbone.encoders}
     if projection is not None:
         if projection.shape[0] != width:

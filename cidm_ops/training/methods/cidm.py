@@ -188,14 +188,17 @@ class CidmLearner(Learner):
 
     @torch.no_grad()
     def begin_words(self, concept: Concept) -> None:
-        """Begins every row as what its layers read of a concept's words. Raises ``ValueError`` for other words than its own."""
-        first = [self.layers.index(row) for row in range(1 + max(self.layers))]
+        """Begins every row as what its layers read of a concept's words, which may then grow by as much as those that begin as the class
+        word. Raises ``ValueError`` for other words than its own.
+        """
+        norm, first = self.norm, [self.layers.index(row) for row in range(1 + max(self.layers))]
         for encoder, table in self.tokens.items():
             known = concept.tokens.get(encoder, torch.zeros(0, 1, 0))
             layers = concept.token_layers or tuple(range(known.shape[1]))
             if concept.words != self.words or len(layers) != len(self.layers) or known.shape[-1] != table.shape[-1]:
                 raise ValueError(f"concept {concept.name!r} has other words than these settings: continue with those it was made with")
             table.copy_(torch.stack([known[:, layers[layer]] for layer in first], 1))
+        self.norm_stop += self.norm - norm
 
     @torch.no_grad()
     def copy_factors(self, known: Mapping[str, LowRank], text: bool = False) -> None:
