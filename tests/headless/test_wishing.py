@@ -111,7 +111,8 @@ def test_the_command_line_grants_a_wish(cidm, bank, tmp_path):  # noqa: F811
     assert code == 0 and out[0] == "restyle: an ink drawing of a dog at night" and out[-1] == "Here is an ink drawing of a dog at night."
     assert sum(line.startswith("*") for line in out) == 1 and len(list((tmp_path / "out").glob("wish-*.png"))) == 1
     code, out, err = cidm(*given, "--bank", bank.folder, "--all")
-    assert code == 0 and "a <dog> at night" in out[1] and any("<dog> is in the bank" in line for line in err)
+    assert code == 0, err
+    assert "a <dog> at night" in out[1] and any("<dog> is in the bank" in line for line in err)
     assert len(list((tmp_path / "out").glob("wish-*.png"))) == 2  # the first among them, of the same name
     (tmp_path / "answer.txt").write_text("Sure! " + json.dumps({"subject": "a red cup", "scene": "in the snow", "reply": "Enjoy."}))
     code, out, _ = cidm("wish", "a cup", "--answer", tmp_path / "answer.txt", "--count", 1, "--steps", 1, "--out", tmp_path / "cup")
