@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, cluster, contrast, demo, doctor, doodle, edit, evaluate, generate, train, weave
+from .cli import bank, bench, benchmark, cluster, contrast, demo, doctor, doodle, edit, evaluate, generate, train, weave, wish
 from .printable import one_line
 from .training.stops import end_as_interrupts
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": (generate, "paint prompts with the concepts of a bank"),
     "edit": (edit, "paint things of a bank into a photo, each where a mask is"),
     "weave": (weave, "weave concepts into a picture, which keeps its layout and its background"),
+    "wish": (wish, "paint what somebody would like to see, by a picture of it or a bank, and keep the best of some"),
     "evaluate": (evaluate, "paint every concept in every prompt, score the pictures, write a report"),
     "benchmark": (benchmark, "learn ten concepts in order by every method, score them, compare"),
     "doctor": (doctor, "what a file, a folder, a bank or a checkpoint is, what of it would be used, and why the rest not"),

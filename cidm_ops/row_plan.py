@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+REFERENCE = "<reference>"  # likewise: that a text refers to the picture of Reference Attention, and how far
 END_OF_TEXT = ""  # among the token masks of a plan: from the end of the text on, padding included; no concept has that name
 
 
@@ -45,7 +46,13 @@ class RowPlan:
     @property
     def composed(self) -> bool:
         """Whether concepts are meant to act on this text, rather than on all texts as a LoRA does."""
-        return bool(self.token_masks or self.regions)
+        return bool(self.token_masks.keys() - {REFERENCE} or self.regions)
+
+    @property
+    def refers(self) -> float:
+        """How far this text refers to a reference picture, from 0 to 1."""
+        mask = self.token_masks.get(REFERENCE)
+        return 0.0 if mask is None or not mask.numel() else float(mask.max())
 
     def at_tokens(self, mask: Callable[[Tensor], Tensor], marks: Callable[[Tensor], Tensor]) -> "RowPlan":
         """Return what the plan says of tokens, alone, with its masks ``[N]`` and the marks ``[N]`` of its residuals changed."""

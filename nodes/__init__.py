@@ -6,6 +6,7 @@ from .aggregation import AGGREGATION_NODES
 from .bank import BANK_NODES
 from .base import BASE_NODES
 from .composition import COMPOSITION_NODES
+from .contrast import CONTRAST_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
 from .editing import EDITING_NODES
@@ -27,6 +28,7 @@ from .together import TOGETHER_NODES
 from .train import TRAIN_NODES
 from .views import VIEW_NODES
 from .weaving import WEAVING_NODES
+from .wish import WISH_NODES
 
 
 class CIDM(ComfyExtension):
@@ -35,6 +37,8 @@ class CIDM(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         teaching = [*BASE_NODES, *DOODLE_NODES, *DATA_NODES, *SIFTING_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES]
+        teaching += CONTRAST_NODES
         keeping = [*BANK_NODES, *KEEP_NODES, *PICTURE_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
         painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *EDITING_NODES, *INFUSION_NODES, *WEAVING_NODES]
+        painting += WISH_NODES
         return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]

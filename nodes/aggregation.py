@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
 from ..cidm_ops.painting.compose import AggregationConfig
-from ..cidm_ops.painting.config import BY_KIND, PLACE, SCOPES
+from ..cidm_ops.painting.config import BY_KIND, PLACE, REGION_OVERLAPS, SCOPES, SHARED
 from .schema import schema
 
 AggregationSettings = io.Custom("CIDM_AGGREGATION")
@@ -104,6 +104,13 @@ class CIDMAggregationSettings(io.ComfyNode):
                     optional=True,
                     tooltip="Guidance inside regions, as a multiple of the sampler's cfg, which is to be above 1.",
                 ),
+                io.Combo.Input(
+                    "overlap",
+                    options=list(REGION_OVERLAPS),
+                    default=SHARED,
+                    optional=True,
+                    tooltip="Where regions of one priority overlap: shared among them, or each place the one's that answers more strongly.",
+                ),
             ],
             outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Apply Concepts.")],
         )
@@ -111,10 +118,11 @@ class CIDMAggregationSettings(io.ComfyNode):
     @classmethod
     def execute(
         cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=BY_KIND, start_percent=0.0,
-        region_guidance=1.0,
+        region_guidance=1.0, overlap=SHARED,
     ) -> io.NodeOutput:  # fmt: skip
         rule = Rule(power, norm, similarity, positions, threshold, scale, joint=encoding == TOGETHER)
-        return io.NodeOutput(AggregationConfig(rule, negative, path == ROUTED, reach, start=start_percent, inside=region_guidance))
+        more = {"start": start_percent, "inside": region_guidance, "overlap": overlap}
+        return io.NodeOutput(AggregationConfig(rule, negative, path == ROUTED, reach, **more))
 
 
 AGGREGATION_NODES = [CIDMAggregationSettings]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..cidm_ops.concept_text import ConceptText, plain, plans_of
 from ..cidm_ops.hub import Sites
 from ..cidm_ops.painting.joint_run import JointRun
+from ..cidm_ops.painting.reference import with_reference
 from ..cidm_ops.painting.rows import Job
 from ..cidm_ops.painting.run import SceneRun, Unet
 from ..cidm_ops.painting.scene import InvertedPicture, Scene
@@ -57,7 +58,7 @@ def with_scene(model: ModelPatcher, scene: Scene) -> ModelPatcher:
 
 def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
     """A clone of the model with a scene beside what it has already. Raises ``ValueError`` for regions or a template on a model that has
-    either.
+    either, and for a template beside a reference.
     """
     before = scene_of(model)
     places = [one for one in (before, scene) if one.masks or one.template]
@@ -67,7 +68,8 @@ def with_more(model: ModelPatcher, scene: Scene) -> ModelPatcher:
         raise ValueError(f"this model {does} already: give {by} the model before that, and all regions at once")
     placed = places[0] if places else before
     stacks = (*before.stacks, *scene.stacks)
-    return with_scene(model, replace(placed, stacks=stacks, infusion=before.infusion))
+    whole = replace(placed, stacks=stacks, infusion=before.infusion, reference=None)
+    return with_scene(model, with_reference(whole, before.reference) if before.reference else whole)
 
 
 class HostAttention:
@@ -167,7 +169,8 @@ class HostRun:
 
     def forward(self, executor: WrapperExecutor, x: Tensor, t: Tensor, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A pass through the U-Net."""
-        if not (self.scene.stacks or self.scene.masks or self.scene.template or isinstance(context, ConceptText)):
+        scene = self.scene
+        if not (scene.stacks or scene.masks or scene.template or scene.reference or isinstance(context, ConceptText)):
             return executor(x, t, context, *args, **kwargs)
         if self.scene.masks and self.size and x.shape[-2:] != self.size:
             raise ValueError(
@@ -206,12 +209,20 @@ class HostRun:
             read = self.sampling.calculate_input(torch.full((len(x), 1, 1, 1), sigma).to(own), own)
             return torch.cat([read.to(x), x[:, channels:]], 1)
 
+        def reference(x: Tensor, number: int) -> Tensor:
+            assert self.scene.reference is not None
+            channels = self.model.model.latent_format.latent_channels
+            clean, noise = self.scene.reference.picture(number, x[:, :channels].float())
+            level = torch.full((len(x), 1, 1, 1), sigma).to(clean)
+            read = self.sampling.calculate_input(level, self.sampling.noise_scaling(level, noise, clean))
+            return torch.cat([read.to(x), x[:, channels:]], 1)
+
         def fits(rows: int) -> bool:
             needed = self.model.model.memory_required([rows, *x.shape[1:]]) * 1.5  # as the host reckons
             return needed < comfy.model_management.get_free_memory(x.device)
 
         try:
-            return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, template, fits))
+            return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, template, reference, fits))
         finally:
             self.attend.options = {}
 
@@ -236,8 +247,8 @@ def options_of(*args: Any) -> dict[str, Any]:
 
 
 ROWS_ADDED = (
-    "and Infusion's second stream, passes for single regions and the template of Weave add rows: take stream single or preset fast, keep "
-    "nothing of the template, or take it off"
+    "and Infusion's second stream, passes for single regions, the template of Weave and the pictures of Reference Attention add rows: take "
+    "stream single or preset fast, keep nothing of the template, or take it off"
 )
 
 
@@ -321,6 +332,7 @@ def of_jobs(value: Any, jobs: Sequence[Job], rows: Sequence[int], count: int) ->
 
 def uuid_of(of_text: Any, job: Job) -> Any:
     """The host's id of a text, or, for what a text goes through the model for besides, an id of its own, the same in every step."""
-    if job.region <= 0 and not job.foundation and not job.template:
+    if job.region <= 0 and not job.foundation and not job.guest:
         return of_text
-    return uuid.uuid5(of_text, f"{job.region} {job.foundation}" + " template" * job.template)
+    guest = " template" * job.template + f" reference {job.reference}" * (job.reference > 0)
+    return uuid.uuid5(of_text, f"{job.region} {job.foundation}{guest}")

@@ -13,6 +13,7 @@ from .data import ConceptDataset
 from .schema import schema
 
 TrainingSettings = io.Custom("CIDM_SETTINGS")
+ContrastBy = io.Custom("CIDM_CONTRAST")
 DEFAULTS = configure("cidm").settings()
 
 
@@ -133,6 +134,20 @@ class CIDMTrainingSettings(io.ComfyNode):
                     optional=True,
                     tooltip="What the concept's words begin as. nearest: those of the concept of the same class in the bank with which the "
                     "model errs least on the new pictures.",
+                ),
+                ContrastBy.Input(
+                    "contrast",
+                    optional=True,
+                    tooltip="From Contrast Words: the concept's words go on following its pictures while it is learned. Not for styles.",
+                ),
+                io.Float.Input(
+                    "contrast_weight",
+                    default=configure("clif").settings()["contrast_weight"],
+                    min=0.0,
+                    max=100.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip="Weight of that, where contrast is connected. 0: plain training.",
                 ),
             ],
             outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],

@@ -51,12 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         help="cidm: low-rank factors and words; infusion: residuals at the class word; disendiff: cidm, and the words of several concepts "
-        "look apart; clif: cidm, and the words follow the pictures in an image tower's space (default: cidm, with --together disendiff)",
+        "look apart; clif: cidm, and the words follow the pictures in an image tower's space; lora: low-rank factors, called by name, on "
+        "transformers (default: cidm, with --together disendiff, on transformers lora)",
     )
     parser.add_argument(
         "--steps",
         type=whole(1),
-        help="training steps (default: what suits the base: 800, 500 for infusion, 250 for disendiff; Doodle 350, 150 and 200)",
+        help="training steps (default: what suits the base: 800, 500 for infusion, 250 for disendiff, 1500 for lora; Doodle 350, 150 "
+        "and 200)",
     )
     parser.add_argument(
         "--fit",
@@ -90,8 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=EXISTING[0],
         help="if the bank has a concept of that name that was learned in any other way (default: %(default)s)",
     )
+    parser.add_argument(
+        "--assistant",
+        type=Path,
+        help="on a distilled transformer: a LoRA file that acts while the concept is learned and is then left off, so that the base stays "
+        "distilled",
+    )
     parser.add_argument("--flip", action="store_true", help="mirror every second picture")
-    parser.add_argument("--rank", type=whole(1), help="rank of the factors (default: 4)")
+    parser.add_argument("--rank", type=whole(1), help="rank of the factors (default: 4, on transformers 16)")
     parser.add_argument(
         "--set",
         action="append",
@@ -118,6 +126,7 @@ def run(options: argparse.Namespace) -> None:
 def learn(options: argparse.Namespace, processes: "Processes") -> None:
     """Learns what the options ask for, with a share of every step in each of the processes."""
     from ..bank.bank import Bank
+    from ..bank.exchange import import_file
     from ..training.folder import from_folder, from_picture
     from ..training.methods import configure, configure_for, method_named
     from ..training.task import Task
@@ -127,7 +136,8 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     tower = tower_of(options)
     kind = "style" if options.style else "thing"
     given = {name: value for name in ("steps", "rank") if (value := getattr(options, name)) is not None}
-    method = method_named(options.method or ("disendiff" if options.together else "cidm"))
+    joint = is_transformer(options.base)
+    method = method_named(options.method or default_method(options, joint))
     if options.vision and not (method.contrasts or options.grow):
         raise ValueError(f"--vision, and method {method.name!r} looks at no pictures by it: expected --grow or --method clif beside")
     config = configure(method.name, **given).parse(options.set)
@@ -137,7 +147,12 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
         method.words_by_name(task)
     # What cannot be was refused before the base is loaded.
     with processes.one_reads_first():
-        backbone = load_base(options, on_cuda="bfloat16")
+        backbone = load_base(options, on_cuda="bfloat16", transformers=True)
+    method.check_family(backbone.family)
+    assistant = None
+    if options.assistant:
+        (assistant,), remarks = import_file(options.assistant, architecture=backbone.architecture)
+        warn(remarks)
     config = configure_for(backbone.family, method.name, seed=options.seed, kind=kind, templates=method.templates(kind), **given)
     config = for_all(config.parse(options.set), processes)
     size, fit = options.size or backbone.size, options.fit or ("buckets" if options.together else FITS[0])
@@ -145,7 +160,8 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     images = read(options.images, size, fit, options.flip)
     if options.grow:
         images = grown(images, from_folder(options.grow, size, fit, options.flip), tower, options.per_original or PER_ORIGINAL)
-    task = replace(task, config=config, prior=options.prior and from_folder(options.prior, size, fit), processes=processes)
+    prior = options.prior and from_folder(options.prior, size, fit)
+    task = replace(task, config=config, prior=prior, assistant=assistant, processes=processes)
     if method.contrasts:
         from ..evaluation.contrast import contrast_by
 
@@ -167,6 +183,18 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
             tell(said)
     for name in concepts if processes.first else ():
         print(runs[-1].bank.file(name))
+
+
+def is_transformer(base: str) -> bool:
+    """Whether a base is a diffusers folder of a transformer."""
+    return (Path(base).expanduser() / "transformer").is_dir()
+
+
+def default_method(options: argparse.Namespace, joint: bool) -> str:
+    """Returns the method that is taken where none is named. With masks several concepts are learned each on its own."""
+    if joint:
+        return "lora"
+    return "disendiff" if options.together else "cidm"
 
 
 def for_all(config: "TrainingConfig", processes: "Processes") -> "TrainingConfig":

@@ -1,7 +1,8 @@
 """Region features (CIDM 3.3): in one pass, the image tokens of a region attend to its own text, with its own mixture of concepts.
 
 The paper writes a region's features over those of the global prompt in every cross-attention layer. Here each token has shares in the
-texts, which add up to 1: what no region covers is the global prompt's, where regions overlap the higher priority wins.
+texts, which add up to 1: what no region covers is the global prompt's, where regions overlap the higher priority wins. Equals divide a
+token, or the one that answers more strongly has it (after MaxFusion, Nair et al. 2024, which fuses ControlNets so).
 """
 
 import math
@@ -161,10 +162,15 @@ def _cheapest_length(sizes: Sequence[int], keys: int) -> int:
 
 
 def region_attention(
-    q: Tensor, by: AttentionPartition, whole: Callable[[Tensor | slice], Tensor], own: Callable[[Tensor], Tensor]
+    q: Tensor,
+    by: AttentionPartition,
+    whole: Callable[[Tensor | slice], Tensor],
+    own: Callable[[Tensor], Tensor],
+    base: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """The cross-attention output of ``q [B, T, C]`` in which every token has, by its shares, its attention to the global text and to those
     of its regions. ``whole(tokens)`` is the former for some tokens of all rows, ``own(chunks [P, M, C])`` the latter for chunks of ``by``.
+    With ``base()``, the former for all tokens, the strongest of several regions has a token alone.
     """
     if not by.owners:
         return whole(slice(None))
@@ -174,10 +180,32 @@ def region_attention(
     found = torch.cat([a.flatten(0, 1) for a in answers])
     if by.shares is None:
         return found[by.sources[0]].view_as(q)
-    out = found[by.sources[0]] * by.shares[0]
-    for at, share in zip(by.sources[1:], by.shares[1:], strict=True):
+    shares = by.shares if base is None else strongest_shares(found, base().flatten(0, 1), by)
+    out = found[by.sources[0]] * shares[0]
+    for at, share in zip(by.sources[1:], shares[1:], strict=True):
         out.addcmul_(found[at], share)
     return out.view_as(q)
+
+
+def strongest_shares(found: Tensor, base: Tensor, by: AttentionPartition) -> Tensor:
+    """The shares ``[D, B * T, 1]`` in which, of the regions that share a token, the one has all their shares whose answer is further from
+    the base's, ``|h_u - h_base| / mean |h_u - h_base|`` with the mean over the tokens of its region.
+
+    ``found [A, C]`` are all answers as ``by`` counts them, ``base [B * T, C]`` those to the global text.
+    """
+    assert by.shares is not None
+    first, length = len(found) - by.chunks.numel(), by.chunks.shape[1]
+    ours = (by.sources >= first) & (by.shares[..., 0] > 0)  # [D, B * T]
+    number = {owner: i for i, owner in enumerate(dict.fromkeys(by.owners))}
+    owner_of = torch.tensor([number[owner] for owner in by.owners], device=found.device)
+    owner = owner_of[((by.sources - first).clamp(min=0)) // length]
+    moved = (found[by.sources] - base).float().norm(dim=-1) * ours
+    total, count = (torch.zeros(len(number), device=found.device).index_add(0, owner.flatten(), x.flatten()) for x in (moved, ours.float()))
+    mean = (total / count.clamp(min=1)).clamp(min=torch.finfo(torch.float32).tiny)
+    relative = torch.where(ours, moved / mean[owner], torch.full_like(moved, -torch.inf))
+    wins = torch.nn.functional.one_hot(relative.argmax(0), len(relative)).T.bool() & ours
+    held = (by.shares[..., 0] * ours).sum(0)
+    return torch.where(ours, wins * held, by.shares[..., 0])[..., None].to(by.shares)
 
 
 def pad_to_common_length(texts: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from ..models.family import family_of
 from ..models.module import Slice
 from ..row_plan import RowPlan, TokenResidual
 from ..tokens import Text, stand_for
-from .config import BY_KIND, PLACE, NoiseEstimation, ResidualConfig
+from .config import BY_KIND, PLACE, REGION_OVERLAPS, SHARED, NoiseEstimation, ResidualConfig
 from .scene import ConceptStack, Scene, stack_mixtures
 from .scope import acts_everywhere, token_masks
 from .texts import kept_concept, kept_text
@@ -44,7 +44,7 @@ class AggregationConfig:
     ``scope`` ``PLACE``, in the place of the picture that looks at their words.
 
     Until ``start``, a part of the sampling, the base paints the prompt in plain words. ``inside`` multiplies the sampler's guidance in
-    regions. Raises ``ValueError`` naming the value that cannot be.
+    regions. ``overlap`` says who has a token that regions of one priority share. Raises ``ValueError`` naming the value that cannot be.
     """
 
     rule: Rule = RULES["soft"]
@@ -55,12 +55,15 @@ class AggregationConfig:
     strength: float = 1.0
     start: float = 0.0
     inside: float = 1.0
+    overlap: str = SHARED
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= 1:
             raise ValueError(f"start {self.start:g}: expected a part of the sampling, from 0 to 1")
         if self.inside < 0:
             raise ValueError(f"guidance inside regions {self.inside:g}: expected 0 or more times that of the sampler")
+        if self.overlap not in REGION_OVERLAPS:
+            raise ValueError(f"overlap {self.overlap!r}: expected one of {', '.join(REGION_OVERLAPS)}")
 
     @property
     def mode_rule(self) -> Rule | None:
@@ -181,6 +184,8 @@ def _compose_exact(base: Transformer, bank: Bank, prompt: str, how: AggregationC
         raise ValueError(f"mode {how.mode!r} compares what each layer reads, and all layers of {base.family.title} read one text: {EXACT}")
     if how.start:
         raise ValueError(f"a late start does not work on {base.family.title} yet: start at 0")
+    if how.overlap != SHARED:
+        raise ValueError(f"overlap {how.overlap!r} does not work on {base.family.title} yet: take {SHARED!r}, or priorities")
     said = without_infusion(bank, prompt)
     names = sorted(said.strengths)
     warnings = [check_base(bank.headers[name], base.architecture, base.fingerprint) for name in names]
@@ -319,6 +324,7 @@ class Composition:
             negative=self.how.negative,
             estimation=estimation,
             guidance=self.how.inside,
+            overlap=self.how.overlap,
         )
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 MODES = ("exact", "released", "paper", "soft")  # how the concepts' weights are found: method/aggregation.py
 # At which tokens of a prompt concepts act: scope.py
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
+SHARED, STRONGEST = REGION_OVERLAPS = ("shared", "strongest")  # who has a token that regions of one priority share
 PLACE = "where it stands"  # in the picture: compose_place
 # Where Infusion's map comes from: the foundation's (the paper), the customised features' own, or those and a residual of the key too. The
 # last is what the authors' code does: it returns one stream, and locks its keys no more after they are assigned a second time.
 STREAMS = ("dual", "single", "released_code")
+MOST_IDENTITY = 2.0  # of a reference: what lies beyond "as its own" is extrapolated
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,25 @@ class WeaveConfig:
                 raise ValueError(f"keep {name} {getattr(self, name):g}: expected a part of the sampling, from 0 (never) to 1 (always)")
         if self.grow < 0:
             raise ValueError(f"grow {self.grow}: expected 0 or more cells of the latent, such as 1")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """How a picture refers to another one: with which ``strength`` its self-attention sees the tokens of that (0 never, 1 as its own), and
+    in which part of the sampling.
+
+    Raises ``ValueError`` naming the value that cannot be.
+    """
+
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= MOST_IDENTITY:
+            raise ValueError(f"identity {self.strength:g}: expected 0 (none), 1 (as its own), or up to {MOST_IDENTITY:g}")
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"start {self.start:g} and end {self.end:g}: expected 0 <= start <= end <= 1")
 
 
 PRESETS = {"fast": None, "paper": NoiseEstimation(), "auto": NoiseEstimation(end=0.3, features=True)}

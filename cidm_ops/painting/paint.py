@@ -8,28 +8,30 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attach
-from ..backbone import Backbone
+from ..adapters import attach, attach_parts
+from ..backbone import Backbone, TransformerBackbone
 from ..bank.bank import Bank, check_base
 from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
-from ..tokens import Text
+from ..tokens import Text, read_plain
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
 from .config import PLACE, NoiseEstimation, ResidualConfig
+from .reference import refer_by, with_reference
 from .rows import Job
 from .run import SceneRun, Unet
 from .sampling import Predict, sample
-from .scene import Scene, Template
+from .scene import Reference, Scene, Template
 from .weaving import hold, noise_of, warnings_of, woven
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How images are sampled: steps, guidance and the negative prompt, how concepts are weighed, how residuals act, the passes of region
-    noise estimation, none by default, or the template that all is woven into, if there is one.
+    noise estimation, none by default, or the template that all is woven into, if there is one; and the reference that the prompt refers to,
+    beside which ``text_guidance`` guides towards the prompt without it (``two_terms``).
 
-    Raises ``ValueError`` for both.
+    Raises ``ValueError`` for two of these, and for guidance to nothing.
     """
 
     steps: int = 25
@@ -39,10 +41,14 @@ class SamplingConfig:
     infusion: ResidualConfig = field(default_factory=ResidualConfig)
     estimation: NoiseEstimation | None = None
     template: Template | None = None
+    reference: Reference | None = None
+    text_guidance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.estimation and self.template:
             raise ValueError("region noise estimation and a template: expected one of the two, for regions are woven in one pass")
+        if self.text_guidance and not self.reference:
+            raise ValueError("guidance by the text alone is for a prompt that refers to a reference: give one, or set it to 0")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Photo:
 
 @torch.no_grad()
 def paint(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     bank: Bank,
     prompt: str,
     noise: Tensor,
@@ -112,7 +118,7 @@ def weave(
 
 @torch.no_grad()
 def paint_latents(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     composition: Composition,
     noise: Tensor,
     config: SamplingConfig,
@@ -123,6 +129,8 @@ def paint_latents(
     """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text. Of
     a ``photo`` only what its mask covers is painted over.
     """
+    if isinstance(backbone, TransformerBackbone):
+        return paint_joint(backbone, composition, noise, config, on_step, unwanted)
     texts = [encode(backbone, region.mix) for region in composition.regions]
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
     negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
@@ -134,6 +142,10 @@ def paint_latents(
     else:
         scene = composition.scene(estimation=config.estimation if composition.regions else None)
     scene = replace(scene, infusion=config.infusion)
+    beside: tuple[Text, float] | None = None
+    if config.reference:
+        scene, beside = with_reference(scene, config.reference), (wanted, config.text_guidance)
+        wanted = refer_by(wanted)
     run, start = begin_run(backbone, scene), composition.how.start
     before: Text | None = None
     if start:
@@ -149,13 +161,47 @@ def paint_latents(
             guidance=config.guidance,
             predict=predict_in(backbone, run),
             weigh=run.guidance if scene.guidance != 1 else lambda x: 1.0,
-            before=before,
+            before=refer_by(before) if before and config.reference else before,
+            beside=beside,
             start=level_at(backbone.schedule.ratios(), start),
             hold=photo.holder(backbone, noise) if photo else lambda x, level: hold(scene, x, level),
             over=photo.latents.to(backbone.device) if photo else None,
             denoise=photo.denoise if photo else 1.0,
             on_step=on_step,
         )
+
+
+@torch.no_grad()
+def paint_joint(
+    backbone: TransformerBackbone,
+    composition: Composition,
+    noise: Tensor,
+    config: SamplingConfig,
+    on_step: Callable[[int, int], None],
+    unwanted: ParsedPrompt | None = None,
+) -> Tensor:
+    """The latents ``[B, C, h, w]`` of a composed prompt on a transformer, its concepts beside the layers.
+
+    Raises ``ValueError`` for what is painted on transformers in ComfyUI alone.
+    """
+    title = backbone.family.title
+    if composition.regions:
+        raise ValueError(f"regions on {title} are painted in ComfyUI, by Paint in Regions; here one prompt paints the whole picture")
+    if config.template or not composition.how.negative:
+        what = "weaving into a picture" if config.template else "sparing the negative text"
+        raise ValueError(f"{what} does not work on {title} here: leave it out")
+    if changed := [c.name for c in composition.whole.concepts if c.text_factors and composition.whole.strengths.get(c.name)]:
+        raise ValueError(f"<{changed[0]}> changes a text encoder of {title}, which this command does not do: paint it in ComfyUI")
+    wanted = read_plain(backbone, composition.whole.text).expand(len(noise))
+    negative = read_plain(backbone, unwanted.text if unwanted else config.negative).expand(len(noise))
+    factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
+    with attach_parts(backbone.modules, backbone.layers, factors):
+        return sample(backbone, wanted, negative, noise.to(backbone.device), steps=config.steps, guidance=config.guidance, on_step=on_step)
+
+
+def guidance_for(family: Family) -> float:
+    """Classifier-free guidance that suits a family."""
+    return SamplingConfig.guidance if family.layerwise else family.objective.cfg
 
 
 def predictor(backbone: Backbone, scene: Scene) -> Predict:
@@ -190,7 +236,12 @@ def predict_in(backbone: Backbone, run: SceneRun) -> Predict:
             assert scene.template is not None
             return schedule.scale_input(scene.template.at(float(own_levels[step]), x), own_levels[step].to(x))
 
-        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background, template))
+        def reference(x: Tensor, number: int) -> Tensor:
+            assert scene.reference is not None
+            clean, noise = scene.reference.picture(number, x)
+            return schedule.scale_input(schedule.noised(clean, noise, own_levels[step].to(x)), own_levels[step].to(x))
+
+        return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background, template, reference))
 
     return predict
 

@@ -20,7 +20,8 @@ ALL, NONE = 0, -1  # regions: all of them, or none
 class Job:
     """A chunk of the batch on its way through the model: with the features of one region, of ``ALL`` or of ``NONE``; ``hidden``: seeing
     plain background outside of that region; ``foundation``: without residuals, for the rows that take their attention from it;
-    ``template``: not the chunk itself, but the template in its place, for the rows that take their layout from it.
+    ``template``: not the chunk itself, but the template in its place, for the rows that take their layout from it; ``reference``: in its
+    place the picture of that number, from 1, for the rows that refer to it.
     """
 
     chunk: int
@@ -28,6 +29,12 @@ class Job:
     hidden: bool = False
     foundation: bool = False
     template: bool = False
+    reference: int = 0
+
+    @property
+    def guest(self) -> bool:
+        """Whether a picture that is not of the batch goes through in its place."""
+        return self.template or self.reference > 0
 
 
 @dataclass(frozen=True)

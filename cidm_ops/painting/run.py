@@ -22,12 +22,13 @@ from .unet_call import Moment, UnetCall
 class Unet:
     """The model at one step, as an engine runs it: ``call(jobs, rows, x, text)`` is its answer for some rows of the batch,
     ``background(x)`` what it reads for plain background noised like ``x``, ``template(x)`` what it reads for the template in place of
-    the images ``x``, and ``fits(rows)`` whether there is memory for so many.
+    the images ``x``, ``reference(x, number)`` for one of the reference's pictures, and ``fits(rows)`` whether there is memory for so many.
     """
 
     call: Callable[[Sequence[Job], Sequence[int], Tensor, Tensor], Tensor]
     background: Callable[[Tensor], Tensor]
     template: Callable[[Tensor], Tensor]
+    reference: Callable[[Tensor, int], Tensor]
     fits: Callable[[int], bool] = lambda rows: True
 
 
@@ -60,9 +61,9 @@ class SceneRun(RunState):
             whole = at == list(range(len(x)))
             some, read = (x, text) if whole else (x[at], text[at])
             some = self.hidden(some, rows, unet.background)
-            some, read, rows = self.with_template(some, read, rows, unet.template)
+            some, read, rows = self.with_guests(some, read, rows, unet)
             size = (some.shape[-2], some.shape[-1])
-            moment = Moment(looking, self.active(sigma), self.layout_layers(sigma), self.asleep(sigma))
+            moment = Moment(looking, self.active(sigma), self.layout_layers(sigma), self.asleep(sigma), self.referring(sigma))
             with UnetCall(self, sites, rows, size, moment).open(some):
                 output = unet.call(jobs, at, some, read)
             answers |= dict(zip(jobs, output.split(each), strict=True))
@@ -88,9 +89,16 @@ class SceneRun(RunState):
         attention, residual = self.layout_until
         return [*(template.attention if sigma > attention else ()), *(template.residual if sigma > residual else ())]
 
+    def referring(self, sigma: float) -> bool:
+        """Whether texts refer to the reference at this noise level."""
+        if not (reference := self.scene.reference) or not self.refers:
+            return False
+        first, last = self.refers
+        return reference.how.strength > 0 and reference.how.start < reference.how.end and last < sigma <= first
+
     def jobs(self, plans: Sequence[RowPlan | None], each: int, chunks: int, sigma: float) -> list[list[Job]]:
-        """List what has to go through the model, in groups that go together: first the batch with its foundations, and the template while
-        its layout is kept, then passes of regions.
+        """List what has to go through the model, in groups that go together: first the batch with its foundations, the template while
+        its layout is kept and the reference while it is referred to, then passes of regions.
 
         ``plans`` are those of ``chunks`` times ``each`` rows.
         """
@@ -103,6 +111,10 @@ class SceneRun(RunState):
         if self.layout_layers(sigma):
             wanted = next((c for c, own in enumerate(texts) if any(plan and plan.composed for plan in own)), 0)
             jobs[0].append(Job(wanted, NONE, template=True))  # with the conditions of the prompt, such as the size of the image
+        if self.referring(sigma) and self.scene.reference:
+            marked = next((c for c, own in enumerate(texts) if any(plan and plan.refers for plan in own)), None)
+            pictures = range(1, len(self.scene.reference.latents) + 1) if marked is not None else ()
+            jobs[0] += [Job(marked or 0, NONE, reference=number) for number in pictures]
         divided = [c for c, own in enumerate(texts) if any(plan and plan.regions for plan in own)]
         for c in divided if estimation else ():
             for u in range(1, len(self.scene.masks) + 1):
@@ -132,17 +144,26 @@ class SceneRun(RunState):
         x[alone] = torch.where(inside, x[alone], background(x[alone]))
         return x
 
-    def with_template(self, x: Tensor, text: Tensor, rows: list[Row], read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, list[Row]]:
-        """The images and texts of a call, and its rows, with the template and its own text in its rows."""
-        at = [b for b, row in enumerate(rows) if row.job.template]
-        if not at or not self.scene.template:
-            return x, text, rows
-        own = self.scene.template.picture.text.to(text.device, text.dtype)
-        length = math.lcm(text.shape[1], own.shape[1])  # a text that is repeated means the same to attention
-        text, own = text.repeat(1, length // text.shape[1], 1), own.repeat(len(at), length // own.shape[1], 1)
-        x = torch.cat([x[: at[0]], read(x[at]), x[at[-1] + 1 :]])
-        text = torch.cat([text[: at[0]], own, text[at[-1] + 1 :]])
-        return x, text, [replace(row, plan=plans_of(own)[0], key="template") if row.job.template else row for row in rows]
+    def with_guests(self, x: Tensor, text: Tensor, rows: list[Row], unet: Unet) -> tuple[Tensor, Tensor, list[Row]]:
+        """The images and texts of a call, and its rows, with the template and the reference, and their own texts, in their rows."""
+        for job in dict.fromkeys(row.job for row in rows if row.job.guest):
+            at = [b for b, row in enumerate(rows) if row.job == job]
+            own, read, key = self.guest(job, x[at], unet)
+            own = own.to(text.device, text.dtype)
+            length = math.lcm(text.shape[1], own.shape[1])  # a text that is repeated means the same to attention
+            text, own = text.repeat(1, length // text.shape[1], 1), own.repeat(len(at), length // own.shape[1], 1)
+            x = torch.cat([x[: at[0]], read, x[at[-1] + 1 :]])
+            text = torch.cat([text[: at[0]], own, text[at[-1] + 1 :]])
+            rows = [replace(row, plan=plans_of(own)[0], key=key) if row.job == job else row for row in rows]
+        return x, text, rows
+
+    def guest(self, job: Job, x: Tensor, unet: Unet) -> tuple[Tensor, Tensor, str]:
+        """The text ``[1, N, C]`` of a picture that is not of the batch, what the model reads for it in place of ``x``, and its key."""
+        template, reference = self.scene.template, self.scene.reference
+        if job.template and template:
+            return template.picture.text, unet.template(x), "template"
+        assert reference is not None
+        return reference.text, unet.reference(x, job.reference - 1), "reference"
 
     def blend_passes(self, answers: dict[Job, Tensor], chunks: int) -> Tensor:
         """Return the answers of the batch itself, each blended with those of the passes of its regions."""

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
+from ..concept_text import plain
+from ..method.guidance import two_terms
 from ..tokens import Text, join
 
 WHOLE = 0.9999  # the sampling, as the host has it
@@ -16,7 +18,7 @@ Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 
 @torch.no_grad()
 def sample(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     text: Text,
     negative: Text,
     noise: Tensor,
@@ -26,6 +28,7 @@ def sample(
     predict: Predict | None = None,
     weigh: Callable[[Tensor], Tensor | float] = lambda x: 1.0,
     before: Text | None = None,
+    beside: tuple[Text, float] | None = None,
     start: float = math.inf,
     hold: Callable[[Tensor, float], Tensor] = lambda x, level: x,
     over: Tensor | None = None,
@@ -36,6 +39,7 @@ def sample(
 
     Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate, times ``weigh(x)`` at each cell.
     ``predict`` stands in for the backbone's. While the ratio of noise to signal is above ``start``, the text is ``before``.
+    ``beside`` is a third text and its own guidance, ``two_terms``.
     ``hold(x, level)`` is what is gone on with instead of the sampler's variable ``x`` at each noise level.
 
     The picture is painted ``over`` clean latents ``[B, C, h, w]`` if there are any; with ``denoise`` below 1 in as many steps of that last
@@ -48,31 +52,35 @@ def sample(
     if over is not None:
         x = x + schedule.noised(over, torch.zeros_like(over), levels[0])
     x = hold(x, float(levels[0]))
-    said, ratios = side_by_side(text, negative), schedule.ratios()
-    plain = None if before is None else side_by_side(before, negative)
+    third, second = beside if beside and beside[1] else (None, 0.0)
+    said, ratios = side_by_side(text, negative, third), schedule.ratios()
+    earlier = None if before is None else side_by_side(before, negative, third)
     predict = predict or default_predict(backbone)
     for i, t in enumerate(timesteps):
-        texts = plain if plain is not None and float(ratios[int(t)]) > start else said
-        together = len(texts) == 1
+        texts = earlier if earlier is not None and float(ratios[int(t)]) > start else said
         scaled = schedule.scale_input(x, levels[i])
-        both = torch.cat([scaled, scaled]) if together else scaled
-        outputs = torch.cat([predict(both, t.expand(len(both)), read, pooled, len(both) // len(x)) for read, pooled in texts])
-        output, output_negative = outputs.chunk(2)
-        denoised, denoised_negative = (schedule.denoised(x, o, levels[i]) for o in (output, output_negative))
-        denoised = denoised_negative + guidance * weigh(x) * (denoised - denoised_negative)
+        outputs: list[Tensor] = []
+        for read, pooled in texts:
+            own = torch.cat([scaled] * (len(read) // len(x)))
+            outputs += predict(own, t.expand(len(own)), read, pooled, len(own) // len(x)).chunk(len(own) // len(x))
+        wanted, unwanted, *more = (schedule.denoised(x, o, levels[i]) for o in outputs)
+        denoised = two_terms(unwanted, wanted, more[0] if more else None, guidance * weigh(x), second)
         x = hold(x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i]), float(levels[i + 1]))
         on_step(i + 1, steps)
     return x
 
 
-def side_by_side(text: Text, negative: Text) -> list[tuple[Tensor, Tensor | None]]:
-    """What the model reads: both texts in one batch, or, of different length, each in one of its own; and their pooled states."""
-    together = text.states.shape[2] == negative.states.shape[2]
-    return [(t.rows, t.pooled) for t in ([join([text, negative])] if together else [text, negative])]
+def side_by_side(text: Text, negative: Text, third: Text | None = None) -> list[tuple[Tensor, Tensor | None]]:
+    """What the model reads: all texts in one batch, or, of different length, each in one of its own; and their pooled states."""
+    texts = [text, negative] if third is None else [text, negative, third]
+    together = len({t.states.shape[2] for t in texts}) == 1
+    return [(t.rows, t.pooled) for t in ([join(texts)] if together else texts)]
 
 
-def default_predict(backbone: Backbone) -> Predict:
+def default_predict(backbone: Backbone | TransformerBackbone) -> Predict:
     """Return the backbone's own prediction."""
+    if isinstance(backbone, TransformerBackbone):
+        return lambda x, t, text, pooled, chunks: backbone.predict(x, t, plain(text), pooled)
     return lambda x, t, text, pooled, chunks: backbone.predict(x, t, text, pooled)
 
 

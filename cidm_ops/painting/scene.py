@@ -10,7 +10,7 @@ from ..bank.concept import Concept
 from ..concept_text import ConceptText
 from ..method.inversion import Trajectory
 from ..method.regions import RegionMask
-from .config import BY_KIND, NoiseEstimation, ResidualConfig, WeaveConfig
+from .config import BY_KIND, SHARED, NoiseEstimation, ReferenceConfig, ResidualConfig, WeaveConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,35 @@ class Template:
         return _for_each(self.picture.trajectory.states[0] if self.picture.latents is None else self.picture.latents, like)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """R pictures that others refer to: their clean ``latents [R, C, h, w]`` as the model sees them and the unit ``noise`` that they are
+    noised with, the ``text [1, N, C]`` that they read, and the names of the self-attentions in which their tokens are seen; of each, where
+    its subject is, ``masks [R, H, W]``, or all of it.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    text: Tensor
+    how: ReferenceConfig
+    layers: tuple[str, ...]
+    masks: Tensor | None = None
+
+    def picture(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents and the noise of one of them, for each image of a batch ``like [B, C, h, w]``.
+
+        Raises ``ValueError`` for a batch of another size of image.
+        """
+        if self.latents.shape[1:] != like.shape[1:]:
+            (height, width), (own_height, own_width) = like.shape[-2:], self.latents.shape[-2:]
+            raise ValueError(
+                f"the latent is {height} x {width} and the reference {own_height} x {own_width}: give Reference Attention the latent that "
+                "is sampled"
+            )
+        own = slice(number, number + 1)
+        return self.latents[own].to(like).expand_as(like), self.noise[own].to(like).expand_as(like)
+
+
 def _for_each(pictures: Tensor, like: Tensor) -> Tensor:
     """One of P pictures ``[P, C, h, w]`` for each image of a batch ``like [B, C, h, w]``, over again from the first if there are more."""
     if pictures.shape[1:] != like.shape[1:]:
@@ -74,11 +103,11 @@ class ConceptStack:
 @dataclass(frozen=True)
 class Scene:
     """Concepts beside the layers, the places of regions, and how residuals and the passes of noise estimation act; and the ``template``
-    that all this is woven into, if there is one.
+    that all this is woven into, and the ``reference`` that texts with a mark for it refer to, if there is one.
 
     A row of a batch reads in region u what its text carries for it, and itself if it carries none. ``texts`` of the regions are for texts
     of other encoders, which carry none. With ``negative`` off, rows that were not composed with concepts have no regions. ``guidance`` is
-    that of regions, as a multiple of the sampler's.
+    that of regions, as a multiple of the sampler's, ``overlap`` says who has a token that they share.
     """
 
     stacks: tuple[ConceptStack, ...] = ()
@@ -88,7 +117,9 @@ class Scene:
     estimation: NoiseEstimation | None = None
     infusion: ResidualConfig = ResidualConfig()
     guidance: float = 1.0
+    overlap: str = SHARED
     template: Template | None = None
+    reference: Reference | None = None
 
 
 def stack_mixtures(concepts: Sequence[Sequence[Concept]], weights: Sequence[Tensor]) -> tuple[list[Concept], Tensor]:

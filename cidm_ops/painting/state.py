@@ -50,6 +50,7 @@ class RunState:
         self.starts = [level_of(stack.start) for stack in scene.stacks]
         woven = scene.template.how if scene.template else None
         self.layout_until = (level_of(woven.attention), level_of(woven.residual)) if woven else None
+        self.refers = (level_of(scene.reference.how.start), level_of(scene.reference.how.end)) if scene.reference else None
         how = scene.estimation
         self.passes = (level_of(how.start), level_of(how.end), level_of(how.bootstrap)) if how else None
         self.placed: dict[tuple[torch.device, torch.dtype], dict[str, list[Beside]]] = {}

@@ -15,9 +15,11 @@ from ..hub import Attention, Sites, change_outputs, intercept, observe_grid, rea
 from ..lowrank import LowRank
 from ..method.attention import word_attention
 from ..method.infusion import KEY, VALUE, infused_value, infusion
+from ..method.reference import attend_to, shown_tokens, with_reference
 from ..method.regions import AttentionPartition, pad_to_common_length, partition, region_attention
 from ..method.weaving import suppress
 from ..row_plan import RowPlan, TokenResidual
+from .config import STRONGEST
 from .rows import NONE, Row, has_residuals
 from .scope import acting_at, repeat_mask
 from .state import Beside, RunState
@@ -56,13 +58,15 @@ class Source:
 @dataclass(frozen=True)
 class Moment:
     """What a scene does at one noise level: ``looking`` whether sought regions are looked for, ``residuals`` whether they act, ``layout``
-    the layers whose outputs are the template's, ``asleep`` which of the scene's stacks do not act yet.
+    the layers whose outputs are the template's, ``asleep`` which of the scene's stacks do not act yet, and ``referring`` whether the
+    reference is seen.
     """
 
     looking: bool = False
     residuals: bool = False
     layout: Sequence[str] = ()
     asleep: frozenset[int] = frozenset()
+    referring: bool = False
 
 
 class UnetCall:
@@ -76,6 +80,7 @@ class UnetCall:
         self.marks = [run.mark_of(row) for row in rows]
         self.residuals = moment.residuals and any(has_residuals(row.plan) for row in rows)
         self.infused = self.carrying() if self.residuals else []
+        self.referring = self.rows_that_refer() if moment.referring else {}
 
     @contextmanager
     def open(self, x: Tensor) -> Iterator[None]:
@@ -86,6 +91,8 @@ class UnetCall:
             for layers in self.deltas(x):
                 hooks.enter_context(attach(self.sites.layers, layers))
             hooks.enter_context(change_outputs([self.sites.layers[name] for name in self.layout], self.of_template))
+            if self.referring:
+                hooks.enter_context(intercept(self.self_attentions(), self.with_reference))
             if self.regional or self.infused:
                 keyed = self.change_keys if self.run.scene.infusion.stream == "released_code" and self.infused else None
                 hooks.enter_context(
@@ -113,8 +120,8 @@ class UnetCall:
         return Weighted(own.stack.up, own.stack.down, own.stack.kernel, weigh=lambda h: weigh(own, h))
 
     def acts(self, own: Beside, row: Row) -> float:
-        """Whether a stack acts on a row at all: never on the template."""
-        return 0.0 if row.job.template else float(row.composed or self.run.scene.stacks[own.number].negative)
+        """Whether a stack acts on a row at all: never on the template, nor on the reference."""
+        return 0.0 if row.job.guest else float(row.composed or self.run.scene.stacks[own.number].negative)
 
     def of_rows(self, own: Beside) -> Tensor:
         """The weights of ranks that each row has where no region is, ``[B, R]``, or ``[1, R]`` if all have the same."""
@@ -198,6 +205,57 @@ class UnetCall:
         template = {row.image: number for number, row in enumerate(self.rows) if row.job.template}
         return output[[template[row.image] for row in self.rows]]
 
+    # the reference
+
+    def rows_that_refer(self) -> dict[int, float]:
+        """The rows that refer to the reference, and how strongly; none where none of its pictures is in the call."""
+        reference = self.run.scene.reference
+        if not reference or not any(row.job.reference for row in self.rows):
+            return {}
+        found = {b: row.plan.refers for b, row in enumerate(self.rows) if row.plan and not row.job.guest}
+        return {b: reference.how.strength * part for b, part in found.items() if part}
+
+    def self_attentions(self) -> dict[str, Any]:
+        """The self-attentions in which the reference is seen."""
+        reference = self.run.scene.reference
+        found = {}
+        for name in reference.layers if reference else ():
+            block = next(block for block in self.sites.blocks if name.startswith(f"{block}."))
+            found[name] = self.sites.blocks[block].get_submodule(name.removeprefix(f"{block}."))
+        return found
+
+    def with_reference(self, at: Attention, out: Tensor) -> Tensor:
+        """The output ``[B, T, C]`` of a self-attention, in which rows that refer to the reference have seen its tokens."""
+        self.check_rows(len(out), "a reference")
+        taking = [*self.referring]
+        guests = tuple(self.tokens_of_reference(part, taking) for part in (at.k, at.v))
+        seen = attend_to(self.run.attend, at.q[taking], at.k[taking], at.v[taking], (guests[0], guests[1]), at.heads)
+        out = out.clone()
+        out[taking] = with_reference(out[taking], seen, torch.tensor([*self.referring.values()]))
+        return out
+
+    def tokens_of_reference(self, every: Tensor, taking: Sequence[int]) -> Tensor:
+        """The keys or values ``[P, N, C]`` of all its pictures, of ``every [B, T, C]``, for each of the rows that take them.
+
+        Raises ``ValueError`` for tokens that nobody knows the places of.
+        """
+        reference = self.run.scene.reference
+        assert reference is not None
+        found = []
+        for number in range(len(reference.latents)):
+            at = {row.image: b for b, row in enumerate(self.rows) if row.job.reference == number + 1}
+            own = every[[at[self.rows[b].image] for b in taking]]
+            if reference.masks is not None:
+                height, width = self.grid
+                if height * width != own.shape[1]:
+                    raise ValueError(
+                        f"a self-attention layer has {own.shape[1]} tokens for {height} x {width} cells: another node has merged them, and "
+                        "nobody knows which show the subject of the reference; take it off this model, or the mask"
+                    )
+                own = own[:, shown_tokens(reference.masks[number], height, width).to(own.device)]
+            found.append(own)
+        return torch.cat(found, 1)
+
     # regions and residuals, between the attention and what follows it
 
     def select_queries(self, name: str, q: Tensor) -> Tensor:
@@ -231,10 +289,12 @@ class UnetCall:
         def own(chunks: Tensor) -> Tensor:
             return self.suppressed(at, by.owners, chunks, attend(chunks, k, v, at.heads))
 
+        contested = self.run.scene.overlap == STRONGEST
         if at.name not in self.sites.replaced:
-            return region_attention(at.q, by, lambda tokens: out, own)
+            return region_attention(at.q, by, lambda tokens: out, own, (lambda: attend(at.q, at.k, at.v, at.heads)) if contested else None)
         plainly = attend(at.q, at.k, at.v, at.heads)
-        return out + region_attention(at.q, by, lambda tokens: plainly[:, tokens], own) - plainly
+        inside = region_attention(at.q, by, lambda tokens: plainly[:, tokens], own, (lambda: plainly) if contested else None)
+        return out + inside - plainly
 
     def suppressed(self, at: Attention, owners: Sequence[tuple[int, int]], chunks: Tensor, fused: Tensor) -> Tensor:
         """What chunks of queries ``[P, M, C]`` get from the texts of their regions, ``fused [P, M, C]``, away from what the plain model

@@ -40,23 +40,23 @@ class Comparison:
         losses = []
         for side, seen in zip(self.sides, self.seen, strict=True):
             said = side([canvas.caption for canvas in some], rows[side.encoder])
-            others = self.embed_wrong(side, wrong) if wrong else None
+            others = self.embed_wrong(side, wrong, rows[side.encoder]) if wrong else None
             losses.append(contrast_loss(seen[chosen], said, [canvas.what for canvas in some], side.space.scale, others))
         return torch.stack(losses).mean()
 
     def wrong_texts(self, some: Sequence[Canvas], rng: random.Random) -> list[tuple[str, Speech]]:
-        """Returns a caption of some canvas for each of the others, who is named in it in the place of a concept."""
+        """Returns a caption of some canvas for others, at most as many as canvases, who are named in it in the place of a concept."""
         found = []
-        for other in self.others:
+        for other in rng.sample(self.others, min(len(self.others), len(some))):
             canvas = rng.choice(some)
             found.append((canvas.caption.replace(rng.choice(canvas.about), other.spoken), other))
         return found
 
     @torch.no_grad()
-    def embed_wrong(self, side: CaptionSide, wrong: Sequence[tuple[str, Speech]]) -> Tensor:
-        """Embeds texts that no canvas shows, ``[K, E]``. What is left in them of new words says nothing that a canvas shows either."""
+    def embed_wrong(self, side: CaptionSide, wrong: Sequence[tuple[str, Speech]], new: Mapping[str, Tensor]) -> Tensor:
+        """Embeds texts that no canvas shows, ``[K, E]``; the ``new`` words that they still have follow nothing of them."""
         rows = {word: row for _, other in wrong for word, row in other.rows.get(side.encoder, {}).items()}
-        return side([text for text, _ in wrong], rows)
+        return side([text for text, _ in wrong], {**new, **rows})
 
     @torch.no_grad()
     def found(self, rows: Mapping[str, Mapping[str, Tensor]]) -> float:

@@ -210,7 +210,7 @@ def contrast_into(
         check_base(bank.headers[name], backbone.architecture, backbone.fingerprint)
     names = [lesson.name for lesson in lessons]
     before = max((bank.before(name) for name in names), key=len)
-    earlier = [bank.get(name) for name in before if name not in names]
+    earlier = [replace(bank.get(name), factors={}, text_factors={}) for name in before if name not in names]  # their words alone count
     digest = digest_of(backbone, by, lessons, earlier, config)
     known = {name: bank.headers[name]["training"] for name in names if name in bank.names}
     if len(known) == len(names) and all(digest in (training.get("task"), training.get("began")) for training in known.values()):

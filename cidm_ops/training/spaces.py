@@ -72,9 +72,11 @@ def space_for(
     """Returns the space of an image tower that embeds pictures as ``[B, width]``: with ``projection [width, D]``, that of the text
     side which came with it, for the base's encoder that is as wide; else for the encoder whose own projection leads there.
 
-    Raises ``ValueError`` if no text encoder of the base leads into it.
+    Raises ``ValueError`` if no text encoder of the base leads into it, or concepts on the base have no words.
     """
     family = backbone.family
+    if not family.layerwise:
+        raise ValueError(f"{family.title} has no words of its own that could be contrasted: take Stable Diffusion 1, SDXL or Doodle")
     widths = {name: backbone.token_rows(torch.tensor([0]), name).shape[-1] for name in backbone.encoders}
     if projection is not None:
         if projection.shape[0] != width:
@@ -116,25 +118,26 @@ class CaptionSide:
 
     def __init__(self, backbone: Backbone, space: Space):
         self.backbone, self.space, self.encoder = backbone, space, encoder_of(backbone, space)
-        self.known: dict[str, tuple[Tensor, Tensor, dict[int, str]]] = {}
+        self.known: dict[str, tuple[Tensor, dict[int, str]]] = {}
 
     def __call__(self, texts: Sequence[str], rows: Mapping[str, Tensor]) -> Tensor:
         """Embeds texts whose concept words have ``rows``, ``[D]`` each: unit embeddings ``[B, E]``. Every text is computed once."""
         each = list(dict.fromkeys(texts))
         parts = [self.tokens(text, rows) for text in each]
-        ids = torch.stack([part[0] for part in parts])
-        bound = [bind(own, plain, hidden, {w: rows[w][None] for w in hidden.values()})[0] for own, plain, hidden in parts]
-        space = self.space
+        ids, space = torch.stack([own for own, _ in parts]), self.space
+        plain = self.backbone.token_rows(ids, self.encoder)
+        chosen = [{word: rows[word][None] for word in hidden.values()} for _, hidden in parts]
+        bound = [bind(own, row, hidden, c)[0] for (own, hidden), row, c in zip(parts, plain, chosen, strict=True)]
         ends = self.backbone.end_states(ids, torch.stack(bound), self.encoder, projected=space.read is None)
         found = F.normalize(space.read(ends) if space.read else ends, dim=-1)
         return found[[each.index(text) for text in texts]]
 
-    def tokens(self, text: str, words: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """Returns ids ``[N]`` of a text's first chunk, which is all that CLIP reads, their rows, and which stand for words."""
+    def tokens(self, text: str, words: Mapping[str, Tensor]) -> tuple[Tensor, dict[int, str]]:
+        """Returns ids ``[N]`` of a text's first chunk, which is all that CLIP reads, and which stand for words."""
         if text not in self.known:
             hidden_text, hidden = hide(text, words, self.backbone.family.placeholders)
             ids = self.backbone.tokenize(hidden_text, self.encoder)[0].to(self.backbone.device)
-            self.known[text] = ids, self.backbone.token_rows(ids, self.encoder), hidden
+            self.known[text] = ids, hidden
         return self.known[text]
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
 from ..bank.bank import Bank, check_base
 from ..bank.concept import Concept
+from ..bank.concept import digest as tensors_digest
 from ..models.family import Family
 from .checkpoint import checkpoint_file, resume_run, save_run
 from .dataset import Dataset
@@ -58,7 +59,7 @@ class Plan:
 
 def learn_into(
     bank: Bank,
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     data: Dataset,
     task: Task,
     *,
@@ -97,7 +98,7 @@ def learn_into(
 
 def learn_for(
     bank: Bank,
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     data: Dataset,
     task: Task,
     *,
@@ -120,7 +121,7 @@ def learn_for(
 
 def begin(
     bank: Bank,
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     data: Dataset,
     task: Task,
     on_picture: Callable[[int, int], None],
@@ -131,6 +132,7 @@ def begin(
     """
     method = task.method or method_of(task.config)
     method.words_by_name(task)
+    method.check_family(backbone.family)
     data = data.sized_for(backbone.family)
     task = replace(task, prior=task.prior and task.prior.sized_for(backbone.family))
     data.check_masks()
@@ -180,7 +182,7 @@ def unsuited_rates(task: Task, method: Method, family: Family) -> list[str]:
     return sorted(found)
 
 
-def find_or_plan(bank: Bank, backbone: Backbone, data: Dataset, task: Task, method: Method) -> Concept | Plan:
+def find_or_plan(bank: Bank, backbone: Backbone | TransformerBackbone, data: Dataset, task: Task, method: Method) -> Concept | Plan:
     """Returns the concept if the bank has it from the very same task, else how to learn it. Raises ``ValueError`` if the bank has another
     one of that name and the task is not to replace it.
     """
@@ -222,7 +224,7 @@ def earlier_names(bank: Bank, task: Task) -> list[str]:
     return [name for name in before if name not in task.concepts and name not in task.beside]
 
 
-def task_digest(bank: Bank, backbone: Backbone, data: Dataset, task: Task, method: Method, began: str = "") -> str:
+def task_digest(bank: Bank, backbone: Backbone | TransformerBackbone, data: Dataset, task: Task, method: Method, began: str = "") -> str:
     """Returns a hash of all that decides what a task learns: the settings that are not at their defaults, the base, the pictures, and the
     earlier concepts if the method depends on them; ``began`` is the digest of the task that it goes on from.
     """
@@ -236,6 +238,10 @@ def task_digest(bank: Bank, backbone: Backbone, data: Dataset, task: Task, metho
         words.append(task.contrast.digest)
     if began:
         words.append(began)
+    if task.assistant is not None:
+        words.append(
+            tensors_digest({f"{n}.{side}": getattr(f, side) for n, f in task.assistant.factors.items() for side in ("up", "down")})
+        )
     digest = hashlib.sha256(json.dumps(words).encode())
     prior = task.prior if task.config.prior else None
     for tensor in (*data.pictures, *data.masks, *(prior.pictures if prior else ())):
@@ -244,7 +250,7 @@ def task_digest(bank: Bank, backbone: Backbone, data: Dataset, task: Task, metho
     return digest.hexdigest()[:16]
 
 
-def imagine_prior(backbone: Backbone, data: Dataset, task: Task, on_picture: Callable[[int, int], None]) -> Dataset:
+def imagine_prior(backbone: Backbone | TransformerBackbone, data: Dataset, task: Task, on_picture: Callable[[int, int], None]) -> Dataset:
     """Has the base paint pictures of the plain class, of the size of the first picture."""
     height, width = data.draw(0, False, Random(0), backbone.family.cell)[0].shape[1:]
     size = backbone.family.whole_cells(height, width)
@@ -285,6 +291,8 @@ def run_to_end(trainer: Trainer, file: Path, digest: str, on_step: Callable[[Tra
     """Takes the steps that are left; the state of the run stays in ``file`` from time to time, when several processes have the same."""
     trainer.check_same()
     with trainer.attach():
+        if not trainer.done:
+            trainer.read_texts()
         while not trainer.done:
             trainer.advance()
             if trainer.step % SAVE_EVERY == 0 and not trainer.done:

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
 from ..bank.concept import Concept
 from ..painting.sampling import sample
 from ..recompute import recompute
@@ -41,7 +41,7 @@ class Trainer:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | TransformerBackbone,
         data: Dataset,
         task: Task,
         *,
@@ -49,7 +49,8 @@ class Trainer:
         earlier: Sequence[Concept] = (),
         start: Concept | None = None,
     ):
-        self.backbone, self.task, self.config = backbone, task, task.config
+        self.backbone: Any = backbone
+        self.task, self.config = task, task.config
         self.method, self.number = method or method_of(task.config), 1 + len(earlier)
         self.earlier, self.start = list(earlier), start
         config = self.config
@@ -58,8 +59,11 @@ class Trainer:
         prior = task.prior if config.prior else None
         plain = [caption or task.plain for caption in prior.captions] if prior else []
         self.prior = prior and Batches(backbone, prior, plain, config.wording, f"{config.seed}/prior")
+        self.method.check_family(backbone.family)
+        if task.assistant is not None and backbone.family.layerwise:
+            raise ValueError(f"an assistant is for distilled transformers, and this base is {backbone.family.title}: leave it off")
         generator = torch.Generator().manual_seed(config.seed)
-        self.learner: Any = self.method.make_learner(backbone, task, earlier, generator)
+        self.learner: Any = self.method.make_learner(self.backbone, task, earlier, generator)
         if start is not None:
             self.learner.begin(start)
         self.learner.to(backbone.device)
@@ -67,10 +71,15 @@ class Trainer:
         groups = self.learner.groups()
         self.rates = [group.lr for group in groups]
         self.optimizer = torch.optim.AdamW([{"params": group.parameters} for group in groups], weight_decay=config.weight_decay)
-        self.plan = MemoryPlan.of(config, backbone)
+        self.plan = MemoryPlan.of(config, self.backbone)
         self.bf16_weights = Bf16Weights([backbone.unet, *backbone.texts.values()])
         self.losses: list[float] = []
         self.whole = True  # no step was cut in two
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks that are computed again, of a transformer; those of a U-Net are known by their classes."""
+        return [] if self.backbone.family.layerwise else list(self.backbone.blocks.values())
 
     @property
     def step(self) -> int:
@@ -80,6 +89,11 @@ class Trainer:
     @property
     def done(self) -> bool:
         return self.step >= self.config.steps
+
+    def read_texts(self) -> None:
+        """Acts before the first step: the learner hears of all texts that it will read, if they can be listed."""
+        own, prior = self.batches.texts(), self.prior.texts() if self.prior else []
+        self.learner.read_all([*own, *prior] if own and (prior or not self.prior) else [])
 
     def attach(self) -> AbstractContextManager[None]:
         """Make the model the base with the concept as far as it is learned, while this is open."""
@@ -157,7 +171,9 @@ class Trainer:
         for shape in dict.fromkeys(s.latent.shape for s in samples):
             numbers = [i for i, s in enumerate(samples) if s.latent.shape == shape]
             alike = [samples[i] for i in numbers]
-            whole = add_noise(torch.stack([s.latent for s in alike]), schedule, generator, config.noise_offset, config.min_snr)
+            clean = torch.stack([s.latent for s in alike])
+            t = self.learner.draw_timesteps(clean, generator)
+            whole = add_noise(clean, schedule, generator, config.noise_offset, config.min_snr, t)
             own = [place for place, i in enumerate(numbers) if i in share]  # one behind the other
             for first in range(own[0], own[-1] + 1, self.plan.micro_batch) if own else ():
                 part = slice(first, min(first + self.plan.micro_batch, own[-1] + 1))
@@ -175,7 +191,7 @@ class Trainer:
             self.backbone.training_mode(x),
             torch.autocast(x.device.type, torch.bfloat16, enabled=self.plan.bf16),
             self.bf16_weights.use() if self.plan.bf16 else nullcontext(),
-            recompute(self.backbone.unet) if self.plan.checkpointing else nullcontext(),
+            recompute(self.backbone.unet, self.blocks) if self.plan.checkpointing else nullcontext(),
         ):
             yield
 
@@ -199,11 +215,12 @@ class Trainer:
             self.task.processes.check_same(f"step {self.step} {digest.hexdigest()}")
 
     @torch.no_grad()
-    def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float = 5.0) -> Tensor:
+    def preview(self, prompt: str, seed: int = 0, steps: int = 15, guidance: float | None = None) -> Tensor:
         """Returns a picture ``[3, H, W]`` in [-1, 1] of what is learned so far, inside ``attach``; ``<name>`` stands for the concept."""
         wanted, nothing, predict = self.learner.preview(prompt)
         first = self.batches.draw(0, False, random.Random(0))[0]
         noise = torch.randn(1, *first.shape, generator=torch.Generator().manual_seed(seed)).to(self.backbone.device)
+        guidance = self.learner.preview_guidance if guidance is None else guidance
         latent = sample(self.backbone, wanted, nothing, noise, steps=steps, guidance=guidance, predict=predict)
         return self.backbone.decode_latent(latent)[0]
 

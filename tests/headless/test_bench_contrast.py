@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cidm_ops.bank.bank import Bank
 from cidm_ops.benchmarks.speed import contrast
-from cidm_ops.benchmarks.speed.contrast import PAIRS, SCORES, Bench, begun_as, concept_named, handle, run
+from cidm_ops.benchmarks.speed.contrast import PAIRS, SCORES, Bench, concept_named, handle, run
 from cidm_ops.doodle.concepts import CONCEPTS, examples
-from cidm_ops.evaluation.doodle import pictured, training_pictures
-from cidm_ops.training.canvases import Lesson
+from cidm_ops.evaluation.doodle import pictured
 
 
 def test_pairs_are_two_individuals_of_one_class():
@@ -30,14 +28,6 @@ def test_renderings_in_the_right_order_are_present_and_swapped_ones_are_the_mate
     swapped = bench.score(["dog2", "dog"], both, shown)
     assert swapped["present"] == 0 and swapped["mate_there"] == 1
     assert scores.keys() | {"mates"} == set(SCORES)
-
-
-def test_the_second_begins_with_the_words_of_the_first(tmp_path, bank):
-    lesson = Lesson("spot", "dog", training_pictures(CONCEPTS["dog2"]))
-    begun = begun_as(bank.get("dog"), lesson)
-    assert begun.words == ("<spot.1>", "<spot.2>") and not begun.all_factors
-    assert torch.equal(begun.tokens["clip_l"], bank.get("dog").tokens["clip_l"])
-    assert Bank(tmp_path).add(begun).get("spot").words == begun.words
 
 
 def test_scores_that_are_there_are_not_made_again(tmp_path, monkeypatch):

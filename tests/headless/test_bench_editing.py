@@ -1,5 +1,7 @@
 """The photos that editing is measured on, and its figures: what they show is known, and what they say is what was counted."""
 
+import json
+
 import pytest
 import torch
 
@@ -81,3 +83,20 @@ def test_every_aim_is_of_figures_that_a_run_writes():
 def test_a_row_that_there_is_none_of_is_refused(tmp_path):
     with pytest.raises(ValueError, match="row 'inserted': expected some of insert, insert_word"):
         editing.run(tmp_path, 3, ["inserted"])
+
+
+def test_the_bench_goes_on_where_it_was_and_adds_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(editing, "STEPS", 1)
+    figures = editing.run(tmp_path, 3, ["insert", "insert_place", "replace_75", "style_65"])
+    for row in ("insert", "insert_place", "replace_75"):
+        assert all(0 <= figures[f"{row}_{name}"] <= 1 for name in ("present", "other")) and figures[f"{row}_seam"] > 0
+    assert abs(figures["insert_outside"] - figures["insert_outside_round"]) < 0.1, "away from the mask the photo's latents are kept"
+    assert figures["photo_silhouette"] > 0.8 and figures["style_65_ta"] < figures["style_photo_ta"]
+    assert {"insert_there", "replace_75_there"} <= figures["accepted"].keys() and "replace_there" not in figures["accepted"]
+    assert (tmp_path / "things.png").is_file() and (tmp_path / "styles.png").is_file()
+    kept = json.loads((tmp_path / "scores.json").read_text())
+    for number in range(3):
+        kept[f"thing {number}"]["insert"]["ia"] = 0.25
+    (tmp_path / "scores.json").write_text(json.dumps(kept))
+    again = editing.run(tmp_path, 3, ["insert", "style_50"])
+    assert again["insert_ia"] == 0.25 and "style_50_ia" in again, "what is there is not painted again"

@@ -1,9 +1,13 @@
 """What sifting is measured with: who is taken for an individual differs from it in one attribute, and the tower tells most of them."""
 
+import json
+
 import pytest
 
+from cidm_ops.bank.bank import Bank
 from cidm_ops.benchmarks.speed import sift, start
 from cidm_ops.doodle.concepts import CONCEPTS, instance
+from cidm_ops.evaluation import doodle
 from cidm_ops.evaluation.doodle import RECIPE
 
 
@@ -41,3 +45,26 @@ def test_half_of_the_steps_are_enough_where_likeness_falls_by_a_hundredth_at_mos
     assert figures["nearest_half_over_full_ia"] == -0.01 and figures["halves"] and figures["full_ia"] == 0.55
     assert not start.summarise({"full": row(0.5, 0.6), "nearest_half": row(0.5, 0.57)})["halves"]
     assert start.ROWS["half"]["steps"] * 2 == RECIPE.steps
+
+
+def test_what_is_sifted_is_learned_from_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sift, "RECIPE", RECIPE.update(steps=1))
+    monkeypatch.setattr(sift, "THINGS", ("dog",))
+    monkeypatch.setattr(doodle, "PLACES", doodle.PLACES[:1])
+    (tmp_path / "scores.json").write_text(json.dumps({"one dog 0": 0.5}))
+    figures = sift.run(tmp_path, 1, ["one", "sifted"])
+    assert figures["one"] == 0.5 and figures["sifted_over_one"] == pytest.approx(figures["sifted"] - figures["one"], abs=1e-4)
+    training = Bank(tmp_path / "banks" / "sifted-0").headers["dog"]["training"]
+    assert training["pictures"] == 6 and training["generated"] == 5
+    (tmp_path / "scores.json").write_text(json.dumps({"one dog 0": 0.5, "sifted dog 0": 0.75}))
+    assert sift.run(tmp_path, 1, ["one", "sifted"])["sifted_over_one"] == 0.25, "what is there is not learned again"
+
+
+def test_a_new_individual_is_learned_after_the_ten(tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "ROWS", {"nearest": {"start": "nearest", "steps": 1}})
+    monkeypatch.setattr(start, "KINDS", ("dog",))
+    monkeypatch.setattr(start, "PLACES", start.PLACES[:1])
+    figures = start.run(tmp_path, 1, ["nearest"])
+    assert {f"nearest_{name}" for name in ("ia", "ta", "present", "mates", "began")} <= figures.keys() and "halves" not in figures
+    bank = Bank(tmp_path / "banks" / "nearest-dog-300")
+    assert len(bank.names) == 11 and bank.headers["dog-300"]["training"].get("began_as", "dog") in ("dog", "dog2")

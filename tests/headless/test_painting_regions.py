@@ -9,9 +9,9 @@ from cidm_ops.__main__ import main
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.method.boxes import read_region
-from cidm_ops.method.regions import NOWHERE, RegionMask
+from cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from cidm_ops.models.sd import DOODLE
-from cidm_ops.painting.compose import compose_regions
+from cidm_ops.painting.compose import AggregationConfig, compose_regions
 from cidm_ops.painting.config import PRESETS, NoiseEstimation
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
 
@@ -49,6 +49,22 @@ def test_order_and_batch_do_not_matter(backbone, bank):
     near(latents(backbone, bank, "in the snow", HALVES[::-1]), one, 1e-5)
     near(latents(backbone, bank, "in the snow", HALVES, batch=2)[:1], one, 1e-4)
     assert float((one - latents(backbone, bank, "in the snow", HALVES[:1])).abs().max()) > 1e-2
+
+
+def test_an_overlap_is_shared_or_the_strongest_ones(backbone, bank):
+    def painted(edge, overlap, priority=0):
+        boxes = [(0.0, edge), (1 - edge, 1.0)]
+        texts = ("a <dog> in the snow", "a <cat> in the snow")
+        masks = [RegionMask(box_mask(left, 0.0, right, 1.0), priority=u * priority) for u, (left, right) in enumerate(boxes)]
+        how = AggregationConfig(overlap=overlap)
+        composition = compose_regions(backbone, bank, "in the snow", [*zip(texts, masks, strict=True)], how)
+        return paint_latents(backbone, composition, unit_noise(DOODLE, 1, 1, 128, 128), SamplingConfig(2, 3.0))
+
+    assert torch.equal(painted(0.5, "strongest"), painted(0.5, "shared"))
+    assert torch.equal(painted(0.75, "strongest", 1), painted(0.75, "shared", 1)), "a higher priority wins before that"
+    assert float((painted(0.75, "strongest") - painted(0.75, "shared")).abs().max()) > 1e-3
+    with pytest.raises(ValueError, match="overlap 'widest': expected one of shared, strongest"):
+        AggregationConfig(overlap="widest")
 
 
 def test_passes_and_places_that_are_found(backbone, bank):

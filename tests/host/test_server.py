@@ -21,14 +21,17 @@ ONCE = ("learn_two_doodle_concepts", "learn_from_photos_sd15", "import_a_lora", 
 WORKFLOWS = [*sorted((PACK / "workflows" / "api").glob("*.json")), *(SAVED / f"{name}.json" for name in ONCE)]
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "ConceptReferences",
+    "ContrastWords",
     "DatasetFromFolder", "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace",
     "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept",
     "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadBase", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap",
-    "Paint", "PaintRegions", "Presence", "PreviewDataset", "PutBack", "References", "ReferencesFromFolder", "Region", "RegionBoxes",
-    "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview", "RoutingTable", "ScoreReport", "SiftPictures",
-    "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings", "Wasserstein", "Weave",
+    "Paint", "PaintRegions", "PickBest", "Presence", "PreviewDataset", "PutBack", "ReadWish", "ReferenceAttention", "References",
+    "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
+    "RoutingTable", "ScoreReport", "SiftPictures", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings",
+    "TwoTermGuider", "Wasserstein", "Weave",
 ]  # fmt: skip
 
+STEPPED = ("CIDMContrastWords", "CIDMFisherDivergence", "CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler")
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
 
 SETTINGS = {
@@ -181,7 +184,7 @@ def brought(server, text):
             step.update(SHIPPED[kind])
         elif kind == "CIDMOpenBank" and given["name"] == "my_concepts":
             step.update(node("CIDMDoodleBank", name="my_concepts"))
-        elif kind in ("CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler", "CIDMFisherDivergence"):
+        elif kind in STEPPED:
             given["steps"] = 3
         elif kind == "CIDMLoadConceptImages":
             given["size"] = 128

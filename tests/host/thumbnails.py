@@ -93,7 +93,7 @@ def main(checkout: str, *names: str) -> None:
                     continue
                 prompt = bring(server, json.loads(file.read_text(encoding="utf-8")))
                 outputs = server.run(prompt, 3600)
-                kinds = ("SaveImage", "CIDMBankTable", "CIDMPresence", "CIDMWasserstein", "CIDMDiversity")
+                kinds = ("SaveImage", "PreviewImage", "CIDMBankTable", "CIDMPresence", "CIDMWasserstein", "CIDMDiversity")
                 shown = next(outputs[key] for kind in kinds for key in sorted(prompt) if prompt[key]["class_type"] == kind)
                 pictures = []
                 for image in shown["images"]:

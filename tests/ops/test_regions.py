@@ -5,7 +5,17 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from cidm_ops.method.blending import blend, blend_weights
-from cidm_ops.method.regions import RegionMask, box_mask, cells, hidden_regions, pad_to_common_length, partition, region_attention, shares
+from cidm_ops.method.regions import (
+    RegionMask,
+    box_mask,
+    cells,
+    hidden_regions,
+    pad_to_common_length,
+    partition,
+    region_attention,
+    shares,
+    strongest_shares,
+)
 
 
 def test_a_region_covers_the_cells_that_it_has_by_half():
@@ -116,3 +126,58 @@ def test_equation_5_completed():
     for wrong in ({"alpha": 1.5}, {"overlap": "max"}):
         with pytest.raises(ValueError, match="expected"):
             blend_weights([left], 4, 4, **wrong)
+
+
+class TestStrongest:
+    """Of regions that share a token, the one whose answer is further from the base's has it."""
+
+    masks = [RegionMask(box_mask(0, 0, 0.75, 1)), RegionMask(box_mask(0.5, 0, 1, 1))]
+    by = partition(shares(masks, 1, 4)[None])
+    q = torch.zeros(1, 4, 2)
+
+    def answered(self, left, right, strongest=True, by=None, base=0.0):
+        """The output where the left region answers ``left`` at its three tokens, the right one ``right`` at its two."""
+        by = by or self.by
+        values = {1: left, 2: right}
+
+        def own(chunks):
+            out = torch.zeros(*chunks.shape[:2], 2)
+            for p, (_, u) in enumerate(by.owners):
+                for m, token in enumerate(by.chunks[p].tolist()):
+                    out[p, m] = values[u][token]
+            return out
+
+        whole = torch.full((1, 4, 2), base)
+        return region_attention(self.q, by, lambda tokens: whole[:, tokens], own, (lambda: whole) if strongest else None)[0, :, 0]
+
+    def test_the_one_that_answers_more_strongly_has_the_token(self):
+        left, right = dict(enumerate([1.0, 1.0, 4.0, 0.0])), dict(enumerate([0.0, 0.0, 3.0, 3.0]))
+        assert self.answered(left, right).tolist() == [1, 1, 4, 3]  # 4 of a mean of 2, against 3 of a mean of 3
+        assert self.answered(left, right, strongest=False).tolist() == [1, 1, 3.5, 3]
+        weak = dict(enumerate([4.0, 4.0, 1.0, 0.0]))
+        assert self.answered(weak, right).tolist() == [4, 4, 3, 3]
+
+    def test_how_large_answers_are_does_not_matter(self):
+        left, right = dict(enumerate([1.0, 1.0, 4.0, 0.0])), dict(enumerate([0.0, 0.0, 300.0, 300.0]))
+        assert self.answered(left, right).tolist() == [1, 1, 4, 300]
+        assert self.answered(left, right, base=1.0)[2] == 4  # it is the distance to the base that counts
+
+    def test_without_an_overlap_nothing_changes(self):
+        apart = partition(shares([RegionMask(box_mask(0, 0, 0.5, 1)), RegionMask(box_mask(0.5, 0, 1, 1))], 1, 4)[None])
+        left, right = dict.fromkeys(range(4), 1.0), dict.fromkeys(range(4), 2.0)
+        assert torch.equal(self.answered(left, right, by=apart), self.answered(left, right, strongest=False, by=apart))
+
+    def test_shares_still_add_up_to_one(self):
+        right = self.masks[1].mask
+        some = [RegionMask(self.masks[0].mask, 0.6), RegionMask(right, 0.8, feather=0.2), RegionMask(torch.ones(8, 8), 0.5)]
+        nothing = torch.zeros(4, 64).index_fill(0, torch.tensor([0]), 1.0)
+        by = partition(torch.stack([shares(some, 8, 8), nothing]))
+        found = torch.randn(2 * len(by.background) + by.chunks.numel(), 5)
+        made = strongest_shares(found, torch.randn(128, 5), by)
+        torch.testing.assert_close(made.sum(0), by.shares.sum(0))
+        regional = (by.sources >= 2 * len(by.background)) & (by.shares[..., 0] > 0)
+        assert ((made[..., 0] > 0) & regional).sum(0).max() == 1
+
+    def test_equal_regions_have_one_winner(self):
+        same = dict.fromkeys(range(4), 2.0)
+        assert self.answered(same, same).tolist() == [2, 2, 2, 2]

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...bank.bank import Bank
-from ...bank.concept import Concept
 from ...bank.files import write_atomically
 from ...bank.formats import write_array, write_picture
 from ...doodle.concepts import CONCEPTS, DoodleConcept, examples, instance
@@ -46,18 +45,17 @@ PAIRS: tuple[tuple[str, str], ...] = (("dog", "dog2"), ("cat", "cat2"), *((f"{ki
 
 @dataclass(frozen=True)
 class Row:
-    """A way to learn a pair: by a method with some settings, after contrast or not, the second from what the first knows or not."""
+    """A way to learn a pair: by a method with some settings, after contrast or not."""
 
     method: str = "cidm"
     settings: Mapping[str, Any] | None = None
     contrasted: bool = False
-    nearest: bool = False
 
 
 REACH = {"reach": "words and end"}
 ROWS: dict[str, Row] = {
     "default": Row(),
-    "nearest": Row(nearest=True),
+    "nearest": Row(settings={"start": "nearest"}),
     "reach": Row(settings=REACH),
     "contrast": Row(contrasted=True),
     "term": Row("clif"),
@@ -146,8 +144,6 @@ class Bench:
             bank = contrast_into(bank, backbone, self.by, lessons, ContrastConfig.suiting(DOODLE, seed=seed)).bank
         config = configure_for(DOODLE, how.method, seed=seed, **(how.settings or {}))
         for lesson in lessons:
-            if how.nearest and bank.names == names[:1]:
-                bank = bank.add(begun_as(bank.get(names[0]), lesson))
             data = training_pictures(self.concepts[lesson.name], masked=how.method == "clif")
             data = replace(data, masks=[None] * len(data)) if how.method != "clif" else data
             task = Task(name=lesson.name, class_word=lesson.class_word, config=config, existing="continue", contrast=self.by)
@@ -231,9 +227,3 @@ class Bench:
                 pictures = torch.from_numpy(np.load(self.folder / f"{row}-{stem}-0.npy"))
                 lines.append((f"{' and '.join(pair)}: {row.replace('_', ', ')}", torch.cat(pictures.chunk(2, -1))))
         write_picture(contact_sheet(lines, label=230), self.folder / "sheet.png")
-
-
-def begun_as(known: Concept, lesson: Lesson) -> Concept:
-    """A concept of words alone that begin as those of another one of its class."""
-    words = tuple(word.replace(f"<{known.name}.", f"<{lesson.name}.") for word in known.words)
-    return replace(known, name=lesson.name, words=words, factors={}, text_factors={}, training={})

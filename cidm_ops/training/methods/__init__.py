@@ -9,6 +9,7 @@ from .cidm import Cidm
 from .clif import Clif
 from .disendiff import DisenDiff
 from .infusion import Infusion
+from .lora import Lora
 
 METHODS: dict[str, Method] = {}
 
@@ -52,3 +53,4 @@ register(Cidm())
 register(Infusion())
 register(DisenDiff())
 register(Clif())
+register(Lora())

@@ -1,6 +1,5 @@
 """CIDM: layer-wise token rows and low-rank factors in the cross-attention, kept apart from earlier concepts (3.1, recipe of 4.1)."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from ..captions import split_caption
 from ..config import MethodConfig, check_choices, check_least
 from ..method import Batch, Learner, Method, ParameterGroup, Task
 from ..objective import add_noise, error
+from .factors import check_rank, kaiming
 
 GROUPS = ("block", "layer", "one")
 REACHES = (BY_KIND, EVERYWHERE, WORDS_AND_END)  # at the words alone too little is learned: docs/training.md
@@ -188,14 +188,17 @@ class CidmLearner(Learner):
 
     @torch.no_grad()
     def begin_words(self, concept: Concept) -> None:
-        """Begins every row as what its layers read of a concept's words. Raises ``ValueError`` for other words than its own."""
-        first = [self.layers.index(row) for row in range(1 + max(self.layers))]
+        """Begins every row as what its layers read of a concept's words, which may then grow by as much as those that begin as the class
+        word. Raises ``ValueError`` for other words than its own.
+        """
+        norm, first = self.norm, [self.layers.index(row) for row in range(1 + max(self.layers))]
         for encoder, table in self.tokens.items():
             known = concept.tokens.get(encoder, torch.zeros(0, 1, 0))
             layers = concept.token_layers or tuple(range(known.shape[1]))
             if concept.words != self.words or len(layers) != len(self.layers) or known.shape[-1] != table.shape[-1]:
                 raise ValueError(f"concept {concept.name!r} has other words than these settings: continue with those it was made with")
             table.copy_(torch.stack([known[:, layers[layer]] for layer in first], 1))
+        self.norm_stop += self.norm - norm
 
     @torch.no_grad()
     def copy_factors(self, known: Mapping[str, LowRank], text: bool = False) -> None:
@@ -420,18 +423,6 @@ def mean_error(trainer: Any) -> float:
         with trainer.computing(noised.x):
             total += float(error(trainer.learner.answer(noised.x, noised.t, batch.texts), noised, batch.mask).sum())
     return total / PROBES
-
-
-def kaiming(rank: int, width: int, generator: torch.Generator) -> Tensor:
-    """Returns a down factor ``[rank, width]``, Kaiming uniform with a = sqrt(5)."""
-    return torch.empty(rank, width).uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
-
-
-def check_rank(rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ``ValueError`` naming the narrowest layer if it is narrower than the rank."""
-    narrow = min(shapes, key=lambda n: min(shapes[n]))
-    if rank > min(shapes[narrow]):
-        raise ValueError(f"rank {rank}: {narrow} is {min(shapes[narrow])} wide, expected at most that")
 
 
 def _rank(factors: Mapping[str, LowRank]) -> int:
