@@ -1,7 +1,7 @@
 """Gradient checkpointing: blocks keep only what goes in and are computed again in the backward pass (Chen et al. 2016).
 
 Some blocks of transformers add to what they were given in place. What autograd kept of it is then another value than it was, and where a
-block is computed again nothing says so: the gradient is wrong. So such blocks work on copies.
+block is computed again not every version of PyTorch says so: the gradient is wrong. So such blocks work on copies.
 """
 
 from collections.abc import Callable, Collection, Iterator

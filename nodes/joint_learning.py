@@ -27,6 +27,8 @@ class ComfyTransformerBackbone(ComfyTransformer, TransformerBackbone):
     """See ``TransformerBackbone``: MODEL, CLIP and VAE of the host. Raises what ``ComfyTransformer`` does."""
 
     def __init__(self, model: ModelPatcher, clip: comfy.sd.CLIP | None, vae: comfy.sd.VAE):
+        if getattr(model, "is_dynamic", bool)():  # weights that come for a layer alone share their room, and are gone in the backward pass
+            model = model.clone(disable_dynamic=True)
         super().__init__(model, clip)
         self.vae, self.room = vae, 1
         self.unet: nn.Module = model.model.diffusion_model

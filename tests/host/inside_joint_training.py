@@ -76,7 +76,7 @@ def run_of(kind: str, backbone: Any = None, **settings: Any) -> tuple[Trainer, B
     trainer = Trainer(backbone or backbone_of(kind), data(), task(batch=2, **settings))
     draw = torch.Generator().manual_seed(5)
     for parameter in trainer.learner.parameters():
-        parameter.data.normal_(0, 0.3, generator=draw)
+        parameter.data.normal_(0, 0.1, generator=draw)
     samples, generator = trainer.batches.batch(0, 2)
     samples = [replace(sample, text=text) for sample, text in zip(samples, (LONG, SHORT), strict=True)]
     t = nearest_timesteps(torch.tensor([0.7, 0.4]), trainer.backbone.schedule)
@@ -95,19 +95,23 @@ def gradients(trainer: Trainer, batch: Batch, again: bool) -> dict[str, torch.Te
 
 
 def differences(trainer: Trainer, batch: Batch, found: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """The slope of the loss in a random direction that leads uphill, as it is measured, and as gradients say it."""
-    draw, named, size = torch.Generator().manual_seed(7), dict(trainer.learner.named_parameters()), 5e-4
+    """The slope of the loss in a random direction that leads uphill, as it is measured close by, and as gradients say
+    it.
+    """
+    draw, named = torch.Generator().manual_seed(7), dict(trainer.learner.named_parameters())
     ways = {n: torch.rand(p.shape, generator=draw) * found[n].sign() for n, p in named.items()}
-    values = []
+    told = float(sum((found[n].double() * ways[n]).sum() for n in found))
+    values: list[float] = []
     with torch.no_grad(), trainer.attach(), ExitStack() as during:
         during.enter_context(trainer.backbone.training_mode(batch.noised.x))
+        size = 3e-4 * float(trainer.learner.loss(batch, during)[0]) / told
         for sign in (1, -1):
             for n, p in named.items():
                 p += sign * size * ways[n]
             values.append(float(trainer.learner.loss(batch, during)[0].double()))
             for n, p in named.items():
                 p -= sign * size * ways[n]
-    return (values[0] - values[1]) / (2 * size), float(sum((found[n].double() * ways[n]).sum() for n in found))
+    return (values[0] - values[1]) / (2 * size), told
 
 
 def the_gradient_is_that_of_finite_differences():

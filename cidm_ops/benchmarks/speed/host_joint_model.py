@@ -74,7 +74,9 @@ def build(family: str) -> comfy.model_patcher.ModelPatcher:
     for parameter in base.diffusion_model.parameters():
         parameter.data.normal_(0, 0.02, generator=generator)
     base.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=device)
+    patcher = comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=device)
+    patcher.cached_patcher_init = (lambda disable_dynamic=False: build(family), ())  # the host's trainer asks for another one
+    return patcher
 
 
 def text(family: str, length: int, *regions: torch.Tensor) -> list:
