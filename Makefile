@@ -33,7 +33,7 @@ LOCK = pyproject.toml constraints.txt .ci/install.py .ci/lock.py $(if $(TORCH),a
 	touch $@
 
 .venv/test: $(LOCK)
-	.venv/bin/python $(INSTALL) headless,test
+	.venv/bin/python $(INSTALL) headless,cluster,test
 	touch .venv/headless $@
 
 .venv/dev: $(LOCK)
@@ -51,12 +51,12 @@ lock: | .venv/bin/python
 
 # The suite with the lowest versions that pyproject.toml allows.
 floor: | .venv-lowest/bin/python
-	.venv-lowest/bin/python $(INSTALL) --versions lowest headless,test
+	.venv-lowest/bin/python $(INSTALL) --versions lowest headless,cluster,test
 	.venv-lowest/bin/python $(PYTEST)
 
 # The suite with the newest of everything, and which packages moved since the lock was made.
 canary:
 	rm -rf .venv-newest
 	$(MAKE) .venv-newest/bin/python
-	.venv-newest/bin/python $(INSTALL) --versions newest headless,test
+	.venv-newest/bin/python $(INSTALL) --versions newest headless,cluster,test
 	.venv-newest/bin/python $(PYTEST); failed=$$?; .venv-newest/bin/python .ci/moved.py; exit $$failed

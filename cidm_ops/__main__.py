@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from .cli import bank, bench, benchmark, demo, doctor, doodle, edit, evaluate, generate, train, weave, wish
+from .cli import bank, bench, benchmark, cluster, contrast, demo, doctor, doodle, edit, evaluate, generate, train, weave, wish
 from .printable import one_line
 from .training.stops import end_as_interrupts
 
 COMMANDS = {
     "demo": (demo, "learn three Doodle concepts, paint and score them, write a report"),
     "train": (train, "learn a concept from a folder of pictures into a bank"),
+    "contrast": (contrast, "tell the words of new concepts apart from each other and from those of a bank, before training"),
     "generate": (generate, "paint prompts with the concepts of a bank"),
     "edit": (edit, "paint things of a bank into a photo, each where a mask is"),
     "weave": (weave, "weave concepts into a picture, which keeps its layout and its background"),
@@ -23,8 +24,10 @@ COMMANDS = {
 }
 GROUPS = {
     "bank": (bank, "look into a concept bank and keep it"),
+    "cluster": (cluster, "many concepts, pictures and scores on the machines of a Ray cluster"),
     "doodle": (doodle, "the model that ships with the pack"),
 }
+CLUSTER = ("ray", "fsspec")  # what comes with the extra `cluster` alone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with end_as_interrupts():
             options.run(options)
     except ModuleNotFoundError as error:
-        return refuse(f"{error}: install it with pip install 'cidm[headless]'")
+        extra = "cluster" if (error.name or "").partition(".")[0] in CLUSTER else "headless"
+        return refuse(f"{error}: install it with pip install 'cidm[{extra}]'")
     except KeyError as error:
         return refuse(error.args[0])
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:

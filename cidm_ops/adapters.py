@@ -8,12 +8,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbone import Backbone
-from .models.family import TARGETS
+from .models.family import TARGETS, Family
 from .models.module import Slice
+
+MEETING, ATTENTION = "blocks", "attention"
+JOINT_TARGETS = (MEETING, ATTENTION)  # the groups of a transformer's layers that training can be aimed at
 
 
 @contextmanager
@@ -54,6 +58,8 @@ def attach_parts(
 
     def beside(own: Sequence[tuple[Slice, Callable[[Tensor], Tensor]]]):
         def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                return output + in_rows([(part, delta(args[0])) for part, delta in own], output)
             for part, delta in own:
                 output[..., part.start : part.start + part.rows] += delta(args[0])  # a linear layer's output is nobody else's
             return output
@@ -66,6 +72,17 @@ def attach_parts(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def in_rows(changes: Sequence[tuple[Slice, Tensor]], like: Tensor) -> Tensor:
+    """Changes ``[..., rows]`` of parts of a module's output, each in its rows, zero elsewhere; in a way that has a backward pass."""
+    pieces, end = [], 0
+    for part, change in sorted(changes, key=lambda pair: pair[0].start):
+        pieces += [like.new_zeros(*like.shape[:-1], part.start - end)] if part.start > end else []
+        pieces.append(change.expand(*like.shape[:-1], part.rows))
+        end = part.start + part.rows
+    pieces += [like.new_zeros(*like.shape[:-1], like.shape[-1] - end)] if end < like.shape[-1] else []
+    return torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0]
 
 
 def refuse_unknown(deltas: Collection[str], layers: Collection[str]) -> None:
@@ -100,6 +117,28 @@ def linears(backbone: Backbone, targets: str = "") -> dict[str, nn.Module]:
         first, part = parts[0]
         raise ValueError(f"targets {targets!r}: no layer has that in its name, such as {first}.{part}")
     return {f"{name}.{part}": blocks[name].get_submodule(part) for name, part in names}
+
+
+def joint_linears(family: Family, layers: Mapping[str, Slice], targets: str = MEETING) -> dict[str, Slice]:
+    """The linear layers of a transformer under their canonical names, where they lie: all of the blocks in which the image reads the text
+    (``MEETING``), their attention alone (``ATTENTION``), or those of any block that a regular expression finds.
+
+    Raises ``ValueError`` when it finds none or is no expression.
+    """
+    meeting = {*family.meeting(dict.fromkeys(map(family.block_of, layers)))}
+    try:
+        wanted = re.compile("" if targets in JOINT_TARGETS else targets)
+    except re.error as error:
+        raise ValueError(f"targets {targets!r}: expected one of {', '.join(JOINT_TARGETS)} or a regular expression ({error})") from error
+    found = {}
+    for layer, at in layers.items():
+        block, sublayer, _ = family.locate(layer)
+        chosen = bool(wanted.search(layer)) if targets not in JOINT_TARGETS else block in meeting
+        if sublayer and chosen and (targets != ATTENTION or sublayer.kind == "joint"):
+            found[layer] = at
+    if not found:
+        raise ValueError(f"targets {targets!r}: no layer of a block has that in its name, such as {next(iter(layers))}")
+    return found
 
 
 def _has(block: nn.Module, part: str) -> bool:

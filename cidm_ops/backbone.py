@@ -54,6 +54,12 @@ class Backbone(Protocol):
         """
         ...
 
+    def end_states(self, ids: Tensor, rows: Tensor, encoder: str = "", projected: bool = False) -> Tensor:
+        """The normed last states ``[B, D]`` at the ends of texts ``ids [B, N]`` with token rows ``[B, N, D]``, which a text projection
+        reads; ``projected`` by the encoder's own, ``[B, E]``. Differentiable in the rows.
+        """
+        ...
+
     def text_state(self) -> Hashable | None:
         """What ``tokenize``, ``token_rows`` and ``encode_text`` depend on beside what they are given: as long as it is equal, so are their
         results. None if that cannot be told.
@@ -81,8 +87,7 @@ class Backbone(Protocol):
 class Transformer:
     """A model in which all layers read one text, as far as concepts are painted on it: where its layers lie in the host's.
 
-    ``cross_attention`` has the names of the attentions in which the image reads the text, in order. Concepts are not trained on it here,
-    so it has no fingerprint.
+    ``cross_attention`` has the names of the attentions in which the image reads the text, in order.
     """
 
     family: Family
@@ -91,3 +96,46 @@ class Transformer:
     cross_attention: Mapping[str, Any]
     texts: Mapping[str, nn.Module] = field(default_factory=dict)
     fingerprint: str = ""
+
+
+class TransformerBackbone(Transformer):
+    """A transformer that also learns: what a ``Backbone`` is to a U-Net. Its ``layers`` lie in ``modules``.
+
+    Shapes are those of a ``Backbone``, but that all layers read one text ``[B, N, C]``. An engine implements what raises here.
+    """
+
+    unet: nn.Module
+    blocks: Mapping[str, nn.Module]
+    modules: Mapping[str, nn.Module]  # by the engine's names
+    device: torch.device
+    dtype: torch.dtype
+    schedule: Schedule  # as it is painted
+    encoders: Sequence[str] = ()  # none of which has words of a concept
+
+    def read(self, text: str) -> tuple[Tensor, Tensor | None]:
+        """What the model reads of a text: states ``[1, N, C]``, without padding that is masked, and the pooled state ``[1, P]`` if it reads
+        one, in main memory.
+        """
+        raise NotImplementedError
+
+    def drop_encoders(self) -> None:
+        """All texts are read: let go of what the text encoders take. Reading another one gets them again."""
+        raise NotImplementedError
+
+    def encode_image(self, pictures: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def decode_latent(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def training_mode(self, x: Tensor) -> AbstractContextManager[None]:
+        """See ``Backbone``."""
+        raise NotImplementedError
+
+    def free_memory(self) -> None:
+        """See ``Backbone``."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None, guidance: float | None = None) -> Tensor:
+        """The flow at ``x [B, C, h, w]``. A model that was distilled by guidance is told this one, or what its family paints with."""
+        raise NotImplementedError

@@ -69,6 +69,15 @@ def pooled_state(model: Any, states: Tensor, end: Tensor, depth: int) -> Tensor:
     return transformer.final_layer_norm(rest[torch.arange(len(rest)), end])
 
 
+def end_states(model: Any, rows: Tensor, end: Tensor) -> Tensor:
+    """The normed last states ``[B, D]`` at the positions ``end [B]`` of token rows ``[B, N, D]``: what a CLIP's text projection reads;
+    differentiable. What follows the last end is not computed.
+    """
+    rows = rows[:, : int(end.max()) + 1]
+    states = text_states(model, rows, 0, len(transformer_of(model).encoder.layers), norm=True)
+    return states[torch.arange(len(rows), device=states.device), end.to(states.device)]
+
+
 def _layer(layer: Any, start: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """One layer on the shared start ``[1, p, D]`` and the rest ``[V, N - p, D]`` of each variant, which attends to both."""
     attention = layer.self_attn

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, TransformerBackbone
 from .concept_text import ConceptText
 from .row_plan import RowPlan
 
@@ -181,6 +181,19 @@ def encode_layerwise(backbone: Backbone, prompts: Sequence[str], tables: Mapping
     """
     count = count_layers(backbone, tables)
     return join(of_one_length(backbone, [_encode(backbone, prompt, tables, count) for prompt in prompts]))
+
+
+def read_plain(backbone: Backbone | TransformerBackbone, prompt: str) -> Text:
+    """A prompt without concept words, as any model reads it."""
+    if not isinstance(backbone, TransformerBackbone):
+        return encode_layerwise(backbone, [prompt], {})
+    return joined(backbone, *backbone.read(prompt))
+
+
+def joined(backbone: TransformerBackbone, states: Tensor, pooled: Tensor | None) -> Text:
+    """What a transformer reads of one text, ``states [1, N, C]`` and ``pooled [1, P]``, on its device."""
+    pooled = None if pooled is None else pooled.to(backbone.device)
+    return Text(states[:, None].to(backbone.device), (0,) * len(backbone.cross_attention), pooled)
 
 
 def encode_beginning(backbone: Backbone, prompt: str, tables: Mapping[str, Table], length: int) -> Text:

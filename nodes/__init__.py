@@ -4,7 +4,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .aggregation import AGGREGATION_NODES
 from .bank import BANK_NODES
+from .base import BASE_NODES
 from .composition import COMPOSITION_NODES
+from .contrast import CONTRAST_NODES
 from .data import DATA_NODES
 from .doodle import DOODLE_NODES
 from .editing import EDITING_NODES
@@ -21,6 +23,7 @@ from .reports import REPORT_NODES
 from .say import tell_errors
 from .scores import SCORE_NODES
 from .settings import SETTINGS_NODES
+from .sifting import SIFTING_NODES
 from .together import TOGETHER_NODES
 from .train import TRAIN_NODES
 from .views import VIEW_NODES
@@ -33,7 +36,8 @@ class CIDM(ComfyExtension):
         add_routes()  # here, as not every host calls on_load
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        teaching = [*DOODLE_NODES, *DATA_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES]
+        teaching = [*BASE_NODES, *DOODLE_NODES, *DATA_NODES, *SIFTING_NODES, *SETTINGS_NODES, *TRAIN_NODES, *TOGETHER_NODES]
+        teaching += CONTRAST_NODES
         keeping = [*BANK_NODES, *KEEP_NODES, *PICTURE_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
         painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *EDITING_NODES, *INFUSION_NODES, *WEAVING_NODES]
         painting += WISH_NODES

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import comfy.clip_vision
 import comfy.sd
@@ -56,8 +57,8 @@ def image_encoder(clip_vision: comfy.clip_vision.ClipVisionModel, features: str)
     return embeddings
 
 
-def encode_captions(clip: comfy.sd.CLIP, captions: Sequence[str], width: int) -> Tensor:
-    """Unit embeddings ``[N, width]`` of captions in the space of an image tower: the end state through the text projection.
+def projection_to(clip: comfy.sd.CLIP, width: int) -> tuple[str, Any, Tensor]:
+    """The name of the text encoder whose projection leads to an image tower's space, that encoder, and the projection ``[width, D]``.
 
     Raises ``ValueError`` where no text encoder has a projection to that width, or one that was never loaded.
     """
@@ -74,6 +75,15 @@ def encode_captions(clip: comfy.sd.CLIP, captions: Sequence[str], width: int) ->
     size = float(weight.square().sum()) / width
     if not 0.02 < size < 50 or torch.equal(weight, torch.eye(width)):
         raise ValueError(f"the text projection of this CLIP was never loaded, checkpoints of Stable Diffusion 1 leave it out: {what}")
+    return name, part, weight
+
+
+def encode_captions(clip: comfy.sd.CLIP, captions: Sequence[str], width: int) -> Tensor:
+    """Unit embeddings ``[N, width]`` of captions in the space of an image tower: the end state through the text projection.
+
+    Raises what ``projection_to`` does.
+    """
+    name, part, _ = projection_to(clip, width)
     found = []
     for caption in captions:
         tokens = clip.tokenize(caption.replace("(", "\\(").replace(")", "\\)"))[name.removeprefix("clip_")]

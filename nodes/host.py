@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..cidm_ops.backbone import Backbone, Transformer
-from ..cidm_ops.causal import pooled_state, text_states
+from ..cidm_ops.causal import end_states, pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import read_layerwise
 from ..cidm_ops.models.family import Family, families, family_of
@@ -29,10 +29,14 @@ from ..cidm_ops.painting.texts import kept_text
 from ..cidm_ops.schedule import Flow, Schedule
 
 PREDICTIONS = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v", comfy.model_sampling.CONST: "flow"}
-STEPPED = (comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.ModelSamplingDiscreteFlow)
+STEPPED = (
+    comfy.model_sampling.ModelSamplingDiscrete,
+    comfy.model_sampling.ModelSamplingDiscreteFlow,
+    comfy.model_sampling.ModelSamplingFlux,
+)
 ONLY = "CIDM works with Stable Diffusion 1.x, SDXL and Doodle"
-PAINTED = "takes concepts by Paint with Concepts and Paint in Regions, or by Apply Concepts and Encode Prompt with Concepts"
-NOT_YET = "training, weaving, Infusion and views of a prompt do not work on it yet"
+PAINTED = "learns concepts by Train Concept and paints them by Paint with Concepts, Paint in Regions and Apply Concepts"
+NOT_YET = "weaving, Infusion and views of a prompt do not work on it yet"
 
 
 @contextmanager
@@ -109,6 +113,15 @@ class ComfyText:
                 return states, None
             end = (ids[:1].to(states.device) == kind.end).int().argmax(1)
             return states, model.text_projection(pooled_state(model, states[:1], end, depth))
+
+    def end_states(self, ids: Tensor, rows: Tensor, encoder: str = "", projected: bool = False) -> Tensor:
+        """Through all of the host's own layers, whatever its clip skip."""
+        part, kind = self.encoder(encoder), self.family.encoder(encoder)
+        self.clip.load_model()
+        model = part.transformer
+        with differentiable(part):
+            ends = end_states(model, rows.float(), (ids.to(rows.device) == kind.end).int().argmax(1))
+            return model.text_projection(ends) if projected else ends
 
     def text_state(self) -> Hashable | None:
         """The patches on the text encoder, its precision and place, the clip skip and the tokenizer; none while hooks, injections (as a
@@ -221,6 +234,22 @@ class ComfyTransformer(Transformer):
         architecture = family.architecture_of(layers)
         super().__init__(family_of(architecture), architecture, layers, dict.fromkeys(sorted(sites, key=family.place)), found)
         self.model, self.clip = model, clip
+        self.fingerprint = self.print_of_queries()
+
+    def print_of_queries(self) -> str:
+        """The fingerprint of the queries of the first and the last block in which the image reads the text; none of quantised weights."""
+        family = self.family
+        blocks = sorted({family.block_of(layer) for layer in self.layers} - {""}, key=family.place)
+        parts = [f"{block}.{part}" for block in family.meeting(blocks) for part in family.parts(block) if part.endswith("to_q")]
+        weights = []
+        for layer in (parts[0], parts[-1]):
+            at = self.layers[layer]
+            key = f"diffusion_model.{at.module}.weight"
+            weight = self.model.get_key_patches(key)[key][0][0]
+            if type(weight) not in (Tensor, nn.Parameter) or weight.shape[1:] != (at.columns,) or not weight.is_floating_point():
+                return ""
+            weights.append(weight[at.start : at.start + at.rows])
+        return fingerprint(weights)
 
 
 def base_of(model: ModelPatcher, clip: comfy.sd.CLIP | None) -> "ComfyBackbone | ComfyTransformer":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..cidm_ops.bank.concept import Concept
 from ..cidm_ops.bank.concept_file import unfolded
+from ..cidm_ops.bank.export import exported_state
 from ..cidm_ops.concept_text import ConceptText, plain
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
@@ -43,6 +44,11 @@ from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, laye
 from .scenes import scene_of, with_more, with_regions, with_scene
 
 PATCHED = "cidm_text"  # in a CLIP's options: names of the concepts whose text factors are merged into it
+
+
+def lora_of(model: ModelPatcher, concept: Concept) -> dict[str, Tensor]:
+    """The factors of a concept as the host's LORA_MODEL; on a transformer as its loader knows the names of layers."""
+    return lora_model(model, concept.factors) if known_family(model).layerwise else exported_state(concept)
 
 
 def lora_model(model: ModelPatcher, factors: Mapping[str, LowRank]) -> dict[str, Tensor]:

@@ -8,11 +8,12 @@ from ..cidm_ops.method.consolidation import MODES
 from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.training.config import EXISTING, MEMORY, PRECISIONS
 from ..cidm_ops.training.methods import configure
-from ..cidm_ops.training.methods.cidm import GROUPS, REACHES
+from ..cidm_ops.training.methods.cidm import GROUPS, REACHES, STARTS
 from .data import ConceptDataset
 from .schema import schema
 
 TrainingSettings = io.Custom("CIDM_SETTINGS")
+ContrastBy = io.Custom("CIDM_CONTRAST")
 DEFAULTS = configure("cidm").settings()
 
 
@@ -125,6 +126,28 @@ class CIDMTrainingSettings(io.ComfyNode):
                     "Weight of keeping how strongly the concept and the rest of a caption depend on each other (ACCORD); 0.3 is a start. A "
                     "step takes about a quarter longer.",
                     True,
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=list(STARTS),
+                    default=DEFAULTS["start"],
+                    optional=True,
+                    tooltip="What the concept's words begin as. nearest: those of the concept of the same class in the bank with which the "
+                    "model errs least on the new pictures.",
+                ),
+                ContrastBy.Input(
+                    "contrast",
+                    optional=True,
+                    tooltip="From Contrast Words: the concept's words go on following its pictures while it is learned. Not for styles.",
+                ),
+                io.Float.Input(
+                    "contrast_weight",
+                    default=configure("clif").settings()["contrast_weight"],
+                    min=0.0,
+                    max=100.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip="Weight of that, where contrast is connected. 0: plain training.",
                 ),
             ],
             outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],

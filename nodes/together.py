@@ -15,7 +15,20 @@ from .bank import ConceptBank
 from .data import ConceptDataset
 from .schema import schema, validate
 from .settings import TrainingSettings
-from .train import advanced, backbone_of, base_inputs, configure_node, count, dataset_of, learn, mean_loss, rate, run_outputs
+from .train import (
+    JOINT,
+    advanced,
+    backbone_of,
+    base_inputs,
+    configure_node,
+    count,
+    dataset_of,
+    learn,
+    mean_loss,
+    method_for,
+    rate,
+    run_outputs,
+)
 
 DEFAULTS = configure("disendiff").settings()
 MORE = range(2, 5)  # numbers of the inputs for single masks
@@ -34,7 +47,7 @@ class CIDMTrainTogether(io.ComfyNode):
             "told apart by where their words look (DisenDiff). With a mask for each, every one is cut out and learned alone, which brings "
             "more likeness. Cancel keeps the run, which goes on when queued again.",
             inputs=[
-                *base_inputs(),
+                *base_inputs(transformers=True),
                 ConceptBank.Input("bank", tooltip="The bank that the concepts go into."),
                 io.MultiType.Input(
                     "images",
@@ -111,18 +124,26 @@ class CIDMTrainTogether(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         given, backbone = settings or {}, backbone_of(model, clip, vae)
         open_inputs = {"steps": steps, "batch": batch_size, "lr": learning_rate, "lr_tokens": token_learning_rate}
-        chosen = dict(rank=rank, calibration=calibration, seed=seed)
-        config, took = configure_node(backbone.family, "disendiff", open_inputs, chosen, given)
+        method = method_for(backbone.family, "disendiff")
+        several = [batch for batch in (masks, *(more.get(f"mask_{n}") for n in MORE)) if batch is not None]
+        if method.name == JOINT and not several:
+            raise ValueError(
+                f"without masks concepts are told apart by where words look in each layer, and all layers of {backbone.family.title} read "
+                "one text: connect a mask for each"
+            )
+        chosen = dict(rank=rank, seed=seed) | (
+            {"templates": method.templates("thing")} if method.name == JOINT else {"calibration": calibration}
+        )
+        config, took = configure_node(backbone.family, method.name, open_inputs, chosen, given)
         task = joint_task(names, config, existing=given.get("existing", EXISTING[0]), prior=given.get("prior_dataset"))
         data = dataset_of(images, captions, None)
         if not isinstance(images, Dataset):
             data.flip = flip
-        several = [batch for batch in (masks, *(more.get(f"mask_{n}") for n in MORE)) if batch is not None]
         found = [mask for batch in several for mask in (batch if batch.ndim == 3 else batch[None])]
         parts: Dataset | dict[str, Dataset] = data
         if found:
             with torch.inference_mode(False):  # the executor runs nodes without gradients
-                parts = cut_outs(data, masks_of(found, list(task.concepts), len(data)), inside=bool(config.settings()["anchor"]))
+                parts = cut_outs(data, masks_of(found, list(task.concepts), len(data)), inside=bool(config.settings().get("anchor")))
         runs = learn(cls, backbone, bank, parts, task, given)
         losses = [loss for run in runs for loss in run.losses]
         how = "each from its own part of the picture" if found else "together"

@@ -11,18 +11,20 @@ from ..cidm_ops.models.family import Family
 from ..cidm_ops.training.captions import TEMPLATES
 from ..cidm_ops.training.config import EXISTING, TrainingConfig
 from ..cidm_ops.training.dataset import Dataset, from_images
-from ..cidm_ops.training.method import Task
-from ..cidm_ops.training.methods import configure, configure_for
+from ..cidm_ops.training.method import Method, Task
+from ..cidm_ops.training.methods import configure, configure_for, method_named
 from ..cidm_ops.training.task import Learned
 from ..cidm_ops.training.together import learn_together
 from ..cidm_ops.training.trainer import Trainer
 from . import host, patches, say
 from .bank import ConceptBank
 from .data import ConceptDataset, lines_of
+from .joint_learning import ComfyTransformerBackbone
 from .schema import schema, validate
 from .settings import TrainingSettings
 
 DEFAULTS = configure("cidm").settings()
+JOINT, UNSET = "lora", object()  # the method where all layers read one text, and no value at all
 AUTOMATIC = "0: what suits the base."
 PREVIEWS = 8  # pictures of what is learned so far, where nothing else is said
 
@@ -43,10 +45,15 @@ def rate(name: str, tooltip: str) -> io.Float.Input:
     return advanced(io.Float.Input(name, default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip=f"{tooltip} {AUTOMATIC}"))
 
 
-def base_inputs() -> list[io.Input]:
+def base_inputs(transformers: bool = False) -> list[io.Input]:
     """The inputs of a training node that are the model it learns on."""
+    kinds = (
+        ": Stable Diffusion 1.x, SDXL or Doodle; or Flux.1, Chroma, Lumina 2 or Z-Image"
+        if transformers
+        else " (Stable Diffusion 1.x, SDXL or Doodle)"
+    )
     return [
-        io.Model.Input("model", tooltip="The base model (Stable Diffusion 1.x, SDXL or Doodle). It stays as it is."),
+        io.Model.Input("model", tooltip=f"The base model{kinds}. It stays as it is."),
         io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
         io.Vae.Input("vae", tooltip="Its autoencoder."),
     ]
@@ -74,7 +81,7 @@ class CIDMTrainConcept(io.ComfyNode):
             "with anything else changed replaces that concept. Cancel leaves the bank as it was and keeps the run, which goes on when "
             "queued again.",
             inputs=[
-                *base_inputs(),
+                *base_inputs(transformers=True),
                 ConceptBank.Input(
                     "bank", tooltip="The bank that the concept goes into. What it holds already is kept apart while learning."
                 ),
@@ -163,6 +170,8 @@ class CIDMTrainConcept(io.ComfyNode):
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         given, backbone = settings or {}, backbone_of(model, clip, vae)
+        contrasts = given.get("contrast") and given.get("contrast_weight")
+        method = method_for(backbone.family, "clif" if contrasts else "cidm")
         open_inputs = {
             "steps": steps,
             "batch": batch_size,
@@ -170,32 +179,47 @@ class CIDMTrainConcept(io.ComfyNode):
             "lr_tokens": token_learning_rate,
             "norm_stop": token_norm_stop,
         }
-        chosen = dict(rank=rank, consolidation=consolidation, kind=kind, templates=TEMPLATES[kind], seed=seed)
-        config, took = configure_node(backbone.family, "cidm", open_inputs, chosen, given)
+        chosen = dict(rank=rank, consolidation=consolidation, kind=kind, templates=method.templates(kind), seed=seed)
+        config, took = configure_node(backbone.family, method.name, open_inputs, chosen, given)
         task = task_of(name, class_word, config, given)
         ((bank, concept, losses, warnings),) = learn(cls, backbone, bank, dataset_of(images, captions, masks), task, given)
         text = f"<{concept.name}> learned as number {bank.headers[concept.name]['task']}, loss {mean_loss(losses)}{took}"
-        lora = patches.lora_model(model, concept.factors)
+        lora = patches.lora_of(model, concept)
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=warnings)
 
 
-def backbone_of(model, clip, vae) -> host.ComfyBackbone:
+def backbone_of(model, clip, vae) -> host.ComfyBackbone | ComfyTransformerBackbone:
     """Returns the backbone that a training node learns on. Raises ``ValueError`` if there is no VAE."""
     if vae is None:
         raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
-    return host.ComfyBackbone(model, clip, vae)
+    family = host.family_in(model)
+    if family is None or family.layerwise:
+        return host.ComfyBackbone(model, clip, vae)
+    return ComfyTransformerBackbone(model, clip, vae)
+
+
+def method_for(family: Family, method: str) -> Method:
+    """Returns a method, or the one that learns where all layers read one text."""
+    return method_named(method if family.layerwise else JOINT)
 
 
 def configure_node(
     family: Family, method: str, open_inputs: Mapping[str, Any], chosen: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[TrainingConfig, str]:
     """Returns the configuration that a training node's inputs ask for, and what it took for those of ``open_inputs`` that are 0, in words:
-    what suits the family. ``given`` are the Training Settings, which go before.
+    what suits the family. ``given`` are the Training Settings, which go before. For another method than they were made for, what stands
+    there as it was is not chosen, and what has no meaning is said.
     """
-    config = configure_for(family, method, **chosen, **{name: value for name, value in open_inputs.items() if value})
-    config = config.update(**{name: value for name, value in given.items() if name in config.settings()})
-    took = [f"{name} {config.settings()[name]:g}" for name, value in open_inputs.items() if not value]
-    return config, f"\nfor {family.title}: {', '.join(took)}" if took else ""
+    known = configure_for(family, method).settings()
+    if method == JOINT:
+        given = {name: value for name, value in given.items() if value != DEFAULTS.get(name, UNSET)}
+    config = configure_for(family, method, **chosen, **{n: value for n, value in open_inputs.items() if value and n in known})
+    config = config.update(**{name: value for name, value in given.items() if name in known})
+    took = [f"{name} {config.settings()[name]:g}" for name, value in open_inputs.items() if not value and name in known]
+    asked = {**open_inputs, **given} if method == JOINT else {}
+    idle = [name for name, value in asked.items() if value and name in (*DEFAULTS, "contrast") and name not in known]
+    said = f"\nfor {family.title}: {', '.join(took)}" if took else ""
+    return config, said + (f"\nof no meaning there: {', '.join(idle)}" if idle else "")
 
 
 def mean_loss(losses: Sequence[float]) -> str:
@@ -217,12 +241,13 @@ def check_words(name: str, class_word: str) -> None:
 def task_of(name: str, class_word: str, config: TrainingConfig, given: Mapping[str, Any]) -> Task:
     """Returns the task of a training node; ``given`` are the Training Settings."""
     existing, prior = given.get("existing", EXISTING[0]), given.get("prior_dataset")
-    return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior)
+    by = given.get("contrast")
+    return Task(name=name.strip(), class_word=class_word.strip(), config=config, existing=existing, prior=prior, contrast=by)
 
 
 def learn(
     cls: type[io.ComfyNode],
-    backbone: host.ComfyBackbone,
+    backbone: host.ComfyBackbone | ComfyTransformerBackbone,
     bank: Bank,
     data: Dataset | Mapping[str, Dataset],
     task: Task,

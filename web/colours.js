@@ -15,6 +15,7 @@ export const TYPE_COLOURS = {
   CIDM_RESULTS: "#b9a06a",
   CIDM_TRAJECTORY: "#58b15c",
   CIDM_PLACE: "#d85a4a",
+  CIDM_CONTRAST: "#c9b23f",
 };
 
 app.registerExtension({

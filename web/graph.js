@@ -6,7 +6,7 @@ import { api } from "../../scripts/api.js";
 
 const OPENS = { CIDMOpenBank: "bank", CIDMDoodleBank: "doodle", CIDMExpandBank: "bank" }; // nodes whose `name` is a bank's
 const LEARNS = ["CIDMTrainConcept", "CIDMTrainInfusion", "CIDMImportConcept"]; // nodes whose `name` is a concept's, after they have run
-const LEARNS_TOGETHER = "CIDMTrainTogether"; // its `names` has a line `name: class word` for each concept
+const LEARNS_TOGETHER = ["CIDMTrainTogether", "CIDMContrastWords"]; // their `names` have a line `name: class word` for each concept
 const INPUTS = -10; // ids that a subgraph's own ends have in its links
 const OUTPUTS = -20;
 
@@ -84,7 +84,7 @@ export function bankOf(node) {
     const name = String(valueOf(source, "name") ?? "").trim();
     if (source.comfyClass in OPENS) return { kind: OPENS[source.comfyClass], name, coming };
     if (name && LEARNS.includes(source.comfyClass)) coming.push({ name, class_word: String(valueOf(source, "class_word") ?? "") });
-    if (source.comfyClass === LEARNS_TOGETHER) coming.push(...namesIn(String(valueOf(source, "names") ?? "")));
+    if (LEARNS_TOGETHER.includes(source.comfyClass)) coming.push(...namesIn(String(valueOf(source, "names") ?? "")));
   }
 }
 

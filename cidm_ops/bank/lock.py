@@ -14,16 +14,16 @@ WAIT = 30.0  # seconds
 
 
 @contextmanager
-def writing(folder: Path, wait: float = WAIT) -> Iterator[None]:
+def writing(folder: Path, wait: float = WAIT, lock: str = ".lock") -> Iterator[None]:
     """Keep others from writing into the bank while this is open; it waits for another writer. The note of who it is is a courtesy: a full
-    disk does without.
+    disk does without. With a ``lock`` of another name only those are kept away that take the same.
 
     Raises ``TimeoutError`` that says who holds it, and ``ValueError`` if the folder cannot be written to.
     """
-    holder = folder / ".lock.json"
+    holder = folder / f"{lock}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock").acquire(timeout=wait)
+        taken = FileLock(folder / lock).acquire(timeout=wait)
     except Timeout as error:
         try:
             who = "process {process} on {machine} since {since}".format(**json.loads(holder.read_text(encoding="utf-8")))
@@ -32,7 +32,7 @@ def writing(folder: Path, wait: float = WAIT) -> Iterator[None]:
         raise TimeoutError(f"{who} is writing into the bank {folder.name!r}: nothing was changed; wait for it, or stop it") from error
     except (OSError, NotImplementedError) as error:
         raise unwritable(folder, error) from error
-    with lock:
+    with taken:
         me = {"process": os.getpid(), "machine": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         try:
             holder.write_text(json.dumps(me), encoding="utf-8")

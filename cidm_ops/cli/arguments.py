@@ -23,12 +23,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--base",
         "--model",
         default="doodle",
-        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL (default: %(default)s)",
+        help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL; to learn and to paint also a "
+        "diffusers folder of Flux.1, Chroma, Lumina 2 or Z-Image (default: %(default)s)",
     )
     parser.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
     parser.add_argument("--device", help="torch device (default: the fastest there is)")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the frozen base (default: half on CUDA, else float32)"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16", "float8_e4m3fn"),
+        help="of the frozen base (default: half on CUDA, else float32); in float8_e4m3fn the blocks of a transformer take half as much",
     )
 
 

@@ -3,8 +3,7 @@
 import argparse
 import json
 import logging
-import re
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,9 @@ from .arguments import add_model, whole
 from .model import load_base
 
 if TYPE_CHECKING:
-    from ..benchmarks.quality.methods import Method, Training
-    from ..benchmarks.quality.suite import Suite
-    from ..engines.parts import PartsJudge
+    from ..benchmarks.quality.methods import Method
+    from ..benchmarks.quality.protocol import Bench
+    from ..benchmarks.quality.wanted import Wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,19 +43,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Learn and score what is not there yet, print the table, write figures and report."""
+    from ..benchmarks.quality.wanted import methods_named
+
+    wanted, methods = wanted_of(options), methods_named(options.methods, options.ablations, options.suite)
+    wanted.check()
+    finish(options, wanted.bench(load_base(options, on_cuda="float16")), methods)
+
+
+def wanted_of(options: argparse.Namespace) -> "Wanted":
+    """What the options ask for."""
+    from ..benchmarks.quality.wanted import Wanted
+
+    alike = ("folder", "suite", "samples", "steps", "tasks", "size", "batch", "bf16", "vision", "judge", "infusion")
+    given = {name: getattr(options, name) for name in alike}
+    return Wanted(weights=options.weight, settings=options.set, **given)
+
+
+def curves_of(options: argparse.Namespace) -> list[int]:
+    """The seeds whose curves over the strength are drawn."""
+    return options.seeds[:1] if options.curves else []
+
+
+def finish(options: argparse.Namespace, bench: "Bench", methods: "Mapping[str, Method]") -> None:
+    """Does what is not there yet of a benchmark, prints the table, writes figures and report."""
     from ..benchmarks.quality.figures import figures, overlap, row_of
     from ..benchmarks.quality.page import page, table
-    from ..benchmarks.quality.protocol import Bench, run_all
+    from ..benchmarks.quality.protocol import run_all
     from ..benchmarks.speed.timing import machine
     from ..painting.config import MODES
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    methods, trainings = _methods(options), _trainings(options)
-    suite = _suite(options)
-    batch = options.batch or (20 if options.suite == "doodle" else 4)
-    judge = _judge(options)
-    bench = Bench(options.folder, suite, options.samples, batch, options.bf16, trainings, judge)
-    curves = options.seeds[:1] if options.curves else ()
+    suite, curves = bench.suite, curves_of(options)
     run_all(bench, methods, options.seeds, curves)
     rows = {name: row_of(bench, name, method, options.seeds, curves) for name, method in methods.items()}
     found = {"bench": "benchmark", "suite": suite.name, **figures(rows), "seeds": options.seeds, "samples": options.samples} | machine()
@@ -67,52 +84,3 @@ def run(options: argparse.Namespace) -> None:
     print(options.folder / "report.html")
     if options.json:
         write_atomically(json.dumps(found, indent=2).encode(), options.json)
-
-
-def _methods(options: argparse.Namespace) -> "dict[str, Method]":
-    """The methods to compare, by name. Raises ``ValueError`` for one that is not known."""
-    from ..benchmarks.quality.methods import ABLATIONS, METHODS
-
-    everything = METHODS | ABLATIONS
-    names = options.methods or [n for n in (everything if options.ablations else METHODS) if n != "drawn" or options.suite == "doodle"]
-    if unknown := [name for name in names if name not in everything]:
-        raise ValueError(f"method {unknown[0]!r}: expected some of {', '.join(everything)}")
-    return {name: everything[name] for name in names}
-
-
-def _trainings(options: argparse.Namespace) -> "dict[str, Training]":
-    """How methods are trained, by name, with the weights that were given. Raises ``ValueError`` for a weight of nothing, or none."""
-    from ..benchmarks.quality.methods import TRAININGS
-
-    trainings = dict(TRAININGS)
-    for setting in options.weight:
-        name, _, value = setting.partition("=")
-        if name not in trainings or not re.fullmatch(r"[0-9.]+(e[-+]?[0-9]+)?", value):
-            raise ValueError(f"--weight {setting}: expected TRAINING=NUMBER with one of {', '.join(trainings)}")
-        trainings[name] = replace(trainings[name], change={**trainings[name].change, "consolidation": float(value)})
-    return trainings
-
-
-def _judge(options: argparse.Namespace) -> "PartsJudge | None":
-    """The judge of parts that was given. Raises ``ValueError`` with a suite whose things it does not know."""
-    from ..engines.parts import load_judge
-
-    if options.judge is None:
-        return None
-    if options.suite != "doodle":
-        raise ValueError(f"--judge reads the parts of Doodle's own things, and --suite is {options.suite}: leave one of them out")
-    return load_judge(options.judge)
-
-
-def _suite(options: argparse.Namespace) -> "Suite":
-    """Load the base and the tower, and what they are tried on, with the settings that were given."""
-    from ..benchmarks.quality.suite import doodle_suite, folder_suite
-    from ..engines.towers import load_tower
-
-    backbone, tower = load_base(options, on_cuda="float16"), load_tower(options.vision)
-    if options.suite == "doodle":
-        suite = doodle_suite(backbone, tower, options.tasks)
-    else:
-        suite = folder_suite(Path(options.suite), backbone, tower, options.size or backbone.size, options.tasks)
-    recipe, infusion = suite.recipe.parse(options.set), suite.infusion.parse(options.infusion)
-    return replace(suite, recipe=recipe, infusion=infusion, sampling=replace(suite.sampling, steps=options.steps or suite.sampling.steps))

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +48,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of samples, scores and report; what is there is not made again")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that an evaluation takes, before anything is painted; the folder is claimed for it."""
+
+    bank: "Bank"
+    earlier: list[Any]
+    tasks: list[Any]
+    tower: Any
+    judge: Any
+    with_parts: list[Any]
+    backbone: Any
+    sampling: Any
+    seeds: range
+
+
 def run(options: argparse.Namespace) -> None:
     """Paints what is missing, embeds what was not seen before, writes the report and prints the table."""
+    finish(options, prepare(options))
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Reads and loads what an evaluation takes. Raises ``ValueError`` where it cannot be, before anything is painted."""
     from ..bank.bank import Bank
     from ..engines.parts import load_judge
     from ..engines.towers import load_tower
-    from ..evaluation.protocol import claim, embed_task, missing, paint_missing
-    from ..evaluation.results import Report, doubts, table, write
+    from ..evaluation.protocol import claim
     from ..measure.forgetting import scores_of
 
     bank = Bank(options.bank)
@@ -68,17 +87,26 @@ def run(options: argparse.Namespace) -> None:
     sampling = sampling_of(options, backbone)
     seeds = range(sampling.seed, sampling.seed + options.samples)
     claim(options.out, backbone, sampling, bank, [task.name for task in tasks])
+    return Prepared(bank, earlier, tasks, tower, judge, with_parts, backbone, sampling, seeds)
+
+
+def finish(options: argparse.Namespace, ready: Prepared) -> None:
+    """Does what is not there yet of an evaluation, writes the report and prints the table."""
+    from ..evaluation.protocol import embed_task, missing, paint_missing
+    from ..evaluation.results import Report, doubts, table, write
+
+    bank, tasks, backbone, sampling, seeds = ready.bank, ready.tasks, ready.backbone, ready.sampling, ready.seeds
     with counting_bar("painting", "picture") as show:
         painted = paint_missing(options.out, backbone, bank, missing(options.out, tasks, seeds, options.batch), sampling, show)
     print(f"painted {painted} of {sum(len(t.prompts) for t in tasks) * len(seeds)} pictures", file=sys.stderr)
     seen = {}
     for task in tasks:
         with counting_bar(f"embedding <{task.name}>", "picture") as show:
-            seen[task.name] = embed_task(options.out, tower, task, seeds, show)
+            seen[task.name] = embed_task(options.out, ready.tower, task, seeds, show)
     more = [fisher(options, backbone, bank)] if options.fisher else []
-    parts = parts_of(options.out, judge, with_parts, seeds)
+    parts = parts_of(options.out, ready.judge, ready.with_parts, seeds)
     about = {"base": str(options.base), "bank": bank.folder.name, "vision": options.vision, "samples_per_prompt": options.samples}
-    found = write(options.out, tasks, seen, seeds, Report(about | vars(sampling), more, options.note, parts), earlier)
+    found = write(options.out, tasks, seen, seeds, Report(about | vars(sampling), more, options.note, parts), ready.earlier)
     print(table(found))
     apart = found["references_told_apart"]
     print(f"The image tower tells references of one concept from another's with an area under the curve of {apart:.3f} (0.5 is chance).")

@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, help="classifier-free guidance (default: 5; on transformers what suits the base, 1 for Flux.1, else 4)"
+    )
     parser.add_argument("--count", type=whole(1), default=1, help="pictures per prompt, seeds counting up (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
 
@@ -81,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     """Paints every prompt as often as asked, and prints the files."""
     from ..bank.bank import Bank
     from ..painting.compose import AggregationConfig
-    from ..painting.paint import SamplingConfig, paint, unit_noise
+    from ..painting.paint import SamplingConfig, guidance_for, paint, unit_noise
     from ..painting.texts import show_encoding
 
     bank, regions = Bank(options.bank), regions_of(options)
@@ -94,11 +96,12 @@ def run(options: argparse.Namespace) -> None:
         overlap=options.overlap,
     )
     infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
-    config = SamplingConfig(options.steps, options.guidance, options.negative, how, infusion, passes)
     for prompt in (*options.prompt, options.negative, *(text for text, _ in regions)):
         bank.read(prompt)
-    backbone = load_base(options, on_cuda="float16")
+    backbone = load_base(options, on_cuda="float16", transformers=True)
     size = options.size or backbone.size
+    guidance = guidance_for(backbone.family) if options.guidance is None else options.guidance
+    config = SamplingConfig(options.steps, guidance, options.negative, how, infusion, passes)
     options.out.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(options.prompt, 1):
         for seed in range(options.seed, options.seed + options.count):

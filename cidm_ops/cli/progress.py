@@ -15,11 +15,11 @@ def warn(warnings: Iterable[str | None]) -> None:
 
 
 @contextmanager
-def training_bar() -> Iterator[Callable[[Any], None]]:
+def training_bar(shown: bool = True) -> Iterator[Callable[[Any], None]]:
     """Shows a bar of training steps with the loss; gives the callback that takes the trainer after every step."""
     from tqdm import tqdm
 
-    with tqdm(desc="training", unit="step", disable=None) as bar:
+    with tqdm(desc="training", unit="step", disable=None if shown else True) as bar:
 
         def show(trainer: Any) -> None:
             bar.total = trainer.config.steps

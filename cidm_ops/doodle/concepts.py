@@ -71,6 +71,18 @@ def examples(concept: DoodleConcept, count: int, seed: int = 0) -> list[Example]
     return [_example(concept, places[i % len(places)], rng) for i in range(count)]
 
 
+def common_things(count: int, seed: int = 0) -> list[Example]:
+    """Renderings of plain things, one of each class in turn, in colours that captions name; the caption is the thing alone: "red dog"."""
+    rng, found = np.random.default_rng((seed, 83)), []
+    for number in range(count):
+        kind, colour = list(FIGURES)[number % len(FIGURES)], str(rng.choice(list(COLOURS)))
+        look = plain(kind, COLOURS[colour]).with_proportions(*rng.uniform(-0.8, 0.8, 3))
+        scene = Scene(arrange([look], [f"{colour} {kind}"], rng), None, seed=int(rng.integers(2**31)))
+        picture, masks = render(scene)
+        found.append(Example(picture, masks[0], f"{colour} {kind}"))
+    return found
+
+
 def _example(concept: DoodleConcept, place: str, rng: np.random.Generator) -> Example:
     if concept.look is not None:
         things = arrange([concept.look], [concept.class_word], rng)

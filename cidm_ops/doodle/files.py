@@ -1,4 +1,4 @@
-"""The weights that ship: five small fp16 files, and the sizes of the models they fill."""
+"""The weights that ship: six small fp16 files, and the sizes of the models they fill."""
 
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ VISION_CONFIG: dict[str, Any] = dict(
     hidden_act="quick_gelu",
 )
 RARE_STD = 0.02
+SCALE = 20.0  # of cosines in the spaces of both towers: they learned captions at the temperature 0.05
 
 
 def _load(name: str) -> dict[str, Tensor]:
@@ -47,7 +48,8 @@ def full_token_table(ids: Tensor, rows: Tensor) -> Tensor:
     return table
 
 
-def _with_table(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_table(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder as it ships, with the whole token table in the place of its trained rows."""
     table = full_token_table(state.pop("token_ids").long(), state.pop("token_rows"))
     return state | {"text_model.embeddings.token_embedding.weight": table}
 
@@ -59,7 +61,7 @@ def unet_state() -> dict[str, Tensor]:
 
 def text_state() -> dict[str, Tensor]:
     """Names ``text_model.*`` of a CLIP text model, with the whole token table."""
-    return _with_table(_load("text"))
+    return with_table(_load("text"))
 
 
 def vae_state() -> dict[str, Tensor]:
@@ -79,5 +81,10 @@ def reader_state() -> dict[str, Tensor]:
 
 def caption_state() -> dict[str, Tensor]:
     """Names of transformers' ``CLIPTextModelWithProjection``: the reader's caption side."""
-    state = _with_table({k.removeprefix("text."): v for k, v in _load("reader").items() if k.startswith("text.")})
+    state = with_table({k.removeprefix("text."): v for k, v in _load("reader").items() if k.startswith("text.")})
     return state | {"text_projection.weight": state.pop("projection.weight")}
+
+
+def bridge_weight() -> Tensor:
+    """The bridge ``[E, D]`` from the end of a text, as the U-Net's text encoder leaves it, into the image tower's space."""
+    return _load("bridge")["weight"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..backbone import Backbone
-from ..causal import pooled_state, text_states
+from ..causal import end_states, pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import read_layerwise
@@ -21,9 +21,10 @@ from ..models import marked as marked  # makes its family known
 from ..models.family import Family, families, family_of
 from ..models.sd import DOODLE, SD1
 from ..schedule import Schedule
-from ..text_file import read_json
 from .checkpoint import Modules, filled, read_checkpoint, text_model
+from .folder import read_config, variant
 from .tokenizer import tokenize
+from .transformer import DiffusersTransformer, load_transformer
 
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
@@ -69,6 +70,12 @@ class DiffusersBackbone(Backbone):
             return states.float(), None
         end = (ids[:1].to(self.device) == kind.end).int().argmax(1)
         return states.float(), model.text_projection(pooled_state(model, states[:1], end, depth)).float()
+
+    def end_states(self, ids: Tensor, rows: Tensor, encoder: str = "", projected: bool = False) -> Tensor:
+        kind = self.family.encoder(encoder)
+        model = self.texts[kind.name]
+        ends = end_states(model, rows.to(self.dtype), (ids.to(self.device) == kind.end).int().argmax(1))
+        return (model.text_projection(ends) if projected else ends).float()
 
     def text_state(self) -> Hashable | None:
         """The weights of the text encoders, each by itself, its place and how often it was changed; none while hooks act beside them, and
@@ -139,6 +146,18 @@ def fastest_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def load_any(
+    base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> DiffusersBackbone | DiffusersTransformer:
+    """The backbone of ``base``: what ``load`` takes, or a diffusers folder of a transformer. Raises what ``load`` does."""
+    path = Path(base).expanduser()
+    if (path / "transformer").is_dir():
+        return load_transformer(path, torch.device(device), dtype)
+    if dtype.itemsize == 1:
+        raise ValueError("float8_e4m3fn keeps the blocks of a transformer small: for this base take bfloat16")
+    return load(base, device, dtype)
+
+
 def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersBackbone:
     """The backbone of ``base``: "doodle", or a diffusers folder or .safetensors/.ckpt file of Stable Diffusion 1 or SDXL
 
@@ -148,6 +167,10 @@ def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     schedule: Mapping[str, Any] = SD1.diffusers.schedule
     if str(base) == "doodle":
         modules = doodle()
+    elif (path / "transformer").is_dir():
+        raise ValueError(
+            f"{path} is a transformer, on which concepts are learned and painted: this command works on Stable Diffusion 1 and SDXL"
+        )
     elif path.is_dir():
         modules, schedule = read_folder(path)
     elif path.is_file() and path.suffix in (".safetensors", ".ckpt"):
@@ -207,18 +230,3 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read as a model: {str(error).splitlines()[0]}") from error
     return modules, schedule
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file of a diffusers folder. Raises ``ValueError`` that names it."""
-    if not path.is_file():
-        raise ValueError(f"{path.parents[1]} is no diffusers model folder: {path.parent.name}/{path.name} is missing")
-    if not isinstance(config := read_json(path), dict):
-        raise ValueError(f"{path} holds no settings: get the model again")
-    return config
-
-
-def variant(folder: Path) -> str | None:
-    """diffusers' name for half-precision files, if those are all the folder has."""
-    weights = [file.name for ending in ("*.safetensors", "*.bin") for file in folder.glob(ending)]
-    return "fp16" if weights and all(".fp16." in name for name in weights) else None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..doodle import files
 from ..models.clip import END
 from ..printable import brief
 from ..text_file import read_json
@@ -26,7 +27,8 @@ KINDS = "'doodle', a folder of transformers (CLIP, DINO, DINOv2, ViT), or a .saf
 
 class Tower:
     """Pictures ``[B, 3, H, W]`` in [-1, 1] to embeddings ``[B, E]``, and captions to ``[B, E]`` in the space of ``shown``: the same one,
-    unless the model ``reads`` pictures by an image side of its own.
+    unless the model ``reads`` pictures by an image side of its own. ``side`` says how many pixels of a picture's side it sees, and
+    ``projection [E, D]`` leads from the ends of texts into its space, where that is known.
     """
 
     def __init__(
@@ -35,8 +37,11 @@ class Tower:
         read: Callable[[Sequence[str]], Tensor] | None,
         fingerprint: str,
         reads: Callable[[Tensor], Tensor] | None = None,
+        side: int = 0,
+        projection: Tensor | None = None,
     ):
         self.see, self.read, self.fingerprint, self.reads = see, read, fingerprint, reads or see
+        self.side, self.projection = side, projection
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
@@ -58,7 +63,9 @@ def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
     if place == "doodle":
         tower, reader = DoodleTower(), DoodleReader()
         known = f"{_fingerprint(tower.model)}-{_fingerprint(reader.model)}"
-        return Tower(lambda pictures: tower(pictures.cpu()), reader.captions, known, lambda pictures: reader(pictures.cpu()))
+        size, bridge = files.VISION_CONFIG["image_size"], files.bridge_weight()
+        own, other = (lambda pictures: tower(pictures.cpu())), (lambda pictures: reader(pictures.cpu()))
+        return Tower(own, reader.captions, known, other, size, bridge)
     path = Path(place).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such image tower: expected {KINDS}")
@@ -73,7 +80,8 @@ def load_tower(place: str, device: torch.device | str = "cpu") -> Tower:
     def read(texts: Sequence[str]) -> Tensor:
         return text(torch.cat([tokenize(t)[:1] for t in texts]).to(device))
 
-    return Tower(see, read if text else None, _fingerprint(vision))
+    projection = text.projection.weight if text else None
+    return Tower(see, read if text else None, _fingerprint(vision), side=size, projection=projection)
 
 
 def prepare(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

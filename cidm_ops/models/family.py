@@ -122,6 +122,39 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """How a rectified flow is learned and painted where nothing else is set.
+
+    Noise levels are drawn by a ``density``, "uniform" or "sigmoid" (logit-normal, Esser et al. 2024), and moved by a ``shift``, 0 for that
+    of the picture's size. ``guidance`` is what a model that was distilled by guidance is told while it learns, ``painted`` while it paints;
+    ``cfg`` weighs classifier-free guidance in previews.
+    """
+
+    density: str = "sigmoid"
+    shift: float = 1.0
+    guidance: float = 0.0
+    painted: float = 0.0
+    cfg: float = 4.0
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """How diffusers makes the one text that a transformer reads.
+
+    ``states`` is the folder of the encoder, ``tokenizer`` that of its tokenizer, and ``layer`` which of its hidden states are read. A text
+    is filled up to ``least`` tokens, as the host does, is said in a ``chat``, and its pooled state comes from another encoder and its
+    tokenizer, ``pooled``.
+    """
+
+    states: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    layer: int = -1
+    least: int = 0
+    chat: bool = False
+    pooled: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True)
 class Diffusers:
     """The names of diffusers say what it calls a family's model, and how it configures its parts. What is not named is the default of the
     class.
@@ -135,6 +168,7 @@ class Diffusers:
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the name of the text encoder
     vae: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)  # of noise, where a file does not say it
+    reader: TextReader = TextReader()  # of a transformer's text
 
 
 @dataclass(frozen=True)
@@ -178,6 +212,7 @@ class Family:
     abbreviations: Sequence[str] = ()  # what is left out of a layer's name for reading
     host: Host = Host()
     diffusers: Diffusers = Diffusers()
+    objective: Objective = Objective()  # of a transformer
     files: LoraFiles = LoraFiles()
     modules: Sequence[Module] = ()  # its linear layers as the host has them, where that has no table of its own for diffusers' names
     weigh: Callable[["Family"], Mapping[str, tuple[int, int]]] = lambda family: {}  # the shapes of its weights, where they are known
@@ -241,6 +276,10 @@ class Family:
     def sites(self, blocks: Iterable[str], *kinds: Kind) -> list[str]:
         """The canonical names of the sublayers of some kinds in blocks, in order."""
         return [f"{block}.{sub.name}" for block in blocks for sub in self.sublayers(block) if sub.kind in kinds]
+
+    def meeting(self, blocks: Iterable[str]) -> list[str]:
+        """The blocks in which the image reads the text, in order: without those that refine text and image apart."""
+        return [block for block in blocks if self.sites([block], "cross", "joint")]
 
     def text_sites(self, blocks: Iterable[str]) -> list[str]:
         """The canonical names of the layers of blocks that each read a text of their own: its cross-attention."""

@@ -7,7 +7,7 @@ Our names are those of diffusers, in which queries, keys and values are apart.
 from dataclasses import replace
 
 from . import clip, sd
-from .family import Blocks, Diffusers, Family, Host, Linear, LoraFiles, Sublayer, register
+from .family import Blocks, Diffusers, Family, Host, Linear, LoraFiles, Objective, Sublayer, TextReader, register
 from .module import Module, reader_of, thirds
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer(?!_blocks)", "(?:model_)?diffusion_model", "unet")
@@ -147,7 +147,9 @@ FLUX = register(
             folder="transformer",
             facts={"_class_name": "FluxTransformer2DModel"},
             texts={"clip_l": clip.SMALL},
+            reader=TextReader(states="text_encoder_2", tokenizer="tokenizer_2", least=256, pooled=("text_encoder", "tokenizer")),
         ),
+        objective=Objective(shift=0.0, guidance=1.0, painted=3.5, cfg=1.0),
         files=LoraFiles(
             kohya="transformer.",
             dotted=True,
@@ -171,6 +173,7 @@ CHROMA = register(
         modules=CHROMA_MODULES,
         host=Host(models=("Chroma",), others=("ChromaRadiance",)),
         diffusers=Diffusers(folder="transformer", facts={"_class_name": "ChromaTransformer2DModel"}),
+        objective=Objective(),
         files=replace(FLUX.files, read_layer=reader_of(CHROMA_MODULES), said=r"(?i)chroma", kin="flux1", modelspec="chroma/lora"),
         weigh=chroma_shapes,
     )

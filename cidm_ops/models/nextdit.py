@@ -7,7 +7,7 @@ the two models.
 
 from dataclasses import replace
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Role, Stream, Sublayer, register
+from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Role, Stream, Sublayer, TextReader, register
 from .module import Module, reader_of
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer", "(?:model_)?diffusion_model", "unet")
@@ -150,7 +150,7 @@ LUMINA = register(
         layerwise=False,
         abbreviations=(".attn",),
         host=Host(models=("Lumina2",), others=("ZImagePixelSpace",), text=TOGETHER),
-        diffusers=Diffusers(folder="transformer", facts={"_class_name": "Lumina2Transformer2DModel"}),
+        diffusers=Diffusers(folder="transformer", facts={"_class_name": "Lumina2Transformer2DModel"}, reader=TextReader(layer=-2)),
         files=LoraFiles(
             kohya="transformer.",
             dotted=True,
@@ -175,7 +175,10 @@ Z_IMAGE = register(
         modules=Z_MODULES,
         abbreviations=(".attention",),
         host=Host(models=("ZImage",), others=("ZImagePixelSpace",), text=replace(TOGETHER, pad="cap_pad_token", multiple=32)),
-        diffusers=Diffusers(folder="transformer", facts={"_class_name": "ZImageTransformer2DModel"}),
+        diffusers=Diffusers(
+            folder="transformer", facts={"_class_name": "ZImageTransformer2DModel"}, reader=TextReader(layer=-2, chat=True)
+        ),
+        objective=Objective(shift=2.0),
         files=replace(LUMINA.files, exported="", read_layer=reader_of(Z_MODULES), said=r"(?i)z[-_ ]?image", modelspec="z-image/lora"),
         weigh=z_shapes,
     )

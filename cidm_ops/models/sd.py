@@ -157,6 +157,8 @@ DOODLE = register(
             # Its class words get little of the attention, so residuals have to be large; docs/infusion.md.
             "infusion": {"accumulate": 1, "steps": 150, "lr": 0.3, "min_snr": 1.0},
             "disendiff": {"steps": 200, "batch": 4, "lr": 4e-3, "lr_tokens": 1e-2, "norm_stop": 2.0},
+            "clif": {"steps": 350, "batch": 4, "lr": 4e-3, "lr_tokens": 1e-2, "norm_stop": 2.0},
+            "contrast": {"lr": 1e-2, "norm_stop": 2.0},
         },
         layout_attention=r"^up_blocks\.[01]\.",
         layout_residual=r"^up_blocks\.0\.resnets\.0\.conv2$",

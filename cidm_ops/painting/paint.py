@@ -8,13 +8,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adapters import attach
-from ..backbone import Backbone
+from ..adapters import attach, attach_parts
+from ..backbone import Backbone, TransformerBackbone
 from ..bank.bank import Bank, check_base
 from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
-from ..tokens import Text
+from ..tokens import Text, read_plain
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
 from .config import PLACE, NoiseEstimation, ResidualConfig
 from .reference import refer_by, with_reference
@@ -75,7 +75,7 @@ class Photo:
 
 @torch.no_grad()
 def paint(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     bank: Bank,
     prompt: str,
     noise: Tensor,
@@ -118,7 +118,7 @@ def weave(
 
 @torch.no_grad()
 def paint_latents(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     composition: Composition,
     noise: Tensor,
     config: SamplingConfig,
@@ -129,6 +129,8 @@ def paint_latents(
     """The latents ``[B, 4, h, w]`` of a composed prompt. ``unwanted`` is the negative prompt as a bank reads it, else it is plain text. Of
     a ``photo`` only what its mask covers is painted over.
     """
+    if isinstance(backbone, TransformerBackbone):
+        return paint_joint(backbone, composition, noise, config, on_step, unwanted)
     texts = [encode(backbone, region.mix) for region in composition.regions]
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
     negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
@@ -168,6 +170,39 @@ def paint_latents(
             denoise=photo.denoise if photo else 1.0,
             on_step=on_step,
         )
+
+
+@torch.no_grad()
+def paint_joint(
+    backbone: TransformerBackbone,
+    composition: Composition,
+    noise: Tensor,
+    config: SamplingConfig,
+    on_step: Callable[[int, int], None],
+    unwanted: ParsedPrompt | None = None,
+) -> Tensor:
+    """The latents ``[B, C, h, w]`` of a composed prompt on a transformer, its concepts beside the layers.
+
+    Raises ``ValueError`` for what is painted on transformers in ComfyUI alone.
+    """
+    title = backbone.family.title
+    if composition.regions:
+        raise ValueError(f"regions on {title} are painted in ComfyUI, by Paint in Regions; here one prompt paints the whole picture")
+    if config.template or not composition.how.negative:
+        what = "weaving into a picture" if config.template else "sparing the negative text"
+        raise ValueError(f"{what} does not work on {title} here: leave it out")
+    if changed := [c.name for c in composition.whole.concepts if c.text_factors and composition.whole.strengths.get(c.name)]:
+        raise ValueError(f"<{changed[0]}> changes a text encoder of {title}, which this command does not do: paint it in ComfyUI")
+    wanted = read_plain(backbone, composition.whole.text).expand(len(noise))
+    negative = read_plain(backbone, unwanted.text if unwanted else config.negative).expand(len(noise))
+    factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
+    with attach_parts(backbone.modules, backbone.layers, factors):
+        return sample(backbone, wanted, negative, noise.to(backbone.device), steps=config.steps, guidance=config.guidance, on_step=on_step)
+
+
+def guidance_for(family: Family) -> float:
+    """Classifier-free guidance that suits a family."""
+    return SamplingConfig.guidance if family.layerwise else family.objective.cfg
 
 
 def predictor(backbone: Backbone, scene: Scene) -> Predict:

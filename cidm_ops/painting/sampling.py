@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
+from ..concept_text import plain
 from ..method.guidance import two_terms
 from ..tokens import Text, join
 
@@ -17,7 +18,7 @@ Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
 
 @torch.no_grad()
 def sample(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     text: Text,
     negative: Text,
     noise: Tensor,
@@ -53,10 +54,10 @@ def sample(
     x = hold(x, float(levels[0]))
     third, second = beside if beside and beside[1] else (None, 0.0)
     said, ratios = side_by_side(text, negative, third), schedule.ratios()
-    plain = None if before is None else side_by_side(before, negative, third)
+    earlier = None if before is None else side_by_side(before, negative, third)
     predict = predict or default_predict(backbone)
     for i, t in enumerate(timesteps):
-        texts = plain if plain is not None and float(ratios[int(t)]) > start else said
+        texts = earlier if earlier is not None and float(ratios[int(t)]) > start else said
         scaled = schedule.scale_input(x, levels[i])
         outputs: list[Tensor] = []
         for read, pooled in texts:
@@ -81,8 +82,10 @@ def side_by_side(text: Text, negative: Text, third: Text | None = None) -> list[
     return [(t.rows, t.pooled) for t in ([join(texts)] if together else texts)]
 
 
-def default_predict(backbone: Backbone) -> Predict:
+def default_predict(backbone: Backbone | TransformerBackbone) -> Predict:
     """Return the backbone's own prediction."""
+    if isinstance(backbone, TransformerBackbone):
+        return lambda x, t, text, pooled, chunks: backbone.predict(x, t, plain(text), pooled)
     return lambda x, t, text, pooled, chunks: backbone.predict(x, t, text, pooled)
 
 

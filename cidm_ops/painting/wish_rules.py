@@ -100,7 +100,7 @@ AFTER = re.compile(rf"(?:[\s,]+(?:{JOINS}|again|thanks|thank you))*[\s,.;:!?\"-]
 
 def by_rules(text: str, words: Words) -> Wish:
     """What an English sentence says."""
-    text = words.cleaned(text.translate(str.maketrans("’‘“”，。；！？、", "''\"\",.;!?,")))
+    text = words.cleaned(text.translate(str.maketrans("\u2019\u2018\u201c\u201d\uff0c\u3002\uff1b\uff01\uff1f\u3001", "''\"\",.;!?,")))
     text, negative, unstyled = _take_unwanted(text)
     text, identity = _take_identity(text)
     text, style = _take_style(_without_asking(text), words)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
 from .captions import Wording, mirror_caption
 from .dataset import Dataset
 
@@ -28,7 +28,7 @@ class Sample:
 class Batches:
     """The batches of a dataset whose ``captions`` have the concept's words in them."""
 
-    def __init__(self, backbone: Backbone, data: Dataset, captions: Sequence[str], wording: Wording, seed: str):
+    def __init__(self, backbone: Backbone | TransformerBackbone, data: Dataset, captions: Sequence[str], wording: Wording, seed: str):
         self.backbone, self.data, self.captions, self.wording, self.seed = backbone, data, list(captions), wording, seed
         self.latents: dict[tuple[int, bool], Tensor] = {}
 
@@ -42,6 +42,14 @@ class Batches:
         texts = [self.wording.say(caption, rng) for caption in said]
         samples = [Sample(*picture, text) for picture, text in zip(drawn, texts, strict=True)]
         return samples, torch.Generator().manual_seed(rng.getrandbits(63))
+
+    def texts(self) -> list[str]:
+        """Returns all texts that batches can say; none where the parts of captions change places, which makes too many."""
+        if self.wording.shuffle and any("," in caption for caption in self.captions):
+            return []
+        said = [*self.captions, *(map(mirror_caption, self.captions) if self.data.flip else ())]
+        worded = [template.replace("{}", caption) for caption in said for template in self.wording.templates]
+        return list(dict.fromkeys([*worded, *([""] if self.wording.dropout else [])]))
 
     def choose(self, number: int, size: int) -> list[int]:
         """Pictures of batch ``number``: passes over the data, each in an order of its own."""

@@ -18,7 +18,11 @@ def checkpoint_file(bank: Bank, name: str) -> Path:
 
 
 def save_run(trainer: Trainer, file: Path, task: str) -> None:
-    """Writes the state of a run; an earlier state stays until the new one is whole."""
+    """Writes the state of a run; an earlier state stays until the new one is whole. Of several processes, which have the same, the first
+    writes it.
+    """
+    if not trainer.task.processes.first:
+        return
     tensors, facts = trainer.state()
     data = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {"task": task, "facts": json.dumps(facts)})
     write_atomically(data, file)

@@ -21,7 +21,8 @@ MOST = 1_000_000  # pictures in one pass: its order is laid out
 class Dataset:
     """Pictures ``[3, H, W]`` in [0, 1] of any shape, a caption and perhaps a mask ``[1, H, W]`` for each, and how they are fitted.
 
-    ``repeats`` counts how often a picture comes up in one pass, ``warnings`` what was amiss where they were read. Raises ``ValueError``
+    ``repeats`` counts how often a picture comes up in one pass, ``warnings`` what was amiss where they were read, ``generated`` how many
+    of the pictures, the last ones, were made by a model. Raises ``ValueError``
     for no pictures, a wrong number of captions or a mask of another size. ``size`` 0 stands for the size of the base that learns from it.
     """
 
@@ -34,6 +35,7 @@ class Dataset:
     fit: str = "as_given"
     flip: bool = False
     warnings: Sequence[str] = ()
+    generated: int = 0
 
     def __post_init__(self) -> None:
         count = len(self.pictures)
@@ -147,3 +149,19 @@ def from_images(
     else:
         areas = [p[None, ..., 3].float().clone() if p.shape[-1] == 4 else None for p in flat]
     return Dataset(shown, list(captions) or [""] * len(shown), areas, **how)
+
+
+def grow(originals: Dataset, made: Dataset, which: Sequence[int]) -> Dataset:
+    """Returns the originals with some of the pictures that a model made behind them, each of which comes up once; the originals come up so
+    often that they are at least half of every pass. Without any they come up as ever.
+    """
+    often = max(1, -(-len(which) // sum(originals.repeats)))
+    return replace(
+        originals,
+        pictures=[*originals.pictures, *(made.pictures[i] for i in which)],
+        captions=[*originals.captions, *(made.captions[i] for i in which)],
+        masks=[*originals.masks, *(made.masks[i] for i in which)],
+        names=[*originals.names, *(made.names[i] for i in which)],
+        repeats=[times * often for times in originals.repeats] + [1] * len(which),
+        generated=len(which),
+    )

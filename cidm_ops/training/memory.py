@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
 from .config import TrainingConfig
 
 LARGE = 100e6  # parameters: below, casting costs more than bf16 saves (Doodle: 15 % more)
@@ -32,7 +32,7 @@ class MemoryPlan:
     scale: float = 1.0  # of the loss in the backward pass
 
     @classmethod
-    def of(cls, config: TrainingConfig, backbone: Backbone) -> "MemoryPlan":
+    def of(cls, config: TrainingConfig, backbone: Backbone | TransformerBackbone) -> "MemoryPlan":
         """Returns the plan that the settings ask for."""
         full = backbone.dtype == torch.float32
         large = sum(p.numel() for p in backbone.unet.parameters()) > LARGE

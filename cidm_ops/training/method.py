@@ -4,9 +4,10 @@ A new method is a ``MethodConfig``, a ``Learner``, a ``Method`` with both, and i
 them alike (memory, micro-batches, previews, cancel, resume) is in ``trainer``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..bank.concept import Concept
 from ..bank.header import LOW_RANK, check_name
+from ..models.family import Family
 from ..painting.sampling import Predict
 from ..tokens import Table, Text, concept_words, encode_layerwise, join, of_one_length
 from .batches import Sample, masks_of
 from .captions import TEMPLATES
 from .config import EXISTING, MethodConfig, TrainingConfig
 from .dataset import Dataset
-from .objective import Noised, error
+from .objective import Noised, draw_timesteps, error
+from .processes import ALONE, Processes
+from .spaces import Contrast
 
 KEPT_TEXTS = 512  # MB of encoded texts that a run keeps once they are constants
 
@@ -33,6 +37,10 @@ class Task:
     ``existing`` says what happens to another concept of that name: it is replaced in its place, the task is refused, or learning continues
     from what it knows. ``prior`` holds pictures of the plain class, and ``method`` stands in for the one that the settings belong to.
     ``others`` are the class words, by name, of further concepts that the same pictures show and that are learned together with it.
+    ``beside`` names concepts that are learned at the same time elsewhere, which this one is not kept apart from, even where the bank has
+    them already; ``processes`` share the work of every step.
+    ``contrast`` is what a method that compares pictures with words does it by. The ``assistant`` is a LoRA that acts beside a distilled
+    base while it is learned on, as if that were not distilled, and is then left off.
     Raises ``ValueError`` for a name that is none or there twice, for no class word and for an unknown ``existing``.
     """
 
@@ -43,6 +51,10 @@ class Task:
     prior: Dataset | None = None
     method: "Method | None" = None
     others: Mapping[str, str] = field(default_factory=dict)
+    beside: Sequence[str] = ()
+    processes: Processes = ALONE
+    contrast: Contrast | None = None
+    assistant: Concept | None = None
 
     def __post_init__(self) -> None:
         for name, class_word in ((self.name, self.class_word), *self.others.items()):
@@ -121,6 +133,9 @@ class Learner(nn.Module):
         """Takes what a concept knows already. Raises ``ValueError`` if it was learned in another way."""
         raise ValueError(f"concept {concept.name!r} cannot be learned further by this method: choose another name, or let it be replaced")
 
+    def look_at(self, data: Dataset) -> None:
+        """Takes from the pictures, before the first step, what it needs of them beside batches."""
+
     def groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(list(self.parameters()), self.task.config.method.lr)]
 
@@ -146,18 +161,27 @@ class Learner(nn.Module):
         """Encodes texts for every layer. Where nothing about texts is trained (any more), each is encoded by itself and kept."""
         if self.texts_learn:
             return encode_layerwise(self.backbone, texts, self.tables())
-        encoded = []
-        for text in texts:
-            known = self.kept_texts.pop(text, None)
-            if known is None:
-                with torch.no_grad():
-                    known = encode_layerwise(self.backbone, [text], self.tables())
-            self.kept_texts[text] = known  # the last one used goes last
-            encoded.append(known)
-            if sum(t.states.nbytes for t in self.kept_texts.values()) > KEPT_TEXTS * 2**20:
-                del self.kept_texts[next(iter(self.kept_texts))]
+        encoded = [self.keep_text(text, partial(encode_layerwise, self.backbone, [text], self.tables())) for text in texts]
         with torch.no_grad():
             return join(of_one_length(self.backbone, encoded))
+
+    def keep_text(self, text: str, encode: Callable[[], Text]) -> Text:
+        """Returns an encoded text that is kept; what was not used for longest goes where there are too many."""
+        known = self.kept_texts.pop(text, None)
+        if known is None:
+            with torch.no_grad():
+                known = encode()
+        self.kept_texts[text] = known  # the last one used goes last
+        if sum(t.states.nbytes for t in self.kept_texts.values()) > KEPT_TEXTS * 2**20:
+            del self.kept_texts[next(iter(self.kept_texts))]
+        return known
+
+    def read_all(self, texts: Sequence[str]) -> None:
+        """Acts before the first step of a run, with all texts that it will read, or none if they cannot be listed."""
+
+    def draw_timesteps(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws the timesteps ``[B]`` that latents ``clean [B, C, h, w]`` are noised to, on the CPU."""
+        return draw_timesteps(len(clean), self.backbone.schedule, generator)
 
     def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
         """Returns two sums over the batch: the loss that is told, and what is added to it. What has to be open in the backward pass too
@@ -180,12 +204,21 @@ class Learner(nn.Module):
     def after_step(self) -> None:
         """Acts after a step of the optimizer."""
 
+    def record(self) -> dict[str, Any]:
+        """Returns what the concept's file says of the run beside its settings."""
+        return {}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns tensors and facts that a resumed run needs beside parameters and optimizer."""
         return {}, {}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Takes back what ``state`` gave."""
+
+    @property
+    def preview_guidance(self) -> float:
+        """Classifier-free guidance of previews."""
+        return 5.0
 
     def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
         """Returns the prompt, in which ``<name>`` stands for a concept, and the empty text as the model reads them, and what stands in
@@ -205,7 +238,8 @@ class Method:
     """A way to learn concepts. ``name`` stands in files and on the command line, ``config`` is the class of its settings, ``learner`` that
     of what it trains, and ``defaults`` holds the settings of the loop in which it differs from ``TrainingConfig``.
 
-    ``continual`` says whether a concept depends on those that were learned before it, ``joint`` whether several can be learned together.
+    ``continual`` says whether a concept depends on those that were learned before it, ``joint`` whether several can be learned together,
+    ``contrasts`` whether pictures are compared with words, which needs the ``contrast`` of a task.
     ``states_all`` and ``stated`` belong to the methods of the first version (``record``).
     """
 
@@ -215,8 +249,16 @@ class Method:
     defaults: Mapping[str, Any] = {}
     continual = False
     joint = False
+    contrasts = False
     states_all = False
     stated: Mapping[str, Any] = {}
+
+    def check_family(self, family: Family) -> None:
+        """Raises ``ValueError`` for a family of models that the method cannot learn on."""
+        if not family.layerwise:
+            raise ValueError(
+                f"method {self.name!r} needs layers that each read a text, and all layers of {family.title} read one: take method 'lora'"
+            )
 
     def words(self, name: str, class_word: str) -> list[str]:
         """Returns the concept's words, which stand in captions in the place of the class word."""
@@ -240,9 +282,12 @@ class Method:
         """Returns what a person should know about learning from these pictures by this method."""
         return []
 
-    def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> Learner:
+    def make_learner(self, backbone: Any, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> Learner:
         """Returns what is trained, as it is before the first step. All that is random comes from ``generator``."""
         return self.learner(backbone, task, self.words_by_name(task))
+
+    def prepare(self, trainer: Any) -> None:
+        """Acts before the first step of a task, while what is to be learned is attached. A run that goes on has its effect in its state."""
 
     def finish(self, trainer: Any) -> None:
         """Acts after the last step of a task, while what was learned is still attached."""

@@ -1,5 +1,6 @@
 """The model's own training objective on noised latents."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +23,37 @@ class Noised:
         return Noised(self.x[which], self.t[which], self.target[which], self.weight[which])
 
 
-def add_noise(clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0) -> Noised:
-    """Draws timesteps and noise on the CPU, so that every device trains on the same.
+def draw_timesteps(count: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+    """Draws timesteps ``[count]`` evenly."""
+    return torch.randint(0, len(schedule.sigma), (count,), generator=generator)
+
+
+def draw_levels(count: int, density: str, shift: float, generator: torch.Generator) -> Tensor:
+    """Draws noise levels ``[count]`` of a flow, from 0 to 1: evenly or ("sigmoid") logit-normally, then shifted to ``shift u / (1 + (shift
+    - 1) u)`` (Esser et al. 2024, section 3.1 and equation 23).
+    """
+    u = torch.randn(count, generator=generator).sigmoid() if density == "sigmoid" else torch.rand(count, generator=generator)
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def shift_of_size(tokens: int) -> float:
+    """The shift that suits a picture of so many tokens, as Flux.1 is painted: ``exp(mu)``, mu rising from 0.5 at 256 to 1.15 at 4096."""
+    return math.exp(0.5 + 0.65 * (tokens - 256) / (4096 - 256))
+
+
+def nearest_timesteps(levels: Tensor, schedule: Schedule) -> Tensor:
+    """The trained timesteps ``[B]`` of a flow that are nearest to noise levels ``[B]``."""
+    return (levels[:, None] - schedule.sigma.cpu()).abs().argmin(1)
+
+
+def add_noise(
+    clean: Tensor, schedule: Schedule, generator: torch.Generator, noise_offset: float = 0.0, min_snr: float = 0.0, t: Tensor | None = None
+) -> Noised:
+    """Draws noise on the CPU, so that every device trains on the same, and timesteps unless they are given.
 
     ``min_snr`` is the gamma of Min-SNR weighting (Hang et al. 2023), 0 for none.
     """
-    t = torch.randint(0, len(schedule.sigma), (len(clean),), generator=generator)
+    t = draw_timesteps(len(clean), schedule, generator) if t is None else t
     noise = torch.randn(clean.shape, generator=generator) + noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
     t, noise = t.to(clean.device), noise.to(clean.device)
     weight = schedule.min_snr_weight(t.cpu(), min_snr).to(clean) if min_snr else torch.ones(len(clean), device=clean.device)

@@ -17,9 +17,9 @@ MARGIN = 1.35  # a cut-out's side, in sides of the box around its concept
 Masks = Mapping[str, Sequence[Tensor]]  # of every concept by name, [1, H, W] for each picture
 
 
-def parse_names(entries: Iterable[str], sign: str) -> dict[str, str]:
+def parse_names(entries: Iterable[str], sign: str, least: int = 2) -> dict[str, str]:
     """Returns class words by name of entries ``name<sign>class word``, empty ones left out. Raises ``ValueError`` for one that is not of
-    that form, for a name that is there twice, and for fewer than two.
+    that form, for a name that is there twice, and for fewer than ``least``.
     """
     found: dict[str, str] = {}
     for entry in filter(str.strip, entries):
@@ -29,7 +29,9 @@ def parse_names(entries: Iterable[str], sign: str) -> dict[str, str]:
         if name in found:
             raise ValueError(f"{name!r} is there twice: name every concept differently")
         found[name] = class_word
-    if len(found) < 2:
+    if len(found) < least:
+        if least == 1:
+            raise ValueError(f"no concept given: expected a name and what kind of thing it is, such as rex{sign}dog")
         raise ValueError(f"{len(found)} concept given: expected at least 2 that the picture shows, such as rex{sign}dog and tom{sign}cat")
     return found
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
 import frontend
 
+from cidm_ops.doodle.concepts import CONCEPTS, examples
+
 PACK = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
-RENDERERS = ("canvas", "nodes 2.0")
-BRINGS = ("CheckpointLoaderSimple",)  # what a template needs that does not ship
+BRINGS = ("CheckpointLoaderSimple", "CLIPVisionLoader")  # what a template needs that does not ship
 PATIENCE = 60_000  # ms, for two browsers beside each other on two cores
-CROWDED = ("10", "11", "15")  # in Nodes 2.0, where every line of a node's text pushes what is below, more than a screen when they have run
+CROWDED = ("05", "10", "11", "15")  # in Nodes 2.0, where lines of text push what is below, more than a screen when they have run
+DRAFT = "the Vue renderer of this front end is a first draft"
 LEGIBLE, LARGEST = 0.7, (1450, 880)  # zoom on a screen of 1440 x 900; units of the canvas
 
 pytestmark = pytest.mark.skipif(frontend.CHROMIUM is None, reason="browser tests need chromium")
@@ -29,6 +32,8 @@ PLACES = """() => app.graph._nodes.map(node => {
         box.height / scale];
 })"""
 OPEN = "() => app.extensionManager.command.execute('Comfy.BrowseTemplates')"
+SET = "([kind, name, value]) => { app.graph._nodes.find(n => n.type === kind).widgets.find(w => w.name === name).value = value }"
+PHOTOS = "() => app.graph._nodes.filter(n => n.type === 'LoadImage').forEach((node, i) => { node.widgets[0].value = `mine${i}.png` })"
 ALERTS = "() => [...document.querySelectorAll('.p-toast-message, [role=alert], [role=dialog]')].map(e => e.innerText).filter(Boolean)"
 
 
@@ -58,12 +63,14 @@ def overlaps(places):
     return found
 
 
-def choose(page, renderer):
-    """Switch to a renderer; skips where the front end has none of that name that is ready."""
-    ready = page.evaluate(frontend.RENDERER, renderer != "canvas")
-    if renderer != "canvas" and not ready:
+@contextmanager
+def drawn_by_vue(page):
+    """Draw with Nodes 2.0 meanwhile; gives whether this front end's are more than a first draft."""
+    ready = page.evaluate(frontend.RENDERER, True)
+    try:
+        yield ready
+    finally:
         page.evaluate(frontend.RENDERER, False)
-        pytest.skip("the Vue renderer of this front end is a first draft")
 
 
 def open_from_browser(page, server, name):
@@ -83,26 +90,44 @@ def open_from_browser(page, server, name):
     page.wait_for_timeout(1500)
 
 
-@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem[:2])
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_a_template_opens_legible_without_an_alert_or_overlap(screen, server, file, renderer):
-    choose(screen, renderer)
-    screen.said.clear()
-    open_from_browser(screen, server, file.stem)
-    kinds = kinds_of(file)
-    assert sorted(screen.evaluate("() => app.graph._nodes.map(node => node.type)")) == sorted(kinds)
-    assert "MarkdownNote" in kinds
-    places = screen.evaluate(PLACES)
-    assert screen.evaluate("() => app.canvas.ds.scale") >= LEGIBLE
+def hold_legible(page, kinds):
+    """Hold what is open to what a stranger must see: its nodes, large enough to read, side by side, within a screen."""
+    assert sorted(page.evaluate("() => app.graph._nodes.map(node => node.type)")) == sorted(kinds)
+    places = page.evaluate(PLACES)
+    assert page.evaluate("() => app.canvas.ds.scale") >= LEGIBLE
     assert overlaps(places) == []
     extent = [max(p[1 + d] + p[3 + d] for p in places) - min(p[1 + d] for p in places) for d in (0, 1)]
     assert all(side <= most for side, most in zip(extent, LARGEST, strict=True)), extent
+
+
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem[:2])
+def test_a_template_opens_legible_without_an_alert_or_overlap(screen, server, file):
+    """In the canvas, and then in Nodes 2.0, which are drawn in its place."""
+    screen.said.clear()
+    open_from_browser(screen, server, file.stem)
+    kinds = kinds_of(file)
+    assert "MarkdownNote" in kinds
+    hold_legible(screen, kinds)
+    with drawn_by_vue(screen) as ready:
+        if ready:
+            hold_legible(screen, kinds)
+    assert screen.evaluate(ALERTS) == [] and screen.said == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem[:2])
+def test_a_template_opens_legible_where_nodes_2_are_drawn_from_the_beginning(screen, server, file):
+    screen.said.clear()
+    with drawn_by_vue(screen) as ready:
+        if not ready:
+            pytest.skip(DRAFT)
+        open_from_browser(screen, server, file.stem)
+        hold_legible(screen, kinds_of(file))
     assert screen.evaluate(ALERTS) == [] and screen.said == []
 
 
 @pytest.mark.parametrize("file", [file for file in TEMPLATES if not set(BRINGS) & set(kinds_of(file))], ids=lambda file: file.stem[:2])
 def test_a_template_runs_to_pictures_without_an_alert_or_overlap(screen, file):
-    choose(screen, "canvas")
     screen.said.clear()
     assert frontend.load(screen, json.loads(file.read_text(encoding="utf-8"))) == []
     screen.evaluate("() => { for (const n of app.graph._nodes) for (const w of n.widgets || []) if (w.name === 'steps') w.value = 3 }")
@@ -111,7 +136,21 @@ def test_a_template_runs_to_pictures_without_an_alert_or_overlap(screen, file):
     screen.evaluate(frontend.FRAME)  # the front end fetches the pictures of nodes in view
     assert overlaps(screen.evaluate(PLACES)) == []
     assert {*saved} <= screen.evaluate(frontend.PICTURES).keys() and screen.evaluate(frontend.PICTURES)
-    if screen.evaluate(frontend.RENDERER, True) and file.stem[:2] not in CROWDED:
-        assert overlaps(screen.evaluate(PLACES)) == []
-    screen.evaluate(frontend.RENDERER, False)
+    with drawn_by_vue(screen) as ready:
+        if ready and file.stem[:2] not in CROWDED:
+            assert overlaps(screen.evaluate(PLACES)) == []
     assert screen.evaluate(ALERTS) == [] and screen.said == []
+
+
+def test_own_photos_take_one_field(screen, server):
+    """With a photo on each *Load Image* there is the class word to say, and a checkpoint to choose by who has one."""
+    for i, example in enumerate(examples(CONCEPTS["duck"], 4)):
+        Image.fromarray(example.picture).save(server.folder / "input" / f"mine{i}.png")
+    template = next(file for file in TEMPLATES if file.stem.startswith("05"))
+    assert frontend.load(screen, json.loads(template.read_text(encoding="utf-8"))) == []
+    screen.evaluate(PHOTOS)
+    screen.evaluate(SET, ["CIDMTrainConcept", "steps", 3])  # not to wait
+    screen.evaluate(SET, ["CIDMTrainConcept", "class_word", "duck"])
+    assert screen.evaluate(frontend.RUN) == ""
+    screen.evaluate(frontend.FRAME)
+    assert [128] in screen.evaluate(frontend.PICTURES).values()

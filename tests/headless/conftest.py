@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from tiny_transformers import write
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from cidm_ops.bank.bank import Bank
@@ -97,3 +98,16 @@ def adapters() -> None:
             model.add_adapter(peft.LoraConfig(r=1, target_modules=[layer]))
         except (ImportError, ValueError) as refusal:
             pytest.skip(f"{library} {version(library)} refuses peft {peft.__version__}: {refusal}")
+
+
+def joint_folder(name: str):
+    """A fixture of a tiny transformer of a family."""
+
+    @pytest.fixture(scope="session", name=f"tiny_{name}")
+    def folder(tmp_path_factory) -> Path:
+        return write(name, tmp_path_factory.mktemp(f"tiny-{name}"))
+
+    return folder
+
+
+tiny_flux1, tiny_chroma, tiny_lumina2, tiny_zimage = map(joint_folder, ("flux1", "chroma", "lumina2", "zimage"))

@@ -35,9 +35,11 @@ spec.loader.exec_module(pack)
 
 from pack.cidm_ops.adapters import linears  # noqa: E402
 from pack.cidm_ops.bank.bank import Bank  # noqa: E402
+from pack.cidm_ops.bank.concept_file import load_concept  # noqa: E402
 from pack.cidm_ops.bank.names import canonical  # noqa: E402
 from pack.cidm_ops.concept_text import ConceptText  # noqa: E402
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
+from pack.cidm_ops.doodle.files import TEN  # noqa: E402
 from pack.cidm_ops.lowrank import LowRank  # noqa: E402
 from pack.cidm_ops.models.sd import DOODLE, SD1, SDXL  # noqa: E402
 from pack.cidm_ops.painting.compose import mix  # noqa: E402
@@ -243,6 +245,32 @@ def the_stopped_run_goes_on_bit_for_bit():
     for n, f in factors[0].items():
         equal(factors[1][n].up, f.up)
         equal(factors[1][n].down, f.down)
+
+
+def the_words_that_begin_near_go_on_bit_for_bit():
+    """Doodle's dog is in the bank; pictures of it are learned again under another name, stopped, and gone on with."""
+    found = []
+    for stop in (0, 2):
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+            backbone, bank = host.ComfyBackbone(*doodle()), Bank(folder).add(load_concept(TEN / "dog.safetensors"))
+            task = Task(name="rex", class_word="dog", config=configure("cidm", start="nearest", steps=4, lr=4e-3, norm_stop=2.0))
+
+            def cancel(run, at=stop):
+                if run.step == at:
+                    raise KeyboardInterrupt
+
+            try:
+                learn_into(bank, backbone, data_of("dog"), task, on_step=cancel)
+            except KeyboardInterrupt:
+                assert Bank(folder).names == ["dog"]
+            concept = learn_into(Bank(folder), backbone, data_of("dog"), task).concept
+            assert concept.training["began_as"] == "dog", "its words know these pictures"
+            found.append(concept)
+    assert found[0].training["losses"] == found[1].training["losses"]
+    for encoder, rows in found[0].tokens.items():
+        equal(found[1].tokens[encoder], rows)
+    for n, f in found[0].factors.items():
+        equal(found[1].factors[n].up, f.up)
 
 
 def the_half_precision_base_learns_too():

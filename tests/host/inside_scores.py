@@ -12,15 +12,21 @@ from pack import cidm_ops
 from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
 from pack.cidm_ops.measure.divergence import divergence
 from pack.cidm_ops.measure.scores import embed
+from pack.cidm_ops.measure.sifting import grow_sifted
+from pack.cidm_ops.training.dataset import Dataset
 from pack.nodes import encoders, fisher, native
+from subjects import call
 
 cidm_ops.__path__.append(str(Path(__file__).resolve().parents[2] / "cidm_ops"))  # the engines that are compared with do not ship
 
 from pack.cidm_ops.engines.doodle import DoodleReader, DoodleTower  # noqa: E402
 
+SIFTED = {"clip_vision": native.vision(), "features": "image_embeds", "per_original": 2, "slack": 0.05, "least": 0.0}
 
-def drawn(name, count=3):
-    return torch.stack([torch.from_numpy(e.picture.copy()).permute(2, 0, 1).float() / 127.5 - 1 for e in examples(CONCEPTS[name], count)])
+
+def drawn(name, count=3, seed=0):
+    shown = examples(CONCEPTS[name], count, seed)
+    return torch.stack([torch.from_numpy(e.picture.copy()).permute(2, 0, 1).float() / 127.5 - 1 for e in shown])
 
 
 def the_hosts_tower_sees_what_ours_sees():
@@ -104,3 +110,36 @@ def the_probe_asks_the_model_what_a_sampler_asks():
         model, noise, 1.0, sampler, steps, asked, asked, latents, callback=lambda i, x0, x, n: kept.append(x0.cpu()), seed=0
     )
     near(own[1], kept[0])
+
+
+def the_sifted_pictures_are_what_the_command_line_keeps():
+    """With the host's tower as with ours: the same verdicts, likenesses and data set; another individual is left out."""
+    own, made, other = drawn("dog"), drawn("dog", 2, seed=2), drawn("dog2", 2, seed=2)
+    originals = Dataset(list(own / 2 + 0.5), ["a dog"] * 3)
+    images = torch.cat([made, other]).movedim(1, -1) / 2 + 0.5
+    dataset, sheet = call("CIDMSiftPictures", dataset=originals, images=images, **SIFTED)
+    assert len(dataset) == 5 and dataset.generated == 2 and list(dataset.repeats) == [1] * 5 and sheet.shape[-1] == 3
+    assert list(dataset.names[3:]) == ["generated 1", "generated 2"] and dataset.captions[3:] == ["", ""]
+    pictures = Dataset(list(images.movedim(-1, 1)), [""] * 4)
+    grown, sifted = grow_sifted(DoodleTower(), originals, pictures)
+    assert sifted.kept == [0, 1] and all(torch.equal(a, b) for a, b in zip(dataset.pictures, grown.pictures, strict=True))
+    _, seen = grow_sifted(encoders.image_encoder(native.vision(), "image_embeds"), originals, pictures)
+    near(seen.likeness, sifted.likeness)
+    said = call(
+        "CIDMSiftPictures", dataset=originals, images=images, **SIFTED | {"captions": "a dog\na dog at night\n\n", "per_original": 1}
+    )
+    assert said[0].captions[3:] == ["a dog", "a dog at night"]
+
+
+def the_sifting_that_cannot_be_is_refused():
+    own = drawn("dog", 2)
+    grown = Dataset(list(own / 2 + 0.5), [""] * 2, generated=1)
+    images = own.movedim(1, -1) / 2 + 0.5
+    for inputs, error in (({"dataset": grown}, "1 of the originals were made by a model"), ({"captions": "a\nb\nc"}, "3 captions for 2")):
+        given = {"dataset": Dataset(list(own / 2 + 0.5), [""] * 2), "images": images, **SIFTED}
+        try:
+            call("CIDMSiftPictures", **given | inputs)
+        except ValueError as found:
+            assert error in str(found), found
+        else:
+            raise AssertionError(error)

@@ -320,11 +320,11 @@ def the_rest_is_refused_by_name():
         late, placed = (call("CIDMAggregationSettings", **how) for how in ({"start_percent": 0.1}, {"reach": "where it stands"}))
         refused("a late start does not work on Flux.1 yet", "CIDMPaint", **given, prompt="a <rex>", settings=late)
         refused("'where it stands' does not work on Flux.1 yet", "CIDMPaint", **given, prompt="a <rex>", settings=placed)
-        refused("this model is Flux.1, which takes concepts by Paint with Concepts", "CIDMInfusion", **given, text="a <rex>")
+        refused("this model is Flux.1, which learns concepts by Train Concept", "CIDMInfusion", **given, text="a <rex>")
         text, latent, sigmas = [[torch.zeros(1, 4, TEXT), {}]], {"samples": torch.ones(1, 16, 8, 8)}, torch.tensor([0.9, 0])
         picture = {"conditioning": text, "latent": latent, "sigmas": sigmas}
-        refused("Flux.1, which takes concepts by Paint with Concepts", "CIDMInvertPicture", model=model_of("Flux"), **picture)
-        refused("training, weaving, Infusion", "CIDMWeave", **given, trajectory=None, text="snow")
+        refused("Flux.1, which learns concepts by Train Concept", "CIDMInvertPicture", model=model_of("Flux"), **picture)
+        refused("weaving, Infusion and views of a prompt do not work", "CIDMWeave", **given, trajectory=None, text="snow")
         refused("this model is chroma-2+2x64", "CIDMAggregate", **given | {"model": model_of("Chroma")}, text="a <rex>")
         refused("learned on flux1-2+2x64", "CIDMAggregate", **given | dict(zip(("model", "clip"), doodle(), strict=False)), text="a <rex>")
 

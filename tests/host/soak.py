@@ -37,15 +37,17 @@ SETTLED = 50  # prompts after which memory should stay
 
 @dataclass
 class Soak:
-    """The figures of a soak. ``growth`` is that of resident memory after the first prompts as a part of it, ``None`` after too few;
-    ``left`` counts what stayed on models when the host had let everything go; ``again`` says whether the first pictures came again bit for
-    bit.
+    """The figures of a soak. ``megabytes`` are those of resident memory after each prompt, ``kept`` those of them that the pack keeps on
+    purpose, which have a bound of their own; ``growth`` is that of the others after the first prompts as a part of them, ``None`` after too
+    few. ``left`` counts what stayed on models when the host had let everything go; ``again`` says whether the first pictures came again
+    bit for bit.
     """
 
     prompts: int
     ended: dict[str, int] = field(default_factory=dict)
     growth: float | None = None
     megabytes: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
     again: bool = False
     errors: list[str] = field(default_factory=list)
@@ -141,15 +143,18 @@ def soak(server: Server, prompts: int, seed: int = 0) -> Soak:
     before = [run(server, prompt)[2] for prompt in first]
     ended: Counter[str] = Counter()
     memory: list[int] = []
+    kept: list[int] = []
     for prompt, cancelled in queued(prompts, draw):
         how, error, _ = run(server, prompt, cancelled, draw.uniform(0.2, 3))
         ended[how] += 1
         found.errors += [error] if error else []
-        memory.append(server.get("/left_over")["resident"])
+        left = server.get("/left_over")
+        memory.append(left["resident"])
+        kept.append(left["kept"])
     found.left = let_go(server)
     found.again = before == [run(server, prompt)[2] for prompt in first]
-    found.ended, found.megabytes = dict(ended), [m >> 20 for m in memory]
-    found.growth = growth(memory)
+    found.ended, found.megabytes, found.kept = dict(ended), [m >> 20 for m in memory], [k >> 20 for k in kept]
+    found.growth = growth([m - k for m, k in zip(memory, kept, strict=True)])
     return found
 
 

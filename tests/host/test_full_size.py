@@ -38,7 +38,7 @@ def learning(server, file, name, **settings):
     if not pictures.exists():
         photos(pictures, [f"a {name} on the grass"])
     return {
-        "1": node("CheckpointLoaderSimple", ckpt_name=file.name),
+        "1": node("CIDMLoadBase", base=file.name),
         "2": node("CIDMOpenBank", name=f"full-{settings['groups']}"),
         "3": node("CIDMLoadConceptImages", folder=pictures.name, size=256),
         "4": node(

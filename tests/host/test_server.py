@@ -21,15 +21,17 @@ ONCE = ("learn_two_doodle_concepts", "learn_from_photos_sd15", "import_a_lora", 
 WORKFLOWS = [*sorted((PACK / "workflows" / "api").glob("*.json")), *(SAVED / f"{name}.json" for name in ONCE)]
 NODES = [
     "Aggregate", "AggregateBatch", "AggregationSettings", "BankTable", "CompressBank", "ConceptCard", "ConceptReferences",
+    "ContrastWords",
     "DatasetFromFolder", "DatasetFromImages", "Diversity", "DoodleBank", "DoodleConcept", "DoodleModel", "DoodleTowers", "EditPlace",
     "EncodePrompt", "ExpandBank", "ExportConcept", "FindRegions", "FisherDivergence", "Forgetting", "ImageAlignment", "ImportConcept",
-    "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap", "Paint",
-    "PaintRegions", "PickBest", "Presence", "PreviewDataset", "PutBack", "ReadWish", "ReferenceAttention", "References",
+    "Infusion", "InspectFile", "InvertPicture", "KeepPictures", "LoadBase", "LoadConceptImages", "ManageBank", "OpenBank", "OverlapMap",
+    "Paint", "PaintRegions", "PickBest", "Presence", "PreviewDataset", "PutBack", "ReadWish", "ReferenceAttention", "References",
     "ReferencesFromFolder", "Region", "RegionBoxes", "RegionGrid", "RegionGuider", "RegionNoise", "RegionPreview", "RoutingPreview",
-    "RoutingTable", "ScoreReport", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings", "TwoTermGuider",
-    "Wasserstein", "Weave",
+    "RoutingTable", "ScoreReport", "SiftPictures", "TextAlignment", "TrainConcept", "TrainInfusion", "TrainTogether", "TrainingSettings",
+    "TwoTermGuider", "Wasserstein", "Weave",
 ]  # fmt: skip
 
+STEPPED = ("CIDMContrastWords", "CIDMFisherDivergence", "CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler")
 ATTENTION = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_{}"
 
 SETTINGS = {
@@ -42,6 +44,14 @@ SETTINGS = {
 
 def node(class_type, **inputs):
     return {"class_type": class_type, "inputs": inputs}
+
+
+# What ships, in place of what loads a file of the user: with the same outputs.
+SHIPPED = {
+    "CheckpointLoaderSimple": node("CIDMDoodleModel"),
+    "CIDMLoadBase": node("CIDMLoadBase", base="Doodle (comes with CIDM)"),
+    "CLIPVisionLoader": node("CIDMDoodleTowers"),
+}
 
 
 def learn(bank, steps=2, name="dog", class_word="dog", images=("3", 0), captions=("3", 1), seed=0):
@@ -170,13 +180,11 @@ def brought(server, text):
     prompt = json.loads(text)
     for step in prompt.values():
         given, kind = step["inputs"], step["class_type"]
-        if kind == "CheckpointLoaderSimple":  # the same three outputs
-            step.update(node("CIDMDoodleModel"))
-        elif kind == "CLIPVisionLoader":
-            step.update(node("CIDMDoodleTowers"))
+        if kind in SHIPPED:
+            step.update(SHIPPED[kind])
         elif kind == "CIDMOpenBank" and given["name"] == "my_concepts":
             step.update(node("CIDMDoodleBank", name="my_concepts"))
-        elif kind in ("CIDMTrainConcept", "CIDMTrainInfusion", "CIDMTrainTogether", "KSampler", "CIDMFisherDivergence"):
+        elif kind in STEPPED:
             given["steps"] = 3
         elif kind == "CIDMLoadConceptImages":
             given["size"] = 128
@@ -184,7 +192,7 @@ def brought(server, text):
             given["image"] = "one_by_one/photo0.jpg"
         elif kind == "CIDMImportConcept":
             community_lora(server, given["file"])
-        elif kind == "EmptyLatentImage":
+        elif kind == "EmptyLatentImage" and isinstance(given["width"], int):  # else the base gives it
             given |= {"width": 128, "height": 128}
     return prompt
 

@@ -8,7 +8,10 @@ from safetensors.torch import load_file
 
 from cidm_ops.adapters import attach
 from cidm_ops.bank.bank import Bank
+from cidm_ops.doodle.concepts import CONCEPTS, examples
 from cidm_ops.engines.diffusers import load
+from cidm_ops.evaluation.contrast import contrast_by, rendered_common
+from cidm_ops.evaluation.doodle import pictured
 from cidm_ops.method.boxes import read_region
 from cidm_ops.method.regions import RegionMask
 from cidm_ops.painting.compose import Composition, ConceptMix, ParsedPrompt, compose, compose_regions, encode, mix
@@ -18,6 +21,10 @@ from cidm_ops.painting.reference import reference_of
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scene import Scene
 from cidm_ops.painting.weaving import invert_picture, noise_of, template_of
+from cidm_ops.training.canvases import Lesson
+from cidm_ops.training.contrasting import ContrastConfig, contrast
+from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.spaces import CaptionSide, Contrast
 
 
 def test_the_latents_agree(results, inside):
@@ -84,3 +91,20 @@ def test_the_latents_of_a_picture_that_follows_another_agree(results, inside):
     difference = float((latents - host["painted"]).abs().max())
     print(f"largest difference in the latent: {difference:.2e}")
     assert difference < 1e-4
+
+
+def test_the_words_are_contrasted_alike(results, inside):
+    assert not results["the_contrast_of_both_engines_is_the_same"]
+    backbone, host = load("doodle"), load_file(inside / "contrast.safetensors")
+    by = Contrast((contrast_by(backbone).spaces[0],), rendered_common(4))
+    lessons = [Lesson(name, "dog", first_pictures(name)) for name in ("dog", "dog2")]
+    done = contrast(backbone, by, lessons, [], ContrastConfig(steps=3, batch=8, canvases=12, lr=1e-2, norm_stop=0))
+    side = CaptionSide(backbone, by.spaces[0])(["a photo of a red dog on the left", "a cat"], {})
+    assert float((side - host["texts"]).abs().max()) < 1e-5
+    assert float((torch.tensor(done.losses) - host["losses"]).abs().max()) < 1e-3
+
+
+def first_pictures(name):
+    shown = examples(CONCEPTS[name], 3)
+    masks = [torch.from_numpy(e.mask)[None].float() / 255 for e in shown]
+    return Dataset(list(pictured(shown) / 2 + 0.5), [e.caption for e in shown], masks)

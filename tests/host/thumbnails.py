@@ -18,7 +18,7 @@ from comfy_server import Server  # noqa: E402
 from hosts import host  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from test_server import node  # noqa: E402
+from test_server import SHIPPED, node  # noqa: E402
 
 from cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 
@@ -36,16 +36,14 @@ def draw_photos(folder: Path, concept: str) -> None:
 def bring(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
     """Put Doodle and its drawings where a template waits for what its user has."""
     kinds = {step["class_type"] for step in prompt.values()}
-    if "CheckpointLoaderSimple" not in kinds:
+    if not {"CheckpointLoaderSimple", "CIDMLoadBase"} & kinds:
         return prompt
     learns = "CIDMTrainConcept" in kinds
     loaded = iter(range(4))
     for step in prompt.values():
         given, kind = step["inputs"], step["class_type"]
-        if kind == "CheckpointLoaderSimple":
-            step.update(node("CIDMDoodleModel"))
-        elif kind == "CLIPVisionLoader":
-            step.update(node("CIDMDoodleTowers"))
+        if kind in SHIPPED:
+            step.update(SHIPPED[kind])
         elif kind == "CIDMOpenBank" and given["name"] == "my_concepts":
             step.update(node("CIDMDoodleBank", name="my_concepts"))
         elif kind == "LoadImage":
@@ -56,7 +54,8 @@ def bring(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
             save_file(load_file(PACK / "cidm_ops" / "doodle" / "ten" / "duck.safetensors"), place)  # without what makes it a concept
             given |= {"triggers": "my duck", "class_word": "duck"}
         elif kind == "EmptyLatentImage":
-            given |= {"width": 256, "height": 128} if not learns and "CIDMRegionBoxes" in kinds else SMALL
+            if isinstance(given["width"], int):  # else the base gives it
+                given |= {"width": 256, "height": 128} if not learns and "CIDMRegionBoxes" in kinds else SMALL
             given["batch_size"] = 4
         elif kind == "KSampler":
             given["cfg"] = 2.5
@@ -94,7 +93,7 @@ def main(checkout: str, *names: str) -> None:
                     continue
                 prompt = bring(server, json.loads(file.read_text(encoding="utf-8")))
                 outputs = server.run(prompt, 3600)
-                kinds = ("SaveImage", "CIDMBankTable", "CIDMPresence", "CIDMWasserstein", "CIDMDiversity")
+                kinds = ("SaveImage", "PreviewImage", "CIDMBankTable", "CIDMPresence", "CIDMWasserstein", "CIDMDiversity")
                 shown = next(outputs[key] for kind in kinds for key in sorted(prompt) if prompt[key]["class_type"] == kind)
                 pictures = []
                 for image in shown["images"]:

@@ -11,7 +11,7 @@ import torch
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
-from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.diffusers import load_any
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.regions import RegionMask
 from cidm_ops.painting.compose import AggregationConfig, compose_regions
@@ -20,7 +20,8 @@ from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_n
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.config import TrainingConfig
 from cidm_ops.training.dataset import Dataset
-from cidm_ops.training.methods import configure
+from cidm_ops.training.methods import METHODS, configure
+from cidm_ops.training.spaces import Contrast, Space
 from cidm_ops.training.task import Learned, Task, learn_into
 from cidm_ops.training.trainer import Trainer
 
@@ -31,6 +32,7 @@ MODELS = [
     ("tiny_sdxl", torch.float32),
     ("tiny_sdxl", torch.bfloat16),
 ]
+TRANSFORMERS = [(f"tiny_{name}", torch.float32) for name in ("flux1", "chroma", "lumina2", "zimage")] + [("tiny_flux1", torch.bfloat16)]
 IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in MODELS]
 STEPS, STOP = 4, 2
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest value of latents
@@ -53,7 +55,7 @@ class Case:
     @classmethod
     def make(cls, method: str, model: tuple[str, torch.dtype], request: pytest.FixtureRequest) -> "Case":
         name, dtype = model
-        backbone = load(name if name == "doodle" else request.getfixturevalue(name), dtype=dtype)
+        backbone = load_any(name if name == "doodle" else request.getfixturevalue(name), dtype=dtype)
         folder = request.getfixturevalue("tmp_path_factory").mktemp(f"{method}-{name}")
         return cls(method, backbone, folder, learn_into(Bank(folder / "whole"), backbone, pictures(), task(method)))
 
@@ -82,18 +84,43 @@ class Case:
 
     def predict(self) -> torch.Tensor:
         """What the model answers to a plain text."""
-        text = Trainer(self.backbone, pictures(), task(self.method)).learner.encode(["a cat"])
+        learner = Trainer(self.backbone, pictures(), task(self.method)).learner
         x = unit_noise(self.backbone.family, 3, 1, 64, 64)
         with torch.no_grad():
-            return self.backbone.predict(x, torch.tensor([500]), text.context, text.pooled)
+            return learner.answer(x, torch.tensor([500]), ["a cat"])
+
+    @property
+    def joint(self) -> bool:
+        """Whether all layers of the model read one text."""
+        return not self.backbone.family.layerwise
+
+    @property
+    def modules(self) -> Mapping[str, Any]:
+        """The layers by name."""
+        return self.backbone.modules if self.joint else self.backbone.layers
 
 
 def config_of(method: str) -> TrainingConfig:
-    return configure(method, steps=STEPS, batch=2, accumulate=1, lr=0.05, seed=3)
+    how = {"rank": 2} if method == "lora" else {}  # the small models have narrow layers
+    return configure(method, steps=STEPS, batch=2, accumulate=1, lr=0.05, seed=3, **how)
 
 
 def task(method: str, **how: Any) -> Task:
+    if METHODS[method].contrasts:
+        how.setdefault("contrast", Contrast((random_space(),)))
     return Task(name="rex", class_word="dog", config=how.pop("config", config_of(method)), **how)
+
+
+def random_space() -> Space:
+    """Returns a space of 8 dimensions that random maps lead to: from the colours of a picture, and from the ends of texts of any width."""
+
+    def drawn(rows: torch.Tensor, seed: int) -> torch.Tensor:
+        return rows.float() @ torch.randn(rows.shape[-1], 8, generator=torch.Generator().manual_seed(seed))
+
+    def see(pictures: torch.Tensor) -> torch.Tensor:
+        return drawn(torch.nn.functional.adaptive_avg_pool2d(pictures, 4).flatten(1), 1)
+
+    return Space("", see, lambda ends: drawn(ends, 2), scale=20.0, side=32, about="random")
 
 
 def pictures() -> Dataset:
@@ -160,7 +187,7 @@ class Statements:
     def test_one_concept_is_what_a_lora_loader_merges_into_the_weights(self, case):
         concept = case.learned.concept
         words = case.bank_of("words", replace(concept, factors={}))
-        with merged(case.backbone.layers, concept.factors):
+        with merged(case.modules, concept.factors):
             want = case.latents(words, "a <rex> on the beach")
         case.near(case.known("a <rex> on the beach"), want)
 
@@ -172,6 +199,10 @@ class Statements:
     def test_no_regions_are_the_prompt_alone_and_one_has_its_place(self, case):
         bank, concept, other = case.learned.bank, "a <rex> on the beach", "a cat"
         nothing, half = torch.zeros(8, 8), torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], 1)
+        if case.joint:
+            with pytest.raises(ValueError, match="painted in ComfyUI"):
+                case.latents(bank, other, (concept, RegionMask(half)))
+            return
         case.near(case.latents(bank, concept, (other, RegionMask(nothing))), case.known(concept))
         case.near(case.latents(bank, concept, (concept, RegionMask(half))), case.known(concept))
         painted = case.latents(bank, other, (concept, RegionMask(half)))

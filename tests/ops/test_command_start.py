@@ -48,7 +48,7 @@ def test_help_loads_nothing_that_computes():
     assert ["generate"] in commands and ["bank", "list"] in commands
     for argv, code, printed, loaded in run_in_turn([[*command, "--help"] for command in commands]):
         assert code == 0 and printed, argv
-        assert not loaded & {"torch", "numpy", "PIL", "scipy", "diffusers", "transformers", "filelock", "tqdm"}, argv
+        assert not loaded & {"torch", "numpy", "PIL", "scipy", "diffusers", "transformers", "filelock", "tqdm", "ray", "fsspec"}, argv
 
 
 @pytest.mark.parametrize("indexed", [False, True])

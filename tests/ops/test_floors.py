@@ -14,6 +14,7 @@ FLOORS = {
     "cli": 7,
     "notebook": 7,
     "benchmarks": 6,
+    "cluster": 6,
     "doodle.training": 6,
     "evaluation": 6,
     "measure": 5,
@@ -130,6 +131,13 @@ def test_the_method_knows_no_host(file):
         top = module.split(".")[0]
         assert top not in HOST, f"imports {module}"
         assert headless or top not in HEADLESS, f"imports {module}: diffusers and its kind belong to engines/"
+
+
+@pytest.mark.parametrize("file", OPS + FACE, ids=name_of)
+def test_only_the_cluster_knows_its_engines(file):
+    """So that no node, and no command of one machine, loads them."""
+    tops = {module.split(".")[0] for module in imports(file)} & {"fsspec", "ray"}
+    assert not tops or room(module_of(file)) == "cluster", f"imports {', '.join(tops)}"
 
 
 PUBLISHED = {PACK / name for name in files_to_publish(PACK, uncommitted=True)}

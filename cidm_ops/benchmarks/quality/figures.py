@@ -88,6 +88,8 @@ def figures(rows: Mapping[str, Row], ours: str = "cidm", upper: str = "alone", l
         for name, row in rows.items():
             if name not in (ours, upper, lower, "drawn"):
                 put(found, f"{ours}_ia_less_{name}", apart(rows[ours].ia, row.ia))
+                if f"{name}_ta" in found and f"{ours}_ta" in found:
+                    put(found, f"{ours}_ta_less_{name}", apart(rows[ours].ta, row.ta))
                 margins = _margins(rows[ours].curve, row.curve)
                 found[f"{ours}_ahead_of_{name}_at_equal_ta"] = margins.get(1.0)
                 found[f"{ours}_least_ahead_of_{name}_on_its_curve"] = min(margins.values(), default=None)

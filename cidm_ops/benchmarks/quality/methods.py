@@ -14,6 +14,7 @@ from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
 from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
+from ...training.methods.cidm import NEAREST
 from .suite import Suite
 
 # What the baselines' terms weigh, set by their size; docs/benchmark.md has what others do.
@@ -56,6 +57,7 @@ TRAININGS = {
     "words_and_end": Training({}, things={"reach": WORDS_AND_END}),
     "dependence": Training({"dependence": 0.3}),
     "obedient": Training({"dependence": 0.3}, things={"reach": WORDS_AND_END}),
+    "nearest": Training({"start": NEAREST}),
     "infusion": Training({}, infusion=True),
 }
 MERGES = ("drawn", "plain", *MODES, "uniform", "sum", "last", "composite", "infusion")
@@ -119,6 +121,7 @@ ABLATIONS = {
     "learned_at_words_and_end": Method("things learned and painted at words and end, exact routing", "words_and_end", "exact", (), BY_KIND),
     "dependence_exact": Method("with the dependence term, exact routing", "dependence", "exact", (), BY_KIND),
     "obedient_exact": Method("things learned at words and end with the dependence term, exact routing", "obedient", "exact", (), BY_KIND),
+    "nearest_exact": Method("words that begin as those of the nearest concept, exact routing", "nearest", "exact", (), BY_KIND),
     "late_start": Method("the base in plain words until 0.08 of the sampling", "corrected", "exact", (), BY_KIND, 0.08),
     "where_it_stands": Method("in the place where the concept stands, things", "corrected", "exact", (), PLACE),
     "one_row_exact": Method("one row per word for all layers, exact routing", "one_row", "exact", (), BY_KIND),

@@ -6,11 +6,11 @@ there is not made again, so a benchmark that was stopped goes on.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -42,6 +42,15 @@ ONCE = (*MODELESS, "composite")  # scored after the last task only
 log = logging.getLogger("cidm.bench")
 # "ia" and, with a text side, "ta", one for every picture, prompts in turn; with a judge "parts", of flat pictures alone
 Scores = dict[str, list[float]]
+
+
+class Asked(NamedTuple):
+    """One score of a benchmark: every concept by the method of that ``name``, at a strength, right after its own task or after the last."""
+
+    name: str
+    seed: int
+    strength: float = 1.0
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class Bench:
         for key, value in now.items():
             if before.get(key, value) != value:
                 raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
-        write_atomically(json.dumps(before | now, indent=1).encode(), file)
+        write_atomically(json.dumps(now | before | now, indent=1).encode(), file)  # in the same order each time
 
     def learn(self, training: str, seed: int) -> Mapping[str, Concept]:
         """Learn the concepts of a sequence in order where they are not there yet, and return them by name."""
@@ -89,7 +98,8 @@ class Bench:
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
             config, method = suite.config_of(lesson, way.config(suite, lesson.kind), seed), way.method and way.method(folder)
-            task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method)
+            beside = self.beside(training, lesson)
+            task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method, beside=beside)
             new = lesson.name not in bank.names
             bank, _, losses, warnings = learn_into(bank, suite.backbone, lesson.data(way.infusion), task)
             if new:
@@ -97,6 +107,10 @@ class Bench:
                     log.warning("%s", one_line(warning))
                 log.info("%s, seed %d: learned %s, loss %.4f", training, seed, lesson.name, sum(losses[-50:]) / len(losses[-50:]))
         return {lesson.name: bank.get(lesson.name) for lesson in suite.lessons}
+
+    def beside(self, training: str, lesson: BenchmarkTask) -> Sequence[str]:
+        """Return the names of concepts that a lesson is not kept apart from: none in the protocol of the paper."""
+        return ()
 
     def scores(self, name: str, method: Method, seed: int, strength: float = 1.0, first: bool = False) -> dict[str, Scores]:
         """Score each concept after the last task, or with ``first`` right after its own."""
@@ -174,13 +188,19 @@ def first_settings(method: str) -> dict[str, Any]:
     return json.loads(json.dumps(flat_settings(configure(method), method_named(method))))
 
 
+def asked(methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int]) -> Iterator[Asked]:
+    """Gives all that a benchmark scores, in its order."""
+    for seed in seeds:
+        for name, method in methods.items():
+            yield Asked(name, seed)
+            if method.merge not in ONCE:
+                yield Asked(name, seed, first=True)
+            for strength in method.strengths if seed in curves else ():
+                yield Asked(name, seed, strength)
+
+
 def run_all(bench: Bench, methods: Mapping[str, Method], seeds: Sequence[int], curves: Sequence[int] = (0,)) -> None:
     """Learn and score all that is not there yet; ``curves`` are the seeds whose curves over the strength are drawn."""
     bench.claim()
-    for seed in seeds:
-        for name, method in methods.items():
-            bench.scores(name, method, seed)
-            if method.merge not in ONCE:
-                bench.scores(name, method, seed, first=True)
-            for strength in method.strengths if seed in curves else ():
-                bench.scores(name, method, seed, strength)
+    for one in asked(methods, seeds, curves):
+        bench.scores(one.name, methods[one.name], one.seed, one.strength, one.first)

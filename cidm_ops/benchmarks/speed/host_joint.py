@@ -12,86 +12,21 @@ from in_host import ARGUMENTS, hooked, painter, steps, tell
 
 # isort: split
 
-import comfy.model_management
-import comfy.model_patcher
-import comfy.supported_models
 import folder_paths
 import torch
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.bank.export import export_concept
+from pack.cidm_ops.benchmarks.speed.host_joint_model import MODELS, build, text
 from pack.cidm_ops.benchmarks.speed.timing import figures, ratio
-from pack.cidm_ops.concept_text import ConceptText
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.family import family_of
 from pack.cidm_ops.painting.scene import ConceptStack, Scene
-from pack.cidm_ops.row_plan import RowPlan
 from pack.nodes.host import known_family, layout
 from pack.nodes.scenes import with_more
 
 FAMILY, (ROUNDS, PIXELS) = ARGUMENTS[0], map(int, ARGUMENTS[1:])
-NEWEST = hasattr(comfy.supported_models, "ZImage")
 COUNTS, GLOBAL, SHORT, LONG, RANK = (2, 4), 256, 64, 512, 16
-FLUX: dict[str, Any] = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 768,
-    "context_in_dim": 4096,
-    "hidden_size": 3072,
-    "mlp_ratio": 4.0,
-    "num_heads": 24,
-    "depth": 1,
-    "depth_single_blocks": 2,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-} | ({"txt_ids_dims": []} if NEWEST else {})
-LUMINA: dict[str, Any] = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": 2304,
-    "cap_feat_dim": 2304,
-    "n_layers": 3,
-    "n_refiner_layers": 1,
-    "qk_norm": True,
-    "n_heads": 24,
-    "n_kv_heads": 8,
-    "axes_dims": [32, 32, 32],
-    "axes_lens": [300, 512, 512],
-    "ffn_dim_multiplier": 4.0,
-} | ({"rope_theta": 10000.0} if NEWEST else {})
-Z_IMAGE = LUMINA | {
-    "dim": 3840,
-    "cap_feat_dim": 2560,
-    "n_heads": 30,
-    "n_kv_heads": 30,
-    "axes_dims": [32, 48, 48],
-    "axes_lens": [1536, 512, 512],
-    "ffn_dim_multiplier": 8.0 / 3.0,
-    "rope_theta": 256.0,
-    "z_image_modulation": True,
-    "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
-}
-MODELS = {"flux": ("Flux", FLUX), "nextdit": ("ZImage", Z_IMAGE) if NEWEST else ("Lumina2", LUMINA)}
-
-
-def build() -> comfy.model_patcher.ModelPatcher:
-    """The model, built past the host's detection."""
-    kind, own = MODELS[FAMILY]
-    device = comfy.model_management.get_torch_device()
-    config = getattr(comfy.supported_models, kind)(dict(own))
-    config.set_inference_dtype(torch.float32 if device.type == "cpu" else torch.bfloat16, None)
-    base = config.get_model({}, "", device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    for parameter in base.diffusion_model.parameters():
-        parameter.data.normal_(0, 0.02, generator=generator)
-    base.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=device)
 
 
 def concepts_of(model: Any, folder: Path) -> list[Concept]:
@@ -111,16 +46,6 @@ def concepts_of(model: Any, folder: Path) -> list[Concept]:
     return made
 
 
-def text(length: int, *regions: torch.Tensor) -> list:
-    """A CONDITIONING of random states."""
-    width = MODELS[FAMILY][1]["context_in_dim" if FAMILY == "flux" else "cap_feat_dim"]
-    states = torch.randn(1, length, width, generator=torch.Generator().manual_seed(length))
-    more = {"pooled_output": torch.zeros(1, 768)} if FAMILY == "flux" else {"attention_mask": torch.ones(1, length, dtype=torch.long)}
-    if regions:
-        states = ConceptText.of(states, [RowPlan(regions=tuple(ConceptText.of(region, [RowPlan()]) for region in regions))])
-    return [[states, more]]
-
-
 def columns(count: int) -> list[torch.Tensor]:
     """Disjoint boxes side by side over the upper seven eighths of the picture; below is the global prompt."""
     return [box_mask(u / count, 0, (u + 1) / count, 7 / 8, PIXELS) for u in range(count)]
@@ -132,25 +57,28 @@ def own_way(model: Any, concepts: list[Concept], count: int, length: int) -> tup
     layers = len(family.sites(dict.fromkeys(map(family.block_of, layout(model))), "joint"))
     weights = torch.cat([torch.zeros(1, count), torch.eye(count)])[None, :, None].expand(1, -1, layers, -1)
     scene = Scene((ConceptStack(concepts[:count], weights),), tuple(map(RegionMask, columns(count))))
-    return with_more(model, scene), text(GLOBAL, *(text(length)[0][0] for _ in range(count)))
+    return with_more(model, scene), text(FAMILY, GLOBAL, *(text(FAMILY, length)[0][0] for _ in range(count)))
 
 
 def hooks(concepts: list[Concept], count: int, length: int) -> tuple[list, list]:
     """The positive and the negative text of the host's own way."""
-    parts = [(mask, f"{c.name}.safetensors", text(length), text(SHORT)) for mask, c in zip(columns(count), concepts, strict=False)]
-    return hooked(parts, (text(GLOBAL), text(SHORT)))
+    parts = [
+        (mask, f"{c.name}.safetensors", text(FAMILY, length), text(FAMILY, SHORT))
+        for mask, c in zip(columns(count), concepts, strict=False)
+    ]
+    return hooked(parts, (text(FAMILY, GLOBAL), text(FAMILY, SHORT)))
 
 
 def main(folder: Path) -> None:
     with torch.inference_mode():  # as the executor does
-        model = build()
+        model = build(FAMILY)
         concepts = concepts_of(model, folder)
         folder_paths.add_model_folder_path("loras", str(folder))
 
         def paints(patched: Any, positive: list) -> Any:
-            return painter(patched, positive, text(SHORT), PIXELS, guidance=1.0)
+            return painter(patched, positive, text(FAMILY, SHORT), PIXELS, guidance=1.0)
 
-        passes = {"plain": paints(model, text(GLOBAL))}
+        passes = {"plain": paints(model, text(FAMILY, GLOBAL))}
         for count in COUNTS:
             passes[f"regions_{count}"] = paints(*own_way(model, concepts, count, SHORT))
             passes[f"long_regions_{count}"] = paints(*own_way(model, concepts, count, LONG))

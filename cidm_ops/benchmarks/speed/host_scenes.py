@@ -7,7 +7,7 @@ judge of parts is given that has not read it.
 import json
 from pathlib import Path
 
-from in_host import ARGUMENTS, PACK, hooked, tell
+from in_host import ARGUMENTS, CLOCK, PACK, hooked, tell
 
 # isort: split
 
@@ -94,14 +94,18 @@ class Studio:
         return hooked(parts, (self.said(scene.plain), nothing))
 
     def paint(self, way, scene):
-        """Pictures ``[SEEDS, 3, H, W]`` in [-1, 1]."""
+        """Pictures ``[SEEDS, 3, H, W]`` in [-1, 1], and the seconds that sampling took."""
         width, height = scene.size
         noise = unit_noise(DOODLE, 0, SEEDS, height, width)
         model, positive, negative = self.setting(way, scene)
+        began = CLOCK()
         latent = comfy.sample.sample(
             model, noise, STEPS, GUIDANCE, SAMPLER, SCHEDULER, positive, negative, torch.zeros_like(noise), seed=0, disable_pbar=True
         )
-        return self.vae.decode(latent).clamp(0, 1).permute(0, 3, 1, 2).cpu() * 2 - 1
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = CLOCK() - began
+        return self.vae.decode(latent).clamp(0, 1).permute(0, 3, 1, 2).cpu() * 2 - 1, seconds
 
     def score(self, scene, picture, caption):
         """Score each concept: whether it is found in its box, in how many others, and the likeness in its own, and with a judge identity
@@ -134,8 +138,9 @@ def main():
             if len(known) >= SEEDS and (READ_BY is None or all(score.get("judge") == READ_BY for score in known[:SEEDS])):
                 continue
             with torch.inference_mode():  # as the executor does
-                pictures = studio.paint(way, scene)
-                scores[f"{way} {i}"] = [studio.score(scene, picture, captions[i]) for picture in pictures]
+                pictures, seconds = studio.paint(way, scene)
+                time = {"seconds": round(seconds / SEEDS, 4)}
+                scores[f"{way} {i}"] = [studio.score(scene, picture, captions[i]) | time for picture in pictures]
             if i < SHOWN:
                 pixels = ((pictures[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
                 Image.fromarray(pixels).save(FOLDER / f"{way}-{i}.png")

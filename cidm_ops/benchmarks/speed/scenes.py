@@ -23,6 +23,7 @@ from .compositions import ALIKE, compositions
 
 WAYS = ("plain", "merged", "hooks", "fast", "paper", "auto", "fast guided", "tenth", "tenth guided")
 SHOWN = 6  # scenes on the sheet
+PRESENT, TIME = 0.94, 1.15  # the aim: of four, and in times of a plain prompt
 CAPTIONS = "captions.safetensors"
 
 
@@ -31,15 +32,21 @@ def run(
     folder: Path = Path("runs/scenes"),
     scenes: int = 200,
     seeds: int = 3,
-    ways: Sequence[str] = WAYS,
+    rows: Sequence[str] = WAYS,
     judge: Path | None = None,
 ) -> dict[str, Any]:
     """Paint scenes and score each way by the number of concepts: ``present`` is the share of concepts that are the nearest of the ten, and
     of empty places, to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness
     in its box; ``collapsed``, the share of concepts whose likeness is below the bound of the collapse rate; ``ta``, the text alignment of
     the whole picture; with a ``judge`` ``parts``, identity by parts in its box; ``_alike``: of scenes with two of one class;
-    ``_interval``: half the 95 % interval of the mean over scenes.
+    ``_interval``: half the 95 % interval of the mean over scenes. ``time`` is the median over scenes of the seconds of sampling by those of
+    the plain prompt, of scenes that were painted since that is kept; ``frontier`` has the ways that no other one beats in both
+    ``present_4`` and ``time_4``, and ``aim`` those that reach ``PRESENT`` in at most ``TIME``. Raises ``ValueError`` for a way that there
+    is none of.
     """
+    if unknown := [way for way in rows if way not in WAYS]:
+        raise ValueError(f"row {unknown[0]!r}: expected some of {', '.join(WAYS)}")
+    ways = rows
     composed = compositions(scenes)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
@@ -62,9 +69,29 @@ def run(
             fallen = [statistics.mean(ia < told["collapse_bound"] for s in scene for ia in s["ia"]) for scene in some]
             add(figures, f"{way}_collapsed_{count}", fallen)
             add(figures, f"{way}_ta_{count}", [statistics.mean(s["ta"] for s in scene) for scene in some])
+            add_time(figures, way, count, scores, [i for i, scene in enumerate(composed) if len(scene.names) == count])
         add(figures, f"{way}_present_alike", [mean_in(scene, "present") for scene, same in zip(own, alike, strict=True) if same])
     write_picture(sheet(folder, ways), folder / "sheet.png")
+    figures |= beside_time({way: (figures[f"{way}_present_4"], figures[f"{way}_time_4"]) for way in ways if f"{way}_time_4" in figures})
     return figures | told | {"scenes": scenes, "seeds": seeds}
+
+
+def add_time(figures: dict[str, Any], way: str, count: int, scores: dict[str, list[dict[str, Any]]], which: Sequence[int]) -> None:
+    """The median over scenes of the time of a way by that of the plain prompt, where both are known."""
+    pairs = [(scores[f"{way} {i}"][0].get("seconds"), scores.get(f"plain {i}", [{}])[0].get("seconds")) for i in which]
+    if known := [own / plain for own, plain in pairs if own and plain]:
+        figures[f"{way}_time_{count}"] = round(statistics.median(known), 4)
+
+
+def beside_time(found: dict[str, tuple[float, float]]) -> dict[str, list[str]]:
+    """Which ways no other one beats in both, how many are present and how long it takes; and which reach the aim of one pass."""
+    beaten = {
+        way
+        for way, (present, time) in found.items()
+        if any(p >= present and t <= time and (p, t) != (present, time) for p, t in found.values())
+    }
+    aim = [way for way, (present, time) in found.items() if present >= PRESENT and time <= TIME]
+    return {"frontier": [way for way in found if way not in beaten], "aim": aim}
 
 
 def mean_in(scene: Sequence[dict[str, Any]], key: str) -> float:

@@ -1,7 +1,7 @@
 """The stages in which a Doodle model is trained, and the steps of each."""
 
-STAGES = ("autoencoder", "diffusion", "decoder", "vision", "reader", "ship")
-STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500, "reader": 1200}
+STAGES = ("autoencoder", "diffusion", "decoder", "vision", "reader", "bridge", "ship")
+STEPS = {"autoencoder": 1900, "diffusion": 9000, "decoder": 4000, "vision": 2500, "reader": 1200, "bridge": 3000}
 
 # Of the Doodle of marks, with its own; a stage reads what those before it wrote.
 MARKED_STAGES = ("parts", "tower", "autoencoder", "diffusion", "decoder", "base")

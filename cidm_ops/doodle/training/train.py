@@ -1,4 +1,4 @@
-"""Train the Doodle model from nothing: render, autoencoder, latents, diffusion, decoder, image tower, ship.
+"""Train the Doodle model from nothing: render, autoencoder, latents, diffusion, decoder, image tower, reader, bridge, ship.
 
 Every stage keeps its own checkpoint in the folder and continues from it; a finished stage is only read.
 """
@@ -17,9 +17,11 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...engines.checkpoint import text_model
 from ...engines.tokenizer import tokenize
-from ..files import WEIGHTS
+from ..files import ENCODER, TEXT_CONFIG, WEIGHTS, with_table
 from .autoencoder import encode, learn_latents, pass_through, sharpen_decoder
+from .bridge import embed_scenes, learn_bridge, least_squares, new_bridge, retrieval
 from .data import rendered
 from .diffusion import Tokens, learn_diffusion, new_text_encoder, new_unet
 from .loop import Session, save_tensors
@@ -27,6 +29,9 @@ from .reader import learn_reader, personal, plain_wordings
 from .vision import TextTower, individuals, learn_vision, new_vision
 
 SHARD = 8000
+HELD_OUT = 1024  # scenes that the bridge is measured on
+
+log = logging.getLogger("cidm.doodle")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -101,10 +106,50 @@ def _reader(options: argparse.Namespace, world: World) -> None:
     save_tensors(vision.state_dict() | caption_side(tower, tokens), options.folder / "captions-tower.safetensors")
 
 
+def _bridge(options: argparse.Namespace, world: World) -> None:
+    """Reads the text encoder and the tower of the folder; those that ship where it has none."""
+    held_out = min(HELD_OUT, len(world.pictures) // 2)
+    state, tower = shipped_or_own(options.folder, "text", "text"), shipped_or_own(options.folder, "image-tower", "vision")
+    text = text_model(ENCODER, TEXT_CONFIG, with_table(state), options.folder).eval().to(world.device)
+    vision = new_vision()
+    vision.load_state_dict(tower)
+    pictures, captions = embed_scenes(vision.eval().to(world.device), text, world.pictures, world.captions, options.folder)
+    bridge = new_bridge()
+    with torch.no_grad():
+        bridge.weight.copy_(least_squares(pictures[:-held_out], captions[:-held_out]))
+    begun = retrieval(bridge, pictures[-held_out:], captions[-held_out:])
+    learn_bridge(bridge, pictures[:-held_out], captions[:-held_out], world.session, steps=options.bridge_steps)
+    found = retrieval(bridge, pictures[-held_out:], captions[-held_out:])
+    log.info("the bridge finds the right one of 64 held-out captions for %.3f of pictures; by least squares %.3f", found, begun)
+    save_tensors(bridge.state_dict(), options.folder / "caption-bridge.safetensors")
+
+
+def shipped_or_own(folder: Path, source: str, name: str) -> dict[str, Tensor]:
+    """Returns the weights of a stage in the folder, or those that ship under a name."""
+    own = folder / f"{source}.safetensors"
+    file = own if own.exists() else WEIGHTS / f"{name}.safetensors"
+    log.info("the bridge is built on %s", file)
+    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
+
+
 def _ship(options: argparse.Namespace, world: World) -> None:
-    """Write what was learned where the pack has its weights, in half precision."""
-    files = {"unet": "unet", "text": "text", "vae": "vae", "image-tower": "vision", "captions-tower": "reader"}
-    for source, name in files.items():
+    """Write what the folder has of a model where the pack has its weights, in half precision; what it does not have stays.
+
+    Raises ``FileNotFoundError`` for a folder that has nothing of it.
+    """
+    files = {
+        "unet": "unet",
+        "text": "text",
+        "vae": "vae",
+        "image-tower": "vision",
+        "captions-tower": "reader",
+        "caption-bridge": "bridge",
+    }
+    learned = {source: name for source, name in files.items() if (options.folder / f"{source}.safetensors").exists()}
+    if not learned:
+        raise FileNotFoundError(f"{options.folder} has no part of a Doodle: expected one of {', '.join(files)}, from the stages before")
+    log.info("shipping %s", ", ".join(learned))
+    for source, name in learned.items():
         state = load_file(options.folder / f"{source}.safetensors")
         save_tensors({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, WEIGHTS / f"{name}.safetensors")
 
@@ -115,6 +160,7 @@ LEARN: dict[str, Callable[[argparse.Namespace, World], None]] = {
     "decoder": _decoder,
     "vision": _vision,
     "reader": _reader,
+    "bridge": _bridge,
     "ship": _ship,
 }  # in this order: a stage reads what those before it wrote
 

@@ -6,8 +6,10 @@ from ...models.family import Family
 from ..config import TrainingConfig
 from ..method import Method
 from .cidm import Cidm
+from .clif import Clif
 from .disendiff import DisenDiff
 from .infusion import Infusion
+from .lora import Lora
 
 METHODS: dict[str, Method] = {}
 
@@ -50,3 +52,5 @@ def configure_for(family: Family, name: str, /, **settings: Any) -> TrainingConf
 register(Cidm())
 register(Infusion())
 register(DisenDiff())
+register(Clif())
+register(Lora())

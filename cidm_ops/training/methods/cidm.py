@@ -1,6 +1,5 @@
 """CIDM: layer-wise token rows and low-rank factors in the cross-attention, kept apart from earlier concepts (3.1, recipe of 4.1)."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,10 +28,13 @@ from ..batches import Sample
 from ..captions import split_caption
 from ..config import MethodConfig, check_choices, check_least
 from ..method import Batch, Learner, Method, ParameterGroup, Task
-from ..objective import error
+from ..objective import add_noise, error
+from .factors import check_rank, kaiming
 
 GROUPS = ("block", "layer", "one")
 REACHES = (BY_KIND, EVERYWHERE, WORDS_AND_END)  # at the words alone too little is learned: docs/training.md
+CLASS_WORD, NEAREST = STARTS = ("class word", "nearest")  # what the words begin as
+PROBES = 16  # noised pictures that the words of earlier concepts are tried on
 NAME = "concept"  # of the words in a text's masks
 # The dependence is computed in every second step and of the noisier half of timesteps, which its weight favours anyway: three more
 # predictions cost as much as a step.
@@ -52,7 +54,9 @@ class CidmConfig(MethodConfig):
 
     ``reach`` says at which words of a caption the factors of keys and values act while they learn, and the concept paints so too: by kind
     it learns at all of them, and a style paints at its own. ``dependence`` weighs the dependence term of ACCORD, which keeps how strongly
-    the concept and the rest of a caption depend on each other. Raises ``ValueError`` naming the setting that cannot work.
+    the concept and the rest of a caption depend on each other. ``start`` says what the words begin as: the nouns of the class word, or
+    the words of that concept of the class in the bank with which the base does best on the new pictures. Raises ``ValueError`` naming the
+    setting that cannot work.
     """
 
     targets: str = "cross_attention"
@@ -69,11 +73,12 @@ class CidmConfig(MethodConfig):
     attention: float = 0.0
     reach: str = BY_KIND
     dependence: float = 0.0
+    start: str = CLASS_WORD
 
     def __post_init__(self) -> None:
         check_least(self, 1, ("rank",))
         check_least(self, 0, ("alpha", "lr", "lr_tokens", "lr_text", "consolidation", "shared", "attention", "dependence"))
-        check_choices(self, groups=GROUPS, mode=MODES, reach=REACHES)
+        check_choices(self, groups=GROUPS, mode=MODES, reach=REACHES, start=STARTS)
 
     @property
     def scale(self) -> float:
@@ -128,6 +133,9 @@ class CidmLearner(Learner):
         self.below = {n: f.to(backbone.device) for n, f in (below or {}).items()}
         if config.dependence and task.others:
             raise ValueError(f"dependence {config.dependence:g}: a caption of several concepts has no single rest, expected 0")
+        if config.start == NEAREST and task.others:
+            raise ValueError(f"start {NEAREST!r}: several concepts have no single nearest one, expected {CLASS_WORD!r}")
+        self.norm_stop, self.began_as = config.norm_stop, ""  # the name of the concept whose words it began with
         self.limited = config.reach not in (BY_KIND, EVERYWHERE)
         self.marked: dict[str, Tensor] = {}  # where a text names the concept
         self.marks = torch.zeros(0, 0)  # where the factors act on the texts that the model reads now, [B, N]
@@ -148,7 +156,11 @@ class CidmLearner(Learner):
         return [ParameterGroup([p for p in parameters if p.requires_grad], lr) for parameters, lr in groups]
 
     def begin(self, concept: Concept) -> None:
-        """Takes what a concept knows already. Raises ``ValueError`` if it was learned with other settings."""
+        """Takes what a concept knows already; one of words alone, such as contrasted ones, begins the words. Raises ``ValueError`` if it
+        was learned with other settings.
+        """
+        if concept.words and not concept.all_factors:
+            return self.begin_words(concept)
         have = {"factors": self.factors(), "text factors": self.factors(text=True)}
         for what, known in (("factors", concept.factors), ("text factors", concept.text_factors)):
             mine = have[what]
@@ -161,9 +173,32 @@ class CidmLearner(Learner):
             raise ValueError(f"concept {concept.name!r} has other words or token groups than these settings: continue with those")
         self.copy_factors(concept.factors)
         self.copy_factors(concept.text_factors, text=True)
-        with torch.no_grad():
-            for e, rows in concept.tokens.items():
-                self.tokens[e].copy_(rows)
+        self.copy_words(concept.tokens)
+
+    def same_shape(self, concept: Concept) -> bool:
+        """Whether the words can begin as those of a concept: of the same class, with as many rows for the same layers."""
+        alike = {e: t.shape for e, t in concept.tokens.items()} == {e: t.shape for e, t in self.tokens.items()}
+        return concept.class_word == self.task.class_word and alike and concept.token_layers == self.layers
+
+    @torch.no_grad()
+    def copy_words(self, rows: Mapping[str, Tensor]) -> None:
+        """Begins from the token rows of words, by encoder."""
+        for encoder, own in self.tokens.items():
+            own.copy_(rows[encoder])
+
+    @torch.no_grad()
+    def begin_words(self, concept: Concept) -> None:
+        """Begins every row as what its layers read of a concept's words, which may then grow by as much as those that begin as the class
+        word. Raises ``ValueError`` for other words than its own.
+        """
+        norm, first = self.norm, [self.layers.index(row) for row in range(1 + max(self.layers))]
+        for encoder, table in self.tokens.items():
+            known = concept.tokens.get(encoder, torch.zeros(0, 1, 0))
+            layers = concept.token_layers or tuple(range(known.shape[1]))
+            if concept.words != self.words or len(layers) != len(self.layers) or known.shape[-1] != table.shape[-1]:
+                raise ValueError(f"concept {concept.name!r} has other words than these settings: continue with those it was made with")
+            table.copy_(torch.stack([known[:, layers[layer]] for layer in first], 1))
+        self.norm_stop += self.norm - norm
 
     @torch.no_grad()
     def copy_factors(self, known: Mapping[str, LowRank], text: bool = False) -> None:
@@ -318,14 +353,25 @@ class CidmLearner(Learner):
 
     def after_step(self) -> None:
         self.regularizer.after_step(self.factors())
-        if self.words_learn and self.norm >= self.settings.norm_stop:
+        if self.words_learn and self.norm >= self.norm_stop:
             self.freeze_words()
 
+    def record(self) -> dict[str, Any]:
+        return {"began_as": self.began_as} if self.began_as else {}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {f"term.{n}": t for n, t in self.regularizer.state().items()}, {"frozen": not self.words_learn}
+        return {f"term.{n}": t for n, t in self.regularizer.state().items()}, self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a resumed run has to know of the words: whether they stopped, and, if they began as others, which and where they
+        stop.
+        """
+        began = {"began_as": self.began_as, "norm_stop": self.norm_stop} if self.began_as else {}
+        return {"frozen": not self.words_learn, **began}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.regularizer.load({n.removeprefix("term."): t for n, t in tensors.items() if n.startswith("term.")})
+        self.began_as, self.norm_stop = facts.get("began_as", ""), facts.get("norm_stop", self.norm_stop)
         if facts["frozen"]:
             self.freeze_words()
 
@@ -337,17 +383,46 @@ class Cidm(Method):
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
         return CidmLearner(backbone, task, self.words_by_name(task), [c.factors for c in earlier], generator)
 
+    def prepare(self, trainer: Any) -> None:
+        if trainer.learner.settings.start == NEAREST:
+            begin_nearest(trainer)
 
-def kaiming(rank: int, width: int, generator: torch.Generator) -> Tensor:
-    """Returns a down factor ``[rank, width]``, Kaiming uniform with a = sqrt(5)."""
-    return torch.empty(rank, width).uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+
+def begin_nearest(trainer: Any) -> None:
+    """Has the words of a run begin as those of the earlier concept of the class with which the model errs least on the new pictures, before
+    anything is learned: FLLP (arXiv 2601.01892) ties a new concept to a stored one too, by hyperbolic cones. Where none does better than
+    the class word they begin as ever. They may then grow by as much as words that begin as the class word.
+    """
+    learner = trainer.learner
+    if trainer.start is not None:
+        trainer.warnings.append(f"start {NEAREST!r} has no part in it: {trainer.start.name!r} goes on from what it knows")
+        return
+    own = {encoder: rows.detach().clone() for encoder, rows in learner.tokens.items()}
+    choices = {"": own} | {concept.name: concept.tokens for concept in trainer.earlier if learner.same_shape(concept)}
+    if len(choices) == 1:
+        wanted = trainer.task.class_word
+        trainer.warnings.append(f"start {NEAREST!r}: the bank has no earlier {wanted!r} with such words, so they begin as the class word")
+        return
+    norm, errors = learner.norm, {}
+    for name, rows in choices.items():
+        learner.copy_words(rows)
+        errors[name] = mean_error(trainer)
+    learner.began_as = min(errors, key=lambda name: errors[name])
+    learner.copy_words(choices[learner.began_as])
+    learner.norm_stop += learner.norm - norm
 
 
-def check_rank(rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ``ValueError`` naming the narrowest layer if it is narrower than the rank."""
-    narrow = min(shapes, key=lambda n: min(shapes[n]))
-    if rank > min(shapes[narrow]):
-        raise ValueError(f"rank {rank}: {narrow} is {min(shapes[narrow])} wide, expected at most that")
+@torch.no_grad()
+def mean_error(trainer: Any) -> float:
+    """Returns the mean error of a run's model on its pictures, at noise that no step of the run draws and that is always the same."""
+    total, config, backbone = 0.0, trainer.config, trainer.backbone
+    for number in range(PROBES):
+        samples, generator = trainer.batches.batch(-1 - number, 1)
+        noised = add_noise(samples[0].latent[None], backbone.schedule, generator, config.noise_offset, config.min_snr)
+        batch = Batch(noised, samples, 0)
+        with trainer.computing(noised.x):
+            total += float(error(trainer.learner.answer(noised.x, noised.t, batch.texts), noised, batch.mask).sum())
+    return total / PROBES
 
 
 def _rank(factors: Mapping[str, LowRank]) -> int:

@@ -20,9 +20,11 @@ def resident() -> int:
 
 
 def left_over() -> dict[str, int]:
-    """Counts of what the pack puts on models: nothing of it may stay when the host has let everything go."""
+    """Counts of what the pack puts on models: nothing of it may stay when the host has let everything go. ``kept`` are the bytes that the
+    pack keeps on purpose, up to a bound: encoded texts and concepts that were read.
+    """
     gc.collect()
-    found = dict.fromkeys(("hooks", "wrappers", "scenes", "texts"), 0)
+    found = dict.fromkeys(("hooks", "wrappers", "scenes", "texts", "kept"), 0)
     for thing in gc.get_objects():
         kind = type(thing)
         if issubclass(kind, torch.nn.Module):
@@ -33,6 +35,8 @@ def left_over() -> dict[str, int]:
             found["texts"] += 1
         elif kind.__name__ == "HostRun":
             found["scenes"] += 1
+        elif kind.__name__ == "Kept":
+            found["kept"] += thing.taken
     return {**found, "resident": resident()}
 
 

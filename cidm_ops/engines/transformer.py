@@ -1,0 +1,236 @@
+"""Transformers that join text and image through diffusers, to learn on and to paint with: Flux.1, Chroma, Lumina 2 and Z-Image.
+
+The text encoders are loaded when a text is read and let go when all are, since they are as large as the model. Never downloads.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
+    ZImageTransformer2DModel,
+)
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+from ..backbone import TransformerBackbone
+from ..fingerprint import fingerprint
+from ..models.family import Family, families, family_of
+from ..models.module import Slice
+from ..schedule import Schedule
+from .folder import read_config, variant
+
+FP8 = torch.float8_e4m3fn
+AUTOENCODERS: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+MU = 1.15  # of the shift of Flux.1 where its scheduler says that it depends on the size: the host's, at 1024 pixels
+
+
+class DiffusersTransformer(TransformerBackbone):
+    """See ``TransformerBackbone``. The weights are frozen and computed with in ``dtype``; in fp8 those of the blocks are kept so, and
+    computed with in bf16, on the processor in fp32. What goes in and out is fp32.
+    """
+
+    def __init__(self, folder: Path, unet: nn.Module, vae: nn.Module, shift: float, device: torch.device, dtype: torch.dtype):
+        known = family_in(unet.config)  # type: ignore[arg-type]
+        computed = (torch.float32 if device.type == "cpu" else torch.bfloat16) if dtype == FP8 else dtype
+        for module in (unet, vae):
+            nn.Module.to(module, device, computed).requires_grad_(False).eval()
+        self.unet, self.vae, self.folder = unet, vae, folder
+        self.device, self.dtype, self.schedule = device, computed, Schedule.straight(shift)
+        linears: dict[str, Any] = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear)}
+        self.modules = linears
+        layers = {name: Slice(name, 0, m.out_features, m.in_features) for name, m in linears.items() if known.block_of(name)}
+        architecture = known.architecture_of(layers)
+        self.blocks = {name: unet.get_submodule(name) for name in sorted({known.block_of(n) for n in layers}, key=known.place)}
+        sites = known.sites(self.blocks, "joint")
+        queries = [f"{block}.{part}" for block in known.meeting(self.blocks) for part in known.parts(block) if part.endswith("to_q")]
+        print_of = fingerprint([linears[name].weight for name in (queries[0], queries[-1])])
+        super().__init__(family_of(architecture), architecture, layers, dict.fromkeys(sites), fingerprint=print_of)
+        self.size = self.family.size  # pixels of a side that the base was made for
+        self.encoders_loaded: dict[str, Any] = {}
+        if dtype == FP8:
+            for name in layers:
+                keep_in_fp8(self.modules[name])
+
+    @torch.no_grad()
+    def read(self, text: str) -> tuple[Tensor, Tensor | None]:
+        how = self.family.diffusers.reader
+        tokenizer = self.part(how.tokenizer)
+        if how.chat:
+            said = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        if ids.shape[1] < how.least:
+            ids = F.pad(ids, (0, how.least - ids.shape[1]), value=tokenizer.pad_token_id)
+        found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=how.layer != -1)
+        states = found.last_hidden_state if how.layer == -1 else found.hidden_states[how.layer]
+        pooled = None
+        if how.pooled[0]:
+            encoder, own = map(self.part, how.pooled)
+            given = own(text, padding="max_length", truncation=True, max_length=own.model_max_length, return_tensors="pt")
+            pooled = encoder(given.input_ids.to(self.device)).pooler_output.cpu()
+        return states.cpu(), pooled
+
+    def part(self, name: str) -> Any:
+        """A text encoder or a tokenizer of the folder, kept until the encoders are dropped. Raises ``ValueError`` for one that cannot be
+        read.
+        """
+        if name not in self.encoders_loaded:
+            place = self.folder / name
+            try:
+                if name.startswith("tokenizer"):
+                    self.encoders_loaded[name] = AutoTokenizer.from_pretrained(place, local_files_only=True)
+                else:
+                    kind = {"t5": T5EncoderModel, "clip_text_model": CLIPTextModel}.get(
+                        read_config(place / "config.json")["model_type"], AutoModel
+                    )
+                    model = kind.from_pretrained(place, local_files_only=True, dtype=self.dtype)
+                    self.encoders_loaded[name] = model.to(self.device).eval().requires_grad_(False)
+            except (OSError, RuntimeError, SafetensorError, KeyError) as error:
+                raise ValueError(f"{place} cannot be read as part of a model: {str(error).splitlines()[0]}") from error
+        return self.encoders_loaded[name]
+
+    def drop_encoders(self) -> None:
+        self.encoders_loaded.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def encode_image(self, pictures: Tensor) -> Tensor:
+        """The mean of the autoencoder's posterior, moved and scaled."""
+        vae: Any = self.vae
+        encoded = vae.encode(pictures.to(vae.device, vae.dtype))
+        latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        return (latents.to(self.device).float() - middle(vae)) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latent(self, latents: Tensor) -> Tensor:
+        vae: Any = self.vae
+        scaled = latents.float() / vae.config.scaling_factor + middle(vae)
+        return vae.decode(scaled.to(vae.device, vae.dtype)).sample.to(self.device).float().clamp(-1, 1)
+
+    def free_memory(self) -> None:
+        """The autoencoder goes to the CPU, for good, and the text encoders go."""
+        nn.Module.to(self.vae, "cpu")
+        self.drop_encoders()
+
+    @contextmanager
+    def training_mode(self, x: Tensor) -> Iterator[None]:
+        yield  # the blocks of diffusers write over nothing
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None, guidance: float | None = None) -> Tensor:
+        sigma = self.schedule.sigma.to(x.device)[t.to(x.device)]
+        own = self.family.objective.painted if guidance is None else guidance
+        answer = CALLS[type(self.unet)]
+        return answer(self.unet, x.to(self.dtype), sigma, context.to(self.dtype), pooled, own).float()
+
+
+def middle(vae: Any) -> float:
+    """The number that is taken off latents before they are scaled."""
+    return vae.config.get("shift_factor") or 0.0
+
+
+def keep_in_fp8(layer: nn.Module) -> None:
+    """Keep the weight of a linear layer in fp8. It computes in the precision of what it reads, with the weight as that is then."""
+    linear: Any = layer
+    linear.weight = nn.Parameter(linear.weight.detach().to(FP8), requires_grad=False)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    linear.forward = MethodType(forward, linear)
+
+
+# A model's answer for latents [B, C, h, w] at noise levels [B], with a text [B, N, C], its pooled state and guidance
+
+Answer = Callable[[Any, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+
+
+def flux_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
+    """Flux.1 reads latents in patches of 2 x 2 cells, and places of all tokens; Chroma neither a pooled text nor guidance."""
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    tokens = x.unflatten(2, (height, 2)).unflatten(4, (width, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(x)
+    named: dict[str, Any] = {}
+    if isinstance(model, FluxTransformer2DModel):
+        if pooled is None:
+            raise ValueError("Flux.1 reads the pooled state of its smaller text encoder too, and got none")
+        named["pooled_projections"] = pooled.to(x)
+        named["guidance"] = torch.full((len(x),), guidance, device=x.device) if model.config.guidance_embeds else None
+    out = model(
+        hidden_states=tokens,
+        encoder_hidden_states=text,
+        timestep=sigma.to(x),
+        img_ids=places,
+        txt_ids=torch.zeros(text.shape[1], 3).to(x),
+        **named,
+    ).sample
+    return out.view(len(x), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def lumina_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
+    """Lumina 2 counts time from noise to picture and answers the way back."""
+    mask = torch.ones(text.shape[:2], device=x.device, dtype=torch.long)
+    return -model(hidden_states=x, timestep=1 - sigma.to(x), encoder_hidden_states=text, encoder_attention_mask=mask).sample
+
+
+def z_image_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
+    """Z-Image as Lumina 2, each picture on its own and with a frame."""
+    return -torch.stack(model(list(x[:, :, None]), 1 - sigma.to(x), list(text)).sample)[:, :, 0]
+
+
+CALLS: Mapping[type, Answer] = {
+    FluxTransformer2DModel: flux_answer,
+    ChromaTransformer2DModel: flux_answer,
+    Lumina2Transformer2DModel: lumina_answer,
+    ZImageTransformer2DModel: z_image_answer,
+}
+
+
+def family_in(config: Mapping[str, Any]) -> Family:
+    """The family, at any size, of a transformer of diffusers by its configuration. Raises ``ValueError`` for one of none."""
+    known = {f.diffusers.facts["_class_name"]: f for f in families() if not f.layerwise}
+    name = config.get("_class_name", "")
+    if name not in known:
+        titles = " or ".join(f.title for f in known.values())
+        raise ValueError(f"a model of the class {name!r}: expected {titles}, or Stable Diffusion 1 or SDXL")
+    return known[name]
+
+
+def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusersTransformer:
+    """The backbone of a transformer's folder in diffusers' layout.
+
+    Raises ``ValueError`` if a part is missing or unreadable, or the model is of another kind.
+    """
+    config, vae = (read_config(folder / part / "config.json") for part in ("transformer", "vae"))
+    schedule = read_config(folder / "scheduler" / "scheduler_config.json")
+    family_in(config)
+    models: dict[str, Any] = {kind.__name__: kind for kind in CALLS}
+    own, kind = models[config["_class_name"]], AUTOENCODERS.get(vae.get("_class_name", ""))
+    if kind is None or "Flow" not in str(schedule.get("_class_name")):
+        raise ValueError(
+            f"{folder} has the autoencoder {vae.get('_class_name')} and the scheduler {schedule.get('_class_name')}: expected "
+            f"{' or '.join(AUTOENCODERS)}, and one of a flow, such as FlowMatchEulerDiscreteScheduler"
+        )
+    shift = torch.tensor(MU).exp().item() if schedule.get("use_dynamic_shifting") else schedule.get("shift", 1.0)
+    try:
+        first, second = (
+            part.from_pretrained(folder / name, local_files_only=True, variant=variant(folder / name))
+            for part, name in ((own, "transformer"), (kind, "vae"))
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be read as a model: {str(error).splitlines()[0]}") from error
+    return DiffusersTransformer(folder, first, second, shift, device, dtype)

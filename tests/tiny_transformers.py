@@ -1,0 +1,103 @@
+"""Transformers in diffusers' layout, small enough for every test, with random weights: model, autoencoder, text encoders, tokenizers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ChromaTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
+    ZImageTransformer2DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+)
+
+WIDTH, POOLED, TEXT = 24, 8, 32  # of the model, of the pooled state, and of the text's states
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789<>,.-|_/ \n"
+CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+FLUX: dict[str, Any] = dict(
+    patch_size=1, in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=TEXT,
+    axes_dims_rope=(4, 4, 4),
+)  # fmt: skip
+MODELS = {
+    "flux1": lambda: FluxTransformer2DModel(**FLUX, pooled_projection_dim=POOLED, guidance_embeds=True),
+    "chroma": lambda: ChromaTransformer2DModel(
+        **FLUX, approximator_num_channels=16, approximator_hidden_dim=8, approximator_layers=1
+    ),
+    "lumina2": lambda: Lumina2Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, hidden_size=WIDTH, num_layers=2, num_refiner_layers=1, num_attention_heads=4,
+        num_kv_heads=2, multiple_of=8, ffn_dim_multiplier=None, axes_dim_rope=(2, 2, 2), axes_lens=(300, 64, 64), cap_feat_dim=TEXT,
+    ),
+    "zimage": lambda: ZImageTransformer2DModel(
+        in_channels=16, dim=WIDTH, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT, axes_dims=[4, 4, 4],
+        axes_lens=[512, 64, 64],
+    ),
+}  # fmt: skip
+SMALL: dict[str, Any] = dict(
+    vocab_size=64, hidden_size=TEXT, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+)
+
+
+def write(name: str, folder: Path) -> Path:
+    """A model of a family by its name, in a folder."""
+    torch.manual_seed(0)
+    make(name).save_pretrained(folder / "transformer")
+    AutoencoderKL(
+        latent_channels=16, block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.36, shift_factor=0.11,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name == "flux1", shift=3.0).save_pretrained(folder / "scheduler")
+    if name in ("flux1", "chroma"):
+        first = "_2" if name == "flux1" else ""
+        t5 = T5Config(vocab_size=64, d_model=TEXT, d_ff=16, d_kv=8, num_heads=2, num_layers=2)
+        T5EncoderModel(t5).save_pretrained(folder / f"text_encoder{first}")
+        tokenizer().save_pretrained(folder / f"tokenizer{first}")
+    else:
+        text = Gemma2Model(Gemma2Config(**SMALL)) if name == "lumina2" else Qwen3Model(Qwen3Config(**SMALL))
+        text.save_pretrained(folder / "text_encoder")
+        tokenizer(CHAT).save_pretrained(folder / "tokenizer")
+    if name == "flux1":
+        clip = CLIPTextConfig(
+            vocab_size=64, hidden_size=POOLED, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, eos_token_id=1
+        )
+        CLIPTextModel(clip).save_pretrained(folder / "text_encoder")
+        tokenizer(length=77).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def make(name: str) -> torch.nn.Module:
+    """A model whose answers are of the size of what it is given: some start with layers of zeros."""
+    model = MODELS[name]()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def tokenizer(chat: str = "", length: int = 512) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters, with an end token behind them."""
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{letter: i for i, letter in enumerate(LETTERS, 3)}}
+    own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    own.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    own.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    found = PreTrainedTokenizerFast(tokenizer_object=own, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length)
+    if chat:
+        found.chat_template = chat
+    return found
+
+
+__all__ = ["MODELS", "make", "tokenizer", "write"]
