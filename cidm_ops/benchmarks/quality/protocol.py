@@ -90,7 +90,7 @@ class Bench:
         for key, value in now.items():
             if before.get(key, value) != value:
                 raise ValueError(f"{self.folder} holds results with {key} {before[key]}, now it is {value}: give another --folder")
-        write_atomically(json.dumps(before | now, indent=1).encode(), file)
+        write_atomically(json.dumps(now | before | now, indent=1).encode(), file)  # in the same order each time
 
     def learn(self, training: str, seed: int) -> Mapping[str, Concept]:
         """Learn the concepts of a sequence in order where they are not there yet, and return them by name."""
