@@ -134,7 +134,7 @@ class CIDMContrastWords(io.ComfyNode):
         canvases: int, batch_size: int, learning_rate: float, token_norm_stop: float, masks=None, text_side=None, clip_vision_2=None,
         **more,
     ) -> io.NodeOutput:  # fmt: skip
-        backbone, node = backbone_of(model, clip, vae), cls.hidden.unique_id
+        backbone, node = backbone_of(model, clip, vae, transformers=False), cls.hidden.unique_id
         given = {1: (images, masks)} | {n: (more.get(f"images_{n}"), more.get(f"masks_{n}")) for n in MORE}
         lessons = lessons_of(names, given)
         chosen = {"steps": steps, "lr": learning_rate, "norm_stop": token_norm_stop}
