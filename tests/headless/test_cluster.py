@@ -301,7 +301,7 @@ def test_a_benchmark_by_pieces_has_the_files_of_one_machine(cluster, tmp_path, c
     assert main(["benchmark", *options, "--folder", str(tmp_path / "alone" / "out")]) == 0
     torch.set_num_threads(threads)
     mine, alone = contents(tmp_path / "spread"), contents(tmp_path / "alone")
-    assert mine == alone and any(name.endswith("cat-first-1.json") for name in alone)
+    assert mine == alone and any(name.endswith("dog-first-1.json") for name in alone)
 
 
 @pytest.mark.slow
