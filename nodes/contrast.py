@@ -20,7 +20,7 @@ from ..cidm_ops.training.config import EXISTING
 from ..cidm_ops.training.contrasting import ContrastConfig, check_lessons, contrast_into
 from ..cidm_ops.training.dataset import Dataset
 from ..cidm_ops.training.prior import COMMON, paint_common
-from ..cidm_ops.training.spaces import CLIP_SCALE, Contrast, Space, check_words, own_projections, space_for
+from ..cidm_ops.training.spaces import CLIP_SCALE, Contrast, Space, own_projections, space_for
 from ..cidm_ops.training.together import parse_names
 from . import host, say
 from .bank import ConceptBank
@@ -134,8 +134,7 @@ class CIDMContrastWords(io.ComfyNode):
         canvases: int, batch_size: int, learning_rate: float, token_norm_stop: float, masks=None, text_side=None, clip_vision_2=None,
         **more,
     ) -> io.NodeOutput:  # fmt: skip
-        backbone, node = backbone_of(model, clip, vae), cls.hidden.unique_id
-        check_words(backbone.family)
+        backbone, node = backbone_of(model, clip, vae, transformers=False), cls.hidden.unique_id
         given = {1: (images, masks)} | {n: (more.get(f"images_{n}"), more.get(f"masks_{n}")) for n in MORE}
         lessons = lessons_of(names, given)
         chosen = {"steps": steps, "lr": learning_rate, "norm_stop": token_norm_stop}

@@ -117,7 +117,7 @@ class CIDMTrainInfusion(io.ComfyNode):
         accumulate: int, learning_rate: float, layers: str, stream: str, captions: str = "", masks=None,
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        given, backbone = settings or {}, backbone_of(model, clip, vae)
+        given, backbone = settings or {}, backbone_of(model, clip, vae, transformers=False)
         open_inputs = {"steps": steps, "batch": batch_size, "accumulate": accumulate, "lr": learning_rate}
         chosen = dict(seed=seed, anchor=anchor, targets=layers.strip(), stream=stream)
         shared = {name: given[name] for name in SHARED if name in given}

@@ -188,12 +188,14 @@ class CIDMTrainConcept(io.ComfyNode):
         return say.output(cls, bank, lora, {"loss": losses}, len(losses), text=text, warnings=warnings)
 
 
-def backbone_of(model, clip, vae) -> host.ComfyBackbone | ComfyTransformerBackbone:
-    """Returns the backbone that a training node learns on. Raises ``ValueError`` if there is no VAE."""
+def backbone_of(model, clip, vae, transformers: bool = True) -> host.ComfyBackbone | ComfyTransformerBackbone:
+    """Returns the backbone that a training node learns on. Raises ``ValueError`` if there is no VAE, and for a transformer where the node
+    takes none.
+    """
     if vae is None:
         raise ValueError("there is no VAE, as in files of the diffusion model alone: connect one")
     family = host.family_in(model)
-    if family is None or family.layerwise:
+    if family is None or family.layerwise or not transformers:
         return host.ComfyBackbone(model, clip, vae)
     return ComfyTransformerBackbone(model, clip, vae)
 

@@ -1,6 +1,6 @@
 """From a prompt and a bank to images, on any backbone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +20,7 @@ from .config import PLACE, NoiseEstimation, ResidualConfig
 from .reference import refer_by, with_reference
 from .rows import Job
 from .run import SceneRun, Unet
-from .sampling import Predict, sample
+from .sampling import Predict, sample, whole_steps
 from .scene import Reference, Scene, Template
 from .weaving import hold, noise_of, warnings_of, woven
 
@@ -147,6 +147,7 @@ def paint_latents(
         scene, beside = with_reference(scene, config.reference), (wanted, config.text_guidance)
         wanted = refer_by(wanted)
     run, start = begin_run(backbone, scene), composition.how.start
+    levels, timesteps = backbone.schedule.levels(whole_steps(config.steps, photo.denoise if photo else 1.0))
     before: Text | None = None
     if start:
         plain = [encode(backbone, region.mix.in_plain_words) for region in composition.regions]
@@ -159,7 +160,7 @@ def paint_latents(
             noise.to(backbone.device),
             steps=config.steps,
             guidance=config.guidance,
-            predict=predict_in(backbone, run),
+            predict=predict_in(backbone, run, dict(zip(map(int, timesteps), levels, strict=False))),
             weigh=run.guidance if scene.guidance != 1 else lambda x: 1.0,
             before=refer_by(before) if before and config.reference else before,
             beside=beside,
@@ -215,8 +216,8 @@ def begin_run(backbone: Backbone, scene: Scene) -> SceneRun:
     return SceneRun(scene, list(backbone.cross_attention), attention, lambda part: level_at(levels, part))
 
 
-def predict_in(backbone: Backbone, run: SceneRun) -> Predict:
-    """The model as it predicts in a run."""
+def predict_in(backbone: Backbone, run: SceneRun, exact: Mapping[int, Tensor] | None = None) -> Predict:
+    """The model as it predicts in a run, whose levels at its timesteps are ``exact``; those that the model was trained at if ``None``."""
     sites = Sites.of(backbone.unet, backbone.blocks, backbone.cross_attention, backbone.layers)
     scene, schedule = run.scene, backbone.schedule
     levels, sigmas, own_levels = schedule.ratios(), schedule.sigma, schedule.trained_levels()
@@ -239,7 +240,8 @@ def predict_in(backbone: Backbone, run: SceneRun) -> Predict:
         def reference(x: Tensor, number: int) -> Tensor:
             assert scene.reference is not None
             clean, noise = scene.reference.picture(number, x)
-            return schedule.scale_input(schedule.noised(clean, noise, own_levels[step].to(x)), own_levels[step].to(x))
+            own = (exact or {}).get(step, own_levels[step]).to(x)
+            return schedule.scale_input(schedule.noised(clean, noise, own), own)
 
         return run.predict(sites, x, text, float(level), [None] * chunks, Unet(call, background, template, reference))
 

@@ -46,7 +46,7 @@ def sample(
     part of the sampling.
     """
     schedule = backbone.schedule
-    every = steps if denoise > WHOLE else int(steps / denoise)
+    every = whole_steps(steps, denoise)
     levels, timesteps = (s[-count:].to(noise.device) for s, count in zip(schedule.levels(every), (steps + 1, steps), strict=True))
     x = schedule.scale_noise(noise, levels[0]) if denoise > WHOLE else schedule.noised(torch.zeros_like(noise), noise, levels[0])
     if over is not None:
@@ -68,6 +68,11 @@ def sample(
         x = hold(x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i]), float(levels[i + 1]))
         on_step(i + 1, steps)
     return x
+
+
+def whole_steps(steps: int, denoise: float) -> int:
+    """How many steps a whole sampling has of which ``steps`` are the last part, ``denoise``."""
+    return steps if denoise > WHOLE else int(steps / denoise)
 
 
 def side_by_side(text: Text, negative: Text, third: Text | None = None) -> list[tuple[Tensor, Tensor | None]]:

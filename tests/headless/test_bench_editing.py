@@ -42,6 +42,7 @@ def test_the_thing_beside_is_of_another_class_and_another_colour(some):
 def test_photos_for_styles_say_what_they_show():
     shown = style_photos(6)
     assert {CONCEPTS[photo.name].kind for photo in shown} == {"style"} and len({photo.name for photo in shown}) == 3
+    assert all((photo.drawn - photo.picture).abs().mean() > 0.02 for photo in shown)
     assert all(photo.thing in photo.own and photo.plain in photo.own and photo.picture.shape == (3, 128, 128) for photo in shown)
 
 
@@ -75,7 +76,7 @@ def test_figures_are_means_over_photos_and_aims_are_told_where_their_rows_were_r
 
 def test_every_aim_is_of_figures_that_a_run_writes():
     scores = ("present", "ia", "other", "seam", "silhouette", "outside", "outside_round", "ta")
-    known = {f"{row}_{score}" for row in (*editing.ROWS, "style_photo") for score in scores}
+    known = {f"{row}_{score}" for row in (*editing.ROWS, *editing.PHOTOS) for score in scores}
     for figure_of, beside, side, _ in editing.ACCEPTANCE.values():
         assert figure_of in known and beside in known | {""} and side in ("least", "most")
 

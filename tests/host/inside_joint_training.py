@@ -278,6 +278,7 @@ def the_rest_of_training_is_refused_by_name():
     with tempfile.TemporaryDirectory() as folder:
         given = {"model": model_of("Flux"), "clip": flux_clip(), "vae": Autoencoder(), "bank": Bank(Path(folder)), "images": PICTURES[:1]}
         refused("without masks", "CIDMTrainTogether", **given, names="rex: dog\ntom: cat")
+        refused("Flux.1, which learns concepts by Train Concept", "CIDMTrainInfusion", **given, name="rex", class_word="dog")
         bare = {**given, "vae": None}
         refused("there is no VAE", "CIDMTrainConcept", **bare, name="rex", class_word="dog")
 

@@ -79,7 +79,7 @@ THINGS = {
 }
 STYLES = {"style_noise": 0.0, "style_65": 0.65, "style_50": 0.5}  # how much of the sampling over the photo; 0 from noise
 ROWS = (*THINGS, *STYLES)
-PHOTOS = ("photo", "style_photo")  # what the photos themselves score
+PHOTOS = ("photo", "style_photo", "style_drawn")  # what the photos themselves score, and exact drawings in the style
 # A figure, what it is held against, a figure or nothing, and the least or the most by which it may differ: the acceptance.
 ACCEPTANCE: dict[str, tuple[str, str, str, float]] = {
     "insert_there": ("insert_present", "", "least", 0.85),
@@ -93,6 +93,7 @@ ACCEPTANCE: dict[str, tuple[str, str, str, float]] = {
     "replace_seam": ("replace_seam", "", "most", 1.3),
     "style_like_noise": ("style_65_ia", "style_noise_ia", "least", -0.05),
     "style_keeps_the_thing": ("style_65_ta", "style_photo_ta", "least", -0.05),
+    "style_keeps_it_as_noise_does": ("style_65_ta", "style_noise_ta", "least", -0.05),
 }
 
 
@@ -104,8 +105,9 @@ def run(folder: Path = Path("runs/editing"), scenes: int = 84, rows: Sequence[st
     edge by that inside, after they are put back; ``silhouette``, the overlap of what differs there from the empty photo with the thing that
     was replaced, and ``photo_silhouette`` that of the thing itself.
 
-    Of styles: ``ia``, and ``ta``, the text alignment with what the photo shows in plain words, beside ``style_photo_ta``, the photo's own.
-    ``_interval``: half the 95 % interval of the mean over photos. ``accepted`` says of each aim whether it is met, where its rows were run.
+    Of styles: ``ia``, and ``ta``, the text alignment with what the photo shows in plain words, beside ``style_photo_ta``, the photo's own,
+    and ``style_drawn_ta``, that of the same drawn in the style. ``_interval``: half the 95 % interval of the mean over photos. ``accepted``
+    says of each aim whether it is met, where its rows were run.
     Raises ``ValueError`` for a row that there is none of.
     """
     if unknown := [row for row in rows if row not in ROWS]:
@@ -170,9 +172,9 @@ class Studio:
     @torch.no_grad()
     def score(self, number: int, photo: RenderedPhoto | StylePhoto, rows: Sequence[str]) -> dict[str, dict[str, float]]:
         """Paint a photo by some rows and score what came out."""
-        found = {}
+        found: dict[str, dict[str, float]] = {}
         if isinstance(photo, StylePhoto):
-            found["style_photo"] = {"ta": self.text_alignment(photo.picture, photo.plain)}
+            found |= {"style_photo": self.judge_style(photo, photo.picture), "style_drawn": self.judge_style(photo, photo.drawn)}
         else:
             other = float(self.read(cells_of(photo.filled, 2)[0], photo.where) == photo.other)
             found["photo"] = {"other": other, "silhouette": silhouette(photo, photo.filled)}

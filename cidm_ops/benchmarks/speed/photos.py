@@ -1,6 +1,6 @@
 """Photos for editing: two halves of a place of the Doodle world, of which everything is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,12 +53,15 @@ class RenderedPhoto:
 
 @dataclass(frozen=True)
 class StylePhoto:
-    """A photo ``picture [3, 128, 128]`` in [-1, 1] of a plain thing, to be restyled by the concept ``name``."""
+    """A photo ``picture [3, 128, 128]`` in [-1, 1] of a plain thing, to be restyled by the concept ``name``, and the same ``drawn`` in that
+    style.
+    """
 
     name: str
     thing: str
     where: str
     picture: Tensor
+    drawn: Tensor
 
     @property
     def own(self) -> str:
@@ -107,5 +110,9 @@ def _half(kind: str, colour: str, place: str, backdrop: int, rng: np.random.Gene
 
 def _style_photo(name: str, rng: np.random.Generator) -> StylePhoto:
     place, kind, colour = (str(rng.choice(options)) for options in (PLACES, list(FIGURES), list(COLOURS)))
-    picture, _ = _half(kind, colour, place, int(rng.integers(2**31)), rng)
-    return StylePhoto(name, f"{colour} {kind}", IN_PLACE[place][0], from_pixels(picture[None])[0])
+    backdrop, look = int(rng.integers(2**31)), plain(kind, COLOURS[colour]).with_proportions(*rng.uniform(-0.8, 0.8, 3))
+    scene = Scene(arrange([look], [kind], rng), place, seed=backdrop)
+    style = CONCEPTS[name].style
+    assert style is not None
+    picture, drawn = (from_pixels(render(shown)[0][None])[0] for shown in (scene, replace(scene, style=style)))
+    return StylePhoto(name, f"{colour} {kind}", IN_PLACE[place][0], picture, drawn)

@@ -408,6 +408,7 @@ def begin_nearest(trainer: Any) -> None:
         learner.copy_words(rows)
         errors[name] = mean_error(trainer)
     learner.began_as = min(errors, key=lambda name: errors[name])
+    trainer.task.processes.check_same(f"start {learner.began_as!r}")
     learner.copy_words(choices[learner.began_as])
     learner.norm_stop += learner.norm - norm
 
