@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
+from ..models.family import Family
 from ..tokens import bind, hide
 from .canvases import CutOut
 
@@ -74,9 +75,8 @@ def space_for(
 
     Raises ``ValueError`` if no text encoder of the base leads into it, or concepts on the base have no words.
     """
+    check_words(backbone.family)
     family = backbone.family
-    if not family.layerwise:
-        raise ValueError(f"{family.title} has no words of its own that could be contrasted: take Stable Diffusion 1, SDXL or Doodle")
     widths = {name: backbone.token_rows(torch.tensor([0]), name).shape[-1] for name in backbone.encoders}
     if projection is not None:
         if projection.shape[0] != width:
@@ -100,6 +100,12 @@ def space_for(
         f"no text encoder of {family.title} leads into the image tower's space of width {width} (projections of its own: {has}): give the "
         "whole CLIP, whose text side has its text_projection"
     )
+
+
+def check_words(family: Family) -> None:
+    """Raises ``ValueError`` for a family on which concepts have no words of their own."""
+    if not family.layerwise:
+        raise ValueError(f"{family.title} has no words of its own that could be contrasted: take Stable Diffusion 1, SDXL or Doodle")
 
 
 def encoder_of(backbone: Backbone, space: Space) -> str:

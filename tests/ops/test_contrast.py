@@ -2,12 +2,14 @@
 
 import math
 import random
+import re
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from cidm_ops.method.contrast import alike, contrast_loss, found_right, shared_cross_entropy
+from cidm_ops.models.family import families
 from cidm_ops.training.canvases import (
     CutOut,
     Lesson,
@@ -22,6 +24,7 @@ from cidm_ops.training.canvases import (
     without_masks,
 )
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.spaces import check_words
 
 SCALE = 20.0
 
@@ -95,6 +98,15 @@ def test_a_picture_is_found_by_the_nearest_text():
     assert found_right(images, torch.eye(3)[[1, 0, 2]], ["a", "b", "c"], ["b", "a", "c"]).tolist() == [1, 1, 1]
     assert found_right(images, torch.eye(3), ["a", "b", "c"], ["b", "a", "c"]).tolist() == [0, 0, 1]
     assert alike(["a", "b"], ["b", "b", "a"]).tolist() == [[False, False, True], [True, True, False]]
+
+
+def test_a_family_without_words_of_its_own_is_refused_by_name():
+    for family in families():
+        if family.layerwise:
+            check_words(family)
+        else:
+            with pytest.raises(ValueError, match=f"{re.escape(family.title)} has no words of its own"):
+                check_words(family)
 
 
 def lesson(name="rex", colour=0, masked=True, count=2) -> Lesson:
