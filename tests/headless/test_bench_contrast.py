@@ -30,6 +30,13 @@ def test_renderings_in_the_right_order_are_present_and_swapped_ones_are_the_mate
     assert scores.keys() | {"mates"} == set(SCORES)
 
 
+def test_both_are_painted_side_by_side(tmp_path, bank, monkeypatch):
+    monkeypatch.setattr(contrast, "PLACES", ("in the snow",))
+    monkeypatch.setattr(contrast, "NOISES", 1)
+    monkeypatch.setattr(contrast, "STEPS", 1)
+    assert Bench(tmp_path).painted(bank, "a <dog> on the left and a <dog2> on the right", 256).shape == (1, 3, 128, 256)
+
+
 def test_scores_that_are_there_are_not_made_again(tmp_path, monkeypatch):
     for number, pair in enumerate(PAIRS):
         for row, more in (("default", 0.0), ("contrast", 0.2)):

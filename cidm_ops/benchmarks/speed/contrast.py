@@ -167,7 +167,7 @@ class Bench:
 
     def painted(self, bank: Bank, subject: str, width: int) -> Tensor:
         """Paint a subject in all places, ``[places * NOISES, 3, 128, width]``, places in turn."""
-        noise = unit_noise(self.doodle.backbone.family, SEED, NOISES, width, 128)
+        noise = unit_noise(self.doodle.backbone.family, SEED, NOISES, 128, width)
         config = SamplingConfig(STEPS, GUIDANCE)
         by_place = [paint(self.doodle.backbone, bank, f"{subject} {place}", noise, config)[0] for place in PLACES]
         return torch.stack(by_place, 1).flatten(0, 1)
