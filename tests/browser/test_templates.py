@@ -16,7 +16,7 @@ from cidm_ops.doodle.concepts import CONCEPTS, examples
 PACK = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
 BRINGS = ("CheckpointLoaderSimple", "CLIPVisionLoader")  # what a template needs that does not ship
-PATIENCE = 60_000  # ms, for two browsers beside each other on two cores
+PATIENCE = 180_000  # ms, for two browsers beside each other on two cores that may be short of memory
 CROWDED = ("05", "10", "11", "15")  # in Nodes 2.0, where lines of text push what is below, more than a screen when they have run
 DRAFT = "the Vue renderer of this front end is a first draft"
 LEGIBLE, LARGEST = 0.7, (1450, 900)  # zoom on a screen of 1440 x 900; units of the canvas, of which Training Settings alone takes 892
