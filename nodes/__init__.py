@@ -17,7 +17,9 @@ from .inspection import INSPECTION_NODES
 from .keep import KEEP_NODES
 from .listing import add_routes
 from .paint import PAINT_NODES
+from .picking import PICKING_NODES
 from .pictures import PICTURE_NODES
+from .reference import REFERENCE_NODES
 from .regions import REGION_NODES
 from .reports import REPORT_NODES
 from .say import tell_errors
@@ -40,5 +42,5 @@ class CIDM(ComfyExtension):
         teaching += CONTRAST_NODES
         keeping = [*BANK_NODES, *KEEP_NODES, *PICTURE_NODES, *VIEW_NODES, *EXCHANGE_NODES, *INSPECTION_NODES]
         painting = [*PAINT_NODES, *AGGREGATION_NODES, *REGION_NODES, *COMPOSITION_NODES, *EDITING_NODES, *INFUSION_NODES, *WEAVING_NODES]
-        painting += WISH_NODES
+        painting += [*WISH_NODES, *REFERENCE_NODES, *PICKING_NODES]
         return [tell_errors(node) for node in (*teaching, *keeping, *painting, *SCORE_NODES, *FISHER_NODES, *REPORT_NODES)]

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..cidm_ops.measure.pictures import to_image
-from ..cidm_ops.measure.sifting import PER_ORIGINAL, SLACK, Sifting, grow_sifted, sift_sheet
+from ..cidm_ops.measure.sifting import SLACK, Sifting, grow_sifted, sift_sheet
+from ..cidm_ops.training.config import PER_ORIGINAL
 from ..cidm_ops.training.dataset import Dataset, from_images
 from . import say
 from .data import ConceptDataset, lines_of

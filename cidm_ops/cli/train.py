@@ -10,12 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..training.config import EXISTING, FITS
+from ..training.config import EXISTING, FITS, PER_ORIGINAL
 from .arguments import add_model_and_bank, whole
 from .model import load_base
 from .progress import training_bar, warn
-
-PER_ORIGINAL = 2  # as of measure.sifting, which a command that only tells its help does not load
 
 if TYPE_CHECKING:
     from ..training.config import TrainingConfig
@@ -159,7 +157,8 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     read = from_picture if options.together and options.images.is_file() else from_folder
     images = read(options.images, size, fit, options.flip)
     if options.grow:
-        images = grown(images, from_folder(options.grow, size, fit, options.flip), tower, options.per_original or PER_ORIGINAL)
+        made = from_folder(options.grow, size, fit, options.flip)
+        images = grown(images, made, tower, options.per_original or PER_ORIGINAL, told=processes.first)
     prior = options.prior and from_folder(options.prior, size, fit)
     task = replace(task, config=config, prior=prior, assistant=assistant, processes=processes)
     if method.contrasts:
@@ -241,14 +240,17 @@ def tower_of(options: argparse.Namespace) -> str:
     return options.vision[0] if options.vision else "doodle"
 
 
-def grown(images: "Dataset", made: "Dataset", tower: str, per_original: int) -> "Dataset":
-    """Returns the pictures with those of an edit model behind them that show the same individual, and says what became of each."""
+def grown(images: "Dataset", made: "Dataset", tower: str, per_original: int, told: bool = True) -> "Dataset":
+    """Returns the pictures with those of an edit model behind them that show the same individual, and says what became of each, if it is to
+    be ``told``.
+    """
     from ..engines.towers import load_tower
     from ..measure.sifting import Sifting, describe_rest, grow_sifted
 
     whole, sifted = grow_sifted(load_tower(tower), images, made, Sifting(per_original))
-    warn([*made.warnings, *sifted.remarks(), *describe_rest(sifted, made.names)])
-    print(f"cidm: {sifted.text()}", file=sys.stderr)
+    if told:
+        warn([*made.warnings, *sifted.remarks(), *describe_rest(sifted, made.names)])
+        print(f"cidm: {sifted.text()}", file=sys.stderr)
     return whole
 
 

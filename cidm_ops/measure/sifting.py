@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..printable import brief
+from ..training.config import PER_ORIGINAL
 from ..training.crops import resize
 from ..training.dataset import Dataset, grow
 from .scores import ImageEncoder, alignments, embed_all
 from .sheets import Strip, sheet
 
 KEPT, OTHER, REPEATED, ENOUGH = "kept", "somebody else", "a repetition", "more than asked for"
-PER_ORIGINAL, SLACK = 2, 0.05
+SLACK = 0.05
 SIDE, SAME = 16, 0.02  # pixels of a thumbnail, and the mean difference in [0, 1] below which two show the same
 
 

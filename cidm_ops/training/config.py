@@ -10,6 +10,7 @@ PRECISIONS = ("auto", "as_model", "bf16")
 MEMORY = ("auto", "as_set")
 KINDS = tuple(TEMPLATES)
 FITS = ("centre", "buckets", "random", "as_given")  # how pictures of other shapes are fitted: crops.py
+PER_ORIGINAL = 2  # pictures of an edit model that are learned beside each original, at most: measure/sifting.py
 EXISTING = ("replace", "refuse", "continue")  # what to do if the bank has a concept of that name
 
 

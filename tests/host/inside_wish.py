@@ -20,7 +20,8 @@ from pack.cidm_ops.painting.config import PRESETS, ReferenceConfig
 from pack.cidm_ops.painting.reference import refer, reference_of, with_reference
 from pack.cidm_ops.painting.scene import Scene as Beside
 from pack.nodes import patches, scenes
-from pack.nodes.wish import TwoTerms, check_size, fitted_masks, picked
+from pack.nodes.picking import check_size, picked
+from pack.nodes.reference import TwoTerms, fitted_masks
 from safetensors.torch import save_file
 
 PROMPT = "a dog on the beach"
@@ -115,13 +116,13 @@ def half(left):
 
 
 def the_nodes_of_a_wish_do_what_is_under_them():
-    scene, wish = Scene(), pack.nodes.wish
+    scene, reference = Scene(), pack.nodes.reference
     image = torch.rand(1, 100, 128, 3, generator=torch.Generator().manual_seed(2))
     mask = torch.zeros(1, 100, 128)
     mask[:, 20:80, 30:90] = 1
     given = (scene.clip, scene.vae, scene.prompt, image, scene.latent, ReferenceConfig())
-    model, positive = wish.follow(scene.model, *given)
-    masked, _ = wish.follow(scene.model, *given, mask)
+    model, positive = reference.follow(scene.model, *given)
+    masked, _ = reference.follow(scene.model, *given, mask)
     without = scene.paint(scene.model, scene.prompt)
     found = [scene.paint(one, positive) for one in (model, masked)]
     assert all(float((one - without).abs().max()) > 1e-3 for one in found) and not torch.equal(*found)
@@ -132,9 +133,9 @@ def the_nodes_of_a_wish_do_what_is_under_them():
     for told, call in (
         ("the mask is 8 x 8 and the picture 128 x 100", lambda: fitted_masks(torch.ones(8, 8), image, 128, 128)),
         ("again is 64 x 64 pixels and images 128 x 128", lambda: check_size(torch.zeros(1, 64, 64, 3), torch.zeros(1, 128, 128, 3))),
-        ("refers to pictures already", lambda: wish.follow(model, *given)),
+        ("refers to pictures already", lambda: reference.follow(model, *given)),
         ("16 x 16 and the reference 8 x 8", lambda: scene.paint(
-            wish.follow(scene.model, *given[:4], torch.zeros(1, 4, 8, 8), ReferenceConfig())[0]
+            reference.follow(scene.model, *given[:4], torch.zeros(1, 4, 8, 8), ReferenceConfig())[0]
         )),
     ):  # fmt: skip
         try:
@@ -143,7 +144,7 @@ def the_nodes_of_a_wish_do_what_is_under_them():
             assert told in str(error), error
         else:
             raise AssertionError(f"it was not said: {told}")
-    assert "identity 3" in wish.CIDMReferenceAttention.validate_inputs(3.0, 0.0, 1.0)
+    assert "identity 3" in reference.CIDMReferenceAttention.validate_inputs(3.0, 0.0, 1.0)
 
 
 def the_guidance_by_two_texts_is_that_of_one_where_they_are_equal():
@@ -181,7 +182,7 @@ def the_guidance_by_two_texts_is_that_of_one_where_they_are_equal():
 
 
 def the_best_candidate_is_picked_and_more_are_asked_for_only_when_needed():
-    best = pack.nodes.wish.CIDMPickBest
+    best = pack.nodes.picking.CIDMPickBest
 
     def shown(*names):
         return torch.stack([torch.tensor(examples(CONCEPTS[name], 1)[0].picture).float() / 255 for name in names])
@@ -196,7 +197,7 @@ def the_best_candidate_is_picked_and_more_are_asked_for_only_when_needed():
     given = {"images": images, "text": "a boat in the snow", "likeness": 0.5, "reader": reader, "clip": clip}
     assert best.check_lazy_status(**given, bound=1.0, again=None) == ["again"]
     assert best.check_lazy_status(**given, bound=-1.0, again=None) == [] == best.check_lazy_status(**given, bound=1.0)
-    one, every, report, obeys = pack.nodes.wish.best_of(bound=0.99, again=shown("backpack"), **given)
+    one, every, report, obeys = pack.nodes.picking.best_of(bound=0.99, again=shown("backpack"), **given)
     assert one.shape[0] == 1 and len(every) == 4 and torch.equal(every[:1], one) and not obeys and "1 more were painted" in report
     for text, more in (("", {}), ("a dog", {"clip": clip})):
         try:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def checkpoint(server, request):
     """A random checkpoint of the family in the host's folder, made in a process that gives its memory back."""
     pytest.importorskip("diffusers", reason="the full-size checkpoint is made with diffusers")
-    file = server.folder / "models" / "checkpoints" / "random.safetensors"
+    file = server.folder / "models" / "checkpoints" / f"random-{request.param}.safetensors"  # the host keeps what it loaded by the name
     file.parent.mkdir(exist_ok=True)
     make = f"from cidm_ops.benchmarks.speed.checkpoints import *; write_checkpoint(Path({str(file)!r}), {request.param})"
     subprocess.run([sys.executable, "-c", make], cwd=PACK, check=True)

@@ -22,7 +22,6 @@ from ...bank.formats import write_array, write_picture
 from ...doodle.concepts import CONCEPTS
 from ...doodle.world import IN_PLACE, Scene, arrange, render
 from ...evaluation.doodle import GUIDANCE, PLACES, RECIPE, SEED, DoodleBench, scene, training_pictures
-from ...measure.interval import mean_interval
 from ...measure.presence import Presence
 from ...measure.report import contact_sheet, from_pixels
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed
@@ -33,6 +32,7 @@ from ...training.methods import configure_for
 from ...training.task import Task, learn_into
 from ...training.together import Masks, cut_outs, learn_together
 from .compositions import THINGS
+from .scores import mean_between
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -81,18 +81,13 @@ def run(folder: Path = Path("runs/calibrate"), seeds: int = 3, rows: Sequence[st
     bench.sheet(rows)
     figures: dict[str, Any] = {}
     for row, scores in found.items():
+        over = f"{len(scores)} concepts"
         for key in SCORES:
-            figures |= interval(f"{row}_{key}", [score[key] for score in scores])
+            figures |= mean_between(f"{row}_{key}", [score[key] for score in scores], over)
             if row != "joint" and "joint" in found:
                 apart = [score[key] - plain[key] for score, plain in zip(scores, found["joint"], strict=True)]
-                figures |= interval(f"{row}_over_joint_{key}", apart)
+                figures |= mean_between(f"{row}_over_joint_{key}", apart, over)
     return figures | {"seeds": seeds, "pairs": len(PAIRS)} | machine()
-
-
-def interval(name: str, values: list[float]) -> dict[str, float]:
-    """The mean of a figure with its bootstrap interval."""
-    told = mean_interval(torch.tensor(values), f"{len(values)} concepts")
-    return {name: round(told.value, 4), f"{name}_low": round(told.low, 4), f"{name}_high": round(told.high, 4)}
 
 
 def shot_of(pair: tuple[str, str], place: str, number: int) -> Shot:

@@ -22,7 +22,6 @@ from ...bank.formats import write_array, write_picture
 from ...doodle.concepts import CONCEPTS, DoodleConcept, examples, instance
 from ...evaluation.contrast import contrast_by
 from ...evaluation.doodle import GUIDANCE, HELD_OUT, PLACES, SEED, DoodleBench, pictured, training_pictures
-from ...measure.interval import mean_interval
 from ...measure.presence import Presence
 from ...measure.report import contact_sheet
 from ...measure.scores import alignments, caption_cosines, clip_scores, embed
@@ -35,6 +34,7 @@ from ...training.contrasting import ContrastConfig, contrast_into
 from ...training.methods import configure_for
 from ...training.spaces import CaptionSide, Contrast, mean_rows
 from ...training.task import Task, learn_into
+from .scores import mean_between
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -88,19 +88,14 @@ def run(folder: Path = Path("runs/contrast"), seeds: int = 3, rows: Sequence[str
     bench.sheet(rows)
     figures: dict[str, Any] = {}
     for row, scores in found.items():
+        over = f"{len(scores)} pairs"
         figures[f"{row}_retrieval"] = round(sum(retrieved[row]) / seeds, 4)
         for key in SCORES:
-            figures |= interval(f"{row}_{key}", [score[key] for score in scores])
+            figures |= mean_between(f"{row}_{key}", [score[key] for score in scores], over)
             if row != "default" and "default" in found:
                 apart = [score[key] - plain[key] for score, plain in zip(scores, found["default"], strict=True)]
-                figures |= interval(f"{row}_over_default_{key}", apart)
+                figures |= mean_between(f"{row}_over_default_{key}", apart, over)
     return figures | {"seeds": seeds, "pairs": len(PAIRS)} | machine()
-
-
-def interval(name: str, values: list[float]) -> dict[str, float]:
-    """The mean of a figure with its bootstrap interval."""
-    told = mean_interval(torch.tensor(values), f"{len(values)} pairs")
-    return {name: round(told.value, 4), f"{name}_low": round(told.low, 4), f"{name}_high": round(told.high, 4)}
 
 
 def concept_named(name: str) -> DoodleConcept:

@@ -4,7 +4,6 @@ visible is the seam. Resumable.
 
 import json
 import logging
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,12 @@ from torch.nn import functional as F
 from ...bank.bank import Bank
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
-from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.files import TEN
-from ...doodle.style import PLACES
-from ...doodle.world import Scene as World
-from ...doodle.world import render
 from ...engines.diffusers import load
 from ...engines.doodle import DoodleReader, DoodleTower
-from ...evaluation.doodle import GUIDANCE, pictured
+from ...evaluation.doodle import GUIDANCE
 from ...grammar import article
-from ...measure.presence import Presence
-from ...measure.report import from_pixels, to_pixels
+from ...measure.report import to_pixels
 from ...measure.scores import caption_cosines, clip_scores, embed
 from ...method.editing import COVERED, feathered
 from ...method.regions import RegionMask, cells
@@ -37,13 +31,13 @@ from ...painting.editing import FEATHER, Edit, edit
 from ...painting.paint import Photo, SamplingConfig, paint_latents, unit_noise
 from .photos import RenderedPhoto, StylePhoto, photos, plain_words, style_photos
 from .scenes import sheet
+from .scores import mean, presence_of_ten
 from .templates import UNLIKE, cells_of, overlap, psnr
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
 
 STEPS = 25
-NOTHING = "nothing"
 SHOWN = 6  # photos on each sheet, as many as scenes shows
 HOLE = slice(6, 124), slice(136, 248)  # rows and columns of the right half where a thing is inserted
 GROWN = 4  # pixels that a silhouette is grown by, for it to be replaced
@@ -143,8 +137,7 @@ def summarise(scores: Iterable[dict[str, dict[str, float]]], rows: Sequence[str]
                 values.setdefault(f"{row}_{name}", []).append(value)
     figures: dict[str, Any] = {}
     for name, some in values.items():
-        spread = statistics.stdev(some) if len(some) > 1 else 0.0
-        figures |= {name: round(statistics.mean(some), 4), f"{name}_interval": round(1.96 * spread / len(some) ** 0.5, 4)}
+        figures |= mean(name, some)
     return figures
 
 
@@ -164,9 +157,7 @@ class Studio:
     def __init__(self, folder: Path) -> None:
         self.folder, self.backbone, self.bank = folder, load("doodle"), Bank(TEN)
         self.tower, self.reader = DoodleTower(), DoodleReader()
-        shown = {name: pictured(examples(concept, 16, seed=1)) for name, concept in CONCEPTS.items()}
-        shown[NOTHING] = torch.cat([from_pixels(render(World((), place, seed=i))[0][None]) for place in PLACES for i in range(3)])
-        self.presence = Presence({name: embed(self.tower, pictures) for name, pictures in shown.items()})
+        self.presence = presence_of_ten(self.tower)
         self.words, self.captions = plain_words(), dict[str, Tensor]()  # of all of them in a place
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """Scenes whose boxes overlap: whether each concept is in its place when the overlap is shared, and when the stronger region has it."""
 
-import json
 import logging
 import statistics
 from pathlib import Path
@@ -10,30 +9,26 @@ import torch
 from torch import Tensor
 
 from ...bank.bank import Bank
-from ...bank.files import write_atomically
 from ...bank.formats import write_picture
-from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.files import TEN
-from ...doodle.style import PLACES
-from ...doodle.world import SIZE, Scene, render
+from ...doodle.world import SIZE
 from ...engines.diffusers import load
 from ...engines.doodle import DoodleTower
-from ...evaluation.doodle import GUIDANCE, pictured
-from ...measure.presence import Presence
-from ...measure.report import contact_sheet, from_pixels
+from ...evaluation.doodle import GUIDANCE
+from ...measure.report import contact_sheet
 from ...measure.scores import embed
 from ...method.regions import RegionMask, box_mask
 from ...painting.compose import AggregationConfig
 from ...painting.config import REGION_OVERLAPS
 from ...painting.paint import SamplingConfig, paint, unit_noise
 from .compositions import Composition, compositions
+from .scores import kept_scores, mean, presence_of_ten
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
 
 STEPS = 12
 OVERLAP = 0.3  # of a box's width
-NOTHING = "nothing"
 SHOWN = 6  # scenes on the sheet
 
 
@@ -45,19 +40,13 @@ def run(folder: Path = Path("runs/overlap"), scenes: int = 40) -> dict[str, Any]
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     folder.mkdir(parents=True, exist_ok=True)
-    file, studio = folder / "scores.json", Studio(folder)
-    scores: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    studio = Studio(folder)
     composed = [scene for scene in compositions(3 * scenes) if len(scene.names) == 2][:scenes]
-    for number, scene in enumerate(composed):
-        if str(number) not in scores:
-            scores[str(number)] = studio.score(number, scene)
-            write_atomically(json.dumps(scores).encode(), file)
-            log.info("%d %s", number, scores[str(number)])
+    numbers = map(str, range(len(composed)))
+    scores = kept_scores(folder / "scores.json", numbers, lambda key: studio.score(int(key), composed[int(key)]))
     figures: dict[str, Any] = {}
     for name in scores["0"]:
-        values = [scores[str(number)][name] for number in range(len(composed))]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        figures |= {name: round(statistics.mean(values), 4), f"{name}_interval": round(1.96 * spread / len(values) ** 0.5, 4)}
+        figures |= mean(name, [score[name] for score in scores.values()])
     return figures | {"scenes": len(composed), "overlap": OVERLAP, "steps": STEPS, "guidance": GUIDANCE} | machine()
 
 
@@ -66,9 +55,7 @@ class Studio:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.backbone, self.bank, self.tower = folder, load("doodle"), Bank(TEN), DoodleTower()
-        shown = {name: pictured(examples(concept, 16, seed=1)) for name, concept in CONCEPTS.items()}
-        shown[NOTHING] = torch.cat([from_pixels(render(Scene((), place, seed=i))[0][None]) for place in PLACES for i in range(3)])
-        self.presence = Presence({name: embed(self.tower, pictures) for name, pictures in shown.items()})
+        self.presence = presence_of_ten(self.tower)
 
     def score(self, number: int, scene: Composition) -> dict[str, float]:
         """Paint a scene each way, and score what is in either half."""

@@ -4,7 +4,6 @@ In the place of an edit model stand renderings of an individual in other poses a
 Resumable.
 """
 
-import json
 import logging
 import statistics
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ...bank.bank import Bank
-from ...bank.files import write_atomically
 from ...doodle.concepts import CONCEPTS, DoodleConcept, examples, instance
 from ...doodle.figures import ACCESSORIES, COLOURS, FIGURES, MARKINGS, UNNAMED, Look
 from ...engines.doodle import DoodleTower
@@ -30,6 +28,7 @@ from ...training.dataset import Dataset, grow
 from ...training.method import Task
 from ...training.task import learn_into
 from .compositions import THINGS
+from .scores import kept_scores, mean
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -115,22 +114,19 @@ def worn(look: Look) -> set[tuple[int, ...]]:
 def learned(folder: Path, seeds: int, rows: Sequence[str]) -> dict[str, Any]:
     """The likeness of what is learned by each row, and the differences; what the folder has is not learned again."""
     folder.mkdir(parents=True, exist_ok=True)
-    bench, file = DoodleBench(), folder / "scores.json"
-    scores: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    for seed in range(seeds):
-        for name in THINGS:
-            for row in rows:
-                if (key := f"{row} {name} {seed}") not in scores:
-                    scores[key] = learn(bench, folder / "banks" / f"{row}-{seed}", name, row, seed)
-                    write_atomically(json.dumps(scores).encode(), file)
-                    log.info("%s: %.4f", key, scores[key])
+    bench = DoodleBench()
+    tasks = {f"{row} {name} {seed}": (name, row, seed) for seed in range(seeds) for name in THINGS for row in rows}
+
+    def score(key: str) -> float:
+        name, row, seed = tasks[key]
+        return learn(bench, folder / "banks" / f"{row}-{seed}", name, row, seed)
+
+    scores = kept_scores(folder / "scores.json", tasks, score)
     own = {row: [scores[f"{row} {name} {seed}"] for seed in range(seeds) for name in THINGS] for row in rows}
     figures: dict[str, Any] = {row: round(statistics.mean(values), 4) for row, values in own.items()}
     for row in rows:
         if row != "sifted" and "sifted" in own:
-            over = [a - b for a, b in zip(own["sifted"], own[row], strict=True)]
-            spread = 1.96 * statistics.stdev(over) / len(over) ** 0.5 if len(over) > 1 else 0.0
-            figures |= {f"sifted_over_{row}": round(statistics.mean(over), 4), f"sifted_over_{row}_interval": round(spread, 4)}
+            figures |= mean(f"sifted_over_{row}", [a - b for a, b in zip(own["sifted"], own[row], strict=True)])
     return figures
 
 

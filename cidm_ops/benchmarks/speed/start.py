@@ -2,7 +2,6 @@
 thing is after all steps and after half of them. Resumable.
 """
 
-import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 
 from ...bank.bank import Bank
 from ...bank.concept_file import load_concept
-from ...bank.files import write_atomically
 from ...doodle.concepts import DoodleConcept, examples, instance
 from ...doodle.files import TEN
 from ...evaluation.doodle import GUIDANCE, HELD_OUT, PICTURES, PLACES, RECIPE, SEED, DoodleBench, pictured
@@ -26,6 +24,7 @@ from ...training.dataset import Dataset
 from ...training.method import Task
 from ...training.task import learn_into
 from .compositions import THINGS
+from .scores import kept_scores, mean
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -52,15 +51,9 @@ def run(folder: Path = Path("runs/start"), seeds: int = 3, rows: Sequence[str] =
         raise ValueError(f"row {unknown[0]!r}: expected some of {', '.join(ROWS)}")
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     folder.mkdir(parents=True, exist_ok=True)
-    bench, file = DoodleBench(), folder / "scores.json"
-    scores: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    individuals = [instance(kind, 300 + seed) for seed in range(seeds) for kind in KINDS]
-    for one in individuals:
-        for row in rows:
-            if (key := f"{row} {one.name}") not in scores:
-                scores[key] = learn(bench, folder / "banks" / key.replace(" ", "-"), one, row)
-                write_atomically(json.dumps(scores).encode(), file)
-                log.info("%s: %s", key, scores[key])
+    bench, individuals = DoodleBench(), [instance(kind, 300 + seed) for seed in range(seeds) for kind in KINDS]
+    tasks = {f"{row} {one.name}": (one, row) for one in individuals for row in rows}
+    scores = kept_scores(folder / "scores.json", tasks, lambda key: learn(bench, folder / "banks" / key.replace(" ", "-"), *tasks[key]))
     figures = summarise({row: [scores[f"{row} {one.name}"] for one in individuals] for row in rows})
     return figures | {"individuals": len(individuals), "steps": RECIPE.steps} | machine()
 
@@ -71,9 +64,7 @@ def summarise(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, 
     for row, own in scores.items():
         figures |= {f"{row}_{name}": round(statistics.mean(score[name] for score in own), 4) for name in own[0]}
         if row != "full" and "full" in scores:
-            over = [a["ia"] - b["ia"] for a, b in zip(own, scores["full"], strict=True)]
-            spread = 1.96 * statistics.stdev(over) / len(over) ** 0.5 if len(over) > 1 else 0.0
-            figures |= {f"{row}_over_full_ia": round(statistics.mean(over), 4), f"{row}_over_full_ia_interval": round(spread, 4)}
+            figures |= mean(f"{row}_over_full_ia", [a["ia"] - b["ia"] for a, b in zip(own, scores["full"], strict=True)])
     if "nearest_half_over_full_ia" in figures:
         figures["halves"] = figures["nearest_half_over_full_ia"] >= LEAST
     return figures

@@ -2,7 +2,6 @@
 rest stay, and is the thing's shape kept. Resumable.
 """
 
-import json
 import logging
 import statistics
 from collections.abc import Callable
@@ -15,18 +14,12 @@ from torch import Tensor
 
 from ...backbone import Backbone
 from ...bank.bank import Bank
-from ...bank.files import write_atomically
 from ...bank.formats import write_picture
-from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.files import TEN
-from ...doodle.style import PLACES
-from ...doodle.world import Scene as World
-from ...doodle.world import render
 from ...engines.diffusers import load
 from ...engines.doodle import DoodleTower
-from ...evaluation.doodle import GUIDANCE, pictured
-from ...measure.presence import Presence
-from ...measure.report import contact_sheet, from_pixels
+from ...evaluation.doodle import GUIDANCE
+from ...measure.report import contact_sheet
 from ...measure.scores import embed
 from ...method.inversion import descend
 from ...method.regions import RegionMask
@@ -37,13 +30,13 @@ from ...painting.paint import predictor, unit_noise
 from ...painting.sampling import sample
 from ...painting.scene import InvertedPicture, Scene
 from ...painting.weaving import denoiser_at, hold, invert_picture, noise_of, template_of, woven
+from .scores import kept_scores, mean, presence_of_ten
 from .templates import RenderedTemplate, cells_of, figure, overlap, psnr, templates
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
 
 STEPS = 25
-NOTHING = "nothing"
 SHOWN = 6  # templates on the sheet
 WEAVES = {
     "weave": WeaveConfig(),
@@ -66,19 +59,11 @@ def run(folder: Path = Path("runs/weave"), scenes: int = 60) -> dict[str, Any]:
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     folder.mkdir(parents=True, exist_ok=True)
-    studio, file = Studio(folder), folder / "scores.json"
-    scores: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
-    for number, template in enumerate(templates(scenes)):
-        if str(number) not in scores:
-            scores[str(number)] = studio.score(number, template)
-            write_atomically(json.dumps(scores).encode(), file)
-            log.info("%d %s", number, scores[str(number)])
-    own = [scores[str(number)] for number in range(scenes)]
+    studio, rendered = Studio(folder), list(templates(scenes))
+    scores = kept_scores(folder / "scores.json", map(str, range(scenes)), lambda key: studio.score(int(key), rendered[int(key)]))
     figures: dict[str, Any] = {}
-    for name in own[0]:
-        values = [score[name] for score in own]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        figures |= {name: round(statistics.mean(values), 4), f"{name}_interval": round(1.96 * spread / len(values) ** 0.5, 4)}
+    for name in scores["0"]:
+        figures |= mean(name, [score[name] for score in scores.values()])
     return figures | {"templates": scenes, "steps": STEPS, "guidance": GUIDANCE} | machine()
 
 
@@ -87,9 +72,7 @@ class Studio:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.backbone, self.bank, self.tower = folder, load("doodle"), Bank(TEN), DoodleTower()
-        shown = {name: pictured(examples(concept, 16, seed=1)) for name, concept in CONCEPTS.items()}
-        shown[NOTHING] = torch.cat([from_pixels(render(World((), place, seed=i))[0][None]) for place in PLACES for i in range(3)])
-        self.presence = Presence({name: embed(self.tower, pictures) for name, pictures in shown.items()})
+        self.presence = presence_of_ten(self.tower)
 
     @torch.no_grad()
     def score(self, number: int, template: RenderedTemplate) -> dict[str, float]:

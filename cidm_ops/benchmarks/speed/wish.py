@@ -2,7 +2,6 @@
 concept that was trained, which is the ceiling. Resumable.
 """
 
-import json
 import logging
 import statistics
 import time
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...bank.bank import Bank
-from ...bank.files import write_atomically
 from ...bank.formats import write_picture
 from ...doodle.concepts import CONCEPTS, examples
 from ...doodle.files import TEN
@@ -31,6 +29,7 @@ from ...measure.report import contact_sheet
 from ...measure.scores import alignments, embed
 from ...painting.wish import Wish
 from ...painting.wish_reading import read_wish
+from .scores import kept_scores
 from .timing import machine
 
 log = logging.getLogger("cidm.bench")
@@ -81,16 +80,8 @@ def run(folder: Path = Path("runs/wish"), wishes: int = 100) -> dict[str, Any]:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     folder.mkdir(parents=True, exist_ok=True)
     asked = [(THINGS[i % len(THINGS)], FORMS[(i // len(THINGS) + i) % len(FORMS)]) for i in range(wishes)]
-    figures, file = reading(asked), folder / "scores.json"
-    scores: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    studio: Studio | None = None
-    for number, (thing, form) in enumerate(asked):
-        if str(number) not in scores:
-            studio = studio or Studio(folder)
-            scores[str(number)] = studio.score(number, thing, form)
-            write_atomically(json.dumps(scores).encode(), file)
-            log.info("%d %s %s", number, thing, scores[str(number)])
-    own = [scores[str(number)] for number in range(wishes)]
+    figures, studio = reading(asked), Studio(folder)
+    own = [*kept_scores(folder / "scores.json", map(str, range(wishes)), lambda key: studio.score(int(key), *asked[int(key)])).values()]
     for name in dict.fromkeys(name for score in own for name in score):
         values = torch.tensor([score[name] for score in own if name in score])
         figures |= {name: round(float(values.mean()), 4)}

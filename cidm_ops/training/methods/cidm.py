@@ -16,7 +16,7 @@ from ...concept_text import plans_of
 from ...hub import watch_attention
 from ...lowrank import LowRank
 from ...method.attention import attention_loss
-from ...method.consolidation import MODES, Consolidation, consolidation, orthogonal_downs, shared_loss, shared_rows
+from ...method.consolidation import MODES, Consolidation, consolidation, shared_loss, shared_rows
 from ...method.dependence import dependence
 from ...models.family import Family
 from ...painting.config import BY_KIND, EVERYWHERE, WORDS_AND_END
@@ -29,7 +29,7 @@ from ..captions import split_caption
 from ..config import MethodConfig, check_choices, check_least
 from ..method import Batch, Learner, Method, ParameterGroup, Task
 from ..objective import add_noise, error
-from .factors import check_rank, kaiming
+from .factors import begin_factors, check_rank
 
 GROUPS = ("block", "layer", "one")
 REACHES = (BY_KIND, EVERYWHERE, WORDS_AND_END)  # at the words alone too little is learned: docs/training.md
@@ -116,18 +116,12 @@ class CidmLearner(Learner):
             first = [first_rows(backbone, noun, encoder, config.init_sigma, generator) for noun in task.concepts.values()]
             rows = torch.cat([own[: len(words[name])] for name, own in zip(task.concepts, first, strict=True)])
             self.tokens[encoder] = nn.Parameter(rows[:, None].repeat(1, 1 + max(self.layers), 1))
-        frozen = config.mode == "orthogonal"
-        if frozen:
-            downs = orthogonal_downs(earlier, {n: s[1] for n, s in shapes.items()}, config.rank, generator)
-        else:
-            downs = {n: kaiming(config.rank, width, generator) for n, (_, width) in shapes.items()}
-        self.downs = nn.ParameterList([nn.Parameter(downs[n], requires_grad=not frozen) for n in self.names])
-        self.ups = nn.ParameterList([nn.Parameter(torch.zeros(out, config.rank)) for out, _ in shapes.values()])
+        apart_from = earlier if config.mode == "orthogonal" else None
+        self.downs, self.ups = begin_factors(shapes, config.rank, generator, apart_from)
         text: dict[str, Any] = attention_layers(backbone.texts) if config.lr_text else {}
         sides = {n: tuple(layer.weight.shape) for n, layer in text.items()}
         self.text_names = list(sides)
-        self.text_downs = nn.ParameterList([nn.Parameter(kaiming(config.rank, width, generator)) for _, width in sides.values()])
-        self.text_ups = nn.ParameterList([nn.Parameter(torch.zeros(out, config.rank)) for out, _ in sides.values()])
+        self.text_downs, self.text_ups = begin_factors(sides, config.rank, generator)
         self.regularizer = consolidation(config.mode, earlier, config.lr, generator) if regularizer is None else regularizer
         self.shared = shared_rows(earlier, 2 * config.rank) if config.shared else {}
         self.below = {n: f.to(backbone.device) for n, f in (below or {}).items()}

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...adapters import MEETING, attach_parts, joint_linears
 from ...backbone import TransformerBackbone
 from ...bank.concept import Concept
 from ...concept_text import plain
 from ...lowrank import LowRank
-from ...method.consolidation import MODES, Consolidation, consolidation, orthogonal_downs
+from ...method.consolidation import MODES, Consolidation, consolidation
 from ...models.family import Family
 from ...models.module import Slice
 from ...painting.sampling import Predict
@@ -26,7 +26,7 @@ from ...tokens import Text, joined, read_plain
 from ..config import MethodConfig, check_choices, check_least
 from ..method import Learner, Method, Task
 from ..objective import draw_levels, nearest_timesteps, shift_of_size
-from .factors import check_rank, kaiming
+from .factors import begin_factors, check_rank
 
 OWN = "of the family"
 DENSITIES = (OWN, "uniform", "sigmoid")
@@ -85,13 +85,8 @@ class LoraLearner(Learner):
         shapes = {name: (at.rows, at.columns) for name, at in layers.items()}
         check_rank(config.rank, shapes)
         self.names, self.scale = list(layers), config.scale
-        frozen = config.mode == "orthogonal"
-        if frozen:
-            downs = orthogonal_downs(earlier, {n: s[1] for n, s in shapes.items()}, config.rank, generator)
-        else:
-            downs = {n: kaiming(config.rank, width, generator) for n, (_, width) in shapes.items()}
-        self.downs = nn.ParameterList([nn.Parameter(downs[n], requires_grad=not frozen) for n in self.names])
-        self.ups = nn.ParameterList([nn.Parameter(torch.zeros(out, config.rank)) for out, _ in shapes.values()])
+        apart_from = earlier if config.mode == "orthogonal" else None
+        self.downs, self.ups = begin_factors(shapes, config.rank, generator, apart_from)
         self.regularizer: Consolidation = consolidation(config.mode, earlier, config.lr, generator)
         self.prepared: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.assistant: dict[str, LowRank] = {}
