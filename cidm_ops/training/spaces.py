@@ -75,7 +75,7 @@ def space_for(
 
     Raises ``ValueError`` if no text encoder of the base leads into it, or concepts on the base have no words.
     """
-    check_words(backbone.family)
+    check_contrastable(backbone.family)
     family = backbone.family
     widths = {name: backbone.token_rows(torch.tensor([0]), name).shape[-1] for name in backbone.encoders}
     if projection is not None:
@@ -102,7 +102,7 @@ def space_for(
     )
 
 
-def check_words(family: Family) -> None:
+def check_contrastable(family: Family) -> None:
     """Raises ``ValueError`` for a family on which concepts have no words of their own."""
     if not family.layerwise:
         raise ValueError(f"{family.title} has no words of its own that could be contrasted: take Stable Diffusion 1, SDXL or Doodle")

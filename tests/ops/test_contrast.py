@@ -24,7 +24,7 @@ from cidm_ops.training.canvases import (
     without_masks,
 )
 from cidm_ops.training.dataset import Dataset
-from cidm_ops.training.spaces import check_words
+from cidm_ops.training.spaces import check_contrastable
 
 SCALE = 20.0
 
@@ -103,10 +103,10 @@ def test_a_picture_is_found_by_the_nearest_text():
 def test_a_family_without_words_of_its_own_is_refused_by_name():
     for family in families():
         if family.layerwise:
-            check_words(family)
+            check_contrastable(family)
         else:
             with pytest.raises(ValueError, match=f"{re.escape(family.title)} has no words of its own"):
-                check_words(family)
+                check_contrastable(family)
 
 
 def lesson(name="rex", colour=0, masked=True, count=2) -> Lesson:
