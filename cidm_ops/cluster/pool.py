@@ -3,7 +3,6 @@ they made; here is which piece goes to whom, and what becomes of one whose worke
 """
 
 import os
-import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from ..printable import one_line
-from ..training.stops import ENDING
+from ..training.stops import keep_handlers
 from .tasks import Needs
 from .worker import DONE, HERE, REFUSED, Answer, Piece, Terms, Worker
 
@@ -48,19 +47,16 @@ def connected(address: str | None) -> Iterator[None]:
     with this. Raises ``ConnectionError`` where there is none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    handlers = {number: signal.getsignal(number) for number in ENDING}
     check_there(address or os.environ.get("RAY_ADDRESS", ""))
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if not address and not os.environ.get("RAY_ADDRESS"):
         options["include_dashboard"] = False
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers of this machine alone count as this process does
     try:
-        ray.init(**options)
+        with keep_handlers():  # Ray takes some of them, and Ctrl-C is ours to answer
+            ray.init(**options)
     except (ConnectionError, RuntimeError, TimeoutError, RayError) as error:
         raise unreachable(address or "this machine", error) from error
-    for number, handler in handlers.items():  # Ray takes some of them, and Ctrl-C is ours to answer
-        with suppress(ValueError):
-            signal.signal(number, handler)
     try:
         yield
     finally:

@@ -30,6 +30,18 @@ def handle_signals(handler: Any, numbers: list[int]) -> Iterator[None]:
 
 
 @contextmanager
+def keep_handlers() -> Iterator[None]:
+    """Give each of these signals the handler back that it has now when this closes, whatever a library has put in its place."""
+    kept = {number: handler for number in ENDING if (handler := signal.getsignal(number)) is not None}  # None: not Python's, cannot be set
+    try:
+        yield
+    finally:
+        if current_thread() is main_thread():
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
 def end_as_interrupts() -> Iterator[None]:
     """Let signals that would end the program raise ``KeyboardInterrupt`` while this is open; one that is ignored, as by nohup, stays so."""
     with handle_signals(interrupt, [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]):

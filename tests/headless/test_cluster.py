@@ -23,6 +23,7 @@ from cidm_ops.bank.bank import TRAINING, Bank
 from cidm_ops.bank.lock import writing
 from cidm_ops.cluster import versions
 from cidm_ops.doodle.concepts import CONCEPTS, examples
+from cidm_ops.training.stops import ENDING, keep_handlers
 
 PACK = Path(__file__).resolve().parents[2]
 STEPS, LONG = 4, 100  # the state of a run is kept at step 50
@@ -40,14 +41,23 @@ def cluster() -> Iterator[object]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     try:
-        nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-        nodes.add_node(**small)
-        nodes.wait_for_nodes()
+        with keep_handlers():  # its head node takes SIGTERM for good, from the tests that come after these too
+            nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+            nodes.add_node(**small)
+            nodes.wait_for_nodes()
     except Exception as error:
         pytest.skip(f"NO CLUSTER TEST RAN: Ray cannot start here ({type(error).__name__}: {str(error)[:200]})")
     yield nodes
     ray.shutdown()
     nodes.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def signals_are_handled_as_before() -> Iterator[None]:
+    """Ray takes SIGTERM in the process that joins it: whoever joined has it back."""
+    before = [signal.getsignal(number) for number in ENDING]
+    yield
+    assert [signal.getsignal(number) for number in ENDING] == before
 
 
 @pytest.fixture(scope="module")
