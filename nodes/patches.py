@@ -4,7 +4,6 @@ Merged, concepts are weight patches like any LoRA's. Routed, they act beside the
 """
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,7 +34,7 @@ from ..cidm_ops.painting.compose import (
 )
 from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
 from ..cidm_ops.painting.scene import Template
-from ..cidm_ops.painting.scope import inserted_at
+from ..cidm_ops.painting.scope import masks_of_triggers
 from ..cidm_ops.painting.texts import text_deltas
 from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
@@ -190,16 +189,7 @@ def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[s
     def ids(text: str) -> list[int]:
         return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
 
-    masks = {}
-    for concept in said.concepts if encoder else ():
-        mask = torch.zeros(count)
-        for word in filter(None, (*concept.triggers, concept.class_word)):
-            for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", said.text, re.IGNORECASE):
-                found = inserted_at(ids(said.text), ids(said.text[: at.start()].rstrip() + said.text[at.end() :]))
-                mask[found.start : found.stop] = 1
-        if mask.any():
-            masks[concept.name] = mask
-    return masks
+    return masks_of_triggers(said.text, said.concepts if encoder else (), ids, count)
 
 
 def woven_into(backbone: ComfyBackbone, composition: Composition, template: Template) -> tuple[ModelPatcher, list]:
