@@ -4,8 +4,8 @@ The text encoders are loaded when a text is read and let go when all are, since 
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -30,6 +30,7 @@ from ..models.family import Family, families, family_of
 from ..models.module import Slice
 from ..schedule import Schedule
 from .folder import read_config, variant
+from .several_texts import read_several
 
 FP8 = torch.float8_e4m3fn
 AUTOENCODERS: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -65,14 +66,7 @@ class DiffusersTransformer(TransformerBackbone):
 
     @torch.no_grad()
     def read(self, text: str) -> tuple[Tensor, Tensor | None]:
-        how = self.family.diffusers.reader
-        tokenizer = self.part(how.tokenizer)
-        if how.chat:
-            said = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        if ids.shape[1] < how.least:
-            ids = F.pad(ids, (0, how.least - ids.shape[1]), value=tokenizer.pad_token_id)
+        how, ids = self.family.diffusers.reader, self.tokenize(text)
         found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=how.layer != -1)
         states = found.last_hidden_state if how.layer == -1 else found.hidden_states[how.layer]
         pooled = None
@@ -81,6 +75,15 @@ class DiffusersTransformer(TransformerBackbone):
             given = own(text, padding="max_length", truncation=True, max_length=own.model_max_length, return_tensors="pt")
             pooled = encoder(given.input_ids.to(self.device)).pooler_output.cpu()
         return states.cpu(), pooled
+
+    def tokenize(self, text: str) -> Tensor:
+        how = self.family.diffusers.reader
+        tokenizer = self.part(how.tokenizer)
+        if how.chat:
+            said = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        return F.pad(ids, (0, max(how.least - ids.shape[1], 0)), value=tokenizer.pad_token_id)
 
     def part(self, name: str) -> Any:
         """A text encoder or a tokenizer of the folder, kept until the encoders are dropped. Raises ``ValueError`` for one that cannot be
@@ -129,6 +132,10 @@ class DiffusersTransformer(TransformerBackbone):
     @contextmanager
     def training_mode(self, x: Tensor) -> Iterator[None]:
         yield  # the blocks of diffusers write over nothing
+
+    def read_several(self, lengths: Sequence[int], ask: Callable[..., Tensor]) -> AbstractContextManager[None]:
+        joint = [self.blocks[block] for block in self.family.meeting(self.blocks)]
+        return read_several(self.unet, joint, lengths, ask)
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None, guidance: float | None = None) -> Tensor:
         sigma = self.schedule.sigma.to(x.device)[t.to(x.device)]
