@@ -33,8 +33,8 @@ from ..cidm_ops.painting.compose import (
     scene_beside,
 )
 from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.region_text import region_text
 from ..cidm_ops.painting.scene import Template
-from ..cidm_ops.painting.scope import masks_of_triggers
 from ..cidm_ops.painting.texts import text_deltas
 from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
@@ -110,7 +110,7 @@ def in_regions(
     if isinstance(backbone, ComfyTransformer):
         if not composition.regions:
             return with_concepts(backbone, [whole], how), encode_prompt(backbone.clip, whole)
-        texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought)) for region in composition.regions]
+        texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought), how.padding) for region in composition.regions]
         said = [[with_regions(text, texts), more] for text, more in encode_prompt(backbone.clip, whole)]
         return with_more(backbone.model, composition.scene(texts, estimation)), said
     if composition.regions:
@@ -138,23 +138,17 @@ def begin_plainly(
     return [[text, {**more, "start_percent": first, "end_percent": last}] for part, first, last in parts for text, more in part]
 
 
-def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptText:
-    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it. If the region is
-    ``sought``, it says where the words of its concepts stand.
+def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool, padding: bool = True) -> ConceptText:
+    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it: see ``region_text``.
 
-    Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and where it has none of the words.
+    Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and as ``region_text`` does.
     """
     found = encode_prompt(clip, said)
     if len(found) != 1:
         raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
     text = plain(found[0][0])
-    masks = trigger_masks(clip, said, text.shape[1]) if sought else {}
-    if sought and not masks:
-        raise ValueError(
-            f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
-            "it with one (Import Concept), or draw the region"
-        )
-    return ConceptText.of(text, [RowPlan(token_masks=masks)])
+    encoder = read_encoder(clip, said.text, text.shape[1])
+    return region_text(said, text, (lambda part: token_ids(clip, encoder, part)) if encoder else None, sought, padding)
 
 
 def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequence[ParsedPrompt]) -> list:
@@ -179,17 +173,14 @@ def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequenc
     return [[ConceptText.of(filled, [RowPlan(layers=text) for text in texts]), more]]
 
 
-def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[str, Tensor]:
-    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens that the model reads of a
-    text. A concept that its text does not name so has none.
-    """
-    encoded = clip.tokenize(said.text)
-    encoder = next((name for name, rows in encoded.items() if sum(map(len, rows)) == count), "")  # whose states the model reads
+def read_encoder(clip: comfy.sd.CLIP, text: str, count: int) -> str:
+    """The name of the encoder whose states the model reads, of which a text has ``count``; an empty one if none has so many tokens."""
+    return next((name for name, rows in clip.tokenize(text).items() if sum(map(len, rows)) == count), "")
 
-    def ids(text: str) -> list[int]:
-        return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
 
-    return masks_of_triggers(said.text, said.concepts if encoder else (), ids, count)
+def token_ids(clip: comfy.sd.CLIP, encoder: str, text: str) -> list[int]:
+    """The ids of the tokens of a text for one encoder, -1 for those that have none."""
+    return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
 
 
 def woven_into(backbone: ComfyBackbone, composition: Composition, template: Template) -> tuple[ModelPatcher, list]:

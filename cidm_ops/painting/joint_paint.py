@@ -14,11 +14,11 @@ from ..schedule import Schedule
 from ..tokens import Text, read_plain
 from .compose import Composition, ConceptMix
 from .joint_run import JointRun
+from .region_text import region_text
 from .rows import Job
 from .run import Unet
 from .sampling import Predict
 from .scene import Scene
-from .scope import masks_of_triggers
 
 OTHER_KERNELS = (
     "PyTorch's own attention has to answer in every block: take off what computes it otherwise, as the environment variable "
@@ -34,24 +34,14 @@ def read_regions(backbone: TransformerBackbone, composition: Composition) -> Tex
     whole = read_plain(backbone, composition.whole.text)
     if not composition.regions:
         return whole
-    texts = tuple(read_region(backbone, region.mix, bool(region.mask.sought)) for region in composition.regions)
+    texts = tuple(read_region(backbone, region.mix, bool(region.mask.sought), composition.how.padding) for region in composition.regions)
     return replace(whole, plans=(RowPlan(regions=texts),))
 
 
-def read_region(backbone: TransformerBackbone, said: ConceptMix, sought: bool) -> ConceptText:
-    """The text ``[1, N, C]`` of a region. If the region is ``sought``, it says where the words of its concepts stand."""
+def read_region(backbone: TransformerBackbone, said: ConceptMix, sought: bool, padding: bool = True) -> ConceptText:
+    """The text ``[1, N, C]`` of a region: see ``region_text``."""
     states = read_plain(backbone, said.text).states[:, 0]
-
-    def ids(text: str) -> list[int]:
-        return backbone.tokenize(text)[0].tolist()
-
-    masks = masks_of_triggers(said.text, said.concepts, ids, states.shape[1]) if sought else {}
-    if sought and not masks:
-        raise ValueError(
-            f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
-            "it with one, or draw the region"
-        )
-    return ConceptText.of(states, [RowPlan(token_masks=masks)])
+    return region_text(said, states, lambda text: backbone.tokenize(text)[0].tolist(), sought, padding)
 
 
 def begin_joint(backbone: TransformerBackbone, scene: Scene) -> JointRun:

@@ -15,7 +15,7 @@ from cidm_ops.__main__ import main
 from cidm_ops.adapters import attach_parts
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
-from cidm_ops.concept_text import ConceptText
+from cidm_ops.concept_text import ConceptText, plain
 from cidm_ops.engines.diffusers import load_any
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.pieces import pieces_of
@@ -118,8 +118,21 @@ def test_the_text_of_a_place_is_read_as_it_is_alone(base):
 def test_the_same_text_in_two_halves_is_that_text(base, monkeypatch):
     said, alone = text_of(base, OTHER, OWN, OWN), painted(base, text_of(base, OWN))
     differ(painted(base, said, places(LEFT, RIGHT)), alone)
-    monkeypatch.setattr(joint_call, "pieces_of", lambda lengths, held, opened: pieces_of(lengths, held, range(3)))
+    monkeypatch.setattr(joint_call, "pieces_of", lambda lengths, held, *more: pieces_of(lengths, held, range(3)))
     same(painted(base, said, places(LEFT, RIGHT)), alone)  # each looks at all, as it does alone
+
+
+def test_places_that_are_kept_apart_do_not_see_each_other(base):
+    columns = SIZES[base.family.name][1] // 2  # of tokens
+    middle = columns // 2
+    left = torch.arange(columns)[None] < middle
+    halves = [RegionMask(left.float()), RegionMask((~left).float())]
+    for apart, check in ((1.0, same), (0.0, differ)):
+        one, other = (
+            painted(base, text_of(base, OTHER, OWN, beside), Scene(masks=tuple(halves), apart=apart))[..., : 2 * middle]
+            for beside in (THIRD, UNWANTED)
+        )
+        check(one, other)
 
 
 def test_the_lora_of_a_place_is_the_lora(base):
@@ -255,6 +268,14 @@ def test_places_are_found_by_the_words_of_concepts(base, tmp_path):
     plain = paint(base, bank, "snow", noise, SamplingConfig(4, 1.5))[0]
     torch.testing.assert_close(found(1.0), plain, atol=1e-4, rtol=1e-4)
     differ(found(0.3), plain)
+
+
+def test_a_text_that_is_filled_up_loses_most_of_that_where_it_is_asked(base):
+    mixed = ConceptMix("a rex dog in the snow")
+    padded, cut = (read_region(base, mixed, False, padding) for padding in (True, False))
+    least = base.family.diffusers.reader.least
+    assert padded.shape[1] >= least and cut.shape[1] == (64 if least else padded.shape[1])
+    assert torch.equal(plain(cut), plain(padded)[:, : cut.shape[1]])
 
 
 def test_a_place_that_is_to_be_found_by_words_that_are_not_there_is_refused(base):
