@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextModel, T5EncoderModel
 from ..backbone import TransformerBackbone
 from ..fingerprint import fingerprint
 from ..models.family import Family, families, family_of
-from ..models.module import Slice
+from ..models.module import Slice, flat
 from ..schedule import Schedule
 from .folder import read_config, variant
 from .several_texts import read_several
@@ -51,9 +51,10 @@ class DiffusersTransformer(TransformerBackbone):
         self.device, self.dtype, self.schedule = device, computed, Schedule.straight(shift)
         linears: dict[str, Any] = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear)}
         self.modules = linears
-        layers = {name: Slice(name, 0, m.out_features, m.in_features) for name, m in linears.items() if known.block_of(name)}
+        named = {name: m for name, m in linears.items() if known.files.read_layer(flat(name)) == name}
+        layers = {name: Slice(name, 0, m.out_features, m.in_features) for name, m in named.items()}
         architecture = known.architecture_of(layers)
-        self.blocks = {name: unet.get_submodule(name) for name in sorted({known.block_of(n) for n in layers}, key=known.place)}
+        self.blocks = {name: unet.get_submodule(name) for name in sorted({known.block_of(n) for n in layers} - {""}, key=known.place)}
         sites = known.sites(self.blocks, "joint")
         queries = [f"{block}.{part}" for block in known.meeting(self.blocks) for part in known.parts(block) if part.endswith("to_q")]
         print_of = fingerprint([linears[name].weight for name in (queries[0], queries[-1])])
@@ -61,7 +62,7 @@ class DiffusersTransformer(TransformerBackbone):
         self.size = self.family.size  # pixels of a side that the base was made for
         self.encoders_loaded: dict[str, Any] = {}
         if dtype == FP8:
-            for name in layers:
+            for name in filter(known.block_of, layers):
                 keep_in_fp8(self.modules[name])
 
     @torch.no_grad()

@@ -88,12 +88,13 @@ def differ(a: torch.Tensor, b: torch.Tensor) -> None:
     assert off(a, b) > 3 * ROUNDED
 
 
-def concept_of(base: Any, name: str = "rex", seed: int = 0, **more: Any) -> Concept:
-    """A LoRA on all layers of the blocks."""
+def concept_of(base: Any, name: str = "rex", seed: int = 0, in_blocks: bool = True, **more: Any) -> Concept:
+    """A LoRA on all layers of the blocks, or on all that are known."""
     draw = torch.Generator().manual_seed(seed)
     factors = {
         layer: LowRank(0.3 * torch.randn(at.rows, 2, generator=draw), 0.3 * torch.randn(2, at.columns, generator=draw))
         for layer, at in base.layers.items()
+        if base.family.block_of(layer) or not in_blocks
     }
     return Concept(name=name, class_word="dog", architecture=base.architecture, factors=factors, fingerprint=base.fingerprint, **more)
 
@@ -144,6 +145,25 @@ def test_the_lora_of_a_place_is_the_lora(base):
         differ(painted(base, alone, guidance=guidance), wanted)
     spared = replace(scene, negative=False, stacks=(replace(scene.stacks[0], negative=False),))
     differ(painted(base, said, spared, 1.5), wanted)
+
+
+def test_a_lora_that_changes_more_than_blocks_acts_as_it_does_merged_and_a_place_has_it_without_that(base, tmp_path):
+    rex = concept_of(base, in_blocks=False, triggers=("rex dog",))
+    bank, noise, config = Bank(tmp_path).add(rex), unit_noise(base.family, 1, 2, 64, 128), SamplingConfig(2, 1.5)
+    found, told = paint(base, bank, "a <rex>", noise, config)
+    assert not told
+    before = {layer: base.modules[at.module].weight.data.clone() for layer, at in base.layers.items()}
+    try:
+        for layer, f in rex.factors.items():
+            base.modules[base.layers[layer].module].weight.data += f.delta()
+        merged = paint(base, Bank(tmp_path / "none"), "a rex dog", noise, config)[0]
+    finally:
+        for layer, weight in before.items():
+            base.modules[base.layers[layer].module].weight.data = weight
+    torch.testing.assert_close(found, merged, atol=1e-4, rtol=1e-3)
+    assert [*rex.factors] != [layer for layer in rex.factors if base.family.block_of(layer)]
+    _, told = paint(base, bank, "snow", noise, config, [("a <rex>", RegionMask(LEFT))])
+    assert len(told) == 1 and "acts in a region without" in told[0]
 
 
 def test_a_place_without_strength_is_not_there(base):
