@@ -182,23 +182,25 @@ def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequenc
 
 def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[str, Tensor]:
     """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens that the model reads of a
-    text. A concept that its text does not name so has none.
+    text, the last of those that a lone encoder does, which cuts off what it says before. A concept that its text does not name so has none.
     """
-    encoded = clip.tokenize(said.text)
-    encoder = next((name for name, rows in encoded.items() if sum(map(len, rows)) == count), "")  # whose states the model reads
+    lengths = {name: sum(map(len, rows)) for name, rows in clip.tokenize(said.text).items()}
+    encoder = next((name for name, length in lengths.items() if length == count), "")  # whose states the model reads
+    if not encoder and len(lengths) == 1:
+        encoder = next((name for name, length in lengths.items() if length > count), "")
 
     def ids(text: str) -> list[int]:
         return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
 
     masks = {}
     for concept in said.concepts if encoder else ():
-        mask = torch.zeros(count)
+        mask = torch.zeros(lengths[encoder])
         for word in filter(None, (*concept.triggers, concept.class_word)):
             for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", said.text, re.IGNORECASE):
                 found = inserted_at(ids(said.text), ids(said.text[: at.start()].rstrip() + said.text[at.end() :]))
                 mask[found.start : found.stop] = 1
-        if mask.any():
-            masks[concept.name] = mask
+        if mask[-count:].any():
+            masks[concept.name] = mask[-count:]
     return masks
 
 
