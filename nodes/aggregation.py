@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.method.aggregation import NORMS, POSITIONS, RULES, SIMILARITIES, Rule
 from ..cidm_ops.painting.compose import AggregationConfig
-from ..cidm_ops.painting.config import BY_KIND, PLACE, REGION_OVERLAPS, SCOPES, SHARED
+from ..cidm_ops.painting.config import BY_KIND, PADDED, PLACE, REGION_OVERLAPS, REGION_TEXTS, SCOPES, SHARED
 from .schema import schema
 
 AggregationSettings = io.Custom("CIDM_AGGREGATION")
@@ -111,6 +111,24 @@ class CIDMAggregationSettings(io.ComfyNode):
                     optional=True,
                     tooltip="Where regions of one priority overlap: shared among them, or each place the one's that answers more strongly.",
                 ),
+                io.Float.Input(
+                    "apart_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Flux, Chroma, Lumina 2, Z-Image: until this part of the sampling regions do not look at each other, so that "
+                    "look-alikes stay two. Try 0.2; much more divides the picture.",
+                ),
+                io.Combo.Input(
+                    "region_texts",
+                    options=list(REGION_TEXTS),
+                    default=PADDED,
+                    optional=True,
+                    tooltip="The same models: padded reads a region's text as they were trained, filled up to 256 tokens on Flux.1; "
+                    "cut leaves out most of what fills it up, which is faster with many regions and changes the picture a little.",
+                ),
             ],
             outputs=[AggregationSettings.Output(display_name="settings", tooltip="For Apply Concepts.")],
         )
@@ -118,11 +136,11 @@ class CIDMAggregationSettings(io.ComfyNode):
     @classmethod
     def execute(
         cls, power, norm, similarity, positions, threshold, scale, encoding, negative, path, reach=BY_KIND, start_percent=0.0,
-        region_guidance=1.0, overlap=SHARED,
+        region_guidance=1.0, overlap=SHARED, apart_percent=0.0, region_texts=PADDED,
     ) -> io.NodeOutput:  # fmt: skip
         rule = Rule(power, norm, similarity, positions, threshold, scale, joint=encoding == TOGETHER)
-        more = {"start": start_percent, "inside": region_guidance, "overlap": overlap}
-        return io.NodeOutput(AggregationConfig(rule, negative, path == ROUTED, reach, **more))
+        more = {"start": start_percent, "inside": region_guidance, "overlap": overlap, "apart": apart_percent}
+        return io.NodeOutput(AggregationConfig(rule, negative, path == ROUTED, reach, **more, padding=region_texts == PADDED))
 
 
 AGGREGATION_NODES = [CIDMAggregationSettings]

@@ -36,7 +36,7 @@ from ..cidm_ops.painting.compose import (
 from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
 from ..cidm_ops.painting.scene import Template
 from ..cidm_ops.painting.scope import inserted_at
-from ..cidm_ops.painting.texts import text_deltas
+from ..cidm_ops.painting.texts import length_without_padding, text_deltas
 from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
@@ -111,7 +111,7 @@ def in_regions(
     if isinstance(backbone, ComfyTransformer):
         if not composition.regions:
             return with_concepts(backbone, [whole], how), encode_prompt(backbone.clip, whole)
-        texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought)) for region in composition.regions]
+        texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought), how.padding) for region in composition.regions]
         said = [[with_regions(text, texts), more] for text, more in encode_prompt(backbone.clip, whole)]
         return with_more(backbone.model, composition.scene(texts, estimation)), said
     if composition.regions:
@@ -139,9 +139,9 @@ def begin_plainly(
     return [[text, {**more, "start_percent": first, "end_percent": last}] for part, first, last in parts for text, more in part]
 
 
-def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptText:
-    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it. If the region is
-    ``sought``, it says where the words of its concepts stand.
+def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool, padding: bool = True) -> ConceptText:
+    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it, or without most of its
+    ``padding``. If the region is ``sought``, it says where the words of its concepts stand.
 
     Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and where it has none of the words.
     """
@@ -149,7 +149,12 @@ def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool) -> ConceptTex
     if len(found) != 1:
         raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
     text = plain(found[0][0])
-    masks = trigger_masks(clip, said, text.shape[1]) if sought else {}
+    count = text.shape[1]
+    encoder = read_encoder(clip, said.text, count)
+    masks = {name: mask[-count:] for name, mask in trigger_masks(clip, said, encoder).items()} if sought and encoder else {}
+    if encoder and not padding:
+        stay = length_without_padding(token_ids(clip, encoder, said.text)[-count:])
+        text, masks = text[:, :stay], {name: mask[:stay] for name, mask in masks.items()}
     if sought and not masks:
         raise ValueError(
             f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
@@ -180,27 +185,32 @@ def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequenc
     return [[ConceptText.of(filled, [RowPlan(layers=text) for text in texts]), more]]
 
 
-def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, count: int) -> dict[str, Tensor]:
-    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens that the model reads of a
-    text, the last of those that a lone encoder does, which cuts off what it says before. A concept that its text does not name so has none.
+def read_encoder(clip: comfy.sd.CLIP, text: str, count: int) -> str:
+    """The name of the encoder whose states the model reads, of which a text has ``count``: the last of a lone encoder's, which may cut off
+    the template that it puts the text in. An empty one if none has so many tokens.
     """
-    lengths = {name: sum(map(len, rows)) for name, rows in clip.tokenize(said.text).items()}
-    encoder = next((name for name, length in lengths.items() if length == count), "")  # whose states the model reads
-    if not encoder and len(lengths) == 1:
-        encoder = next((name for name, length in lengths.items() if length > count), "")
+    lengths = {name: sum(map(len, rows)) for name, rows in clip.tokenize(text).items()}
+    return next((name for name, length in lengths.items() if length == count or (len(lengths) == 1 and length > count)), "")
 
-    def ids(text: str) -> list[int]:
-        return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
 
-    masks = {}
-    for concept in said.concepts if encoder else ():
-        mask = torch.zeros(lengths[encoder])
+def token_ids(clip: comfy.sd.CLIP, encoder: str, text: str) -> list[int]:
+    """The ids of the tokens of a text for one encoder, -1 for those that have none."""
+    return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
+
+
+def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, encoder: str) -> dict[str, Tensor]:
+    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the N tokens that an encoder has of a text. A
+    concept that its text does not name so has none.
+    """
+    ids, masks = token_ids(clip, encoder, said.text), {}
+    for concept in said.concepts:
+        mask = torch.zeros(len(ids))
         for word in filter(None, (*concept.triggers, concept.class_word)):
             for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", said.text, re.IGNORECASE):
-                found = inserted_at(ids(said.text), ids(said.text[: at.start()].rstrip() + said.text[at.end() :]))
+                found = inserted_at(ids, token_ids(clip, encoder, said.text[: at.start()].rstrip() + said.text[at.end() :]))
                 mask[found.start : found.stop] = 1
-        if mask[-count:].any():
-            masks[concept.name] = mask[-count:]
+        if mask.any():
+            masks[concept.name] = mask
     return masks
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..painting.config import MODES, PLACE, PRESETS, REGION_OVERLAPS, SCOPES, STREAMS, ResidualConfig
+from ..painting.config import MODES, PADDED, PLACE, PRESETS, REGION_OVERLAPS, REGION_TEXTS, SCOPES, STREAMS, ResidualConfig
 from ..text_file import read_text
 from .arguments import add_model_and_bank, whole
 from .model import load_base
@@ -51,6 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=REGION_OVERLAPS[0],
         help="who has a place that regions share: all of them, or the one that answers more strongly (default: %(default)s)",
     )
+    parser.add_argument(
+        "--regions-apart",
+        type=float,
+        default=0.0,
+        metavar="PART",
+        help="on transformers: until this part of the sampling regions do not look at each other (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--region-texts",
+        choices=REGION_TEXTS,
+        default=PADDED,
+        help="on transformers: a region's text as they were trained, or with little of what fills it up (default: %(default)s)",
+    )
     add_regions(parser)
     parser.add_argument(
         "--preset",
@@ -94,6 +107,8 @@ def run(options: argparse.Namespace) -> None:
         start=options.start,
         inside=options.region_guidance,
         overlap=options.overlap,
+        apart=options.regions_apart,
+        padding=options.region_texts == PADDED,
     )
     infusion, passes = ResidualConfig(options.stream), PRESETS[options.preset]
     for prompt in (*options.prompt, options.negative, *(text for text, _ in regions)):

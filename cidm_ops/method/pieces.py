@@ -32,11 +32,12 @@ class Piece:
         return replace(self, queries=self.queries.to(x.device), keys=self.keys.to(x.device), shares=shares)
 
 
-def pieces_of(lengths: Sequence[int], shares: Tensor, opened: Collection[int] = ()) -> list[Piece]:
+def pieces_of(lengths: Sequence[int], shares: Tensor, opened: Collection[int] = (), apart: bool = False) -> list[Piece]:
     """The pieces of a sequence of texts of these ``lengths``, one for each row of ``shares [U + 1, T]``, and T image tokens behind them.
 
     A token with shares in several places has the answers of all, each a whole softmax, by its shares. A text looks at the image
-    tokens of its place only, those whose numbers are ``opened`` at all.
+    tokens of its place only, those whose numbers are ``opened`` at all. ``apart``: image tokens of a region look at no tokens of other
+    regions either, but at those that the first text has, and those at all.
     """
     shares = shares.cpu().float()
     shares = torch.where(shares < LEAST, 0.0, shares)
@@ -48,15 +49,17 @@ def pieces_of(lengths: Sequence[int], shares: Tensor, opened: Collection[int] = 
         start += length
         held = share.nonzero()[:, 0]
         seen = image if number in opened else image[held]
+        around = image[(share > 0) | (shares[0] > 0)] if apart and number else image
         counted = torch.cat([torch.ones(length), share[held]])[:, None]
-        if len(seen) == len(image):  # the text and its place look at the same tokens
+        if len(seen) == len(around) == len(image):  # the text and its place look at the same tokens
             queries, keys = torch.cat([text, image[held]]), torch.cat([text, image])
             found.append(Piece(queries, keys, None if (counted == 1).all() else counted))
             continue
-        found.append(Piece(text, torch.cat([text, seen])))
+        if length:
+            found.append(Piece(text, torch.cat([text, seen])))
         if len(held):
             own = counted[length:]
-            found.append(Piece(image[held], torch.cat([text, image]), None if (own == 1).all() else own))
+            found.append(Piece(image[held], torch.cat([text, around]), None if (own == 1).all() else own))
     return found
 
 
@@ -79,11 +82,13 @@ def piecewise_attention(
 
 
 def mask_with_texts(mask: Tensor, lengths: Sequence[int], total: int) -> Tensor:
-    """A ``mask [..., S, S]``, additive or boolean, of the first text and the image, for a sequence of ``total`` tokens in which more texts
-    of these ``lengths`` stand between the two: nothing is said of them.
+    """A ``mask [..., S, S]``, or ``[..., 1, S]`` of keys alone, additive or boolean, of the first text and the image, for a sequence of
+    ``total`` tokens in which more texts of these ``lengths`` stand between the two: nothing is said of them.
 
     Raises ``ValueError`` for a mask of another size.
     """
+    if mask.shape[-2] == 1:
+        mask = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
     more = sum(lengths[1:])
     own = torch.cat([torch.arange(lengths[0]), torch.arange(sum(lengths), total)]).to(mask.device)
     if mask.shape[-1] != total - more or mask.shape[-2] != total - more:

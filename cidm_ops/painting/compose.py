@@ -44,7 +44,9 @@ class AggregationConfig:
     ``scope`` ``PLACE``, in the place of the picture that looks at their words.
 
     Until ``start``, a part of the sampling, the base paints the prompt in plain words. ``inside`` multiplies the sampler's guidance in
-    regions. ``overlap`` says who has a token that regions of one priority share. Raises ``ValueError`` naming the value that cannot be.
+    regions. ``overlap`` says who has a token that regions of one priority share. On transformers, regions do not look at each other until
+    ``apart``, a part of the sampling, and with ``padding`` off their texts lose the tokens that fill them up. Raises ``ValueError`` naming
+    the value that cannot be.
     """
 
     rule: Rule = RULES["soft"]
@@ -56,10 +58,14 @@ class AggregationConfig:
     start: float = 0.0
     inside: float = 1.0
     overlap: str = SHARED
+    apart: float = 0.0
+    padding: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= 1:
             raise ValueError(f"start {self.start:g}: expected a part of the sampling, from 0 to 1")
+        if not 0 <= self.apart <= 1:
+            raise ValueError(f"apart {self.apart:g}: expected a part of the sampling, from 0 (never) to 1 (always)")
         if self.inside < 0:
             raise ValueError(f"guidance inside regions {self.inside:g}: expected 0 or more times that of the sampler")
         if self.overlap not in REGION_OVERLAPS:
@@ -325,6 +331,7 @@ class Composition:
             estimation=estimation,
             guidance=self.how.inside,
             overlap=self.how.overlap,
+            apart=self.how.apart,
         )
 
 
@@ -337,12 +344,15 @@ def compose_regions(
 ) -> Composition:
     """A global prompt and the prompts of regions, composed from a bank; with ``PLACE`` the prompt alone has a region, which is found.
 
-    Raises ``ValueError`` as ``compose`` and ``compose_place`` do, and for a region that is to be found by its concept and has none, or has
-    a late start.
+    Raises ``ValueError`` as ``compose`` and ``compose_place`` do, for a region that is to be found by its concept and has none, or has a
+    late start, and for what only transformers do.
     """
     how = how or AggregationConfig()
     if how.scope == PLACE:
         return compose_place(backbone, bank, prompt, regions, how)
+    if regions and backbone.family.layerwise and (how.apart or not how.padding):
+        what = "regions apart" if how.apart else "cut texts"
+        raise ValueError(f"{what}: the layers of {backbone.family.title} read texts apart from the image anyway; leave that")
     parts = []
     for u, (text, mask) in enumerate(regions, 1):
         mixed = compose(backbone, bank, text, how)

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,9 +46,17 @@ class RowTexts:
         return self.regions, self.lengths
 
 
+@dataclass(frozen=True)
+class JointMoment:
+    """A moment of a run: whether sought regions are looked for, and whether regions are kept apart and do not look at each other."""
+
+    looking: bool = False
+    apart: bool = False
+
+
 class JointCall:
     """The hooks of one call. All ``rows`` read texts of the same ``regions`` and ``lengths``; ``grid`` are the rows and columns of the
-    image's tokens, ``kept`` what is the same in every step of a run; ``looking`` whether sought regions are looked for.
+    image's tokens, ``kept`` what is the same in every step of a run.
     """
 
     def __init__(
@@ -58,9 +67,9 @@ class JointCall:
         text: RowTexts,
         grid: tuple[int, int],
         kept: dict[Hashable, list[Piece]],
-        looking: bool = False,
+        now: JointMoment = JointMoment(),
     ):
-        self.run, self.sites, self.rows, self.grid, self.kept, self.looking = run, sites, rows, grid, kept, looking
+        self.run, self.sites, self.rows, self.grid, self.kept, self.now = run, sites, rows, grid, kept, now
         self.places = (0, *text.regions)  # of the texts, in their order
         self.given, self.lengths = text.lengths, tuple(sites.padded(text.lengths))
         self.marks = [run.mark_of(row) for row in rows]
@@ -164,38 +173,42 @@ class JointCall:
     def attention(self, block: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
         """What the attention of a block answers, ``[B, S, C]``, to ``q``, ``k`` and ``v [B, H, S, D]``."""
         stream = self.sites.streams[block]
-        if stream == "image":
+        if stream == "image" and not self.now.apart:
             return attend(q, k, v, mask)
         if len(q) != len(self.rows):
             raise ValueError(f"attention has {len(q)} rows where the sampler sent {len(self.rows)}: {MOVED}")
+        lengths = self.lengths if stream != "image" else (0,) * len(self.lengths)
         if mask is not None:
-            mask = mask_with_texts(mask, self.lengths, q.shape[2])
-        images = q.shape[2] - sum(self.lengths) if stream == "both" else 0
+            mask = mask_with_texts(mask, lengths, q.shape[2])
+        images = q.shape[2] - sum(lengths) if stream != "text" else 0
         if stream == "text" and q.shape[2] != sum(self.lengths):
             raise ValueError(f"the model has {q.shape[2]} tokens of text where {sum(self.lengths)} were expected: {MOVED}")
-        if self.looking and stream == "both":
+        if self.now.looking and stream == "both":
             self.look(q, k)
         of_mark: dict[Hashable, list[int]] = {}
         for number, mark in enumerate(self.marks):
             of_mark.setdefault(mark, []).append(number)
         if len(of_mark) == 1:
-            return piecewise_attention(q, k, v, self.pieces(self.rows[0], images, q), attend, mask)
+            return piecewise_attention(q, k, v, self.pieces(self.rows[0], lengths, images, q), attend, mask)
         out: Tensor | None = None
         for numbers in of_mark.values():
             own = None if mask is None else mask if mask.ndim < 3 or len(mask) == 1 else mask[numbers]
-            answer = piecewise_attention(q[numbers], k[numbers], v[numbers], self.pieces(self.rows[numbers[0]], images, q), attend, own)
+            pieces = self.pieces(self.rows[numbers[0]], lengths, images, q)
+            answer = piecewise_attention(q[numbers], k[numbers], v[numbers], pieces, attend, own)
             out = answer.new_zeros(len(q), *answer.shape[1:]) if out is None else out
             out[numbers] = answer
         assert out is not None
         return out
 
-    def pieces(self, row: Row, images: int, like: Tensor) -> list[Piece]:
-        """The pieces of the attention of rows with one mark, with so many tokens of ``images``; none in what refines texts alone."""
-        key = (self.run.mark_of(row), images, self.places, self.lengths, self.looking, like.device, like.dtype)
+    def pieces(self, row: Row, lengths: Sequence[int], images: int, like: Tensor) -> list[Piece]:
+        """The pieces of the attention of rows with one mark, to texts of these ``lengths``, none in what refines the image alone, and so
+        many tokens of ``images``, none in what refines texts alone.
+        """
+        key = (self.run.mark_of(row), images, self.places, lengths, self.now, like.device, like.dtype)
         if key not in self.kept:
             shares = self.shares(row, images, torch.zeros(())) if images else torch.zeros(len(self.places), 0)
-            opened = [number for number, u in enumerate(self.places) if self.looking and u in self.run.sought]
-            self.kept[key] = [piece.to(like) for piece in pieces_of(self.lengths, shares, opened)]
+            opened = [number for number, u in enumerate(self.places) if self.now.looking and u in self.run.sought]
+            self.kept[key] = [piece.to(like) for piece in pieces_of(lengths, shares, opened, self.now.apart)]
         return self.kept[key]
 
     def look(self, q: Tensor, k: Tensor) -> None:

@@ -10,7 +10,7 @@ from ..joint_sites import JointSites
 from ..method.pieces import Piece
 from ..method.regions import RegionMask
 from ..models.family import Family
-from .joint_call import JointCall, RowTexts
+from .joint_call import JointCall, JointMoment, RowTexts
 from .rows import NONE, Job, Row, pack_jobs, rows_of
 from .run import SceneRun, Unet
 from .scene import Scene
@@ -25,6 +25,7 @@ class JointRun(SceneRun):
     def __init__(self, scene: Scene, layers: Sequence[str], attend: Attend, level_of: Callable[[float], float], family: Family):
         self.family = family
         self.pieces: dict[Hashable, list[Piece]] = {}
+        self.apart_until = level_of(scene.apart) if scene.apart else None  # a noise level
         super().__init__(scene, layers, attend, level_of)
 
     def begin(self) -> None:
@@ -44,6 +45,7 @@ class JointRun(SceneRun):
         looking = bool(self.sought) and sigma > min(self.sought.values())
         if self.seen and not looking:
             self.find()
+        now = JointMoment(looking, self.apart_until is not None and sigma > self.apart_until)
         grid = self.family.grids(x.shape[-2], x.shape[-1])[0]
         jobs = [job for group in self.jobs(plans, each, len(keys), sigma) for job in group]
         rows = {job: rows_of([job], plans, keys, each) for job in jobs}
@@ -57,7 +59,7 @@ class JointRun(SceneRun):
                 some = self.hidden(x if at == list(range(len(x))) else x[at], own, unet.background)
                 read = torch.cat([texts[job][image].tokens for job, image in pairs])
                 first = texts[pairs[0][0]][pairs[0][1]]
-                with JointCall(self, sites, own, first, grid, self.pieces, looking).open(some):
+                with JointCall(self, sites, own, first, grid, self.pieces, now).open(some):
                     output = unet.call([job for job, _ in call], at, some, read)
                 answers |= dict(zip(pairs, output.split(1), strict=True))
         whole = {job: torch.cat([answers[job, image] for image in range(each)]) for job in jobs}

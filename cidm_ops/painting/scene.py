@@ -107,7 +107,8 @@ class Scene:
 
     A row of a batch reads in region u what its text carries for it, and itself if it carries none. ``texts`` of the regions are for texts
     of other encoders, which carry none. With ``negative`` off, rows that were not composed with concepts have no regions. ``guidance`` is
-    that of regions, as a multiple of the sampler's, ``overlap`` says who has a token that they share.
+    that of regions, as a multiple of the sampler's, ``overlap`` says who has a token that they share, and until ``apart``, a part of the
+    sampling, they do not look at each other.
     """
 
     stacks: tuple[ConceptStack, ...] = ()
@@ -118,6 +119,7 @@ class Scene:
     infusion: ResidualConfig = ResidualConfig()
     guidance: float = 1.0
     overlap: str = SHARED
+    apart: float = 0.0
     template: Template | None = None
     reference: Reference | None = None
 

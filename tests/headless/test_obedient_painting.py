@@ -60,6 +60,12 @@ class TestLateStart:
         sought = [("a <dog>", RegionMask(NOWHERE, sought=0.2))]
         with pytest.raises(ValueError, match=r"a start at 0.1 of the sampling, and a place that is found"):
             compose_regions(backbone, bank, "a dog", sought, AggregationConfig(start=0.1))
+        with pytest.raises(ValueError, match=r"apart -0.1: expected a part of the sampling"):
+            AggregationConfig(apart=-0.1)
+        drawn = [("a <dog>", LEFT)]
+        for what, how in (("regions apart", {"apart": 0.2}), ("cut texts", {"padding": False})):
+            with pytest.raises(ValueError, match=rf"{what}: the layers of Doodle read texts apart from the image anyway"):
+                compose_regions(backbone, bank, "a dog", drawn, AggregationConfig(**how))
 
 
 class TestWhereItStands:

@@ -138,12 +138,24 @@ def the_same_text_in_two_halves_is_that_text():
     for kind in CONFIGS:
         model, said = in_places(kind, LEFT, RIGHT), conditioning(kind, OTHER, OWN, OWN)
         alone = painted(kind, model_of(kind), conditioning(kind, OWN))
-        joint_call.pieces_of = lambda lengths, held, opened: pieces_of(lengths, held, range(3))  # each looks at all, as it does alone
+        joint_call.pieces_of = lambda lengths, held, *more: pieces_of(lengths, held, range(3))  # each looks at all, as it does alone
         try:
             same(painted(kind, model, said), alone, kind)
         finally:
             joint_call.pieces_of = pieces_of
         differ(painted(kind, model, said), alone, f"{kind}, where each text looks at its half")
+
+
+def the_places_that_are_kept_apart_do_not_see_each_other():
+    for kind in CONFIGS:
+        said = conditioning(kind, OTHER, OWN, THIRD)
+        free = painted(kind, in_places(kind, LEFT, RIGHT), said)
+        differ(painted(kind, in_places(kind, LEFT, RIGHT, apart=1.0), said), free, f"{kind}, apart")
+        alone = conditioning(kind, OTHER, OWN)
+        same(painted(kind, in_places(kind, LEFT, apart=1.0), alone), painted(kind, in_places(kind, LEFT), alone), f"{kind}, a single place")
+        model = in_places(kind, LEFT, RIGHT, apart=1.0)
+        left, beside = (painted(kind, model, conditioning(kind, OTHER, OWN, text), size=(8, 16))[..., :8] for text in (THIRD, UNWANTED))
+        same(left, beside, f"{kind}, the left half beside another text")
 
 
 def the_lora_of_a_place_is_the_lora():
@@ -324,6 +336,10 @@ def the_nodes_paint_two_concepts_in_their_places():
         found = painted("Flux", model, positive)
         other, alike = call("CIDMPaintRegions", **given, text="snow", regions=box)[:2]
         equal(painted("Flux", other, alike), found)
+        cut = call("CIDMAggregationSettings", region_texts="cut")
+        shorter, their = call("CIDMPaint", **given, prompt="snow", negative="fog", regions=box, settings=cut)[:2]
+        assert [text.shape[1] for text in their[0][0].plans[0].regions] == [64, 64] and their[0][0].shape[1] == 256
+        differ(painted("Flux", shorter, their), found, "texts without padding")
         swapped = call("CIDMRegionBoxes", boxes=boxes.replace("rex", "kim").replace("tom", "rex").replace("kim", "tom"))
         differ(painted("Flux", *call("CIDMPaintRegions", **given, text="snow", regions=swapped)[:2]), found, "swapped")
 

@@ -33,19 +33,21 @@ def sequence(*shape: int) -> list[torch.Tensor]:
     return [torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(3)]
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["free", "kept apart"])
 @pytest.mark.parametrize("opened", [(), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
-def test_attention_in_pieces_equals_a_plain_loop(places, opened):
+def test_attention_in_pieces_equals_a_plain_loop(places, opened, apart):
     lengths, held = (3, 5, 2), shares(places, 4, 4)
     q, k, v = sequence(2, 2, 26, 4)
-    found = piecewise_attention(q, k, v, pieces_of(lengths, held, opened), attend)
+    found = piecewise_attention(q, k, v, pieces_of(lengths, held, opened, apart), attend)
     texts, image = [list(range(3)), list(range(3, 8)), [8, 9]], list(range(10, 26))
     wanted = torch.zeros(2, 26, 8, dtype=torch.float64)
     for u, text in enumerate(texts):
         seen = image if u in opened else [10 + t for t in range(16) if held[u, t] >= 1e-3]
         wanted[:, text] = attend(q[:, :, text], k[:, :, text + seen], v[:, :, text + seen], None)
+        around = text + [10 + t for t in range(16) if not (apart and u) or max(held[u, t], held[0, t]) >= 1e-3]
         for t in range(16):
-            wanted[:, 10 + t] += held[u, t] * attend(q[:, :, [10 + t]], k[:, :, text + image], v[:, :, text + image], None)[:, 0]
+            wanted[:, 10 + t] += held[u, t] * attend(q[:, :, [10 + t]], k[:, :, around], v[:, :, around], None)[:, 0]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2 if held[held > 0].min() < 1e-3 else 1e-6)  # small shares are left out
 
 
@@ -73,6 +75,8 @@ def test_a_mask_of_text_and_image_says_nothing_of_other_texts():
     columns = list(range(2, 10))
     wide = torch.cat([torch.zeros(1, 5, dtype=torch.float64), mask[2:3, 2:]], 1)
     torch.testing.assert_close(found[:, 7], attend(q[:, :, [7]], k[:, :, columns], v[:, :, columns], wide)[:, 0])
+    keys = mask_with_texts(mask[:1], (2, 5), 10)
+    torch.testing.assert_close(keys, mask_with_texts(mask[:1].expand(5, 5), (2, 5), 10))
     with pytest.raises(ValueError, match="an attention mask of 4 x 4 tokens for a text and an image of 5"):
         mask_with_texts(mask[:4, :4], (2, 5), 10)
 
