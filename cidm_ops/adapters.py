@@ -121,11 +121,13 @@ def linears(backbone: Backbone, targets: str = "") -> dict[str, nn.Module]:
 
 def joint_linears(family: Family, layers: Mapping[str, Slice], targets: str = MEETING) -> dict[str, Slice]:
     """The linear layers of a transformer under their canonical names, where they lie: all of the blocks in which the image reads the text
-    (``MEETING``), their attention alone (``ATTENTION``), or those of any block that a regular expression finds.
+    (``MEETING``), their attention alone (``ATTENTION``), or those of any block that a regular expression finds; without those at the end
+    that nothing reads any more, which have no gradient.
 
     Raises ``ValueError`` when it finds none or is no expression.
     """
-    meeting = {*family.meeting(dict.fromkeys(map(family.block_of, layers)))}
+    blocks = sorted({*map(family.block_of, layers)} - {""}, key=family.place)
+    meeting = family.meeting(blocks)
     try:
         wanted = re.compile("" if targets in JOINT_TARGETS else targets)
     except re.error as error:
@@ -134,7 +136,7 @@ def joint_linears(family: Family, layers: Mapping[str, Slice], targets: str = ME
     for layer, at in layers.items():
         block, sublayer, _ = family.locate(layer)
         chosen = bool(wanted.search(layer)) if targets not in JOINT_TARGETS else block in meeting
-        if sublayer and chosen and (targets != ATTENTION or sublayer.kind == "joint"):
+        if sublayer and chosen and (targets != ATTENTION or sublayer.kind == "joint") and not family.is_unread(layer, blocks[-1]):
             found[layer] = at
     if not found:
         raise ValueError(f"targets {targets!r}: no layer of a block has that in its name, such as {next(iter(layers))}")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .hub import remove_at_end
-from .models.family import Family, Stream
+from .models.family import Family, Restart, Stream
 from .models.module import Slice
 
+Move = Callable[[nn.Module, tuple], tuple]  # a hook before a module's call
 JointAttend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v [B, H, N, D] and a mask, to [B, N, C]
 HOST_SKIPS = (
     "Another node on this model skips or replaces them, as caches (TeaCache, First Block Cache) and SkipLayerGuidance do; take it off, or "
@@ -38,10 +39,11 @@ class JointSites:
     run, and which tokens the attention of each sees (``streams``); linear ``modules`` by the engine's names, where our ``layers`` lie in
     them, and which tokens each of those that are in a block ``reads``; the ``slot`` of their attention.
 
-    ``positions`` makes rotations of the places ``[B, N, axes]`` of tokens, if text tokens have places of their own: the first axis
-    numbers them, and the image comes after the last. ``embedder`` turns texts into tokens, and the engine fills up their number to a
-    ``multiple`` with ``pad() [1, C]``, which is asked for anew since hosts replace parameters. An engine that does otherwise lays out
-    several texts by ``lay_out(lengths)`` itself. ``skipped`` says what may have kept a block from asking the slot.
+    ``positions`` makes rotations of the places ``[B, N, axes]`` of tokens, if text tokens have places of their own. Either a text "ends"
+    where the image begins (``restart``): the first axis numbers tokens, and the image comes after the last. Or it "begins" where all do.
+    ``embedder`` turns texts into tokens, and the engine fills up their number to a ``multiple`` with ``pad() [1, C]``, which is asked for
+    anew since hosts replace parameters. An engine that does otherwise lays out several texts by ``lay_out(lengths)`` itself. ``skipped``
+    says what may have kept a block from asking the slot.
     """
 
     blocks: Mapping[str, nn.Module]
@@ -51,6 +53,7 @@ class JointSites:
     reads: Mapping[str, Stream]
     slot: AttentionSlot = field(default_factory=AttentionSlot)
     positions: nn.Module | None = None
+    restart: Restart = "ends"
     embedder: nn.Module | None = None
     pad: Callable[[], Tensor] | None = None
     multiple: int = 1
@@ -107,12 +110,33 @@ def intercept_joint(
 def restart_positions(sites: JointSites, lengths: Sequence[int]) -> Iterator[None]:
     """Give each of several texts that stand behind each other the places that it has alone, relative to the image, while this is open.
 
-    The first text and the image keep theirs, the others end where the first ends. ``lengths`` are those of the texts as the engine
-    numbers them, which calls ``positions`` for the texts first, and for the image in the same call or in a later one.
+    The first text and the image keep theirs, the others end where the first ends, or begin where it begins. ``lengths`` are those of the
+    texts as the engine numbers them, which calls ``positions`` for the texts first, and for the image in the same call or in a later one.
     """
     if sites.positions is None or len(lengths) == 1:
         yield
         return
+    before = moved_to_the_end(lengths) if sites.restart == "ends" else moved_to_the_beginning(lengths)
+    with remove_at_end([sites.positions.register_forward_pre_hook(before)]):
+        yield
+
+
+def moved_to_the_beginning(lengths: Sequence[int]) -> Move:
+    """A hook that gives each text the places of as many tokens from the first on. An engine makes all places of a pass in one call."""
+    numbers = torch.cat([torch.arange(length) for length in lengths])
+
+    def before(module: nn.Module, args: tuple) -> tuple:
+        places = args[0].clone()
+        places[:, : len(numbers)] = places[:, numbers.to(places.device)]
+        return (places, *args[1:])
+
+    return before
+
+
+def moved_to_the_end(lengths: Sequence[int]) -> Move:
+    """A hook that gives each text the places of as many tokens up to the end of the first, and what comes behind the texts those that
+    follow it.
+    """
     ends = torch.tensor(lengths).cumsum(0)
     total, surplus = int(ends[-1]), int(ends[-1]) - lengths[0]
     moves = (lengths[0] - ends).repeat_interleave(torch.tensor(lengths))  # [total]; 0 for the first text
@@ -129,8 +153,7 @@ def restart_positions(sites: JointSites, lengths: Sequence[int]) -> Iterator[Non
         image[..., 0] -= surplus * (image[..., 0] >= behind[0]).to(places)  # not of tokens that fill up an image, whose place is 0
         return (places, *args[1:])
 
-    with remove_at_end([sites.positions.register_forward_pre_hook(before)]):
-        yield
+    return before
 
 
 @contextmanager

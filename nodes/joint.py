@@ -40,6 +40,7 @@ class HostTransformer:
             {at.module: modules[at.module] for at in self.layers.values()},
             self.layers,
             positions=modules[text.positions] if text.positions else None,
+            restart=text.restart,
             embedder=modules[text.embedder] if text.embedder else None,
             pad=(lambda: getattr(unet, text.pad)) if text.pad else None,
             multiple=text.multiple,
@@ -99,8 +100,16 @@ def override(slot: AttentionSlot, before: Callable[..., Tensor] | None) -> Calla
                 return before(func, q, k, v, heads, mask=mask, **how)
             return func(q, k, v, heads, mask=mask, **how)
 
-        if not how.get("skip_reshape") or how.get("skip_output_reshape"):  # not in heads, or answered so: no block of these models
+        if how.get("skip_output_reshape") or not (how.get("skip_reshape") or q.shape == k.shape):
+            return attend(q, k, v, mask)  # no block of these models
+        if how.get("skip_reshape"):
+            return slot(q, k, v, mask, attend)
+
+        def side_by_side(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            q, k, v = (x.transpose(1, 2).flatten(2) for x in (q, k, v))
             return attend(q, k, v, mask)
-        return slot(q, k, v, mask, attend)
+
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # Qwen-Image of older hosts gives them side by side
+        return slot(q, k, v, mask, side_by_side)
 
     return attention

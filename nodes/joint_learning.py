@@ -1,4 +1,4 @@
-"""The host's transformers as a backbone that learns: Flux.1, Chroma, Lumina 2 and Z-Image.
+"""The host's transformers as a backbone that learns: Flux.1, Chroma, Lumina 2, Z-Image and Qwen-Image.
 
 Their code is made for painting. While it is differentiated, kernels without a backward pass are off, and what autograd keeps is not written
 over (``recompute``).
@@ -60,13 +60,20 @@ class ComfyTransformerBackbone(ComfyTransformer, TransformerBackbone):
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
-        latents = self.vae.encode((pictures.movedim(1, -1) + 1) / 2)
-        return self.model.model.process_latent_in(latents).to(self.device)
+        pixels = (pictures.movedim(1, -1) + 1) / 2
+        if not self.family.frames:
+            return self.model.model.process_latent_in(self.vae.encode(pixels)).to(self.device)
+        latents = torch.cat([self.vae.encode(picture[None]) for picture in pixels])  # pictures of one call are frames of a film
+        return self.model.model.process_latent_in(latents).to(self.device)[:, :, 0]
 
     @torch.no_grad()
     def decode_latent(self, latents: Tensor) -> Tensor:
-        pixels = self.vae.decode(self.model.model.process_latent_out(latents.float()))
-        return pixels.movedim(-1, 1).to(self.device) * 2 - 1
+        pixels = self.vae.decode(self.model.model.process_latent_out(self.framed(latents.float())))
+        return pixels.reshape(-1, *pixels.shape[-3:]).movedim(-1, 1).to(self.device) * 2 - 1
+
+    def framed(self, latents: Tensor) -> Tensor:
+        """Latents ``[B, C, h, w]`` as the host has them: of some families with an axis of frames."""
+        return latents[:, :, None] if self.family.frames else latents
 
     @contextmanager
     def training_mode(self, x: Tensor) -> Iterator[None]:
@@ -82,6 +89,7 @@ class ComfyTransformerBackbone(ComfyTransformer, TransformerBackbone):
         base, dtype = self.model.model, self.dtype
         if not torch.is_grad_enabled():
             self.load(x, 2)
+        x = self.framed(x)
         own = self.family.objective.painted if guidance is None else guidance
         given: dict[str, Any] = {"cross_attn": context, "pooled_output": pooled, "guidance": own, "noise": x, "device": x.device}
         if self.family.host.text.count:
@@ -93,7 +101,8 @@ class ComfyTransformerBackbone(ComfyTransformer, TransformerBackbone):
         sigma = self.schedule.sigma.to(x.device)[t.to(x.device)]
         times = base.process_timestep(base.model_sampling.timestep(sigma).float(), x=x, **more)
         text = conditions["c_crossattn"].to(x.device, dtype)
-        return self.unet(x.to(dtype), times, context=text, control=None, transformer_options={}, **more).float()
+        found = self.unet(x.to(dtype), times, context=text, control=None, transformer_options={}, **more).float()
+        return found[:, :, 0] if self.family.frames else found
 
     def free_memory(self) -> None:
         """The host unloads all models and next time keeps twice the room free for a step."""

@@ -160,7 +160,9 @@ class HostRun:
                 "a KSampler or CFGGuider with a cfg above 1, or set region_guidance to 1"
             )
         wanted, unwanted = found
-        return [unwanted + self.run.guidance(wanted) * (wanted - unwanted), unwanted]
+        much = self.run.guidance(wanted)
+        much = much.unsqueeze(2) if wanted.ndim == 5 else much  # of every frame
+        return [unwanted + much * (wanted - unwanted), unwanted]
 
     def predict_noise(self, executor: WrapperExecutor, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the guider takes for clean, with the template where no region is: there the sampler's own ``x`` counts for nothing."""
@@ -184,17 +186,24 @@ class HostRun:
         sigma = float("inf") if sigmas is None else float(sigmas.max())
         sites = self.sites_of(executor.class_obj, options.get("patches_replace", {}).get("attn2", {}))
         execute = self.transformer.around(executor, sites.slot, context) if self.transformer else executor
+        framed = x.ndim == 5
+        if framed:
+            x = one_picture(x)
 
         def call(jobs: Sequence[Job], rows: Sequence[int], x: Tensor, text: Tensor) -> Tensor:
+            x = x[:, :, None] if framed else x
             if list(rows) == list(range(count)):
                 self.attend.options = options
-                return execute(x, t, text, *args, **kwargs)
+                return unframed(execute(x, t, text, *args, **kwargs))
             check_added(options)
             picked = [of_jobs(value, jobs, rows, count) for value in (t, *args)]
             more = {key: of_jobs(value, jobs, rows, count) for key, value in kwargs.items()}
             self.attend.options = options_of(*picked, *more.values())
             with naming(executor.wrappers[executor.idx + 1 :]):
-                return execute(x, picked[0], text, *picked[1:], **more)
+                return unframed(execute(x, picked[0], text, *picked[1:], **more))
+
+        def unframed(answer: Tensor) -> Tensor:
+            return answer[:, :, 0] if framed else answer
 
         def background(x: Tensor) -> Tensor:
             channels = self.model.model.latent_format.latent_channels  # an inpainting model reads more
@@ -222,7 +231,8 @@ class HostRun:
             return needed < comfy.model_management.get_free_memory(x.device)
 
         try:
-            return self.run.predict(sites, x, context, sigma, keys, Unet(call, background, template, reference, fits))
+            found = self.run.predict(sites, x, context, sigma, keys, Unet(call, background, template, reference, fits))
+            return found[:, :, None] if framed else found
         finally:
             self.attend.options = {}
 
@@ -244,6 +254,18 @@ class HostRun:
 def options_of(*args: Any) -> dict[str, Any]:
     """The host's options among the arguments of the U-Net."""
     return next((a for a in args if isinstance(a, dict) and "uuids" in a), {})
+
+
+def one_picture(x: Tensor) -> Tensor:
+    """Latents ``[B, C, h, w]`` of pictures that a model reads as films of one frame, ``[B, C, 1, h, w]``. Raises ``ValueError`` for longer
+    ones.
+    """
+    if x.shape[2] != 1:
+        raise ValueError(
+            f"the latent has {x.shape[2]} frames or layers, and which of them a concept beside the layers or a region is in, nobody says: "
+            "take a latent of one picture, or concepts merged into the weights"
+        )
+    return x[:, :, 0]
 
 
 ROWS_ADDED = (

@@ -210,7 +210,8 @@ CALLS: Mapping[type, Answer] = {
 
 def family_in(config: Mapping[str, Any]) -> Family:
     """The family, at any size, of a transformer of diffusers by its configuration. Raises ``ValueError`` for one of none."""
-    known = {f.diffusers.facts["_class_name"]: f for f in families() if not f.layerwise}
+    classes = {kind.__name__ for kind in CALLS}
+    known = {own: f for f in families() if not f.layerwise and (own := f.diffusers.facts["_class_name"]) in classes}
     name = config.get("_class_name", "")
     if name not in known:
         titles = " or ".join(f.title for f in known.values())

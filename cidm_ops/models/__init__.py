@@ -2,4 +2,5 @@
 
 from . import flux as flux
 from . import nextdit as nextdit
+from . import qwen as qwen
 from . import sd as sd

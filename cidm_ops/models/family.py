@@ -15,6 +15,7 @@ from .module import Module, Slice, flat, layers_at, module_of, slices_of
 Kind = Literal["self", "cross", "joint", "feed_forward"]
 Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
 Stream = Literal["image", "text", "both"]
+Restart = Literal["ends", "begins"]
 
 # The groups of layers that training can be aimed at, by the kinds of the sublayers they lie in.
 TARGETS: dict[str, tuple[Kind, ...]] = {
@@ -97,9 +98,12 @@ class JointText:
 
     ``positions`` is the module that makes rotations of the places of tokens (RoPE, Su et al. 2021), if text tokens have places of their
     own, and ``embedder`` the one that turns a text into tokens, which are filled up to a ``multiple`` with the parameter ``pad``.
+    ``restart`` says which place a text has wherever it stands: it "ends" right before the image, which comes after the last text, or it
+    "begins" where every text does, and the image has its place by itself.
     """
 
     positions: str = ""
+    restart: Restart = "ends"
     embedder: str = ""
     pad: str = ""
     multiple: int = 1
@@ -202,6 +206,7 @@ class Family:
     size: int  # pixels of a side that it was trained for
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method: what suits training on it, where that differs
     order: Sequence[str] = ()  # what begins the names of the model's blocks, in layer order
+    unread: str = r"(?!)"  # finds in the last block what makes text tokens that nothing reads any more
     decoder: str = r"(?!)"  # finds the names of layers in the second half of the model
     stage: str = r".*"  # finds in the name of such a layer the part of the model in which all can share a word's row
     layout_attention: str = r"(?!)"  # finds the self-attentions whose queries and keys hold the layout of a picture
@@ -209,6 +214,7 @@ class Family:
     patch: int = 1  # latent cells of an image token's side, where tokens are finest
     halvings: int = 0  # how many times the model halves that grid inside
     layerwise: bool = True  # whether every layer can read a text of its own
+    frames: bool = False  # whether its engines give latents an axis of frames, of which a picture is one
     kernels: Sequence[tuple[str, tuple[int, int]]] = ()  # what finds the names of convolutions, and their kernels
     abbreviations: Sequence[str] = ()  # what is left out of a layer's name for reading
     host: Host = Host()
@@ -281,6 +287,10 @@ class Family:
     def meeting(self, blocks: Iterable[str]) -> list[str]:
         """The blocks in which the image reads the text, in order: without those that refine text and image apart."""
         return [block for block in blocks if self.sites([block], "cross", "joint")]
+
+    def is_unread(self, layer: str, last: str) -> bool:
+        """Whether nothing reads any more what a layer answers, in a model with a ``last`` block."""
+        return self.block_of(layer) == last and re.fullmatch(self.unread, layer.removeprefix(f"{last}.")) is not None
 
     def text_sites(self, blocks: Iterable[str]) -> list[str]:
         """The canonical names of the layers of blocks that each read a text of their own: its cross-attention."""

@@ -8,7 +8,6 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     (r"svdq|qweight|wscales|smooth_factor", "Nunchaku's quantised layers"),
     (r"(double|single)_stream_modulation|to_qkv_mlp_proj", "Flux.2"),
     (r"joint_blocks|(^|_)context_block_", "Stable Diffusion 3"),
-    (r"(img|txt)_mlp_net_|(^|_)transformer_blocks_(19|[2-5]\d)_attn_add_", "Qwen-Image"),
     (r"(double|single)_stream_blocks|(^|_)ff_i_", "HiDream"),
     (r"individual_token_refiner|(img|txt)_(mlp_fc[12]|mod_linear)", "HunyuanVideo"),
     (r"llm_adapter|(^|_)blocks_\d+_(self|cross)_attn_[qkv]_proj", "Anima or Cosmos"),

@@ -15,18 +15,21 @@ Ids = Callable[[str], Sequence[int]]  # of the tokens of a text, as the model re
 
 def region_text(said: ParsedPrompt, states: Tensor, ids: Ids | None, sought: bool, padding: bool) -> ConceptText:
     """The text of a region with these ``states [1, N, C]``, or without most of its ``padding``. If the region is ``sought``, it says where
-    the words of its concepts stand. ``ids`` is ``None`` where nobody knows the tokens.
+    the words of its concepts stand. Of ``ids`` the last N are those of the states, since some encoders cut off the template that they put
+    a text in; it is ``None`` where nobody knows the tokens.
 
     Raises ``ValueError`` for a region that is sought by words that do not stand in its text.
     """
-    masks = masks_of_triggers(said.text, said.concepts, ids, states.shape[1]) if sought and ids else {}
+    count, tokens = states.shape[1], ids(said.text) if ids else []
+    found = masks_of_triggers(said.text, said.concepts, ids, len(tokens)) if sought and ids else {}
+    masks = {name: mask[-count:] for name, mask in found.items()}
     if sought and not masks:
         raise ValueError(
             f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
             "it with one (Import Concept, `cidm bank import`), or draw the region"
         )
-    if ids and not padding:
-        stay = length_without_padding(ids(said.text))
+    if tokens and not padding:
+        stay = length_without_padding(tokens[-count:])
         states, masks = states[:, :stay], {name: mask[:stay] for name, mask in masks.items()}
     return ConceptText.of(states, [RowPlan(token_masks=masks)])
 

@@ -9,7 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from inside import equal
-from inside_transformers import ARCHITECTURES, CONFIGS, NEWEST, POOLED, SPELLINGS, TEXT, flux_clip, imported, lora_file, model_of, refused
+from inside_transformers import (
+    ARCHITECTURES,
+    CONFIGS,
+    NEWEST,
+    POOLED,
+    SPELLINGS,
+    TEXT,
+    flux_clip,
+    imported,
+    lora_file,
+    model_of,
+    qwen_clip,
+    refused,
+)
 
 # isort: split
 
@@ -50,15 +63,22 @@ def conditioning(kind: str, text: torch.Tensor, *regions: torch.Tensor, **more: 
         {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}
         if kind in ("Lumina2", "ZImage")
         else {"pooled_output": torch.ones(1, POOLED)}
+        if kind != "QwenImage"
+        else {}
     )
     if regions:
         text = ConceptText.of(text, [RowPlan(regions=tuple(ConceptText.of(region, [RowPlan()]) for region in regions))])
     return [[text, given | more]]
 
 
+def latent_of(kind: str, height: int, width: int, count: int = 1) -> torch.Tensor:
+    """Empty latents as a family has them: those of Qwen-Image are films of one frame."""
+    return torch.zeros(count, 16, *([1] if kind == "QwenImage" else []), height, width)
+
+
 def painted(kind: str, model: Any, positive: list, cfg: float = 1.0, size: tuple[int, int] = (0, 0), count: int = 1) -> torch.Tensor:
     """Latents of two steps; without guidance, the negative is not asked for."""
-    latent = torch.zeros(count, 16, *(size if size[0] else SIZES[kind]))
+    latent = latent_of(kind, *(size if size[0] else SIZES[kind]), count)
     noise = comfy.sample.prepare_noise(latent, 1)
     negative = conditioning(kind, UNWANTED)
     found = comfy.sample.sample(model, noise, 2, cfg, "euler", "simple", positive, negative, latent, seed=1)
@@ -159,19 +179,20 @@ def the_lora_beside_the_layers_is_the_merged_one():
 
 
 def the_lora_lies_beside_a_quantised_base():
-    state = {key: weight.to(torch.float8_e4m3fn) for key, weight in model_of("Flux").model.diffusion_model.state_dict().items()}
-    models = []
-    for dtypes in ((torch.float8_e4m3fn, torch.float32), (torch.float32, None)):  # of the weights, and what is computed in
-        config = comfy.supported_models.Flux(dict(CONFIGS["Flux"]))
-        config.set_inference_dtype(*dtypes)
-        base = config.get_model({}, "", device=torch.device("cpu"))
-        base.diffusion_model.load_state_dict({key: weight.to(dtypes[0]) for key, weight in state.items()})
-        base.eval().requires_grad_(False)
-        models.append(comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu")))
-    scene = Scene(stacks=(stack_of("Flux", 1.0),))
-    found, wanted = (painted("Flux", scenes.with_more(model, scene), conditioning("Flux", OWN)) for model in models)
-    same(found, wanted, "the same numbers in fp8 and in fp32")
-    differ(found, painted("Flux", models[0], conditioning("Flux", OWN)), "without the LoRA")
+    for kind in ("Flux", "QwenImage"):
+        state = {key: weight.to(torch.float8_e4m3fn) for key, weight in model_of(kind).model.diffusion_model.state_dict().items()}
+        models = []
+        for dtypes in ((torch.float8_e4m3fn, torch.float32), (torch.float32, None)):  # of the weights, and what is computed in
+            config = getattr(comfy.supported_models, kind)(dict(CONFIGS[kind]))
+            config.set_inference_dtype(*dtypes)
+            base = config.get_model({}, "", device=torch.device("cpu"))
+            base.diffusion_model.load_state_dict({key: weight.to(dtypes[0]) for key, weight in state.items()})
+            base.eval().requires_grad_(False)
+            models.append(comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu")))
+        scene = Scene(stacks=(stack_of(kind, 1.0),))
+        found, wanted = (painted(kind, scenes.with_more(model, scene), conditioning(kind, OWN)) for model in models)
+        same(found, wanted, f"{kind}: the same numbers in fp8 and in fp32")
+        differ(found, painted(kind, models[0], conditioning(kind, OWN)), f"{kind}: without the LoRA")
 
 
 def the_place_without_strength_is_not_there():
@@ -188,11 +209,12 @@ def the_text_of_a_place_reaches_no_other_text():
     seen: list[torch.Tensor] = []
 
     def keep(module: Any, args: Any, out: Any) -> None:
-        seen.append((out[1] if isinstance(out, tuple) else out).clone())  # the next block writes over it
+        text = out[kind != "QwenImage"] if isinstance(out, tuple) else out
+        seen.append(text.clone())  # the next block writes over it
 
     for kind in CONFIGS:
         unet = model_of(kind).model.diffusion_model
-        first = (unet.double_blocks if hasattr(unet, "double_blocks") else unet.layers)[0]
+        first = next(getattr(unet, name) for name in ("double_blocks", "layers", "transformer_blocks") if hasattr(unet, name))[0]
         length = 32 if kind == "ZImage" else OTHER.shape[1]
         seen.clear()
         handle = first.register_forward_hook(keep)
@@ -249,14 +271,16 @@ def the_mask_of_a_style_model_holds_for_its_text():
         check(painted("Flux", model, said), painted("Flux", model, conditioning("Flux", OTHER, OWN)), "Redux")
 
 
-def the_picture_beside_that_of_flux_goes_with_regions():
+def the_picture_beside_that_of_flux_and_qwen_goes_with_regions():
+    for kind in ("Flux", "QwenImage"):
+        more = {"reference_latents": [torch.ones_like(latent_of(kind, 6, 6))]}
+        plain = painted(kind, model_of(kind), conditioning(kind, OTHER, **more))
+        equal(painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN, **more)), plain)
+        found, alone = (painted(kind, in_places(kind, LEFT), conditioning(kind, OTHER, OWN, **given)) for given in (more, {}))
+        differ(found, alone, f"{kind}, with a picture beside it and without")
+        merged = patches.merge(model_of(kind), concept(kind).factors)
+        differ(painted(kind, merged, conditioning(kind, OTHER, **more)), plain, kind)
     more = {"reference_latents": [torch.ones(1, 16, 6, 6)]}
-    plain = painted("Flux", model_of("Flux"), conditioning("Flux", OTHER, **more))
-    equal(painted("Flux", in_places("Flux", RegionMask(ALL_OVER, 0.0)), conditioning("Flux", OTHER, OWN, **more)), plain)
-    model = in_places("Flux", LEFT)
-    differ(
-        painted("Flux", model, conditioning("Flux", OTHER, OWN, **more)), painted("Flux", model, conditioning("Flux", OTHER, OWN)), "beside"
-    )
     for kind in ("Lumina2", "ZImage") if NEWEST else ():
         told(kind, conditioning(kind, OTHER, OWN, **more), "given other pictures beside regions (ref_latents)")
 
@@ -278,14 +302,27 @@ def told(kind: str, said: list, why: str) -> None:
 
 
 def the_block_that_another_pack_skips_is_told():
-    model = in_places("Flux", LEFT)
-    model.set_model_patch_replace(lambda args, more: args, "dit", "double_block", 1)
+    for kind, blocks in (("Flux", 4), ("QwenImage", 2)):
+        model = in_places(kind, LEFT)
+        model.set_model_patch_replace(lambda args, more: args, "dit", "double_block", 1)
+        try:
+            painted(kind, model, conditioning(kind, OTHER, OWN))
+        except ValueError as error:
+            assert f"regions were not painted: 1 of {blocks} blocks of the model, such as transformer_blocks.1" in str(error), str(error)
+        else:
+            raise AssertionError("regions were painted without a block")
+
+
+def the_layers_of_a_picture_are_not_taken_for_regions():
+    latent, said = torch.zeros(1, 16, 3, 6, 6), conditioning("QwenImage", OTHER, OWN)
+    noise = comfy.sample.prepare_noise(latent, 1)
+    given = (noise, 2, 1.0, "euler", "simple", said, said, latent)
     try:
-        painted("Flux", model, conditioning("Flux", OTHER, OWN))
+        comfy.sample.sample(in_places("QwenImage", LEFT), *given, seed=1)
     except ValueError as error:
-        assert "regions were not painted: 1 of 4 blocks of the model, such as transformer_blocks.1" in str(error), str(error)
+        assert "the latent has 3 frames or layers" in str(error), str(error)
     else:
-        raise AssertionError("regions were painted without a block")
+        raise AssertionError("it was painted")
 
 
 def the_nodes_paint_two_concepts_in_their_places():
@@ -346,6 +383,48 @@ def the_places_of_concepts_are_found_by_their_words():
             at = text.plans[0].token_masks[name].nonzero()[:, 0].tolist()
             whole = flux_clip().tokenize(f"a {word} in the snow")["t5xxl"][0]
             assert [whole[i][0] for i in at] == tokens[word][: len(word.split())], f"{word} stands at {at}"
+
+
+def the_words_of_qwen_stand_behind_its_template():
+    texts, words = "a <rex> in the snow\na <tom> in the snow", {"rex": "red cat", "tom": "dog"}
+    with tempfile.TemporaryDirectory() as folder:
+        imported(folder, "QwenImage", **{name: lora_file("QwenImage", SPELLINGS["kohya"], i) for i, name in enumerate(words)})
+        bank = Bank(Path(folder) / "named")
+        for name, word in words.items():
+            file = Path(folder) / f"{name}.safetensors"
+            bank = import_into(bank, file, architecture=ARCHITECTURES["QwenImage"], triggers=[word])[0]
+        given = {"model": model_of("QwenImage"), "clip": qwen_clip(), "bank": bank}
+        regions = call("CIDMFindRegions", texts=texts, until_percent=0.3)
+        model, positive = call("CIDMPaint", **given, prompt="snow", regions=regions)[:2]
+        plain = painted("QwenImage", *call("CIDMPaint", **given, prompt="snow")[:2])
+        differ(painted("QwenImage", model, positive), plain, "places that were found")
+        for text, (name, word) in zip(positive[0][0].plans[0].regions, words.items(), strict=True):
+            mask = text.plans[0].token_masks[name]
+            whole = [token[0] for token in qwen_clip().tokenize(f"a {word} in the snow")["qwen25_7b"][0]]
+            assert len(whole) - text.shape[1] > 20 and len(mask) == text.shape[1], "the template is cut off"
+            at = (mask.nonzero()[:, 0] + len(whole) - len(mask)).tolist()
+            assert qwen_clip().tokenizer.qwen25_7b.tokenizer.decode([whole[i] for i in at]).strip() == word
+        boxes = '[{"text": "a <rex> in the snow", "box": [0, 0, 0.5, 1]}, {"text": "a <tom> in the snow", "box": [0.5, 0, 1, 1]}]'
+        box = call("CIDMRegionBoxes", boxes=boxes)
+        drawn = []
+        for more in (1.0, 2.0):
+            settings = call("CIDMAggregationSettings", region_guidance=more)
+            model, positive = call("CIDMPaint", **given, prompt="snow", regions=box, settings=settings)[:2]
+            drawn.append(painted("QwenImage", model, positive, 2.0, count=2))
+        differ(*drawn, "more guidance in regions")
+
+
+def the_prompts_of_a_batch_on_qwen_are_painted_as_each_alone():
+    prompts = ("a <rex:0.8> in the snow", "a <rex> and a <tom>, a <tom> and more of it")
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("QwenImage", SPELLINGS["kohya"], seed) for seed, name in enumerate(("rex", "tom"))}
+        given = {"model": model_of("QwenImage"), "clip": qwen_clip(), "bank": imported(folder, "QwenImage", **files)}
+        model, positive, *_ = call("CIDMAggregateBatch", **given, texts="\n".join(prompts))
+        found = painted("QwenImage", model, positive, count=2)
+        for number, prompt in enumerate(prompts):
+            merged = call("CIDMAggregate", **given, text=prompt)[0]
+            said = call("CIDMEncodePrompt", clip=given["clip"], bank=given["bank"], text=prompt)[0]
+            same(found[number : number + 1], painted("QwenImage", merged, said, count=2)[number : number + 1], prompt)
 
 
 def the_places_of_every_family_are_found():

@@ -41,13 +41,22 @@ LONG, SHORT = "a rex dog on the grass", "a rex dog"
 
 
 class Autoencoder:
-    """Stands where a VAE does: pictures in patches of 8 pixels to 16 numbers each, and back to grey pictures."""
+    """Stands where a VAE does: pictures in patches of 8 pixels to 16 numbers each, and back to grey pictures. One of films takes the
+    pictures of a call for frames, as the host does, and has half of them.
+    """
+
+    def __init__(self, films: bool = False):
+        self.films = films
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         small = torch.nn.functional.interpolate(pixels.movedim(-1, 1).float(), scale_factor=1 / 8, mode="area")
-        return torch.cat([small * (1 + i / 7) for i in range(6)], 1)[:, :16]
+        latents = torch.cat([small * (1 + i / 7) for i in range(6)], 1)[:, :16]
+        return latents.movedim(0, 1)[None, :, ::2] if self.films else latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.films:
+            assert latents.ndim == 5
+            return Autoencoder().decode(latents.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))
         return torch.nn.functional.interpolate(latents[:, :3], scale_factor=8).sigmoid().movedim(1, -1)
 
 
@@ -58,7 +67,7 @@ def clip_of(kind: str) -> Any:
 
 
 def backbone_of(kind: str, model: Any = None) -> ComfyTransformerBackbone:
-    return ComfyTransformerBackbone(model or model_of(kind), clip_of(kind), Autoencoder())
+    return ComfyTransformerBackbone(model or model_of(kind), clip_of(kind), Autoencoder(kind == "QwenImage"))
 
 
 def data() -> Dataset:
@@ -181,7 +190,10 @@ def the_model_is_asked_as_the_host_asks_it():
             more |= {"attention_mask": torch.ones(1, text.states.shape[2], dtype=torch.long)} if kind in ("Lumina2", "ZImage") else {}
             conditions = base.extra_conds(cross_attn=text.states[:, 0], pooled_output=text.pooled, noise=x, device=x.device, **more)
             given = {n: c.process_cond(batch_size=2, device=x.device, area=None).cond for n, c in conditions.items()}
-            denoised = base.apply_model(x, sigma, **given)
+            if kind == "QwenImage":
+                denoised = base.apply_model(x[:, :, None], sigma, **given)[:, :, 0]
+            else:
+                denoised = base.apply_model(x, sigma, **given)
             same(found, (x - denoised) / sigma[:, None, None, None], kind)
             clean, noise = torch.randn_like(x), torch.randn_like(x)
             t = batch.noised.t
@@ -197,7 +209,8 @@ def the_node_learns_and_the_bank_paints_it():
         with tempfile.TemporaryDirectory() as folder:
             bank = Bank(Path(folder) / "bank")
             settings = call("CIDMTrainingSettings", preview_every=2)
-            given = {"model": model_of(kind), "clip": clip_of(kind), "vae": Autoencoder(), "bank": bank, "images": PICTURES}
+            vae = Autoencoder(kind == "QwenImage")
+            given = {"model": model_of(kind), "clip": clip_of(kind), "vae": vae, "bank": bank, "images": PICTURES}
             learned, lora, loss, steps = call(
                 "CIDMTrainConcept", **given, name="rex", class_word="dog", steps=3, rank=2, learning_rate=0.02, settings=settings,
                 captions="a dog on the grass\na dog",
@@ -300,5 +313,5 @@ def the_layers_that_learn_are_the_same_in_both_engines():
         names = run_of(kind)[0].learner.names
         assert not [n for n in names if re.search("refiner|norm|adaLN|embed", n)]
         queries = [n for n in names if re.search(r"(to_|add_)[qkv](_proj)?$", n)]
-        assert len(queries) == {"Flux": 18, "Chroma": 18}.get(kind, 6), (kind, queries)
+        assert len(queries) == {"Flux": 18, "Chroma": 18, "QwenImage": 11}.get(kind, 6), (kind, queries)
     assert ("ZImage" in CONFIGS) == NEWEST and POOLED

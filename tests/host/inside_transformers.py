@@ -1,5 +1,5 @@
-"""Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2 or Z-Image with
-its own loader, concepts of a bank are too, on small random models of the host's own classes.
+"""Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image or
+Qwen-Image with its own loader, concepts of a bank are too, on small random models of the host's own classes.
 """
 
 import tempfile
@@ -18,6 +18,7 @@ import comfy.sample
 import comfy.sd
 import comfy.supported_models
 import comfy.text_encoders.flux
+import comfy.text_encoders.qwen_image
 import comfy.utils
 import torch
 from pack.cidm_ops.bank.bank import Bank
@@ -80,8 +81,23 @@ Z_IMAGE = LUMINA | {
     "time_scale": 1000.0,
     "pad_tokens_multiple": 32,
 }
-CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA} | ({"ZImage": Z_IMAGE} if NEWEST else {})
-ARCHITECTURES = {"Flux": "flux1-2+2x64", "Chroma": "chroma-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x256"}
+QWEN: dict[str, Any] = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 2,
+    "attention_head_dim": WIDTH // HEADS,
+    "num_attention_heads": HEADS,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (8, 12, 12),
+}
+CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN} | ({"ZImage": Z_IMAGE} if NEWEST else {})
+ARCHITECTURES = {
+    "Flux": "flux1-2+2x64",
+    "Chroma": "chroma-2+2x64",
+    "Lumina2": "lumina2-2x64",
+    "ZImage": "zimage-2x256",
+    "QwenImage": "qwenimage-2x64",
+}
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
 TWICE = ("linear_in", "linear_out", "to_qkv_mlp_proj", "norm_out.linear")
@@ -123,6 +139,21 @@ def flux_clip() -> comfy.sd.CLIP:
     return clip
 
 
+@cache
+def qwen_clip() -> comfy.sd.CLIP:
+    """The text encoder of Qwen-Image, small but for its words; what it would see pictures with is left as it is."""
+
+    class Target:
+        params: dict[str, Any] = {}
+        clip = comfy.text_encoders.qwen_image.te()
+        tokenizer = comfy.text_encoders.qwen_image.QwenImageTokenizer
+
+    small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
+    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen25_7b_model_config": small})
+    randomise(clip.cond_stage_model.qwen25_7b.transformer.model)
+    return clip
+
+
 @dataclass(frozen=True)
 class Spelling:
     """How a tool names layers: fused as the host's modules, or apart as in diffusers; what begins the names and how they are written."""
@@ -158,13 +189,14 @@ READ = {
     "Chroma": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "OneTrainer"),
     "Lumina2": ALL,
     "ZImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
+    "QwenImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
 }
 
 
 def places(kind: str, fused: bool) -> Iterator[tuple[str, int, int]]:
     """The layers that a tool changes, by its own name: with how many rows and columns each is, from the host's tables and modules."""
     modules = dict(model_of(kind).model.diffusion_model.named_modules())
-    if fused:
+    if fused or kind == "QwenImage":  # whose names are everybody's
         known = {at.module for at in host.layout(model_of(kind)).values()}
         yield from ((name, modules[name].out_features, modules[name].in_features) for name in known)
         return

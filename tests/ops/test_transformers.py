@@ -1,4 +1,6 @@
-"""LoRA files of Flux.1, Chroma, Lumina 2 and Z-Image, in the spelling of every tool, become the same exact change of the same layers."""
+"""LoRA files of Flux.1, Chroma, Lumina 2, Z-Image and Qwen-Image, in the spelling of every tool, become the same exact change of the same
+layers.
+"""
 
 import json
 import re
@@ -16,10 +18,11 @@ from cidm_ops.lowrank import LowRank
 from cidm_ops.models.family import families, family_of
 from cidm_ops.models.flux import CHROMA, FLUX
 from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
+from cidm_ops.models.qwen import QWEN
 from cidm_ops.painting.compose import left_out
 
-TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE]
-SMALL = {FLUX: "flux1-1+1x24", CHROMA: "chroma-1+1x24", LUMINA: "lumina2-1x24", Z_IMAGE: "zimage-1x24"}
+TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN]
+SMALL = {FLUX: "flux1-1+1x24", CHROMA: "chroma-1+1x24", LUMINA: "lumina2-1x24", Z_IMAGE: "zimage-1x24", QWEN: "qwenimage-1x24"}
 # Written by hand, not taken from the families: rows and columns of the host's modules at a width of 24, by the names in the host.
 DOUBLE = {
     **{f"{s}_attn.qkv": (72, 24) for s in ("img", "txt")},
@@ -42,11 +45,19 @@ def nextdit_host(keys: int, modulation: str) -> dict[str, tuple[int, int]]:
     }
 
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+QWEN_HOST = {
+    **{f"transformer_blocks.0.attn.{n}": (24, 24) for n in ATTENTION},
+    **{f"transformer_blocks.0.{s}_mlp.net.0.proj": (96, 24) for s in ("img", "txt")},
+    **{f"transformer_blocks.0.{s}_mlp.net.2": (24, 96) for s in ("img", "txt")},
+    **{f"transformer_blocks.0.{s}_mod.1": (144, 24) for s in ("img", "txt")},
+}
 HOST = {
     FLUX: FLUX_HOST | MODULATION,
     CHROMA: FLUX_HOST,
     LUMINA: nextdit_host(8, "adaLN_modulation.1"),
     Z_IMAGE: nextdit_host(24, "adaLN_modulation.0"),
+    QWEN: QWEN_HOST,
 }
 # Parts of the host's modules, by diffusers' names, with their rows.
 QKV = {f"to_{p}": slice(24 * i, 24 * i + 24) for i, p in enumerate("qkv")}
@@ -78,6 +89,8 @@ DIFFUSERS = {
 
 def parts_of(family, module: str) -> dict[str, slice]:
     """Diffusers' names of a module of the host, and the rows that each has."""
+    if family is QWEN:
+        return {module: slice(None)}
     if family in (FLUX, CHROMA):
         return FLUX_PARTS.get(module) or {FLUX_NAMES[module]: slice(None)}
     block, number, name = module.split(".", 2)
@@ -253,7 +266,7 @@ def full_file(family, count: int = 2) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE], ids=lambda f: f.title)
+@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN], ids=lambda f: f.title)
 def test_the_base_is_told_by_the_layers(family, tmp_path):
     save_file(full_file(family), tmp_path / "x.safetensors")
     (read,), _ = import_file(tmp_path / "x.safetensors")
@@ -276,6 +289,24 @@ def test_flux_and_chroma_are_told_apart_by_what_the_file_says(tmp_path):
     assert read.architecture == FLUX.architecture and not any("whether" in s for s in said), "Chroma has no modulation in its blocks"
 
 
+def test_flux_and_qwen_are_told_apart_by_how_many_blocks_they_have_or_by_names_of_one(tmp_path):
+    file = tmp_path / "x.safetensors"
+    blocks = plain([f"transformer.transformer_blocks.{i}.attn.{n}" for i in range(60) for n in ATTENTION[:3]], (3072, 3072))
+    save_file(blocks, file)
+    assert import_file(file)[0][0].architecture == QWEN.architecture and len(import_file(file)[0][0].factors) == 180
+    first = {n: f for n, f in blocks.items() if n.startswith("transformer.transformer_blocks.3.")}
+    save_file(first, file)
+    (read,), said = import_file(file)
+    assert read.architecture == FLUX.architecture
+    assert any("whether it is for Flux.1 or Chroma (chroma-19+38x3072) or Qwen-Image (qwenimage-60x3072)" in s for s in said), said
+    save_file(first, file, {"modelspec.architecture": "Qwen-Image/lora"})
+    assert import_file(file)[0][0].architecture == QWEN.architecture
+    for name, shape in (("img_mlp.net.2", (3072, 12288)), ("txt_mod.1", (18432, 3072))):
+        save_file(first | plain([f"transformer.transformer_blocks.3.{name}"], shape), file)
+        (read,), said = import_file(file)
+        assert read.architecture == QWEN.architecture and not any("whether" in s for s in said)
+
+
 def plain(names, shape=(4, 4)):
     state = {}
     for name in names:
@@ -287,7 +318,6 @@ def plain(names, shape=(4, 4)):
 OTHERS = {
     "Flux.2": plain(["diffusion_model.double_stream_modulation_img.lin"])
     | plain(["diffusion_model.single_blocks.0.linear1"], (27648, 3072)),
-    "Qwen-Image": plain([f"transformer.transformer_blocks.{i}.attn.add_q_proj" for i in range(60)], (3072, 3072)),
     "Krea 2": plain(["diffusion_model.blocks.0.attn.wq"]),
     "Wan": plain(["diffusion_model.blocks.0.cross_attn.q", "diffusion_model.blocks.0.self_attn.q"]),
     "Stable Diffusion 3": plain(["diffusion_model.joint_blocks.0.x_block.attn.qkv"]),

@@ -1,0 +1,101 @@
+"""Qwen-Image (Wu et al. 2025), its later versions and Qwen-Image-Edit: a transformer of rectified flow in two streams.
+
+Image and text tokens have weights of their own in every block and attend to each other there. Places on a text's tokens run on from half
+of the longer side of the picture, on all axes alike, so they do not depend on other texts. The host, diffusers and the trainers have the
+same names for its layers, one for each.
+"""
+
+from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, register
+from .module import Module, reader_of
+
+ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer(?!_blocks)", "(?:model_)?diffusion_model", "unet")
+BLOCK = "transformer_blocks.{}"
+WIDTH, DEPTH, TEXT_WIDTH, PATCH, CHANNELS = 3072, 60, 3584, 2, 16
+
+# The weights of a block as multiples of the width, out and in.
+STREAMS = {
+    **{f"attn.{name}": (1, 1) for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
+    **{f"{mlp}.net.0.proj": (4, 1) for mlp in ("img_mlp", "txt_mlp")},
+    **{f"{mlp}.net.2": (1, 4) for mlp in ("img_mlp", "txt_mlp")},
+}
+MODULATION = {"img_mod.1": (6, 1), "txt_mod.1": (6, 1)}
+AROUND = {
+    "img_in": (WIDTH, PATCH * PATCH * CHANNELS),
+    "txt_in": (WIDTH, TEXT_WIDTH),
+    "time_text_embed.timestep_embedder.linear_1": (WIDTH, 256),
+    "time_text_embed.timestep_embedder.linear_2": (WIDTH, WIDTH),
+    "norm_out.linear": (2 * WIDTH, WIDTH),
+    "proj_out": (PATCH * PATCH * CHANNELS, WIDTH),
+}
+
+
+def named(layer: str) -> Module:
+    """A layer that everybody calls the same, but for the number that some leave out."""
+    return Module(layer, [layer], others=[layer.removesuffix(".0")] if layer.endswith("to_out.0") else ())
+
+
+MODULES = (*(named(f"{BLOCK}.{name}") for name in (*STREAMS, *MODULATION)), *map(named, AROUND))
+
+BLOCKS = Blocks(
+    r"transformer_blocks\.\d+",
+    (
+        Sublayer(
+            "attn",
+            "joint",
+            (
+                Linear("attn.to_q", "query"),
+                Linear("attn.to_k", "key"),
+                Linear("attn.to_v", "value"),
+                Linear("attn.to_out.0", "out"),
+                Linear("attn.add_q_proj", "query", "text"),
+                Linear("attn.add_k_proj", "key", "text"),
+                Linear("attn.add_v_proj", "value", "text"),
+                Linear("attn.to_add_out", "out", "text"),
+            ),
+        ),
+        Sublayer("img_mlp", "feed_forward", (Linear("img_mlp.net.0.proj", "inner"), Linear("img_mlp.net.2", "outer"))),
+        Sublayer("txt_mlp", "feed_forward", (Linear("txt_mlp.net.0.proj", "inner", "text"), Linear("txt_mlp.net.2", "outer", "text"))),
+    ),
+)
+
+
+def shapes(family: Family) -> dict[str, tuple[int, int]]:
+    """The weights ``(out, in)`` of its linear layers."""
+    block = {name: (rows * WIDTH, columns * WIDTH) for name, (rows, columns) in (STREAMS | MODULATION).items()}
+    return {f"{BLOCK.format(i)}.{name}": shape for i in range(DEPTH) for name, shape in block.items()} | AROUND
+
+
+QWEN = register(
+    Family(
+        name="qwenimage",
+        title="Qwen-Image",
+        architecture=f"qwenimage-{DEPTH}x{WIDTH}",
+        encoders=(),
+        blocks=(BLOCKS,),
+        modules=MODULES,
+        latent_channels=CHANNELS,
+        factor=8,
+        patch=PATCH,
+        size=1328,
+        frames=True,
+        order=("transformer_blocks",),
+        unread=r"attn\.(add_q_proj|to_add_out)|txt_mlp\..+",
+        layerwise=False,
+        abbreviations=("_transformer_blocks", ".attn"),
+        host=Host(models=("QwenImage",), text=JointText(positions="pe_embedder", restart="begins", mask="attention_mask")),
+        diffusers=Diffusers(folder="transformer", facts={"_class_name": "QwenImageTransformer2DModel"}),
+        objective=Objective(shift=2.2),
+        files=LoraFiles(
+            kohya="transformer.",
+            dotted=True,
+            roots=ROOTS,
+            read_layer=reader_of(MODULES),
+            telltale=r"\.(img|txt)_(mlp\.net|mod\.1)",
+            least=0.9,
+            said=r"(?i)qwen",
+            kin="flux1",  # the attention of its first blocks is called as that of Flux.1, and of the same size
+            modelspec="qwen-image/lora",
+        ),
+        weigh=shapes,
+    )
+)
