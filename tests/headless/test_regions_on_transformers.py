@@ -330,5 +330,6 @@ def test_the_command_line_and_a_notebook_paint_regions(base, tmp_path, capsys):
     assert (found["words"] == found["file"]).all()
     assert (found["words"] != found["plain"]).any() and (found["words"] != found["passes"]).any()
     placed = {(0, 0, 0.5, 1): "a <rex> in the snow", (0.5, 0, 1, 1): "a <tom>"}
-    (image,) = cidm_ops.generate(base, bank, "snow", placed, SamplingConfig(2, guidance_for(base.family)), size=64)
+    config = SamplingConfig(2, guidance_for(base.family))
+    (image,) = cidm_ops.generate(cidm_ops.load(base.folder, "cpu"), bank, "snow", placed, config, size=64)
     assert abs(np.asarray(image).astype(int) - found["words"]).max() <= 1
