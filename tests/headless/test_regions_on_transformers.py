@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_transformers import MODELS, TEXT
+from torch import nn
 
 import cidm_ops
 from cidm_ops.__main__ import main
@@ -17,6 +18,7 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.concept_text import ConceptText, plain
 from cidm_ops.engines.diffusers import load_any
+from cidm_ops.engines.several_texts import read_several
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.pieces import pieces_of
 from cidm_ops.method.regions import RegionMask, box_mask
@@ -222,6 +224,14 @@ def test_a_block_that_is_answered_otherwise_is_told(base):
             painted(base, text_of(base, OTHER, OWN), places(LEFT))
     finally:
         layer.set_processor(own)
+
+
+def test_a_model_whose_texts_stand_nobody_knows_where_is_refused():
+    with (
+        pytest.raises(ValueError, match="regions are not painted on Identity here"),
+        read_several(nn.Identity(), [], [1, 2], lambda q, k, v, mask, attend: attend(q, k, v, mask)),
+    ):
+        pass
 
 
 def named(base: Any, folder: Any) -> Bank:
