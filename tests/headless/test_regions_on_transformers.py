@@ -23,10 +23,10 @@ from cidm_ops.lowrank import LowRank
 from cidm_ops.method.pieces import pieces_of
 from cidm_ops.method.regions import RegionMask, box_mask
 from cidm_ops.painting import joint_call
-from cidm_ops.painting.compose import AggregationConfig, Composition, ConceptMix, RegionPrompt
+from cidm_ops.painting.compose import AggregationConfig, Composition, ConceptMix, RegionPrompt, compose_regions
 from cidm_ops.painting.config import PRESETS, NoiseEstimation
 from cidm_ops.painting.joint_paint import begin_joint, predict_joint, read_region
-from cidm_ops.painting.paint import SamplingConfig, guidance_for, paint, paint_latents, unit_noise
+from cidm_ops.painting.paint import Photo, SamplingConfig, guidance_for, paint, paint_latents, unit_noise
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scene import ConceptStack, Scene
 from cidm_ops.row_plan import RowPlan
@@ -320,6 +320,9 @@ def test_the_rest_is_refused_by_name(base, tmp_path):
     ):
         with pytest.raises(ValueError, match=why):
             paint(base, bank, "snow", noise, SamplingConfig(1, aggregation=how), boxes)
+    over = Photo(torch.zeros(1, 16, 8, 16), torch.ones(8, 16))
+    with pytest.raises(ValueError, match=f"painting over a photo does not work on {title}"):
+        paint_latents(base, compose_regions(base, bank, "snow", boxes), noise, SamplingConfig(1), photo=over)
     with pytest.raises(ValueError, match="'where it stands' does not work on"):
         paint(base, bank, "a <rex>", noise, SamplingConfig(1, aggregation=AggregationConfig(scope="where it stands")))
 
