@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .backbone import Backbone
+from .backbone import Backbone, TransformerBackbone
 from .bank.bank import Bank
-from .engines.diffusers import fastest_device
-from .engines.diffusers import load as load_backbone
+from .engines.diffusers import fastest_device, load_any
 from .engines.towers import load_tower
 from .evaluation.protocol import EvaluationTask, SampleSettings, claim, embed_task, missing, paint_missing, usual_guidance
 from .evaluation.results import Report, write
@@ -31,18 +30,18 @@ from .training.task import learn_into
 Box = tuple[float, float, float, float]  # left, top, right, bottom, from 0 to 1
 
 
-def load(base: str | Path = "doodle", device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
-    """Loads a base model: "doodle", a diffusers folder, or a .safetensors or .ckpt file. It takes the fastest device there is unless told,
-    and half precision on CUDA only.
+def load(base: str | Path = "doodle", device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+    """Loads a base model, a ``Backbone`` or a ``TransformerBackbone``: "doodle", a diffusers folder, or a .safetensors or .ckpt file. It
+    takes the fastest device there is unless told, and half precision on CUDA only.
 
     Raises ``FileNotFoundError`` if there is nothing of that name and ``ValueError`` if it is no complete model of a known family.
     """
     place = torch.device(device) if device else fastest_device()
-    return load_backbone(base, place, dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32))
+    return load_any(base, place, dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32))
 
 
 def train(
-    base: Backbone,
+    base: Backbone | TransformerBackbone,
     bank: Bank,
     images: Dataset | Path | str,
     name: str,
@@ -56,7 +55,7 @@ def train(
     as a ``UserWarning``. Raises ``ValueError`` for what cannot be learned, before the first step.
     """
     data = images if isinstance(images, Dataset) else from_folder(images, base.family.size)
-    task = Task(name=name, class_word=class_word, config=config or configure("cidm"))
+    task = Task(name=name, class_word=class_word, config=config or configure("cidm" if base.family.layerwise else "lora"))
     told: list[str] = []
 
     def tell(said: str) -> None:
@@ -71,7 +70,7 @@ def train(
 
 
 def generate(
-    base: Backbone,
+    base: Backbone | TransformerBackbone,
     bank: Bank,
     prompt: str,
     regions: Mapping[Box, str] | None = None,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import Lumina2Transformer2DModel, ZImageTransformer2DModel
+from diffusers import ChromaTransformer2DModel, FluxTransformer2DModel, Lumina2Transformer2DModel, ZImageTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -24,17 +24,17 @@ Ask = Callable[[Tensor, Tensor, Tensor, Tensor | None, Attend], Tensor]
 def read_several(model: nn.Module, joint: Sequence[nn.Module], lengths: Sequence[int], ask: Ask) -> Iterator[None]:
     """Let a model, in whose ``joint`` blocks image and text meet, read texts of these ``lengths`` behind each other, and ask
     ``ask(q, k, v, mask, attend)`` in place of its attention, while this is open. A single text is read as ever.
+
+    Raises ``ValueError`` for a model of which nobody knows where its texts stand.
     """
     if len(lengths) == 1:
         yield
         return
     place = PLACES.get(type(model))
-    with AskedAttention(ask):
-        if place is None:  # text tokens have no places of their own
-            yield
-            return
-        with place(model, joint, list(lengths)):
-            yield
+    if place is None:
+        raise ValueError(f"regions are not painted on {type(model).__name__} here: leave them out, or paint them in ComfyUI")
+    with AskedAttention(ask), place(model, joint, list(lengths)):
+        yield
 
 
 class AskedAttention(TorchFunctionMode):
@@ -57,6 +57,12 @@ class AskedAttention(TorchFunctionMode):
         if attn_mask is not None and attn_mask.dtype == torch.bool and bool(attn_mask.all()):
             attn_mask = None
         return self.ask(query, key, value, attn_mask, attend).unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+
+
+@contextmanager
+def place_nowhere(model: Any, joint: Sequence[nn.Module], lengths: list[int]) -> Iterator[None]:
+    """Tokens of texts have no places of their own in the model."""
+    yield
 
 
 @contextmanager
@@ -122,4 +128,9 @@ def move(places: Tensor, by: int) -> Tensor:
     return torch.cat([places[:, :1] + by, places[:, 1:]], 1)
 
 
-PLACES: Mapping[type, Callable[..., Any]] = {Lumina2Transformer2DModel: place_in_lumina, ZImageTransformer2DModel: place_in_z_image}
+PLACES: Mapping[type, Callable[..., Any]] = {
+    FluxTransformer2DModel: place_nowhere,
+    ChromaTransformer2DModel: place_nowhere,
+    Lumina2Transformer2DModel: place_in_lumina,
+    ZImageTransformer2DModel: place_in_z_image,
+}

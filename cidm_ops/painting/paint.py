@@ -132,7 +132,7 @@ def paint_latents(
     a ``photo`` only what its mask covers is painted over.
     """
     if isinstance(backbone, TransformerBackbone):
-        return paint_joint(backbone, composition, noise, config, on_step, unwanted)
+        return paint_joint(backbone, composition, noise, config, on_step, unwanted, photo)
     texts = [encode(backbone, region.mix) for region in composition.regions]
     wanted = encode(backbone, composition.whole, texts).expand(len(noise))
     negative = encode(backbone, unwanted or ParsedPrompt(config.negative)).expand(len(noise))
@@ -182,14 +182,15 @@ def paint_joint(
     config: SamplingConfig,
     on_step: Callable[[int, int], None],
     unwanted: ParsedPrompt | None = None,
+    photo: Photo | None = None,
 ) -> Tensor:
     """The latents ``[B, C, h, w]`` of a composed prompt on a transformer, its concepts beside the layers, in one pass with its regions.
 
     Raises ``ValueError`` for what is not painted on transformers, or in ComfyUI alone.
     """
     title, mixes = backbone.family.title, [composition.whole, *(region.mix for region in composition.regions)]
-    if config.template or config.reference:
-        what = "weaving into a picture" if config.template else "a reference beside a prompt"
+    asked = {"weaving into a picture": config.template, "a reference beside a prompt": config.reference, "painting over a photo": photo}
+    if what := next((what for what, given in asked.items() if given), ""):
         raise ValueError(f"{what} does not work on {title}: leave it out")
     if not composition.regions and not composition.how.negative:
         raise ValueError(f"sparing the negative text does not work on {title} without regions: leave it out")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_transformers import MODELS, TEXT
+from torch import nn
 
 import cidm_ops
 from cidm_ops.__main__ import main
@@ -17,14 +18,15 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.concept_text import ConceptText, plain
 from cidm_ops.engines.diffusers import load_any
+from cidm_ops.engines.several_texts import read_several
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.pieces import pieces_of
 from cidm_ops.method.regions import RegionMask, box_mask
 from cidm_ops.painting import joint_call
-from cidm_ops.painting.compose import AggregationConfig, Composition, ConceptMix, RegionPrompt
+from cidm_ops.painting.compose import AggregationConfig, Composition, ConceptMix, RegionPrompt, compose_regions
 from cidm_ops.painting.config import PRESETS, NoiseEstimation
 from cidm_ops.painting.joint_paint import begin_joint, predict_joint, read_region
-from cidm_ops.painting.paint import SamplingConfig, guidance_for, paint, paint_latents, unit_noise
+from cidm_ops.painting.paint import Photo, SamplingConfig, guidance_for, paint, paint_latents, unit_noise
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scene import ConceptStack, Scene
 from cidm_ops.row_plan import RowPlan
@@ -224,6 +226,14 @@ def test_a_block_that_is_answered_otherwise_is_told(base):
         layer.set_processor(own)
 
 
+def test_a_model_whose_texts_stand_nobody_knows_where_is_refused():
+    with (
+        pytest.raises(ValueError, match="regions are not painted on Identity here"),
+        read_several(nn.Identity(), [], [1, 2], lambda q, k, v, mask, attend: attend(q, k, v, mask)),
+    ):
+        pass
+
+
 def named(base: Any, folder: Any) -> Bank:
     """A bank with two concepts that are called by words."""
     bank = Bank(folder)
@@ -310,6 +320,9 @@ def test_the_rest_is_refused_by_name(base, tmp_path):
     ):
         with pytest.raises(ValueError, match=why):
             paint(base, bank, "snow", noise, SamplingConfig(1, aggregation=how), boxes)
+    over = Photo(torch.zeros(1, 16, 8, 16), torch.ones(8, 16))
+    with pytest.raises(ValueError, match=f"painting over a photo does not work on {title}"):
+        paint_latents(base, compose_regions(base, bank, "snow", boxes), noise, SamplingConfig(1), photo=over)
     with pytest.raises(ValueError, match="'where it stands' does not work on"):
         paint(base, bank, "a <rex>", noise, SamplingConfig(1, aggregation=AggregationConfig(scope="where it stands")))
 
@@ -330,5 +343,6 @@ def test_the_command_line_and_a_notebook_paint_regions(base, tmp_path, capsys):
     assert (found["words"] == found["file"]).all()
     assert (found["words"] != found["plain"]).any() and (found["words"] != found["passes"]).any()
     placed = {(0, 0, 0.5, 1): "a <rex> in the snow", (0.5, 0, 1, 1): "a <tom>"}
-    (image,) = cidm_ops.generate(base, bank, "snow", placed, SamplingConfig(2, guidance_for(base.family)), size=64)
+    config = SamplingConfig(2, guidance_for(base.family))
+    (image,) = cidm_ops.generate(cidm_ops.load(base.folder, "cpu"), bank, "snow", placed, config, size=64)
     assert abs(np.asarray(image).astype(int) - found["words"]).max() <= 1

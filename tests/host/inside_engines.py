@@ -27,6 +27,7 @@ KINDS = {"Flux": {}, "Lumina2": {"ffn_dim_multiplier": 4.0 if NEWEST else 1.0}} 
 MASKS = (RegionMask(box_mask(0, 0, 0.6, 1), feather=0.2), RegionMask(box_mask(0.5, 0.2, 1, 1), 0.8, priority=1))
 SCENES: dict[str, dict[str, Any]] = {
     "one pass": {"guidance": 1.2},
+    "apart": {"apart": 0.5},
     "passes": {"estimation": NoiseEstimation(alpha=0.3, end=0.6, bootstrap=0.3), "negative": False},
 }
 

@@ -68,6 +68,7 @@ OTHERS = {
 MASKS = (RegionMask(box_mask(0, 0, 0.6, 1), feather=0.2), RegionMask(box_mask(0.5, 0.2, 1, 1), 0.8, priority=1))
 SCENES: dict[str, dict[str, Any]] = {
     "one pass": {"guidance": 1.2},
+    "apart": {"apart": 0.5},
     "passes": {"estimation": NoiseEstimation(alpha=0.3, end=0.6, bootstrap=0.3), "negative": False},
 }
 
