@@ -2,7 +2,7 @@
 needs of a model on which concepts are only painted.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -118,6 +118,10 @@ class TransformerBackbone(Transformer):
         """
         raise NotImplementedError
 
+    def tokenize(self, text: str) -> Tensor:
+        """The ids ``[1, N]`` of the tokens whose states the model reads."""
+        raise NotImplementedError
+
     def drop_encoders(self) -> None:
         """All texts are read: let go of what the text encoders take. Reading another one gets them again."""
         raise NotImplementedError
@@ -138,4 +142,10 @@ class TransformerBackbone(Transformer):
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None, guidance: float | None = None) -> Tensor:
         """The flow at ``x [B, C, h, w]``. A model that was distilled by guidance is told this one, or what its family paints with."""
+        raise NotImplementedError
+
+    def read_several(self, lengths: Sequence[int], ask: Callable[..., Tensor]) -> AbstractContextManager[None]:
+        """Let ``predict`` read texts of these ``lengths`` that stand behind each other, each filled up and placed as it is alone, and ask
+        ``ask(q, k, v, mask, attend)`` in place of the attention of its blocks, while this is open: see ``joint_sites.AttentionSlot``.
+        """
         raise NotImplementedError

@@ -4,7 +4,7 @@ As in ``hub.py``, hooks are there while a context is open, around one call of th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from .hub import remove_at_end
-from .models.family import Restart, Stream
+from .models.family import Family, Restart, Stream
 from .models.module import Slice
 
 Move = Callable[[nn.Module, tuple], tuple]  # a hook before a module's call
 JointAttend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v [B, H, N, D] and a mask, to [B, N, C]
+HOST_SKIPS = (
+    "Another node on this model skips or replaces them, as caches (TeaCache, First Block Cache) and SkipLayerGuidance do; take it off, or "
+    "the regions"
+)
 
 
 @dataclass
@@ -38,7 +42,8 @@ class JointSites:
     ``positions`` makes rotations of the places ``[B, N, axes]`` of tokens, if text tokens have places of their own. Either a text "ends"
     where the image begins (``restart``): the first axis numbers tokens, and the image comes after the last. Or it "begins" where all do.
     ``embedder`` turns texts into tokens, and the engine fills up their number to a ``multiple`` with ``pad() [1, C]``, which is asked for
-    anew since hosts replace parameters.
+    anew since hosts replace parameters. An engine that does otherwise lays out several texts by ``lay_out(lengths)`` itself. ``skipped``
+    says what may have kept a block from asking the slot.
     """
 
     blocks: Mapping[str, nn.Module]
@@ -52,6 +57,18 @@ class JointSites:
     embedder: nn.Module | None = None
     pad: Callable[[], Tensor] | None = None
     multiple: int = 1
+    lay_out: Callable[[Sequence[int]], AbstractContextManager[None]] | None = None
+    skipped: str = HOST_SKIPS
+
+    @classmethod
+    def of(
+        cls, family: Family, blocks: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], layers: Mapping[str, Slice], **more: Any
+    ) -> "JointSites":
+        """The places in a model of a family, whose ``blocks`` may be some that do not attend, in any order."""
+        attend = {block: blocks[block] for block in sorted(blocks, key=family.place) if family.stream(block)}
+        streams = {block: stream for block in attend if (stream := family.stream(block))}
+        reads = {layer: linear.reads for layer in layers if (linear := family.locate(layer)[2])}
+        return cls(attend, streams, modules, layers, reads, **more)
 
     def padded(self, lengths: Sequence[int]) -> list[int]:
         """How many tokens texts of these lengths have, each filled up on its own."""
@@ -154,4 +171,15 @@ def pad_texts(sites: JointSites, lengths: Sequence[int]) -> Iterator[None]:
         return torch.cat(parts, 1)
 
     with remove_at_end([sites.embedder.register_forward_hook(after)]):
+        yield
+
+
+@contextmanager
+def lay_out_texts(sites: JointSites, lengths: Sequence[int]) -> Iterator[None]:
+    """Let several texts of these ``lengths`` stand behind each other, each filled up and placed as it is alone, while this is open."""
+    if sites.lay_out is not None:
+        with sites.lay_out(lengths):
+            yield
+        return
+    with restart_positions(sites, sites.padded(lengths)), pad_texts(sites, lengths):
         yield

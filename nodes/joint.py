@@ -33,14 +33,12 @@ class HostTransformer:
         """The places in a model that is loaded."""
         family, modules = self.family, dict(unet.named_modules())
         own = {block: block_in(at.module) for layer, at in self.layers.items() if (block := family.block_of(layer))}
-        blocks = {block: modules[own[block]] for block in sorted(own, key=family.place) if family.stream(block)}
         text = family.host.text
-        return JointSites(
-            blocks=blocks,
-            streams={block: stream for block in blocks if (stream := family.stream(block))},
-            modules={at.module: modules[at.module] for at in self.layers.values()},
-            layers=self.layers,
-            reads={layer: linear.reads for layer in self.layers if (linear := family.locate(layer)[2])},
+        return JointSites.of(
+            family,
+            {block: modules[name] for block, name in own.items()},
+            {at.module: modules[at.module] for at in self.layers.values()},
+            self.layers,
             positions=modules[text.positions] if text.positions else None,
             restart=text.restart,
             embedder=modules[text.embedder] if text.embedder else None,

@@ -4,7 +4,6 @@ Merged, concepts are weight patches like any LoRA's. Routed, they act beside the
 """
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,9 +33,9 @@ from ..cidm_ops.painting.compose import (
     scene_beside,
 )
 from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig
+from ..cidm_ops.painting.region_text import region_text
 from ..cidm_ops.painting.scene import Template
-from ..cidm_ops.painting.scope import inserted_at
-from ..cidm_ops.painting.texts import length_without_padding, text_deltas
+from ..cidm_ops.painting.texts import text_deltas
 from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
@@ -140,27 +139,17 @@ def begin_plainly(
 
 
 def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool, padding: bool = True) -> ConceptText:
-    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it, or without most of its
-    ``padding``. If the region is ``sought``, it says where the words of its concepts stand.
+    """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it: see ``region_text``.
 
-    Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and where it has none of the words.
+    Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and as ``region_text`` does.
     """
     found = encode_prompt(clip, said)
     if len(found) != 1:
         raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
     text = plain(found[0][0])
-    count = text.shape[1]
-    encoder = read_encoder(clip, said.text, count)
-    masks = {name: mask[-count:] for name, mask in trigger_masks(clip, said, encoder).items()} if sought and encoder else {}
-    if encoder and not padding:
-        stay = length_without_padding(token_ids(clip, encoder, said.text)[-count:])
-        text, masks = text[:, :stay], {name: mask[:stay] for name, mask in masks.items()}
-    if sought and not masks:
-        raise ValueError(
-            f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
-            "it with one (Import Concept), or draw the region"
-        )
-    return ConceptText.of(text, [RowPlan(token_masks=masks)])
+    encoder = read_encoder(clip, said.text, text.shape[1])
+    cut = len(token_ids(clip, encoder, said.text)) - text.shape[1] if encoder else 0  # of a template before the text
+    return region_text(said, text, (lambda part: token_ids(clip, encoder, part)[cut:]) if encoder else None, sought, padding)
 
 
 def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequence[ParsedPrompt]) -> list:
@@ -196,22 +185,6 @@ def read_encoder(clip: comfy.sd.CLIP, text: str, count: int) -> str:
 def token_ids(clip: comfy.sd.CLIP, encoder: str, text: str) -> list[int]:
     """The ids of the tokens of a text for one encoder, -1 for those that have none."""
     return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
-
-
-def trigger_masks(clip: comfy.sd.CLIP, said: ParsedPrompt, encoder: str) -> dict[str, Tensor]:
-    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the N tokens that an encoder has of a text. A
-    concept that its text does not name so has none.
-    """
-    ids, masks = token_ids(clip, encoder, said.text), {}
-    for concept in said.concepts:
-        mask = torch.zeros(len(ids))
-        for word in filter(None, (*concept.triggers, concept.class_word)):
-            for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", said.text, re.IGNORECASE):
-                found = inserted_at(ids, token_ids(clip, encoder, said.text[: at.start()].rstrip() + said.text[at.end() :]))
-                mask[found.start : found.stop] = 1
-        if mask.any():
-            masks[concept.name] = mask
-    return masks
 
 
 def woven_into(backbone: ComfyBackbone, composition: Composition, template: Template) -> tuple[ModelPatcher, list]:

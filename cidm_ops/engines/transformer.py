@@ -4,8 +4,8 @@ The text encoders are loaded when a text is read and let go when all are, since 
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -29,9 +29,10 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextModel, T5EncoderModel
 from ..backbone import TransformerBackbone
 from ..fingerprint import fingerprint
 from ..models.family import Family, families, family_of
-from ..models.module import Slice
+from ..models.module import Slice, flat
 from ..schedule import Schedule
 from .folder import read_config, variant
+from .several_texts import read_several
 
 FP8 = torch.float8_e4m3fn
 AUTOENCODERS: Mapping[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny)}
@@ -52,9 +53,10 @@ class DiffusersTransformer(TransformerBackbone):
         self.device, self.dtype, self.schedule = device, computed, Schedule.straight(shift)
         linears: dict[str, Any] = {name: m for name, m in unet.named_modules() if isinstance(m, nn.Linear)}
         self.modules = linears
-        layers = {name: Slice(name, 0, m.out_features, m.in_features) for name, m in linears.items() if known.block_of(name)}
+        named = {name: m for name, m in linears.items() if known.files.read_layer(flat(name)) == name}
+        layers = {name: Slice(name, 0, m.out_features, m.in_features) for name, m in named.items()}
         architecture = known.architecture_of(layers)
-        self.blocks = {name: unet.get_submodule(name) for name in sorted({known.block_of(n) for n in layers}, key=known.place)}
+        self.blocks = {name: unet.get_submodule(name) for name in sorted({known.block_of(n) for n in layers} - {""}, key=known.place)}
         sites = known.sites(self.blocks, "joint")
         queries = [f"{block}.{part}" for block in known.meeting(self.blocks) for part in known.parts(block) if part.endswith("to_q")]
         print_of = fingerprint([linears[name].weight for name in (queries[0], queries[-1])])
@@ -62,21 +64,12 @@ class DiffusersTransformer(TransformerBackbone):
         self.size = self.family.size  # pixels of a side that the base was made for
         self.encoders_loaded: dict[str, Any] = {}
         if dtype == FP8:
-            for name in layers:
+            for name in filter(known.block_of, layers):
                 keep_in_fp8(self.modules[name])
 
     @torch.no_grad()
     def read(self, text: str) -> tuple[Tensor, Tensor | None]:
-        how = self.family.diffusers.reader
-        tokenizer = self.part(how.tokenizer)
-        if how.chat:
-            said = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-        if how.template:
-            text = how.template.replace("{}", text)
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        if ids.shape[1] < how.least:
-            ids = F.pad(ids, (0, how.least - ids.shape[1]), value=tokenizer.pad_token_id)
+        how, ids = self.family.diffusers.reader, self.all_ids(text)
         found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=how.layer != -1)
         states = found.last_hidden_state if how.layer == -1 else found.hidden_states[how.layer]
         pooled = None
@@ -85,6 +78,21 @@ class DiffusersTransformer(TransformerBackbone):
             given = own(text, padding="max_length", truncation=True, max_length=own.model_max_length, return_tensors="pt")
             pooled = encoder(given.input_ids.to(self.device)).pooler_output.cpu()
         return states[:, how.cut :].cpu(), pooled
+
+    def tokenize(self, text: str) -> Tensor:
+        return self.all_ids(text)[:, self.family.diffusers.reader.cut :]
+
+    def all_ids(self, text: str) -> Tensor:
+        """The ids ``[1, N]`` of the tokens that the encoder reads."""
+        how = self.family.diffusers.reader
+        tokenizer = self.part(how.tokenizer)
+        if how.chat:
+            said = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        if how.template:
+            text = how.template.replace("{}", text)
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        return F.pad(ids, (0, max(how.least - ids.shape[1], 0)), value=tokenizer.pad_token_id)
 
     def part(self, name: str) -> Any:
         """A text encoder or a tokenizer of the folder, kept until the encoders are dropped. Raises ``ValueError`` for one that cannot be
@@ -138,6 +146,10 @@ class DiffusersTransformer(TransformerBackbone):
     @contextmanager
     def training_mode(self, x: Tensor) -> Iterator[None]:
         yield  # the blocks of diffusers write over nothing
+
+    def read_several(self, lengths: Sequence[int], ask: Callable[..., Tensor]) -> AbstractContextManager[None]:
+        joint = [self.blocks[block] for block in self.family.meeting(self.blocks)]
+        return read_several(self.unet, joint, lengths, ask)
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None, guidance: float | None = None) -> Tensor:
         sigma = self.schedule.sigma.to(x.device)[t.to(x.device)]

@@ -175,6 +175,7 @@ class Diffusers:
     vae: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)  # of noise, where a file does not say it
     reader: TextReader = TextReader()  # of a transformer's text
+    multiple: int = 1  # that the tokens of such a text are filled up to
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ Z_IMAGE = register(
         abbreviations=(".attention",),
         host=Host(models=("ZImage",), others=("ZImagePixelSpace",), text=replace(TOGETHER, pad="cap_pad_token", multiple=32)),
         diffusers=Diffusers(
-            folder="transformer", facts={"_class_name": "ZImageTransformer2DModel"}, reader=TextReader(layer=-2, chat=True)
+            folder="transformer", facts={"_class_name": "ZImageTransformer2DModel"}, reader=TextReader(layer=-2, chat=True), multiple=32
         ),
         objective=Objective(shift=2.0),
         files=replace(LUMINA.files, exported="", read_layer=reader_of(Z_MODULES), said=r"(?i)z[-_ ]?image", modelspec="z-image/lora"),

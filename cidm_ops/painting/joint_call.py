@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..adapters import attach_parts
 from ..concept_text import plain
-from ..joint_sites import JointAttend, JointSites, intercept_joint, pad_texts, restart_positions
+from ..joint_sites import JointAttend, JointSites, intercept_joint, lay_out_texts
 from ..method.attention import word_attention
 from ..method.pieces import Piece, mask_with_texts, pieces_of, piecewise_attention
 from ..models.family import Stream
@@ -85,8 +85,7 @@ class JointCall:
         where it does: then another pack computes in its place, and regions were left out.
         """
         with ExitStack() as hooks:
-            hooks.enter_context(restart_positions(self.sites, self.lengths))
-            hooks.enter_context(pad_texts(self.sites, self.given))
+            hooks.enter_context(lay_out_texts(self.sites, self.given))
             for layers in self.deltas(x):
                 hooks.enter_context(attach_parts(self.sites.modules, self.sites.layers, layers))
             seen = hooks.enter_context(intercept_joint(self.sites, self.attention)) if self.several else None
@@ -100,8 +99,7 @@ class JointCall:
         if wrong:
             raise ValueError(
                 f"regions were not painted: {len(wrong)} of {len(self.sites.blocks)} blocks of the model, such as {wrong[0]}, did not "
-                "attend where CIDM sees it. Another node on this model skips or replaces them, as caches (TeaCache, First Block Cache) and "
-                "SkipLayerGuidance do; take it off, or the regions"
+                f"attend where CIDM sees it. {self.sites.skipped}"
             )
 
     # concepts beside the layers

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -17,6 +18,7 @@ from ..models.family import Family
 from ..tokens import Text, read_plain
 from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
 from .config import PLACE, NoiseEstimation, ResidualConfig
+from .joint_paint import begin_joint, predict_joint, read_regions
 from .reference import refer_by, with_reference
 from .rows import Job
 from .run import SceneRun, Unet
@@ -181,23 +183,30 @@ def paint_joint(
     on_step: Callable[[int, int], None],
     unwanted: ParsedPrompt | None = None,
 ) -> Tensor:
-    """The latents ``[B, C, h, w]`` of a composed prompt on a transformer, its concepts beside the layers.
+    """The latents ``[B, C, h, w]`` of a composed prompt on a transformer, its concepts beside the layers, in one pass with its regions.
 
-    Raises ``ValueError`` for what is painted on transformers in ComfyUI alone.
+    Raises ``ValueError`` for what is not painted on transformers, or in ComfyUI alone.
     """
-    title = backbone.family.title
-    if composition.regions:
-        raise ValueError(f"regions on {title} are painted in ComfyUI, by Paint in Regions; here one prompt paints the whole picture")
-    if config.template or not composition.how.negative:
-        what = "weaving into a picture" if config.template else "sparing the negative text"
-        raise ValueError(f"{what} does not work on {title} here: leave it out")
-    if changed := [c.name for c in composition.whole.concepts if c.text_factors and composition.whole.strengths.get(c.name)]:
+    title, mixes = backbone.family.title, [composition.whole, *(region.mix for region in composition.regions)]
+    if config.template or config.reference:
+        what = "weaving into a picture" if config.template else "a reference beside a prompt"
+        raise ValueError(f"{what} does not work on {title}: leave it out")
+    if not composition.regions and not composition.how.negative:
+        raise ValueError(f"sparing the negative text does not work on {title} without regions: leave it out")
+    if changed := [c.name for mix in mixes for c in mix.concepts if c.text_factors and mix.strengths.get(c.name)]:
         raise ValueError(f"<{changed[0]}> changes a text encoder of {title}, which this command does not do: paint it in ComfyUI")
-    wanted = read_plain(backbone, composition.whole.text).expand(len(noise))
+    wanted = read_regions(backbone, composition).expand(len(noise))
     negative = read_plain(backbone, unwanted.text if unwanted else config.negative).expand(len(noise))
-    factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
-    with attach_parts(backbone.modules, backbone.layers, factors):
-        return sample(backbone, wanted, negative, noise.to(backbone.device), steps=config.steps, guidance=config.guidance, on_step=on_step)
+    how: dict[str, Any] = {"steps": config.steps, "guidance": config.guidance, "on_step": on_step}
+    noise = noise.to(backbone.device)
+    if not composition.regions:
+        factors = {name: f.to(backbone.device) for name, f in composition.whole.factors(backbone).items()}
+        with attach_parts(backbone.modules, backbone.layers, factors):
+            return sample(backbone, wanted, negative, noise, **how)
+    scene = composition.scene(estimation=config.estimation)
+    run = begin_joint(backbone, scene)
+    weigh = run.guidance if scene.guidance != 1 else lambda x: 1.0
+    return sample(backbone, wanted, negative, noise, predict=predict_joint(backbone, run), weigh=weigh, **how)
 
 
 def guidance_for(family: Family) -> float:

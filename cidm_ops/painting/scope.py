@@ -5,7 +5,8 @@ what they mean to the base; and with the base's queries a style does not move wh
 which sums the prompt up, and loses as much likeness as it gains obedience: docs/painting.md.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -105,6 +106,22 @@ def repeat_mask(mask: Tensor, tokens: int) -> Tensor:
             f"a text of {len(mask)} tokens is read as {tokens}: another node made it longer in the model, where CIDM cannot see"
         )
     return mask.repeat(tokens // len(mask))
+
+
+def masks_of_triggers(text: str, concepts: Sequence[Concept], ids: Callable[[str], Sequence[int]], count: int) -> dict[str, Tensor]:
+    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens of a text, whose ``ids``
+    are those that the model reads. A concept that the text does not name so has none.
+    """
+    masks = {}
+    for concept in concepts:
+        mask = torch.zeros(count)
+        for word in filter(None, (*concept.triggers, concept.class_word)):
+            for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
+                found = inserted_at(ids(text), ids(text[: at.start()].rstrip() + text[at.end() :]))
+                mask[found.start : found.stop] = 1
+        if mask.any():
+            masks[concept.name] = mask
+    return masks
 
 
 def inserted_at(ids: Sequence[int], without: Sequence[int]) -> range:

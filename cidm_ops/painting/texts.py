@@ -26,7 +26,6 @@ from ..method.aggregation import count_once, spoken_as, tables_of
 from ..tokens import Text, count_layers, encode_beginning, encode_layerwise, hide, words_in
 
 ROOM = 256 * 2**20  # bytes of texts that are kept for a text encoder, in main memory, and as many of words, and of concepts
-CUT_TO = 64  # tokens: as transformers that do not fill texts up read most prompts
 Show = Callable[[int, int], None]  # is told what is done, and out of how many
 
 TEXTS: WeakKeyDictionary[nn.Module, Kept[Text]] = WeakKeyDictionary()  # by the model of the first text encoder
@@ -44,15 +43,6 @@ def show_encoding(show: Show) -> Iterator[None]:
         yield
     finally:
         SHOW.reset(token)
-
-
-def length_without_padding(ids: Sequence[int]) -> int:
-    """How many of a text's token ``ids`` stay if the run of one id that fills it up is cut to a multiple of ``CUT_TO`` tokens."""
-    filled = next((n for n, token in enumerate(reversed(ids)) if token != ids[-1]), 0)
-    if filled < 2:  # the last is a token of its own
-        return len(ids)
-    words = len(ids) - filled
-    return min(len(ids), -(-words // CUT_TO) * CUT_TO)
 
 
 def kept_concept(bank: Bank, name: str) -> Concept:

@@ -54,6 +54,22 @@ SHIPPED = {
 }
 
 
+PARTS = {"UNETLoader": 0, "LoraLoaderModelOnly": 0, "CLIPLoader": 1, "VAELoader": 2}  # of a base that is loaded by several nodes
+
+
+def on_doodle(prompt):
+    """A workflow whose base is loaded by parts, with Doodle in their place: by its output that each of them is."""
+    parts = {number: PARTS[step["class_type"]] for number, step in prompt.items() if step["class_type"] in PARTS}
+    if not parts:
+        return prompt
+    kept = {number: step for number, step in prompt.items() if number not in parts}
+    for step in kept.values():
+        for name, value in step["inputs"].items():
+            if isinstance(value, list) and value[0] in parts:
+                step["inputs"][name] = ["doodle", parts[value[0]]]
+    return {"doodle": node("CIDMDoodleModel")} | kept
+
+
 def learn(bank, steps=2, name="dog", class_word="dog", images=("3", 0), captions=("3", 1), seed=0):
     """A prompt that learns one concept of Doodle."""
     return {
@@ -172,12 +188,18 @@ def test_every_node_has_a_template_and_words_to_be_found_by(server):
 def brought(server, text):
     """A workflow with what its user brings: Doodle as checkpoint and as what sees, photos, a LoRA, a bank; and few steps."""
     inputs = server.folder / "input"
-    for folder in ("my_dog", "my_photos/dog", "my_photos/cat", "one_by_one"):  # another test may have filled one, with other names
+    for folder in (
+        "my_dog",
+        "my_cat",
+        "my_photos/dog",
+        "my_photos/cat",
+        "one_by_one",
+    ):  # another test may have filled one
         if not (inputs / folder).exists():
             photos(inputs / folder)
     if "CIDMTrainConcept" not in text:  # the bank of the user has Doodle's concepts
         text = text.replace("my_dog", "dog").replace("my_cat", "cat").replace("my concepts", "my_concepts")
-    prompt = json.loads(text)
+    prompt = on_doodle(json.loads(text))
     for step in prompt.values():
         given, kind = step["inputs"], step["class_type"]
         if kind in SHIPPED:

@@ -18,12 +18,12 @@ from comfy_server import Server  # noqa: E402
 from hosts import host  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from test_server import SHIPPED, node  # noqa: E402
+from test_server import SHIPPED, node, on_doodle  # noqa: E402
 
 from cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 
 SIDE = 512
-SMALL = {"width": 128, "height": 128}
+SMALL: dict[str, Any] = {"width": 128, "height": 128}
 
 
 def draw_photos(folder: Path, concept: str) -> None:
@@ -33,11 +33,19 @@ def draw_photos(folder: Path, concept: str) -> None:
         Image.fromarray(example.picture).save(folder / f"photo{i}.png")
 
 
+def latent_for(kinds: set[str], given: dict[str, Any]) -> dict[str, Any]:
+    """Four pictures for Doodle, wide ones where there are boxes. A size that the base gives stays."""
+    if "CIDMRegionBoxes" in kinds:
+        return {"width": 256, "height": 128, "batch_size": 4}
+    return {"batch_size": 4} | (SMALL if isinstance(given["width"], int) else {})
+
+
 def bring(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
     """Put Doodle and its drawings where a template waits for what its user has."""
     kinds = {step["class_type"] for step in prompt.values()}
-    if not {"CheckpointLoaderSimple", "CIDMLoadBase"} & kinds:
+    if not {"CheckpointLoaderSimple", "CIDMLoadBase", "UNETLoader"} & kinds:
         return prompt
+    prompt = on_doodle(prompt)
     learns = "CIDMTrainConcept" in kinds
     loaded = iter(range(4))
     for step in prompt.values():
@@ -54,9 +62,7 @@ def bring(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
             save_file(load_file(PACK / "cidm_ops" / "doodle" / "ten" / "duck.safetensors"), place)  # without what makes it a concept
             given |= {"triggers": "my duck", "class_word": "duck"}
         elif kind == "EmptyLatentImage":
-            if isinstance(given["width"], int):  # else the base gives it
-                given |= {"width": 256, "height": 128} if not learns and "CIDMRegionBoxes" in kinds else SMALL
-            given["batch_size"] = 4
+            given |= latent_for(kinds, given)
         elif kind == "KSampler":
             given["cfg"] = 2.5
         for name, value in given.items():
@@ -86,7 +92,7 @@ def main(checkout: str, *names: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(host(Path(checkout).resolve()), Path(folder))
         try:
-            for place, concept in (("my_dog", "dog2"), ("my_photos/dog2", "dog2"), ("my_photos/cat", "cat")):
+            for place, concept in (("my_dog", "dog2"), ("my_cat", "cat"), ("my_photos/dog2", "dog2"), ("my_photos/cat", "cat")):
                 draw_photos(server.folder / "input" / place, concept)
             for file in sorted((PACK / "workflows" / "api").glob("*.json")):
                 if names and not file.stem.startswith(names):

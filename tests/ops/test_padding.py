@@ -2,7 +2,7 @@
 
 import pytest
 
-from cidm_ops.painting.texts import length_without_padding
+from cidm_ops.painting.region_text import length_without_padding
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""ComfyUI and diffusers paint the same picture of a transformer in regions, from the same weights, texts and noise, in fp32."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, Lumina2Transformer2DModel, ZImageTransformer2DModel
+from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
+from safetensors.torch import load_file
+from torch import nn
+
+from cidm_ops.bank.concept import Concept
+from cidm_ops.concept_text import ConceptText
+from cidm_ops.engines.transformer import DiffusersTransformer
+from cidm_ops.lowrank import LowRank
+from cidm_ops.method.regions import RegionMask, box_mask
+from cidm_ops.models.family import Family, family_of
+from cidm_ops.painting.config import NoiseEstimation
+from cidm_ops.painting.joint_paint import begin_joint, predict_joint
+from cidm_ops.painting.sampling import sample
+from cidm_ops.painting.scene import ConceptStack, Scene
+from cidm_ops.row_plan import RowPlan
+from cidm_ops.tokens import Text
+
+TEXT, POOLED = 48, 32
+LUMINA = dict(
+    sample_size=8, in_channels=16, hidden_size=64, num_layers=2, num_refiner_layers=2, num_attention_heads=4, num_kv_heads=2,
+    axes_dim_rope=(4, 6, 6), cap_feat_dim=TEXT,
+)  # fmt: skip
+
+
+def z_image() -> nn.Module:
+    """The host makes the features of the time as many as the width, where diffusers has 1024."""
+    model = ZImageTransformer2DModel(
+        dim=384, n_layers=2, n_refiner_layers=1, n_heads=3, n_kv_heads=3, cap_feat_dim=TEXT, rope_theta=10000.0, axes_lens=[300, 64, 64]
+    )
+    model.t_embedder = TimestepEmbedder(256, mid_size=384)
+    return model
+
+
+MODELS = {
+    "Flux": lambda: FluxTransformer2DModel(
+        num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=TEXT,
+        pooled_projection_dim=POOLED, guidance_embeds=True, axes_dims_rope=(8, 12, 12),
+    ),
+    "Lumina2": lambda: Lumina2Transformer2DModel(**LUMINA),
+    "ZImage": z_image,
+}  # fmt: skip
+FAMILIES = {"Flux": "flux1-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x384"}
+# What is no linear layer that a LoRA can change, in the host's names and in those of diffusers.
+OTHERS = {
+    "Flux": {
+        r"double_blocks\.(\d+)\.img_attn\.norm\.(q|k)\w+\.\w+": r"transformer_blocks.\1.attn.norm_\2.weight",
+        r"double_blocks\.(\d+)\.txt_attn\.norm\.(q|k)\w+\.\w+": r"transformer_blocks.\1.attn.norm_added_\2.weight",
+        r"single_blocks\.(\d+)\.norm\.(q|k)\w+\.\w+": r"single_transformer_blocks.\1.attn.norm_\2.weight",
+    },
+    "Lumina2": {
+        r"(.*)\.attention\.([qk])_norm\.weight": r"\1.attn.norm_\2.weight",
+        r"((?:noise_refiner|layers)\.\d+)\.attention_norm1\.weight": r"\1.norm1.norm.weight",
+        r"(context_refiner\.\d+)\.attention_norm1\.weight": r"\1.norm1.weight",
+        r"(.*)\.attention_norm2\.weight": r"\1.norm2.weight",
+        r"cap_embedder\.0\.weight": "time_caption_embed.caption_embedder.0.weight",
+    },
+    "ZImage": {r"(.*)\.attention\.([qk])_norm\.weight": r"\1.attention.norm_\2.weight"},
+}
+MASKS = (RegionMask(box_mask(0, 0, 0.6, 1), feather=0.2), RegionMask(box_mask(0.5, 0.2, 1, 1), 0.8, priority=1))
+SCENES: dict[str, dict[str, Any]] = {
+    "one pass": {"guidance": 1.2},
+    "passes": {"estimation": NoiseEstimation(alpha=0.3, end=0.6, bootstrap=0.3), "negative": False},
+}
+
+
+def in_names_of_diffusers(kind: str, family: Family, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The host's weights as diffusers has them."""
+    linears = {key.removesuffix(".weight"): (len(w), w.shape[1]) for key, w in state.items() if key.endswith(".weight") and w.ndim == 2}
+    found = {}
+    for layer, at in family.layout(linears).items():
+        for end in ("weight", "bias"):
+            if f"{at.module}.{end}" in state:
+                found[f"{layer}.{end}"] = state[f"{at.module}.{end}"][at.start : at.start + at.rows]
+    for key, value in state.items():
+        for pattern, name in OTHERS[kind].items():
+            if re.fullmatch(pattern, key):
+                found[re.sub(pattern, name, key)] = value
+    if kind == "Flux":  # diffusers has the scale first
+        for end in ("weight", "bias"):
+            found[f"norm_out.linear.{end}"] = torch.cat(state[f"final_layer.adaLN_modulation.1.{end}"].chunk(2)[::-1])
+    return state | found
+
+
+def backbone_of(kind: str, family: Family, host: dict[str, torch.Tensor]) -> DiffusersTransformer:
+    unet = MODELS[kind]()
+    state = in_names_of_diffusers(kind, family, {key[6:]: value for key, value in host.items() if key.startswith("model.")})
+    unet.load_state_dict({key: state[key] for key in unet.state_dict()})
+    unet.register_to_config(_class_name=type(unet).__name__)
+    return DiffusersTransformer(Path(), unet, nn.Identity(), float(host["shift"]), torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_latents_of_regions_on_a_transformer_agree(results, inside, kind):
+    assert not results["the_host_paints_transformers_in_regions_for_a_comparison"]
+    file = inside / f"joint_{kind}.safetensors"
+    if not file.exists():
+        pytest.skip(f"this ComfyUI has no {kind}")
+    host, family = load_file(file), family_of(FAMILIES[kind])
+    backbone = backbone_of(kind, family, host)
+    factors = {key[3:]: LowRank(up, host[f"down.{key[3:]}"]) for key, up in host.items() if key.startswith("up.")}
+    rex = Concept(name="rex", class_word="dog", architecture=backbone.architecture, factors=factors)
+    pooled = host["pooled"] if kind == "Flux" else None
+    layers = (0,) * len(backbone.cross_attention)
+    regions = tuple(ConceptText.of(host[name], [RowPlan()]) for name in ("first", "second"))
+    text = Text(host["whole"][:, None], layers, pooled, (RowPlan(regions=regions),)).expand(2)
+    unwanted = Text(host["negative"][:, None], layers, pooled).expand(2)
+    weights = torch.tensor([0.2, 1.0, -0.5])[None, :, None, None].expand(1, -1, len(layers), 1)
+    for name, how in SCENES.items():
+        stack = ConceptStack([rex], weights, negative=how.get("negative", True))
+        run = begin_joint(backbone, Scene(stacks=(stack,), masks=MASKS, **how))
+        weigh = run.guidance if "guidance" in how else lambda x: 1.0
+        found = sample(backbone, text, unwanted, host["noise"], steps=4, guidance=1.5, predict=predict_joint(backbone, run), weigh=weigh)
+        wanted = host[f"painted {name}"]
+        difference = float((found - wanted).abs().max() / wanted.abs().max())
+        print(f"{kind}, {name}: largest difference {difference:.2e} of the largest value")
+        assert difference < 1e-3
