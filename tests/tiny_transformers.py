@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
+    QwenImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -19,6 +21,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -45,29 +49,51 @@ MODELS = {
         in_channels=16, dim=WIDTH, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=TEXT, axes_dims=[4, 4, 4],
         axes_lens=[512, 64, 64],
     ),
+    "qwenimage": lambda: QwenImageTransformer2DModel(
+        in_channels=64, num_layers=2, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 4)
+    ),
 }  # fmt: skip
 SMALL: dict[str, Any] = dict(
     vocab_size=64, hidden_size=TEXT, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
 )
+SEEING = dict(
+    depth=1, hidden_size=16, intermediate_size=16, num_heads=1, out_hidden_size=TEXT, fullatt_block_indexes=[0]
+)  # fmt: skip
+ROTATED = {"rope_type": "default", "mrope_section": [2, 3, 3], "type": "mrope", "rope_theta": 10000.0}
+TEXTS = {
+    "lumina2": lambda: Gemma2Model(Gemma2Config(**SMALL)),
+    "zimage": lambda: Qwen3Model(Qwen3Config(**SMALL)),
+    "qwenimage": lambda: Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={**SMALL, "rope_parameters": ROTATED, "rope_scaling": ROTATED}, vision_config=SEEING, tie_word_embeddings=False
+        )
+    ),
+}
+
+
+def autoencoder(name: str) -> torch.nn.Module:
+    """The autoencoder of a family: that of Qwen-Image reads films."""
+    if name == "qwenimage":
+        return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    return AutoencoderKL(
+        latent_channels=16, block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.36, shift_factor=0.11,
+    )  # fmt: skip
 
 
 def write(name: str, folder: Path) -> Path:
     """A model of a family by its name, in a folder."""
     torch.manual_seed(0)
     make(name).save_pretrained(folder / "transformer")
-    AutoencoderKL(
-        latent_channels=16, block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.36, shift_factor=0.11,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name == "flux1", shift=3.0).save_pretrained(folder / "scheduler")
+    autoencoder(name).save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name in ("flux1", "qwenimage"), shift=3.0).save_pretrained(folder / "scheduler")
     if name in ("flux1", "chroma"):
         first = "_2" if name == "flux1" else ""
         t5 = T5Config(vocab_size=64, d_model=TEXT, d_ff=16, d_kv=8, num_heads=2, num_layers=2)
         T5EncoderModel(t5).save_pretrained(folder / f"text_encoder{first}")
         tokenizer().save_pretrained(folder / f"tokenizer{first}")
     else:
-        text = Gemma2Model(Gemma2Config(**SMALL)) if name == "lumina2" else Qwen3Model(Qwen3Config(**SMALL))
-        text.save_pretrained(folder / "text_encoder")
+        TEXTS[name]().save_pretrained(folder / "text_encoder")
         tokenizer(CHAT).save_pretrained(folder / "tokenizer")
     if name == "flux1":
         clip = CLIPTextConfig(

@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import ChromaTransformer2DModel, FluxTransformer2DModel, Lumina2Transformer2DModel, ZImageTransformer2DModel
+from diffusers import (
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
+    QwenImageTransformer2DModel,
+    ZImageTransformer2DModel,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -123,6 +129,18 @@ def place_in_z_image(model: Any, joint: Sequence[nn.Module], lengths: list[int])
         del model.patchify_and_embed
 
 
+@contextmanager
+def place_in_qwen(model: Any, joint: Sequence[nn.Module], lengths: list[int]) -> Iterator[None]:
+    """All texts begin at one place, and the image has its own whatever is said."""
+
+    def after(module: nn.Module, args: Any, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        image, text = found
+        return image, torch.cat([text[:length] for length in lengths])
+
+    with remove_at_end([model.pos_embed.register_forward_hook(after)]):
+        yield
+
+
 def move(places: Tensor, by: int) -> Tensor:
     """Places ``[N, axes]`` further on, on the axis that numbers the tokens of texts."""
     return torch.cat([places[:, :1] + by, places[:, 1:]], 1)
@@ -132,5 +150,6 @@ PLACES: Mapping[type, Callable[..., Any]] = {
     FluxTransformer2DModel: place_nowhere,
     ChromaTransformer2DModel: place_nowhere,
     Lumina2Transformer2DModel: place_in_lumina,
+    QwenImageTransformer2DModel: place_in_qwen,
     ZImageTransformer2DModel: place_in_z_image,
 }

@@ -1,4 +1,4 @@
-"""Transformers that join text and image through diffusers, to learn on and to paint with: Flux.1, Chroma, Lumina 2 and Z-Image.
+"""Transformers that join text and image through diffusers, to learn on and to paint with: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image.
 
 The text encoders are loaded when a text is read and let go when all are, since they are as large as the model. Never downloads.
 """
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     AutoencoderTiny,
     ChromaTransformer2DModel,
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
+    QwenImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
 from safetensors import SafetensorError
@@ -33,7 +35,7 @@ from .folder import read_config, variant
 from .several_texts import read_several
 
 FP8 = torch.float8_e4m3fn
-AUTOENCODERS: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+AUTOENCODERS: Mapping[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny)}
 MU = 1.15  # of the shift of Flux.1 where its scheduler says that it depends on the size: the host's, at 1024 pixels
 
 
@@ -67,7 +69,7 @@ class DiffusersTransformer(TransformerBackbone):
 
     @torch.no_grad()
     def read(self, text: str) -> tuple[Tensor, Tensor | None]:
-        how, ids = self.family.diffusers.reader, self.tokenize(text)
+        how, ids = self.family.diffusers.reader, self.all_ids(text)
         found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=how.layer != -1)
         states = found.last_hidden_state if how.layer == -1 else found.hidden_states[how.layer]
         pooled = None
@@ -75,14 +77,20 @@ class DiffusersTransformer(TransformerBackbone):
             encoder, own = map(self.part, how.pooled)
             given = own(text, padding="max_length", truncation=True, max_length=own.model_max_length, return_tensors="pt")
             pooled = encoder(given.input_ids.to(self.device)).pooler_output.cpu()
-        return states.cpu(), pooled
+        return states[:, how.cut :].cpu(), pooled
 
     def tokenize(self, text: str) -> Tensor:
+        return self.all_ids(text)[:, self.family.diffusers.reader.cut :]
+
+    def all_ids(self, text: str) -> Tensor:
+        """The ids ``[1, N]`` of the tokens that the encoder reads."""
         how = self.family.diffusers.reader
         tokenizer = self.part(how.tokenizer)
         if how.chat:
             said = [{"role": "user", "content": text}]
             text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        if how.template:
+            text = how.template.replace("{}", text)
         ids = tokenizer(text, return_tensors="pt").input_ids
         return F.pad(ids, (0, max(how.least - ids.shape[1], 0)), value=tokenizer.pad_token_id)
 
@@ -115,15 +123,20 @@ class DiffusersTransformer(TransformerBackbone):
     def encode_image(self, pictures: Tensor) -> Tensor:
         """The mean of the autoencoder's posterior, moved and scaled."""
         vae: Any = self.vae
-        encoded = vae.encode(pictures.to(vae.device, vae.dtype))
+        pixels = pictures.to(vae.device, vae.dtype)
+        encoded = vae.encode(pixels[:, :, None] if self.family.frames else pixels)
         latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
-        return (latents.to(self.device).float() - middle(vae)) * vae.config.scaling_factor
+        latents = latents.to(self.device).float()
+        middle, scale = moved_by(vae, latents)
+        return ((latents[:, :, 0] if self.family.frames else latents) - middle) * scale
 
     @torch.no_grad()
     def decode_latent(self, latents: Tensor) -> Tensor:
         vae: Any = self.vae
-        scaled = latents.float() / vae.config.scaling_factor + middle(vae)
-        return vae.decode(scaled.to(vae.device, vae.dtype)).sample.to(self.device).float().clamp(-1, 1)
+        middle, scale = moved_by(vae, latents.float())
+        scaled = (latents.float() / scale + middle).to(vae.device, vae.dtype)
+        pictures = vae.decode(scaled[:, :, None] if self.family.frames else scaled).sample
+        return (pictures[:, :, 0] if self.family.frames else pictures).to(self.device).float().clamp(-1, 1)
 
     def free_memory(self) -> None:
         """The autoencoder goes to the CPU, for good, and the text encoders go."""
@@ -145,9 +158,12 @@ class DiffusersTransformer(TransformerBackbone):
         return answer(self.unet, x.to(self.dtype), sigma, context.to(self.dtype), pooled, own).float()
 
 
-def middle(vae: Any) -> float:
-    """The number that is taken off latents before they are scaled."""
-    return vae.config.get("shift_factor") or 0.0
+def moved_by(vae: Any, like: Tensor) -> tuple[Any, Any]:
+    """What is taken off latents, and what they are multiplied by then: numbers, or of each channel its own ``[C, 1, 1]``."""
+    if vae.config.get("latents_mean"):
+        mean, spread = (torch.tensor(vae.config[name])[:, None, None].to(like) for name in ("latents_mean", "latents_std"))
+        return mean, 1 / spread
+    return vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
 
 
 def keep_in_fp8(layer: nn.Module) -> None:
@@ -169,7 +185,6 @@ Answer = Callable[[Any, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 def flux_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Flux.1 reads latents in patches of 2 x 2 cells, and places of all tokens; Chroma neither a pooled text nor guidance."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
-    tokens = x.unflatten(2, (height, 2)).unflatten(4, (width, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(x)
     named: dict[str, Any] = {}
@@ -179,14 +194,33 @@ def flux_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tens
         named["pooled_projections"] = pooled.to(x)
         named["guidance"] = torch.full((len(x),), guidance, device=x.device) if model.config.guidance_embeds else None
     out = model(
-        hidden_states=tokens,
+        hidden_states=patches_of(x),
         encoder_hidden_states=text,
         timestep=sigma.to(x),
         img_ids=places,
         txt_ids=torch.zeros(text.shape[1], 3).to(x),
         **named,
     ).sample
-    return out.view(len(x), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return from_patches(out, height, width)
+
+
+def patches_of(x: Tensor) -> Tensor:
+    """Latents ``[B, C, h, w]`` as tokens of 2 x 2 cells, ``[B, N, 4 * C]``."""
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    return x.unflatten(2, (height, 2)).unflatten(4, (width, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def from_patches(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Latents from tokens of 2 x 2 cells in so many rows and columns."""
+    return tokens.view(len(tokens), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def qwen_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
+    """Qwen-Image reads patches as Flux.1 does, and makes the places of tokens from the shape of a picture."""
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    shapes = [[(1, height, width)]] * len(x)
+    out = model(hidden_states=patches_of(x), encoder_hidden_states=text, timestep=sigma.to(x), img_shapes=shapes).sample
+    return from_patches(out, height, width)
 
 
 def lumina_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
@@ -204,6 +238,7 @@ CALLS: Mapping[type, Answer] = {
     FluxTransformer2DModel: flux_answer,
     ChromaTransformer2DModel: flux_answer,
     Lumina2Transformer2DModel: lumina_answer,
+    QwenImageTransformer2DModel: qwen_answer,
     ZImageTransformer2DModel: z_image_answer,
 }
 

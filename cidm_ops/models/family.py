@@ -146,8 +146,8 @@ class TextReader:
     """How diffusers makes the one text that a transformer reads.
 
     ``states`` is the folder of the encoder, ``tokenizer`` that of its tokenizer, and ``layer`` which of its hidden states are read. A text
-    is filled up to ``least`` tokens, as the host does, is said in a ``chat``, and its pooled state comes from another encoder and its
-    tokenizer, ``pooled``.
+    is filled up to ``least`` tokens, as the host does, is said in a ``chat`` or stands for ``{}`` in a ``template``, of which the model
+    does not read the first ``cut`` tokens, and its pooled state comes from another encoder and its tokenizer, ``pooled``.
     """
 
     states: str = "text_encoder"
@@ -155,6 +155,8 @@ class TextReader:
     layer: int = -1
     least: int = 0
     chat: bool = False
+    template: str = ""
+    cut: int = 0
     pooled: tuple[str, str] = ("", "")
 
 

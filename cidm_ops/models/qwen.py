@@ -5,11 +5,16 @@ of the longer side of the picture, on all axes alike, so they do not depend on o
 same names for its layers, one for each.
 """
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, register
+from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, TextReader, register
 from .module import Module, reader_of
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer(?!_blocks)", "(?:model_)?diffusion_model", "unet")
 BLOCK = "transformer_blocks.{}"
+TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
+    "objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+CUT = 34  # tokens of it, up to the text
 WIDTH, DEPTH, TEXT_WIDTH, PATCH, CHANNELS = 3072, 60, 3584, 2, 16
 
 # The weights of a block as multiples of the width, out and in.
@@ -83,7 +88,9 @@ QWEN = register(
         layerwise=False,
         abbreviations=("_transformer_blocks", ".attn"),
         host=Host(models=("QwenImage",), text=JointText(positions="pe_embedder", restart="begins", mask="attention_mask")),
-        diffusers=Diffusers(folder="transformer", facts={"_class_name": "QwenImageTransformer2DModel"}),
+        diffusers=Diffusers(
+            folder="transformer", facts={"_class_name": "QwenImageTransformer2DModel"}, reader=TextReader(template=TEMPLATE, cut=CUT)
+        ),
         objective=Objective(shift=2.2),
         files=LoraFiles(
             kohya="transformer.",

@@ -110,4 +110,6 @@ def joint_folder(name: str):
     return folder
 
 
-tiny_flux1, tiny_chroma, tiny_lumina2, tiny_zimage = map(joint_folder, ("flux1", "chroma", "lumina2", "zimage"))
+tiny_flux1, tiny_chroma, tiny_lumina2, tiny_zimage, tiny_qwenimage = map(
+    joint_folder, ("flux1", "chroma", "lumina2", "zimage", "qwenimage")
+)

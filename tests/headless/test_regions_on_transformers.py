@@ -218,7 +218,11 @@ def test_a_block_that_is_answered_otherwise_is_told(base):
     block = base.blocks[base.family.meeting(base.blocks)[-1]]
     layer = next(part for part in block.children() if hasattr(part, "set_processor"))
     own = layer.processor
-    layer.set_processor(lambda attn, hidden_states, *args, **kwargs: hidden_states)  # as what skips it does
+
+    def skip(attn, hidden_states, encoder_hidden_states=None, *args, **kwargs):
+        return (hidden_states, encoder_hidden_states) if base.family.name == "qwenimage" else hidden_states
+
+    layer.set_processor(skip)
     try:
         with pytest.raises(ValueError, match="regions were not painted: 1 of . blocks.*PyTorch's own attention has to answer"):
             painted(base, text_of(base, OTHER, OWN), places(LEFT))

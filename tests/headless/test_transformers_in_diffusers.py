@@ -1,9 +1,17 @@
-"""Flux.1, Chroma, Lumina 2 and Z-Image in diffusers: what peft writes of their small models comes into a bank, and a bank's file back."""
+"""Flux.1, Chroma, Lumina 2, Z-Image and Qwen-Image in diffusers: what peft writes of their small models comes into a bank, and a
+bank's file back.
+"""
 
 import pytest
 import torch
-from diffusers import ChromaTransformer2DModel, FluxTransformer2DModel, Lumina2Transformer2DModel, ZImageTransformer2DModel
-from diffusers.loaders import FluxLoraLoaderMixin, Lumina2LoraLoaderMixin, ZImageLoraLoaderMixin
+from diffusers import (
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
+    QwenImageTransformer2DModel,
+    ZImageTransformer2DModel,
+)
+from diffusers.loaders import FluxLoraLoaderMixin, Lumina2LoraLoaderMixin, QwenImageLoraLoaderMixin, ZImageLoraLoaderMixin
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
@@ -25,11 +33,16 @@ Z_IMAGE = dict(
     in_channels=4, dim=24, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8, axes_dims=[4, 4, 4],
     axes_lens=[4, 4, 4],
 )  # fmt: skip
+QWEN = dict(
+    in_channels=16, out_channels=4, num_layers=1, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=8,
+    axes_dims_rope=(4, 4, 4),
+)  # fmt: skip
 MODELS = {
     "flux1-1+1x24": (lambda: FluxTransformer2DModel(**FLUX, pooled_projection_dim=8, guidance_embeds=True), FluxLoraLoaderMixin),
     "chroma-1+1x24": (lambda: ChromaTransformer2DModel(**FLUX, **APPROXIMATOR), FluxLoraLoaderMixin),
     "lumina2-1x24": (lambda: Lumina2Transformer2DModel(**LUMINA), Lumina2LoraLoaderMixin),
     "zimage-1x24": (lambda: ZImageTransformer2DModel(**Z_IMAGE), ZImageLoraLoaderMixin),
+    "qwenimage-1x24": (lambda: QwenImageTransformer2DModel(**QWEN), QwenImageLoraLoaderMixin),
 }
 
 

@@ -278,8 +278,14 @@ def the_picture_beside_that_of_flux_and_qwen_goes_with_regions():
         equal(painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN, **more)), plain)
         found, alone = (painted(kind, in_places(kind, LEFT), conditioning(kind, OTHER, OWN, **given)) for given in (more, {}))
         differ(found, alone, f"{kind}, with a picture beside it and without")
-        merged = patches.merge(model_of(kind), concept(kind).factors)
-        differ(painted(kind, merged, conditioning(kind, OTHER, **more)), plain, kind)
+        ways = ("index_timestep_zero", "negative_index") if kind == "QwenImage" and NEWEST else ()
+        for how in (more, *({**more, "reference_latents_method": way} for way in ways)):  # of the first, modulation has twice the rows
+            merged = patches.merge(model_of(kind), concept(kind, False).factors)
+            beside = scenes.with_more(model_of(kind), Scene(stacks=(stack_of(kind, 1.0, in_blocks=False),)))
+            own = painted(kind, merged, conditioning(kind, OTHER, **how))
+            same(painted(kind, beside, conditioning(kind, OTHER, **how)), own, f"{kind}, {how.get('reference_latents_method')}")
+            differ(own, plain, kind)
+            differ(painted(kind, in_places(kind, LEFT), conditioning(kind, OTHER, OWN, **how)), alone, kind)
     more = {"reference_latents": [torch.ones(1, 16, 6, 6)]}
     for kind in ("Lumina2", "ZImage") if NEWEST else ():
         told(kind, conditioning(kind, OTHER, OWN, **more), "given other pictures beside regions (ref_latents)")

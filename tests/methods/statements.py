@@ -32,7 +32,9 @@ MODELS = [
     ("tiny_sdxl", torch.float32),
     ("tiny_sdxl", torch.bfloat16),
 ]
-TRANSFORMERS = [(f"tiny_{name}", torch.float32) for name in ("flux1", "chroma", "lumina2", "zimage")] + [("tiny_flux1", torch.bfloat16)]
+TRANSFORMERS = [(f"tiny_{name}", torch.float32) for name in ("flux1", "chroma", "lumina2", "zimage", "qwenimage")] + [
+    ("tiny_flux1", torch.bfloat16)
+]
 IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in MODELS]
 STEPS, STOP = 4, 2
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest value of latents
