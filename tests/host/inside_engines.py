@@ -3,7 +3,7 @@
 from typing import Any
 
 from inside import RESULTS, host
-from inside_joint import OTHER, OWN, THIRD, UNWANTED, conditioning, differ
+from inside_joint import OTHER, OWN, THIRD, UNWANTED, conditioning, differ, latent_of
 from inside_transformers import CONFIGS, NEWEST, POOLED, randomise
 
 # isort: split
@@ -20,7 +20,7 @@ from pack.cidm_ops.schedule import Schedule
 from pack.nodes import scenes
 from safetensors.torch import save_file
 
-KINDS = {"Flux": {}, "Lumina2": {"ffn_dim_multiplier": 4.0 if NEWEST else 1.0}} | (
+KINDS = {"Flux": {}, "QwenImage": {}, "Lumina2": {"ffn_dim_multiplier": 4.0 if NEWEST else 1.0}} | (
     # wide enough that both engines round the feed-forward alike
     {"ZImage": {"dim": 384, "n_heads": 3, "n_kv_heads": 3, "n_refiner_layers": 1}} if NEWEST else {}
 )
@@ -58,7 +58,8 @@ def the_host_paints_transformers_in_regions_for_a_comparison():
         half = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
         shift = half / (1 - half)
         sigmas = Schedule.straight(shift).levels(4)[0]
-        latent = torch.zeros(2, 16, 6, 10)
+        # of an odd number of rows or columns of tokens, host and diffusers place the middle of Qwen-Image one token apart
+        latent = latent_of(kind, *((8, 12) if kind == "QwenImage" else (6, 10)), 2)
         noise = comfy.sample.prepare_noise(latent, 1)
         left = {f"model.{key}": value.contiguous() for key, value in model.model.diffusion_model.state_dict().items()}
         left |= {f"up.{layer}": f.up for layer, f in factors.items()} | {f"down.{layer}": f.down for layer, f in factors.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, Lumina2Transformer2DModel, ZImageTransformer2DModel
+from diffusers import FluxTransformer2DModel, Lumina2Transformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from safetensors.torch import load_file
 from torch import nn
@@ -46,11 +46,15 @@ MODELS = {
         pooled_projection_dim=POOLED, guidance_embeds=True, axes_dims_rope=(8, 12, 12),
     ),
     "Lumina2": lambda: Lumina2Transformer2DModel(**LUMINA),
+    "QwenImage": lambda: QwenImageTransformer2DModel(
+        num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(8, 12, 12)
+    ),
     "ZImage": z_image,
 }  # fmt: skip
-FAMILIES = {"Flux": "flux1-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x384"}
+FAMILIES = {"Flux": "flux1-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x384", "QwenImage": "qwenimage-2x64"}
 # What is no linear layer that a LoRA can change, in the host's names and in those of diffusers.
-OTHERS = {
+OTHERS: dict[str, dict[str, str]] = {
+    "QwenImage": {},
     "Flux": {
         r"double_blocks\.(\d+)\.img_attn\.norm\.(q|k)\w+\.\w+": r"transformer_blocks.\1.attn.norm_\2.weight",
         r"double_blocks\.(\d+)\.txt_attn\.norm\.(q|k)\w+\.\w+": r"transformer_blocks.\1.attn.norm_added_\2.weight",
@@ -106,6 +110,7 @@ def test_the_latents_of_regions_on_a_transformer_agree(results, inside, kind):
     if not file.exists():
         pytest.skip(f"this ComfyUI has no {kind}")
     host, family = load_file(file), family_of(FAMILIES[kind])
+    host |= {key: value[:, :, 0] for key, value in host.items() if value.ndim == 5}  # a film of one frame
     backbone = backbone_of(kind, family, host)
     factors = {key[3:]: LowRank(up, host[f"down.{key[3:]}"]) for key, up in host.items() if key.startswith("up.")}
     rex = Concept(name="rex", class_word="dog", architecture=backbone.architecture, factors=factors)
