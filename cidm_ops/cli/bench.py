@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wishes", type=whole(1), help="for wish (default: 100)")
     parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
-    parser.add_argument("--family", choices=("flux", "nextdit"), help="for regions and train: a transformer, instead of SD1.5 and Doodle")
+    parser.add_argument("--family", choices=("flux", "nextdit", "qwen"), help="for regions and train: a transformer, not SD1.5 and Doodle")
     parser.add_argument("--counts", type=whole(1), nargs="+", help="for bank: how many concepts (default: 1000 10000 100000)")
     parser.add_argument("--rows", nargs="+", help="for calibrate, contrast, editing, scenes, sift and start: which rows (default: all)")
     parser.add_argument("--modes", nargs="+", help="for modes: which of them, and in which order")

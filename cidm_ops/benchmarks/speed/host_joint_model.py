@@ -60,7 +60,13 @@ Z_IMAGE = LUMINA | {
     "time_scale": 1000.0,
     "pad_tokens_multiple": 32,
 }
-MODELS = {"flux": ("Flux", FLUX), "nextdit": ("ZImage", Z_IMAGE) if NEWEST else ("Lumina2", LUMINA)}
+QWEN: dict[str, Any] = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 2}  # the rest is as wide as the host has it
+MODELS = {
+    "flux": ("Flux", FLUX),
+    "nextdit": ("ZImage", Z_IMAGE) if NEWEST else ("Lumina2", LUMINA),
+    "qwen": ("QwenImage", QWEN),
+}
+WIDTHS = {"flux": FLUX["context_in_dim"], "nextdit": MODELS["nextdit"][1]["cap_feat_dim"], "qwen": 3584}  # of the texts
 
 
 def build(family: str) -> comfy.model_patcher.ModelPatcher:
@@ -79,11 +85,19 @@ def build(family: str) -> comfy.model_patcher.ModelPatcher:
     return patcher
 
 
+def random_latents(family: str, count: int, pixels: int) -> torch.Tensor:
+    """Latents of square pictures as the host has them: those of Qwen-Image are films of one frame."""
+    return torch.randn(count, 16, *([1] if family == "qwen" else []), pixels // 8, pixels // 8)
+
+
 def text(family: str, length: int, *regions: torch.Tensor) -> list:
     """A CONDITIONING of random states."""
-    width = MODELS[family][1]["context_in_dim" if family == "flux" else "cap_feat_dim"]
-    states = torch.randn(1, length, width, generator=torch.Generator().manual_seed(length))
-    more = {"pooled_output": torch.zeros(1, 768)} if family == "flux" else {"attention_mask": torch.ones(1, length, dtype=torch.long)}
+    states = torch.randn(1, length, WIDTHS[family], generator=torch.Generator().manual_seed(length))
+    more: dict[str, torch.Tensor] = {}
+    if family == "flux":
+        more["pooled_output"] = torch.zeros(1, 768)
+    elif family == "nextdit":
+        more["attention_mask"] = torch.ones(1, length, dtype=torch.long)
     if regions:
         states = ConceptText.of(states, [RowPlan(regions=tuple(ConceptText.of(region, [RowPlan()]) for region in regions))])
     return [[states, more]]

@@ -15,7 +15,7 @@ from in_host import ARGUMENTS, tell
 
 import torch
 from comfy_extras import nodes_train
-from pack.cidm_ops.benchmarks.speed.host_joint_model import MODELS, build, text
+from pack.cidm_ops.benchmarks.speed.host_joint_model import MODELS, build, random_latents, text
 from pack.cidm_ops.benchmarks.speed.timing import figures, ratio
 from pack.cidm_ops.training.dataset import Dataset
 from pack.cidm_ops.training.method import Task
@@ -42,7 +42,7 @@ class RandomTexts(ComfyTransformerBackbone):
 
 def encode(pixels: torch.Tensor) -> torch.Tensor:
     """Random latents of pictures."""
-    return torch.randn(len(pixels), 16, pixels.shape[1] // 8, pixels.shape[2] // 8)
+    return random_latents(FAMILY, len(pixels), pixels.shape[1])
 
 
 def host_trainer(model: Any) -> Any:
@@ -54,7 +54,7 @@ def host_trainer(model: Any) -> Any:
         inputs[name] = options[0].get("default", choices[-1]) if options else choices[-1]
     inputs |= {
         "model": model,
-        "latents": {"samples": torch.randn(1, 16, PIXELS // 8, PIXELS // 8)},
+        "latents": {"samples": random_latents(FAMILY, 1, PIXELS)},
         "positive": text(FAMILY, LENGTH),
         "steps": STEPS,
         "rank": RANK,

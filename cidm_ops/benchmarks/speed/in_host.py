@@ -55,7 +55,7 @@ def painter(
                 torch.cuda.synchronize()
             stamps.append(CLOCK())
 
-        latent = torch.zeros(batch, *known_family(model).latent_shape(pixels, pixels))
+        latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(batch, *known_family(model).latent_shape(pixels, pixels)))
         comfy.sample.sample(
             model,
             comfy.sample.prepare_noise(latent, 1),

@@ -22,8 +22,8 @@ def run(comfy: Path, pixels: int | None = None, rounds: int = 2, family: str = "
     batch: 2 + N to 2. ``*_gb`` is the peak of a run. Names with ``doodle_`` are those of the model that ships, the others of
     full-size SD1.5, ``pixels`` wide: 512, or 256 without a GPU.
 
-    Of a ``family`` of transformers, "flux" or "nextdit", the model has its real widths and few blocks, and the picture 512 pixels: 1,024
-    tokens. There the texts of regions have 64 tokens, and in names with ``long_`` 512.
+    Of a ``family`` of transformers, "flux", "nextdit" or "qwen", the model has its real widths and few blocks, and the picture 512 pixels:
+    1,024 tokens. There the texts of regions have 64 tokens, and in names with ``long_`` 512.
     """
     if family:
         return run_inside(comfy, "host_joint.py", family, rounds, pixels or 512)
