@@ -48,23 +48,26 @@ MODULATION = (
     ),
 )
 
+# The attention of a block in which image and text have weights of their own.
+TWO_STREAMS = Sublayer(
+    "attn",
+    "joint",
+    (
+        Linear("attn.to_q", "query"),
+        Linear("attn.to_k", "key"),
+        Linear("attn.to_v", "value"),
+        Linear("attn.to_out.0", "out"),
+        Linear("attn.add_q_proj", "query", "text"),
+        Linear("attn.add_k_proj", "key", "text"),
+        Linear("attn.add_v_proj", "value", "text"),
+        Linear("attn.to_add_out", "out", "text"),
+    ),
+)
+
 DOUBLE_BLOCKS = Blocks(
     r"transformer_blocks\.\d+",
     (
-        Sublayer(
-            "attn",
-            "joint",
-            (
-                Linear("attn.to_q", "query"),
-                Linear("attn.to_k", "key"),
-                Linear("attn.to_v", "value"),
-                Linear("attn.to_out.0", "out"),
-                Linear("attn.add_q_proj", "query", "text"),
-                Linear("attn.add_k_proj", "key", "text"),
-                Linear("attn.add_v_proj", "value", "text"),
-                Linear("attn.to_add_out", "out", "text"),
-            ),
-        ),
+        TWO_STREAMS,
         Sublayer("ff", "feed_forward", (Linear("ff.net.0.proj", "inner"), Linear("ff.net.2", "outer"))),
         Sublayer(
             "ff_context", "feed_forward", (Linear("ff_context.net.0.proj", "inner", "text"), Linear("ff_context.net.2", "outer", "text"))

@@ -6,6 +6,7 @@ same names for its layers, one for each.
 """
 
 from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, TextReader, register
+from .flux import TWO_STREAMS
 from .module import Module, reader_of
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer(?!_blocks)", "(?:model_)?diffusion_model", "unet")
@@ -44,20 +45,7 @@ MODULES = (*(named(f"{BLOCK}.{name}") for name in (*STREAMS, *MODULATION)), *map
 BLOCKS = Blocks(
     r"transformer_blocks\.\d+",
     (
-        Sublayer(
-            "attn",
-            "joint",
-            (
-                Linear("attn.to_q", "query"),
-                Linear("attn.to_k", "key"),
-                Linear("attn.to_v", "value"),
-                Linear("attn.to_out.0", "out"),
-                Linear("attn.add_q_proj", "query", "text"),
-                Linear("attn.add_k_proj", "key", "text"),
-                Linear("attn.add_v_proj", "value", "text"),
-                Linear("attn.to_add_out", "out", "text"),
-            ),
-        ),
+        TWO_STREAMS,
         Sublayer("img_mlp", "feed_forward", (Linear("img_mlp.net.0.proj", "inner"), Linear("img_mlp.net.2", "outer"))),
         Sublayer("txt_mlp", "feed_forward", (Linear("txt_mlp.net.0.proj", "inner", "text"), Linear("txt_mlp.net.2", "outer", "text"))),
     ),

@@ -351,8 +351,8 @@ def compose_regions(
     if how.scope == PLACE:
         return compose_place(backbone, bank, prompt, regions, how)
     if regions and backbone.family.layerwise and (how.apart or not how.padding):
-        what = "regions apart" if how.apart else "cut texts"
-        raise ValueError(f"{what}: the layers of {backbone.family.title} read texts apart from the image anyway; leave that")
+        what, setting = ("regions apart", "apart_percent 0") if how.apart else ("cut texts", "region_texts padded")
+        raise ValueError(f"{what}: the layers of {backbone.family.title} read texts apart from the image anyway; set {setting}")
     parts = []
     for u, (text, mask) in enumerate(regions, 1):
         mixed = compose(backbone, bank, text, how)

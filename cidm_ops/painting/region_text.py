@@ -20,16 +20,16 @@ def region_text(said: ParsedPrompt, states: Tensor, ids: Ids | None, sought: boo
 
     Raises ``ValueError`` for a region that is sought by words that do not stand in its text.
     """
-    count, tokens = states.shape[1], ids(said.text) if ids else []
-    found = masks_of_triggers(said.text, said.concepts, ids, len(tokens)) if sought and ids else {}
+    count = states.shape[1]
+    found = masks_of_triggers(said.text, said.concepts, ids) if sought and ids else {}
     masks = {name: mask[-count:] for name, mask in found.items()}
     if sought and not masks:
         raise ValueError(
             f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
             "it with one (Import Concept, `cidm bank import`), or draw the region"
         )
-    if tokens and not padding:
-        stay = length_without_padding(tokens[-count:])
+    if ids and not padding:
+        stay = length_without_padding(ids(said.text)[-count:])
         states, masks = states[:, :stay], {name: mask[:stay] for name, mask in masks.items()}
     return ConceptText.of(states, [RowPlan(token_masks=masks)])
 

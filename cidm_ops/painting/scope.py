@@ -108,16 +108,16 @@ def repeat_mask(mask: Tensor, tokens: int) -> Tensor:
     return mask.repeat(tokens // len(mask))
 
 
-def masks_of_triggers(text: str, concepts: Sequence[Concept], ids: Callable[[str], Sequence[int]], count: int) -> dict[str, Tensor]:
-    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the ``count`` tokens of a text, whose ``ids``
-    are those that the model reads. A concept that the text does not name so has none.
+def masks_of_triggers(text: str, concepts: Sequence[Concept], ids: Callable[[str], Sequence[int]]) -> dict[str, Tensor]:
+    """``[N]`` by concept name: 1 where one of its triggers, or its class word, stands among the N tokens of a text, as ``ids`` gives them.
+    A concept that the text does not name so has none.
     """
-    masks = {}
+    whole, masks = ids(text), {}
     for concept in concepts:
-        mask = torch.zeros(count)
+        mask = torch.zeros(len(whole))
         for word in filter(None, (*concept.triggers, concept.class_word)):
             for at in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
-                found = inserted_at(ids(text), ids(text[: at.start()].rstrip() + text[at.end() :]))
+                found = inserted_at(whole, ids(text[: at.start()].rstrip() + text[at.end() :]))
                 mask[found.start : found.stop] = 1
         if mask.any():
             masks[concept.name] = mask
