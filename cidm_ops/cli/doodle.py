@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..doodle.training.stages import MARKED_STAGES, MARKED_STEPS, MEASURES, PREDICTIONS, SEERS, STAGES, STEPS
+from ..doodle.training.stages import MARKED_STAGES, MARKED_STEPS, MEASURES, PREDICTIONS, SEERS, STAGES, STARTS, STEPS
 from .arguments import whole
 
 
@@ -83,6 +83,10 @@ def add_marks(into: Any) -> None:
     marks.add_argument("--edge", type=float, default=1.0, help="weight of edges when pictures are compared (default: %(default)s)")
     marks.add_argument("--seer", choices=SEERS, default=SEERS[0], help="whose layers compare pictures too (default: %(default)s)")
     marks.add_argument("--perceptual", type=float, default=0.1, help="weight of those layers (default: %(default)s)")
+    marks.add_argument(
+        "--start", choices=STARTS, default=STARTS[0], help="what autoencoder and U-Net begin with: Doodle as it ships, as far as its "
+        "channels go, or nothing (default: %(default)s)"
+    )  # fmt: skip
     for stage, steps in MARKED_STEPS.items():
         marks.add_argument(f"--{stage}-steps", type=whole(1), default=steps, help="default: %(default)s")
 

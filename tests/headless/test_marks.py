@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import fields
 
@@ -17,18 +19,20 @@ from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.figures import FIGURES, individual
 from cidm_ops.doodle.files import TEN, full_token_table
 from cidm_ops.doodle.training.autoencoder import Comparison, Painted, pass_through
-from cidm_ops.doodle.training.described import described_scene, described_wordings, marks_of, one_described
+from cidm_ops.doodle.training.described import described_scene, described_wordings, draw_described, marks_of, one_described
 from cidm_ops.doodle.training.diffusion import new_text_encoder, new_unet, repaint, schedule_of
 from cidm_ops.doodle.training.loop import Optimisation, OutOfTime, Session, train
 from cidm_ops.doodle.training.marks import RESULT, result_file, write_base
-from cidm_ops.doodle.training.measures import linear_bound, psnr
+from cidm_ops.doodle.training.measures import linear_bound, psnr, reconstruct
 from cidm_ops.doodle.training.muon import orthogonalise
 from cidm_ops.doodle.training.pieces import cut, join
 from cidm_ops.doodle.training.train import token_ids
 from cidm_ops.doodle.training.twins import MARKS, draw_twins, twin
+from cidm_ops.doodle.training.warm import start_from
 from cidm_ops.engines.diffusers import load
 from cidm_ops.engines.parts import UNTOLD, labels_of, load_judge
 from cidm_ops.engines.towers import load_tower
+from cidm_ops.measure.report import from_pixels
 from cidm_ops.models.marked import MARKED
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
@@ -254,6 +258,48 @@ def test_repainting_by_a_model_that_knows_the_picture_gives_the_picture(predicti
 def test_a_unet_of_marks_costs_what_doodles_costs():
     counts = [sum(p.numel() for p in new_unet(family).parameters()) for family in (DOODLE, MARKED)]
     assert counts[0] < counts[1] < 1.03 * counts[0] and 2 * counts[1] < 24e6
+
+
+def test_a_network_begins_with_what_a_smaller_one_knows():
+    small, large = nn.Conv2d(2, 3, 3), nn.Conv2d(4, 3, 3)
+    before = large.weight.detach().clone()
+    start_from(large, small.state_dict() | {"elsewhere": torch.ones(1)})
+    assert torch.equal(large.weight[:, :2], small.weight) and torch.equal(large.weight[:, 2:], before[:, 2:])
+    assert torch.equal(large.bias, small.bias)
+    start_from(small, large.state_dict())
+    assert torch.equal(small.weight, large.weight[:, :2])
+    with pytest.raises(ValueError, match="nothing to start from: none of 1 tensors has a name and rank of this network"):
+        start_from(large, {"elsewhere": torch.ones(1)})
+
+
+def test_latents_begin_near_those_that_ship(tmp_path):
+    """One step from the weights that ship shows a picture better than one from the pass-through."""
+    found = []
+    for start in ("shipped", "nothing"):
+        assert run(tmp_path / start, "--start", start, "--stages", "autoencoder", "--seer", "none") == 0
+        vae = pass_through(16)
+        vae.load_state_dict(load_file(result_file(tmp_path / start, "latents")))
+        pictures = from_pixels(np.stack([draw_described(seed) for seed in range(100, 108)]))
+        found.append(float(psnr(reconstruct(vae.eval(), pictures), pictures).mean()))
+    assert found[0] > found[1] + 1
+
+
+def test_processes_share_a_batch_and_keep_no_time(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cidm_ops"]
+    given = ["doodle", "marks", "--folder", str(tmp_path), *SMALL, "--stages", "autoencoder", "diffusion", "--seer", "none"]
+
+    def call(*more: str) -> tuple[int, str]:
+        done = subprocess.run([*torchrun, *given, *more], capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stderr
+
+    code, said = call("--minutes", "5")
+    assert code and "torchrun keeps no time: --minutes 5 was given; leave it out, and end the training with Ctrl-C" in said
+    code, said = call("--batch", "3")
+    assert code and "2 processes cannot share a batch of 3 evenly: give --batch a multiple of 2" in said
+    shutil.rmtree(tmp_path)
+    code, said = call()
+    assert code == 0, said
+    assert all(result_file(tmp_path, name).is_file() for name in ("latents", "unet", "text"))
 
 
 def test_a_linear_code_of_all_numbers_keeps_everything():

@@ -107,6 +107,7 @@ def learn_diffusion(
     device = unet.device
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain matrix attention: the fused kernel is slow on CPU at small heads
+        text.set_attn_implementation("eager")
     both = nn.ModuleDict({"unet": unet, "text": text})
     known = len(tokens.used)
     table = text.get_input_embeddings().weight

@@ -1,8 +1,7 @@
 """One resumable training loop for every part of the Doodle model.
 
 All randomness of a step comes from ``(seed, step)``, so a run that was stopped continues exactly as one that was not. Under
-``torchrun`` every process takes a batch of its own and gradients are averaged: on a CPU, one process with one thread per
-core is faster than one process with many threads.
+``torchrun`` every process takes a batch of its own and gradients are averaged.
 """
 
 import json
@@ -25,6 +24,7 @@ from ...text_file import read_json
 from ...training.memory import has_bf16
 from ...training.stops import hold_signals, keep_together
 from .muon import Muon
+from .processes import rank_and_count
 
 log = logging.getLogger("cidm.doodle")
 STEPS = "{}-steps.json"  # says how many steps a part gets, where that was fitted into a time
@@ -111,7 +111,7 @@ def train(
     optimiser = how.optimiser(parameters)
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
     began, recent = time.monotonic(), []
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_count()
     done = start
 
     def keep_state() -> None:

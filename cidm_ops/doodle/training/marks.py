@@ -25,22 +25,24 @@ from ...engines.parts import PartsJudge, load_judge
 from ...models.clip import END, START
 from ...models.marked import MARKED
 from ...text_file import read_json
-from ..files import full_token_table
+from ..files import full_token_table, unet_state, vae_state
 from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
 from .described import described_wordings, draw_described
 from .diffusion import DiffusionRecipe, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
 from .loop import OutOfTime, Session, save_tensors
 from .parts import draw_labels, draw_parts, learn_parts, save_judge
 from .pieces import cut, join
+from .processes import join_processes, make_once, rank_and_count
 from .renderings import kept, kept_captions
 from .stages import MARKED_SHARES, MARKED_STAGES
 from .train import latents_of, shipped_text, token_ids
 from .twins import draw_twins, layers_of, learn_tower, new_tower, write_tower
+from .warm import start_from
 
 RESULT = ("parts", "tower", "latents", "vae", "unet", "text")  # the files of ``result``, in half precision but for the latents' autoencoder
 SETTINGS = (
     "pictures", "individuals", "prediction", "gamma", "batch", "lr", "painted",
-    "latent_batch", "latent_noise", "edge", "perceptual", "seer",
+    "latent_batch", "latent_noise", "edge", "perceptual", "seer", "start",
 )  # fmt: skip
 SPREAD = 0.05  # weight of unit spread of the latents
 PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
@@ -79,9 +81,11 @@ def train(options: argparse.Namespace) -> None:
     began = time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    join_processes(device, options.minutes)
+    share(options.batch)  # what cannot work is said at once
     claim(options)
     session = Session(options.folder, deadline=began + 60 * options.minutes)
-    render_all(options)
+    make_once(lambda: render_all(options))
     if options.fit:
         left = session.deadline - time.monotonic()
         seconds = {TRAINED_AS[stage]: share * left for stage, share in MARKED_SHARES.items()}
@@ -151,7 +155,12 @@ def _tower(training: Training) -> None:
 def _autoencoder(training: Training) -> None:
     if training.result("latents").exists():
         return
-    vae = pass_through(MARKED.latent_channels).to(training.device)
+    if training.options.start == "shipped":
+        vae = AutoencoderTiny(latent_channels=MARKED.latent_channels)
+        start_from(vae, vae_state())
+    else:
+        vae = pass_through(MARKED.latent_channels)
+    vae.to(training.device)
     learn_latents(
         vae, training.pictures(), training.session, steps=training.options.autoencoder_steps, recipe=latent_recipe(training, 1e-3)
     )
@@ -200,10 +209,13 @@ def _diffusion(training: Training) -> None:
     captions = kept_captions(folder, "described", described_wordings, options.pictures, options.workers)
     tokens = Tokens(token_ids(captions))
     text = new_text_encoder(tokens.vocabulary, tokens.end, MARKED).to(training.device)
-    unet = new_unet(MARKED).to(training.device)
+    unet = new_unet(MARKED)
+    if options.start == "shipped":
+        start_from(unet, unet_state())
+    unet.to(training.device)
     latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
     latents = latents.to(training.device)  # small enough to stay there
-    recipe = DiffusionRecipe(options.prediction, options.gamma, options.batch, options.lr)
+    recipe = DiffusionRecipe(options.prediction, options.gamma, share(options.batch), options.lr)
     learn_diffusion(unet, text, latents, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
     if count := min(options.painted, len(latents)):
         first = np.arange(count) * len(captions[0])  # of each picture's wordings
@@ -211,6 +223,14 @@ def _diffusion(training: Training) -> None:
         save_tensors({"latents": repaint(unet, text, latents[:count], ids, options.prediction)}, folder / PAINTED)
     training.write("text", shipped_text(text.state_dict(), tokens))
     training.write("unet", unet.state_dict())
+
+
+def share(batch: int) -> int:
+    """How many pictures of a batch each process takes. Raises ``ValueError`` where they cannot be shared out evenly."""
+    _, count = rank_and_count()
+    if batch % count:
+        raise ValueError(f"{count} processes cannot share a batch of {batch} evenly: give --batch a multiple of {count}")
+    return batch // count
 
 
 def _decoder(training: Training) -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...training.memory import has_bf16
+from .processes import rank_and_count
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -43,7 +44,7 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure=None):
         muon, adam = self.param_groups
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world = rank_and_count()
         updates = torch.zeros(sum(p.numel() for p in muon["params"]), device=muon["params"][0].device)
         parts = updates.split([p.numel() for p in muon["params"]])
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # directions [m, n] of one shape, and where their updates go

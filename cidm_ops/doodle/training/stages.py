@@ -11,3 +11,4 @@ MARKED_SHARES = {"parts": 0.11, "tower": 0.13, "autoencoder": 0.19, "diffusion":
 PREDICTIONS = ("flow", "v", "eps")
 SEERS = ("none", "judge", "tower")  # whose layers compare reconstructions
 MEASURES = ("psnr", "parts", "tower", "captions")
+STARTS = ("shipped", "nothing")  # which weights autoencoder and U-Net begin with

@@ -5,14 +5,12 @@ Every stage keeps its own checkpoint in the folder and continues from it; a fini
 
 import argparse
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,6 +23,7 @@ from .bridge import embed_scenes, learn_bridge, least_squares, new_bridge, retri
 from .data import rendered
 from .diffusion import Tokens, learn_diffusion, new_text_encoder, new_unet
 from .loop import Session, save_tensors
+from .processes import join_processes, make_once, rank_and_count, wait_for_all
 from .reader import learn_reader, personal, plain_wordings
 from .vision import TextTower, individuals, learn_vision, new_vision
 
@@ -38,10 +37,9 @@ def train(options: argparse.Namespace) -> None:
     """Run the stages that were asked for, each from its checkpoint."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if "RANK" in os.environ:  # under torchrun: one thread per process
-        dist.init_process_group("gloo" if device == "cpu" else "nccl")
-        torch.set_num_threads(1)
+    join_processes(device, options.minutes)
     torch.manual_seed(0)
+    make_once(lambda: rendered(options.folder, options.pictures, options.workers))
     pictures, captions = rendered(options.folder, options.pictures, options.workers)
     session = Session(options.folder, 60 * options.minutes)
     world = World(pictures, captions, session, device)
@@ -179,17 +177,19 @@ def token_ids(captions: list[list[str]]) -> list[list[int]]:
 
 
 def latents_of(folder: Path, pictures: np.ndarray, load_vae: Callable[[], AutoencoderTiny]) -> Tensor:
-    """Latents ``[N, C, 16, 16]`` fp16 of all pictures, kept in shards; the autoencoder is loaded where one is missing."""
+    """Latents ``[N, C, 16, 16]`` fp16 of all pictures, kept in shards, which processes share out; the autoencoder is loaded where one is
+    missing.
+    """
     vae = None
-    shards = []
-    for i, start in enumerate(range(0, len(pictures), SHARD)):
-        file = folder / f"latents-{i}.safetensors"
-        if not file.exists():
+    rank, count = rank_and_count()
+    files = [folder / f"latents-{i}.safetensors" for i in range(-(-len(pictures) // SHARD))]
+    for i, file in enumerate(files):
+        if i % count == rank and not file.exists():
             vae = vae or load_vae().to(memory_format=torch.channels_last)
             batch = 16 if vae.device.type == "cpu" else 256
-            save_tensors({"latents": encode(vae, pictures[start : start + SHARD], batch).half()}, file)
-        shards.append(load_file(file)["latents"])
-    return torch.cat(shards)
+            save_tensors({"latents": encode(vae, pictures[i * SHARD : (i + 1) * SHARD], batch).half()}, file)
+    wait_for_all()
+    return torch.cat([load_file(file)["latents"] for file in files])
 
 
 def caption_side(tower: TextTower, tokens: Tokens) -> dict[str, Tensor]:
