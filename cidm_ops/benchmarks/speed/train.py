@@ -1,4 +1,6 @@
-"""Our trainer against the host's own Train LoRA node: same model, batch and size, in the real ComfyUI, in turns."""
+"""Our trainer against the host's own Train LoRA node: same model, batch and size, in the real ComfyUI, in turns; and outside of it beside
+peft and the limit.
+"""
 
 import tempfile
 from pathlib import Path
@@ -7,11 +9,13 @@ from typing import Any
 from ...models.sd import SD1
 from .checkpoints import write_checkpoint
 from .comfy import run_inside
+from .loops import run_loops
 
 
 def run(comfy: Path, rounds: int = 5, pixels: int = 256, family: str = "") -> dict[str, Any]:
-    """``time_ratio`` and ``memory_ratio`` are ours by the host's, with the words still learning: the dearest part of our recipe. With a
-    ``family`` on a transformer, which learns no words.
+    """``time_ratio`` and ``memory_ratio`` are ours by the host's, with the words still learning: the dearest part of our recipe. What
+    begins with ``loop_``, and the ratios to the limit, are of steps outside of the host (``run_loops``). With a ``family`` it is a
+    transformer, which learns no words.
     """
     if family:
         return run_joint(comfy, family, rounds, pixels)
@@ -28,6 +32,7 @@ def run(comfy: Path, rounds: int = 5, pixels: int = 256, family: str = "") -> di
         **{k: v for k, v in times.items() if k not in ("time_ratio", "frozen_time_ratio", "peak_gb")},
         "compared": "CIDM Train Concept (whole recipe) with ComfyUI's Train LoRA (defaults, gradient checkpointing off), batch 1",
         "pixels": pixels,
+        **run_loops(rounds, pixels),
     }
 
 
