@@ -14,6 +14,7 @@ from in_host import ARGUMENTS, tell
 import comfy.sd
 import torch
 from comfy_extras import nodes_train
+from pack.cidm_ops.benchmarks.speed.reading import read_texts
 from pack.cidm_ops.benchmarks.speed.timing import figures, ratio
 from pack.cidm_ops.training.dataset import Dataset
 from pack.cidm_ops.training.methods import configure
@@ -53,6 +54,7 @@ def our_trainer(model, clip, vae, norm_stop):
     data = Dataset([torch.rand(3, PIXELS, PIXELS)], ["a dog"])
     config = configure("cidm", steps=10_000, batch=1, norm_stop=norm_stop)
     run = Trainer(backbone, data, Task(name="x", class_word="dog", config=config))
+    read_texts(run)
 
     def call():
         with torch.inference_mode(False), run.attach():

@@ -23,6 +23,7 @@ from ...training.methods import configure
 from ...training.task import Task
 from ...training.trainer import Trainer
 from .models import random_backbone
+from .reading import read_texts
 from .timing import figures, interleave, machine, peak_memory, ratio
 
 RANK = 4
@@ -51,10 +52,11 @@ def run_loops(rounds: int, pixels: int) -> dict[str, Any]:
 
 
 def ours(backbone: DiffusersBackbone, pixels: int, norm_stop: float) -> Callable[[], None]:
-    """A step of the whole recipe. The words stop at the first step where ``norm_stop`` is 0."""
+    """A step of the whole recipe. The words stop at the first step where ``norm_stop`` is 0, and all texts are read beforehand."""
     data = Dataset([torch.rand(3, pixels, pixels)], ["a dog"])
     config = configure("cidm", steps=10_000, batch=1, rank=RANK, norm_stop=norm_stop)
     run = Trainer(backbone, data, Task(name="x", class_word="dog", config=config))
+    read_texts(run)
 
     def step() -> None:
         with run.attach():
