@@ -58,7 +58,7 @@ class DiffusersTransformer(TransformerBackbone):
         architecture = known.architecture_of(layers)
         self.blocks = {name: unet.get_submodule(name) for name in sorted({known.block_of(n) for n in layers} - {""}, key=known.place)}
         sites = known.sites(self.blocks, "joint")
-        queries = [f"{block}.{part}" for block in known.meeting(self.blocks) for part in known.parts(block) if part.endswith("to_q")]
+        queries = [part for block in known.meeting(self.blocks) for part in known.queries(block)]
         print_of = fingerprint([linears[name].weight for name in (queries[0], queries[-1])])
         super().__init__(family_of(architecture), architecture, layers, dict.fromkeys(sites), fingerprint=print_of)
         self.size = self.family.size  # pixels of a side that the base was made for
