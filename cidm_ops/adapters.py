@@ -136,7 +136,7 @@ def joint_linears(family: Family, layers: Mapping[str, Slice], targets: str = ME
     for layer, at in layers.items():
         block, sublayer, _ = family.locate(layer)
         chosen = bool(wanted.search(layer)) if targets not in JOINT_TARGETS else block in meeting
-        if sublayer and chosen and (targets != ATTENTION or sublayer.kind == "joint") and not family.is_unread(layer, blocks[-1]):
+        if sublayer and chosen and (targets != ATTENTION or sublayer.kind != "feed_forward") and not family.is_unread(layer, blocks[-1]):
             found[layer] = at
     if not found:
         raise ValueError(f"targets {targets!r}: no layer of a block has that in its name, such as {next(iter(layers))}")

@@ -36,7 +36,7 @@ class AttentionSlot:
 @dataclass(frozen=True)
 class JointSites:
     """The places of a transformer where the method acts: the ``blocks`` that attend, by canonical names and in the order in which they
-    run, and which tokens the attention of each sees (``streams``); linear ``modules`` by the engine's names, where our ``layers`` lie in
+    run, and which tokens each attention of theirs sees (``streams``); linear ``modules`` by the engine's names, where our ``layers`` lie in
     them, and which tokens each of those that are in a block ``reads``; the ``slot`` of their attention.
 
     ``positions`` makes rotations of the places ``[B, N, axes]`` of tokens, if text tokens have places of their own. Either a text "ends"
@@ -47,7 +47,7 @@ class JointSites:
     """
 
     blocks: Mapping[str, nn.Module]
-    streams: Mapping[str, Stream]
+    streams: Mapping[str, Sequence[Stream]]
     modules: Mapping[str, nn.Module]
     layers: Mapping[str, Slice]
     reads: Mapping[str, Stream]
@@ -65,8 +65,8 @@ class JointSites:
         cls, family: Family, blocks: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], layers: Mapping[str, Slice], **more: Any
     ) -> "JointSites":
         """The places in a model of a family, whose ``blocks`` may be some that do not attend, in any order."""
-        attend = {block: blocks[block] for block in sorted(blocks, key=family.place) if family.stream(block)}
-        streams = {block: stream for block in attend if (stream := family.stream(block))}
+        streams = {block: own for block in sorted(blocks, key=family.place) if (own := family.streams(block, layers))}
+        attend = {block: blocks[block] for block in streams}
         reads = {layer: linear.reads for layer in layers if (linear := family.locate(layer)[2])}
         return cls(attend, streams, modules, layers, reads, **more)
 
@@ -77,10 +77,10 @@ class JointSites:
 
 @contextmanager
 def intercept_joint(
-    sites: JointSites, change: Callable[[str, Tensor, Tensor, Tensor, Tensor | None, JointAttend], Tensor]
+    sites: JointSites, change: Callable[[Stream, Tensor, Tensor, Tensor, Tensor | None, JointAttend], Tensor]
 ) -> Iterator[dict[str, int]]:
-    """Put ``change(block, q, k, v, mask, attend)`` in place of what the attention of a block answers, while this is open; gives how
-    often each block that ran was seen to attend.
+    """Put ``change(stream, q, k, v, mask, attend)`` in place of what each attention of a block answers, by the tokens that it sees, while
+    this is open; gives how often each block that ran was seen to attend.
     """
     seen: dict[str, int] = {}
     running: list[str] = []
@@ -95,8 +95,10 @@ def intercept_joint(
     def changed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
         if not running or q.shape[2] != k.shape[2]:  # not that of a block over its own tokens: another pack's
             return attend(q, k, v, mask)
+        streams = sites.streams[running[0]]
+        stream = streams[min(seen[running[0]], len(streams) - 1)]
         seen[running[0]] += 1
-        return change(running[0], q, k, v, mask, attend)
+        return change(stream, q, k, v, mask, attend)
 
     sites.slot.change = changed
     try:

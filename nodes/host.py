@@ -240,7 +240,7 @@ class ComfyTransformer(Transformer):
         """The fingerprint of the queries of the first and the last block in which the image reads the text; none of quantised weights."""
         family = self.family
         blocks = sorted({family.block_of(layer) for layer in self.layers} - {""}, key=family.place)
-        parts = [f"{block}.{part}" for block in family.meeting(blocks) for part in family.parts(block) if part.endswith("to_q")]
+        parts = [part for block in family.meeting(blocks) for part in family.queries(block)]
         weights = []
         for layer in (parts[0], parts[-1]):
             at = self.layers[layer]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrapperExecutor
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
 from ..cidm_ops.joint_sites import AttentionSlot, JointSites
@@ -73,6 +73,27 @@ class HostTransformer:
         return execute
 
 
+def ask_wrappers(key: str, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+    """What a model answers, with the wrappers of a ``key`` around its forward pass, which the host asks on most models by itself."""
+    unet, kind = executor.class_obj.diffusion_model, WrappersMP.DIFFUSION_MODEL
+    before, forward = vars(unet).get("forward"), unet.forward
+
+    def asked(x: Tensor, t: Tensor, context: Tensor, *more: Any, **named: Any) -> Tensor:
+        options = named["transformer_options"]
+        wrappers = dict(options["wrappers"][kind])
+        own = wrappers.pop(key)
+        named["transformer_options"] = {**options, "wrappers": {**options["wrappers"], kind: wrappers}}
+        return WrapperExecutor.new_class_executor(forward, unet, own).execute(x, t, context, *more, **named)
+
+    unet.forward = asked
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        del unet.forward
+        if before is not None:
+            unet.forward = before
+
+
 class Arguments:
     """What a model is called with, by name, those in ``**kwargs`` included."""
 
@@ -109,7 +130,8 @@ def override(slot: AttentionSlot, before: Callable[..., Tensor] | None) -> Calla
             q, k, v = (x.transpose(1, 2).flatten(2) for x in (q, k, v))
             return attend(q, k, v, mask)
 
-        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # Qwen-Image of older hosts gives them side by side
+        # Stable Diffusion 3.5, and Qwen-Image of older hosts, give heads side by side, the former those of values apart.
+        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
         return slot(q, k, v, mask, side_by_side)
 
     return attention

@@ -175,10 +175,14 @@ def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequenc
 
 def read_encoder(clip: comfy.sd.CLIP, text: str, count: int) -> str:
     """The name of the encoder whose states the model reads, of which a text has ``count``: the last of a lone encoder's, which may cut off
-    the template that it puts the text in. An empty one if none has so many tokens.
+    the template that it puts the text in, or those behind the states of the others, which stand side by side. An empty one if none has so
+    many tokens.
     """
     lengths = {name: sum(map(len, rows)) for name, rows in clip.tokenize(text).items()}
-    return next((name for name, length in lengths.items() if length == count or (len(lengths) == 1 and length > count)), "")
+    if found := next((name for name, length in lengths.items() if length == count or (len(lengths) == 1 and length > count)), ""):
+        return found
+    *beside, (last, own) = lengths.items()
+    return last if beside and count == own + min(length for _, length in beside) else ""
 
 
 def token_ids(clip: comfy.sd.CLIP, encoder: str, text: str) -> list[int]:

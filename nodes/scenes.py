@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -27,7 +28,7 @@ from ..cidm_ops.painting.scene import InvertedPicture, Scene
 from ..cidm_ops.painting.weaving import hold, hold_latents
 from ..cidm_ops.row_plan import RowPlan
 from .host import block_names, known_family, layer_names, text_sites
-from .joint import HostTransformer
+from .joint import HostTransformer, ask_wrappers
 
 KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
 
@@ -46,8 +47,10 @@ def with_scene(model: ModelPatcher, scene: Scene) -> ModelPatcher:
         WrappersMP.OUTER_SAMPLE: lambda *args, **kwargs: run.sample(*args, **kwargs),
         WrappersMP.PREDICT_NOISE: lambda *args, **kwargs: run.predict_noise(*args, **kwargs),
         WrappersMP.CALC_COND_BATCH: lambda *args, **kwargs: run.guide(*args, **kwargs),
+        WrappersMP.APPLY_MODEL: partial(ask_wrappers, KEY),
     }
     needless = {WrappersMP.PREDICT_NOISE: not scene.template, WrappersMP.CALC_COND_BATCH: not scene.masks or scene.guidance == 1}
+    needless[WrappersMP.APPLY_MODEL] = known_family(model).host.wrapped
     for kind, wrapper in wrappers.items():
         patched.remove_wrappers_with_key(kind, KEY)
         if not needless.get(kind):

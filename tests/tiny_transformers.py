@@ -12,12 +12,14 @@ from diffusers import (
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
     ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
     PreTrainedTokenizerFast,
@@ -52,6 +54,10 @@ MODELS = {
     "qwenimage": lambda: QwenImageTransformer2DModel(
         in_channels=64, num_layers=2, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 4)
     ),
+    "sd3": lambda: SD3Transformer2DModel(
+        sample_size=8, num_layers=2, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=TEXT, caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * POOLED, pos_embed_max_size=24, dual_attention_layers=(0,), qk_norm="rms_norm",
+    ),
 }  # fmt: skip
 SMALL: dict[str, Any] = dict(
     vocab_size=64, hidden_size=TEXT, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
@@ -71,6 +77,10 @@ TEXTS = {
 }
 
 
+T5 = {"flux1": "_2", "chroma": "", "sd3": "_3"}  # which of its encoders that is
+CLIP: dict[str, Any] = dict(vocab_size=64, hidden_size=POOLED, intermediate_size=16, num_attention_heads=2, eos_token_id=1)
+
+
 def autoencoder(name: str) -> torch.nn.Module:
     """The autoencoder of a family: that of Qwen-Image reads films."""
     if name == "qwenimage":
@@ -87,8 +97,8 @@ def write(name: str, folder: Path) -> Path:
     make(name).save_pretrained(folder / "transformer")
     autoencoder(name).save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name in ("flux1", "qwenimage"), shift=3.0).save_pretrained(folder / "scheduler")
-    if name in ("flux1", "chroma"):
-        first = "_2" if name == "flux1" else ""
+    if name in T5:
+        first = T5[name]
         t5 = T5Config(vocab_size=64, d_model=TEXT, d_ff=16, d_kv=8, num_heads=2, num_layers=2)
         T5EncoderModel(t5).save_pretrained(folder / f"text_encoder{first}")
         tokenizer().save_pretrained(folder / f"tokenizer{first}")
@@ -96,11 +106,12 @@ def write(name: str, folder: Path) -> Path:
         TEXTS[name]().save_pretrained(folder / "text_encoder")
         tokenizer(CHAT).save_pretrained(folder / "tokenizer")
     if name == "flux1":
-        clip = CLIPTextConfig(
-            vocab_size=64, hidden_size=POOLED, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, eos_token_id=1
-        )
-        CLIPTextModel(clip).save_pretrained(folder / "text_encoder")
+        CLIPTextModel(CLIPTextConfig(**CLIP, num_hidden_layers=1)).save_pretrained(folder / "text_encoder")
         tokenizer(length=77).save_pretrained(folder / "tokenizer")
+    for number in ("", "_2") if name == "sd3" else ():
+        clip = CLIPTextConfig(**CLIP, num_hidden_layers=2, projection_dim=POOLED)
+        CLIPTextModelWithProjection(clip).save_pretrained(folder / f"text_encoder{number}")
+        tokenizer(length=77).save_pretrained(folder / f"tokenizer{number}")
     return folder
 
 

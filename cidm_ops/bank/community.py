@@ -26,6 +26,7 @@ NUMBERED = (
     "a LoRA as lora_diffusion wrote the first ones, with a layer's number in place of its name: have that tool save it with diffusers' "
     "names, or look for a LoRA of the same in another form"
 )
+TURNED = "a modulation whose rows ComfyUI and diffusers have in different orders"
 
 
 class NoLayers(ValueError):
@@ -68,8 +69,9 @@ def read_lora(
     errors: dict[str, float] = {}
     for module, parts in groups.items():
         name = canonical(module, family)
-        if name is None or (known and any(layer not in known for layer in family.layers_in(name))):
-            unused |= dict.fromkeys(written[module], no_layer(module, architecture))
+        turned = name is not None and family.is_turned(name, architecture)
+        if name is None or turned or (known and any(layer not in known for layer in family.layers_in(name))):
+            unused |= dict.fromkeys(written[module], TURNED if turned else no_layer(module, architecture))
             continue
         try:
             whole, error = scaled(parts, name, settings, family, rank, module)

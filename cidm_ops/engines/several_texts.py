@@ -5,7 +5,7 @@ over while a context is open. Where texts stand, each class says in a way of its
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from diffusers import (
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
     ZImageTransformer2DModel,
 )
 from torch import Tensor, nn
@@ -39,16 +40,20 @@ def read_several(model: nn.Module, joint: Sequence[nn.Module], lengths: Sequence
     place = PLACES.get(type(model))
     if place is None:
         raise ValueError(f"regions are not painted on {type(model).__name__} here: leave them out, or paint them in ComfyUI")
-    with AskedAttention(ask), place(model, joint, list(lengths)):
+    asked = AskedAttention(ask)
+    behind = type(model) in IMAGE_FIRST
+    with asked, place(model, joint, list(lengths)), stand_behind(asked, joint, sum(lengths)) if behind else nullcontext():
         yield
 
 
 class AskedAttention(TorchFunctionMode):
-    """While this is open, ``ask`` answers what PyTorch's attention is asked."""
+    """While this is open, ``ask`` answers what PyTorch's attention is asked, where texts stand before the image: as many tokens of theirs
+    are ``behind`` it in what is asked.
+    """
 
     def __init__(self, ask: Ask):
         super().__init__()
-        self.ask = ask
+        self.ask, self.behind = ask, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         answer = self.answer if func is F.scaled_dot_product_attention else func
@@ -62,7 +67,10 @@ class AskedAttention(TorchFunctionMode):
 
         if attn_mask is not None and attn_mask.dtype == torch.bool and bool(attn_mask.all()):
             attn_mask = None
-        return self.ask(query, key, value, attn_mask, attend).unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+        if self.behind:
+            query, key, value = (x.roll(self.behind, 2) for x in (query, key, value))
+        found = self.ask(query, key, value, attn_mask, attend).unflatten(2, (query.shape[1], -1)).transpose(1, 2)
+        return found.roll(-self.behind, 2) if self.behind else found
 
 
 @contextmanager
@@ -141,6 +149,22 @@ def place_in_qwen(model: Any, joint: Sequence[nn.Module], lengths: list[int]) ->
         yield
 
 
+@contextmanager
+def stand_behind(asked: AskedAttention, joint: Sequence[Any], count: int) -> Iterator[None]:
+    """The attention in which image and text meet has the ``count`` tokens of texts behind the image; that of the image alone has none."""
+
+    def before(module: nn.Module, args: Any) -> None:
+        asked.behind = count
+
+    def after(module: nn.Module, args: Any, found: Any) -> None:
+        asked.behind = 0
+
+    meeting = [block.attn for block in joint]
+    before_each = [attention.register_forward_pre_hook(before) for attention in meeting]
+    with remove_at_end([*before_each, *(attention.register_forward_hook(after) for attention in meeting)]):
+        yield
+
+
 def move(places: Tensor, by: int) -> Tensor:
     """Places ``[N, axes]`` further on, on the axis that numbers the tokens of texts."""
     return torch.cat([places[:, :1] + by, places[:, 1:]], 1)
@@ -151,5 +175,7 @@ PLACES: Mapping[type, Callable[..., Any]] = {
     ChromaTransformer2DModel: place_nowhere,
     Lumina2Transformer2DModel: place_in_lumina,
     QwenImageTransformer2DModel: place_in_qwen,
+    SD3Transformer2DModel: place_nowhere,
     ZImageTransformer2DModel: place_in_z_image,
 }
+IMAGE_FIRST = (SD3Transformer2DModel,)  # in whose attention texts stand behind the image

@@ -1,4 +1,5 @@
-"""Transformers that join text and image through diffusers, to learn on and to paint with: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image.
+"""Transformers that join text and image through diffusers, to learn on and to paint with: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image,
+Stable Diffusion 3.5.
 
 The text encoders are loaded when a text is read and let go when all are, since they are as large as the model. Never downloads.
 """
@@ -19,12 +20,13 @@ from diffusers import (
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
     ZImageTransformer2DModel,
 )
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, CLIPTextModel, T5EncoderModel
+from transformers import AutoModel, AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from ..backbone import TransformerBackbone
 from ..fingerprint import fingerprint
@@ -58,7 +60,7 @@ class DiffusersTransformer(TransformerBackbone):
         architecture = known.architecture_of(layers)
         self.blocks = {name: unet.get_submodule(name) for name in sorted({known.block_of(n) for n in layers} - {""}, key=known.place)}
         sites = known.sites(self.blocks, "joint")
-        queries = [f"{block}.{part}" for block in known.meeting(self.blocks) for part in known.parts(block) if part.endswith("to_q")]
+        queries = [part for block in known.meeting(self.blocks) for part in known.queries(block)]
         print_of = fingerprint([linears[name].weight for name in (queries[0], queries[-1])])
         super().__init__(family_of(architecture), architecture, layers, dict.fromkeys(sites), fingerprint=print_of)
         self.size = self.family.size  # pixels of a side that the base was made for
@@ -72,12 +74,21 @@ class DiffusersTransformer(TransformerBackbone):
         how, ids = self.family.diffusers.reader, self.all_ids(text)
         found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=how.layer != -1)
         states = found.last_hidden_state if how.layer == -1 else found.hidden_states[how.layer]
-        pooled = None
+        states, pooled = states[:, how.cut :].cpu(), None
         if how.pooled[0]:
-            encoder, own = map(self.part, how.pooled)
-            given = own(text, padding="max_length", truncation=True, max_length=own.model_max_length, return_tensors="pt")
-            pooled = encoder(given.input_ids.to(self.device)).pooler_output.cpu()
-        return states[:, how.cut :].cpu(), pooled
+            pooled = self.read_clip(text, *how.pooled).pooler_output.cpu()
+        if how.beside:
+            clips = [self.read_clip(text, *names) for names in how.beside]
+            front = torch.cat([one.hidden_states[-2] for one in clips], -1).cpu()
+            states = torch.cat([F.pad(front, (0, states.shape[-1] - front.shape[-1])), states], 1)
+            pooled = torch.cat([one.text_embeds for one in clips], -1).cpu()
+        return states, pooled
+
+    def read_clip(self, text: str, encoder: str, tokenizer: str) -> Any:
+        """What a CLIP of the folder makes of a text, in one chunk."""
+        own = self.part(tokenizer)
+        given = own(text, padding="max_length", truncation=True, max_length=own.model_max_length, return_tensors="pt")
+        return self.part(encoder)(given.input_ids.to(self.device), output_hidden_states=True)
 
     def tokenize(self, text: str) -> Tensor:
         return self.all_ids(text)[:, self.family.diffusers.reader.cut :]
@@ -104,7 +115,9 @@ class DiffusersTransformer(TransformerBackbone):
                 if name.startswith("tokenizer"):
                     self.encoders_loaded[name] = AutoTokenizer.from_pretrained(place, local_files_only=True)
                 else:
-                    kind = {"t5": T5EncoderModel, "clip_text_model": CLIPTextModel}.get(
+                    projects = name in dict(self.family.diffusers.reader.beside)
+                    clip = CLIPTextModelWithProjection if projects else CLIPTextModel
+                    kind: Any = {"t5": T5EncoderModel, "clip_text_model": clip}.get(
                         read_config(place / "config.json")["model_type"], AutoModel
                     )
                     model = kind.from_pretrained(place, local_files_only=True, dtype=self.dtype)
@@ -234,11 +247,19 @@ def z_image_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: T
     return -torch.stack(model(list(x[:, :, None]), 1 - sigma.to(x), list(text)).sample)[:, :, 0]
 
 
+def sd3_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
+    """Stable Diffusion 3.5 reads pooled texts beside the text, and counts 1000 times."""
+    if pooled is None:
+        raise ValueError("Stable Diffusion 3.5 reads the pooled states of its two CLIPs too, and got none")
+    return model(hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled.to(x), timestep=1000 * sigma.to(x)).sample
+
+
 CALLS: Mapping[type, Answer] = {
     FluxTransformer2DModel: flux_answer,
     ChromaTransformer2DModel: flux_answer,
     Lumina2Transformer2DModel: lumina_answer,
     QwenImageTransformer2DModel: qwen_answer,
+    SD3Transformer2DModel: sd3_answer,
     ZImageTransformer2DModel: z_image_answer,
 }
 

@@ -5,7 +5,7 @@ model or of the concept at hand, and never match names themselves. Nothing here 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -122,6 +122,7 @@ class Host:
     others: Sequence[str] = ()  # classes made of those that are another model
     text_model: str = ""
     text: JointText = JointText()  # where a transformer joins it with the image
+    wrapped: bool = True  # whether it asks wrappers around the model's forward pass
     patch_place: Callable[[str], tuple[str, int, int]] = lambda module: (module, 0, 0)  # of an attention, by its module's name
 
 
@@ -147,7 +148,8 @@ class TextReader:
 
     ``states`` is the folder of the encoder, ``tokenizer`` that of its tokenizer, and ``layer`` which of its hidden states are read. A text
     is filled up to ``least`` tokens, as the host does, is said in a ``chat`` or stands for ``{}`` in a ``template``, of which the model
-    does not read the first ``cut`` tokens, and its pooled state comes from another encoder and its tokenizer, ``pooled``.
+    does not read the first ``cut`` tokens, and its pooled state comes from another encoder and its tokenizer, ``pooled``. Encoders and
+    their tokenizers ``beside`` it, which are CLIPs, stand in front of it, side by side, and have pooled states too.
     """
 
     states: str = "text_encoder"
@@ -158,6 +160,7 @@ class TextReader:
     template: str = ""
     cut: int = 0
     pooled: tuple[str, str] = ("", "")
+    beside: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ class Family:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method: what suits training on it, where that differs
     order: Sequence[str] = ()  # what begins the names of the model's blocks, in layer order
     unread: str = r"(?!)"  # finds in the last block what makes text tokens that nothing reads any more
+    turned: str = r"(?!)"  # finds in the last block what hosts have with its rows in an order of their own, which nothing here changes
     decoder: str = r"(?!)"  # finds the names of layers in the second half of the model
     stage: str = r".*"  # finds in the name of such a layer the part of the model in which all can share a word's row
     layout_attention: str = r"(?!)"  # finds the self-attentions whose queries and keys hold the layout of a picture
@@ -294,20 +298,30 @@ class Family:
         """Whether nothing reads any more what a layer answers, in a model with a ``last`` block."""
         return self.block_of(layer) == last and re.fullmatch(self.unread, layer.removeprefix(f"{last}.")) is not None
 
+    def is_turned(self, layer: str, architecture: str) -> bool:
+        """Whether the rows of a layer have another order in some hosts, in a model of an ``architecture``."""
+        match = re.fullmatch(rf"{re.escape(self.order[-1])}\.(\d+)\.({self.turned})", layer) if self.order else None
+        return match is not None and int(match[1]) == Architecture.parse(architecture).layers[-1] - 1
+
     def text_sites(self, blocks: Iterable[str]) -> list[str]:
         """The canonical names of the layers of blocks that each read a text of their own: its cross-attention."""
         return self.sites(blocks, "cross")
 
-    def stream(self, block: str) -> Stream | None:
-        """Which tokens the attention of a block sees: of the text, of the image, or of both together; ``None`` for what has none."""
-        kinds = {sub.kind: sub for sub in self.sublayers(block)}
-        if "joint" in kinds:
-            return "both"
-        return kinds["self"].linears[0].reads if "self" in kinds else None
+    def streams(self, block: str, layers: Container[str]) -> tuple[Stream, ...]:
+        """Which tokens each attention of a block sees whose ``layers`` a model has, in the order in which it runs: those of the text, of
+        the image, or of both together.
+        """
+        found = (sub for sub in self.sublayers(block) if sub.kind in ("joint", "self"))
+        there = (sub for sub in found if f"{block}.{sub.linears[0].name}" in layers)
+        return tuple("both" if sub.kind == "joint" else sub.linears[0].reads for sub in there)
 
     def parts(self, block: str, *kinds: Kind) -> list[str]:
         """The names inside a block of its linear layers, in order; only those in sublayers of some kinds, if any are named."""
         return [part.name for sub in self.sublayers(block) if not kinds or sub.kind in kinds for part in sub.linears]
+
+    def queries(self, block: str) -> list[str]:
+        """The layers of a block whose queries look at image and text together."""
+        return [f"{block}.{part}" for part in self.parts(block, "joint") if part.endswith("to_q")]
 
     def locate(self, layer: str) -> tuple[str, Sublayer | None, Linear | None]:
         """Return the block that a linear layer is in, its sublayer and itself; ``("", None, None)`` if it is in no block."""

@@ -94,8 +94,8 @@ class JointCall:
             self.check_seen(seen)
 
     def check_seen(self, seen: dict[str, int]) -> None:
-        """Raises ``ValueError`` unless every block attended once."""
-        wrong = [block for block in self.sites.blocks if seen.get(block) != 1]
+        """Raises ``ValueError`` unless every block attended as often as it does."""
+        wrong = [block for block in self.sites.blocks if seen.get(block) != len(self.sites.streams[block])]
         if wrong:
             raise ValueError(
                 f"regions were not painted: {len(wrong)} of {len(self.sites.blocks)} blocks of the model, such as {wrong[0]}, did not "
@@ -168,9 +168,8 @@ class JointCall:
 
     # attention
 
-    def attention(self, block: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
-        """What the attention of a block answers, ``[B, S, C]``, to ``q``, ``k`` and ``v [B, H, S, D]``."""
-        stream = self.sites.streams[block]
+    def attention(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
+        """What an attention that sees the tokens of a stream answers, ``[B, S, C]``, to ``q``, ``k`` and ``v [B, H, S, D]``."""
         if stream == "image" and not self.now.apart:
             return attend(q, k, v, mask)
         if len(q) != len(self.rows):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..concept_text import ConceptText
 from ..row_plan import RowPlan
@@ -15,21 +16,22 @@ Ids = Callable[[str], Sequence[int]]  # of the tokens of a text, as the model re
 
 def region_text(said: ParsedPrompt, states: Tensor, ids: Ids | None, sought: bool, padding: bool) -> ConceptText:
     """The text of a region with these ``states [1, N, C]``, or without most of its ``padding``. If the region is ``sought``, it says where
-    the words of its concepts stand. Of ``ids`` the last N are those of the states, since some encoders cut off the template that they put
-    a text in; it is ``None`` where nobody knows the tokens.
+    the words of its concepts stand. The last of ``ids`` are those of the last states: some encoders cut off the template that they put a
+    text in, and in some families states of other encoders stand in front. It is ``None`` where nobody knows the tokens.
 
     Raises ``ValueError`` for a region that is sought by words that do not stand in its text.
     """
     count = states.shape[1]
     found = masks_of_triggers(said.text, said.concepts, ids) if sought and ids else {}
-    masks = {name: mask[-count:] for name, mask in found.items()}
+    masks = {name: F.pad(mask[-count:], (max(count - len(mask), 0), 0)) for name, mask in found.items()}
     if sought and not masks:
         raise ValueError(
             f"the region of {said.text!r} is to be found by its concept, and no trigger or class word of that stands in the text: import "
             "it with one (Import Concept, `cidm bank import`), or draw the region"
         )
     if ids and not padding:
-        stay = length_without_padding(ids(said.text)[-count:])
+        own = ids(said.text)[-count:]
+        stay = count - len(own) + length_without_padding(own)
         states, masks = states[:, :stay], {name: mask[:stay] for name, mask in masks.items()}
     return ConceptText.of(states, [RowPlan(token_masks=masks)])
 

@@ -1,4 +1,4 @@
-"""Learning on transformers of diffusers: Flux.1, Chroma, Lumina 2, Z-Image and Qwen-Image, tiny, in diffusers' layout."""
+"""Learning on tiny transformers in diffusers' layout: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ChromaPipeline, FluxPipeline, Lumina2Pipeline, QwenImagePipeline, ZImagePipeline
+from diffusers import ChromaPipeline, FluxPipeline, Lumina2Pipeline, QwenImagePipeline, StableDiffusion3Pipeline, ZImagePipeline
 from PIL import Image
 from tiny_transformers import MODELS
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -36,7 +36,8 @@ from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
 PIPELINES = {"flux1": FluxPipeline, "chroma": ChromaPipeline, "lumina2": Lumina2Pipeline, "zimage": ZImagePipeline}
-PIPELINES |= {"qwenimage": QwenImagePipeline}
+PIPELINES |= {"qwenimage": QwenImagePipeline, "sd3": StableDiffusion3Pipeline}
+MORE = {"flux1": ("_2",), "sd3": ("_2", "_3")}  # text encoders and tokenizers beside the first
 LONG, SHORT = "a rex dog on the grass", "a rex dog"
 
 
@@ -120,12 +121,15 @@ def test_the_gradient_is_that_of_finite_differences_and_the_same_when_blocks_are
 
 def test_a_text_is_read_as_diffusers_does(name, backbone):
     parts: dict[str, Any] = {"transformer": backbone.unet, "vae": backbone.vae, "scheduler": None}
-    for part in ("text_encoder", "tokenizer", *(("text_encoder_2", "tokenizer_2") if name == "flux1" else ())):
-        parts[part] = backbone.part(part)
+    for number in ("", *MORE.get(name, ())):
+        parts |= {part: backbone.part(part) for part in (f"text_encoder{number}", f"tokenizer{number}")}
     pipeline = PIPELINES[name](**parts)
     states, pooled = backbone.read(LONG)
     if name == "flux1":
         wanted, own, _ = pipeline.encode_prompt(LONG, max_sequence_length=256, device="cpu")
+        torch.testing.assert_close(pooled, own)
+    elif name == "sd3":
+        wanted, _, own, _ = pipeline.encode_prompt(LONG, None, None, None, 1, False, max_sequence_length=77)
         torch.testing.assert_close(pooled, own)
     elif name == "zimage":
         wanted = torch.stack(pipeline.encode_prompt(LONG, device="cpu")[0])
@@ -207,7 +211,9 @@ def test_all_linear_layers_of_the_joint_blocks_learn_and_nothing_else(name, back
         if isinstance(module, torch.nn.Linear)
     }
     aside = r"\.norm1(_context)?\.linear$|\.norm\.linear$|adaLN_modulation|_mod\.1$"
-    if name == "qwenimage":  # nothing reads the text behind its last block
+    if name == "sd3":  # nothing reads the text behind its last block
+        aside += r"|blocks\.1\.attn\.add_q_proj"
+    if name == "qwenimage":
         aside += r"|blocks\.1\.(attn\.(add_q_proj|to_add_out)|txt_mlp)"
     assert {*learned} == {n for n in linears if not re.search(aside, n)}
     assert not [n for n in learned if "refiner" in n] and len(learned) >= 14
@@ -273,7 +279,7 @@ def test_noise_levels_are_drawn_as_the_family_says(name, backbone):
     learner = Trainer(backbone, pictures(), task()).learner
     clean, generator = torch.zeros(4000, 16, 32, 32), torch.Generator().manual_seed(0)
     sigma = backbone.schedule.sigma[learner.draw_timesteps(clean, generator)]
-    shift = {"flux1": shift_of_size(256), "chroma": 1.0, "lumina2": 1.0, "zimage": 2.0, "qwenimage": 2.2}[name]
+    shift = {"flux1": shift_of_size(256), "chroma": 1.0, "lumina2": 1.0, "zimage": 2.0, "qwenimage": 2.2, "sd3": 3.0}[name]
     assert abs(float(sigma.median()) - shift / (1 + shift)) < 0.02, "half of a logit-normal's draws are above 1/2 before the shift"
     own = Trainer(backbone, pictures(), task(density="uniform", shift=1.0)).learner
     even = backbone.schedule.sigma[own.draw_timesteps(clean, generator)]

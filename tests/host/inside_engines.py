@@ -20,7 +20,7 @@ from pack.cidm_ops.schedule import Schedule
 from pack.nodes import scenes
 from safetensors.torch import save_file
 
-KINDS = {"Flux": {}, "QwenImage": {}, "Lumina2": {"ffn_dim_multiplier": 4.0 if NEWEST else 1.0}} | (
+KINDS = {"Flux": {}, "QwenImage": {}, "SD3": {}, "Lumina2": {"ffn_dim_multiplier": 4.0 if NEWEST else 1.0}} | (
     # wide enough that both engines round the feed-forward alike
     {"ZImage": {"dim": 384, "n_heads": 3, "n_kv_heads": 3, "n_refiner_layers": 1}} if NEWEST else {}
 )
@@ -45,13 +45,13 @@ def model_of(kind: str) -> comfy.model_patcher.ModelPatcher:
 def the_host_paints_transformers_in_regions_for_a_comparison():
     for kind in KINDS:
         model, draw = model_of(kind), torch.Generator().manual_seed(4)
-        backbone_layers = host.layout(model)
+        backbone_layers, family = host.layout(model), host.known_family(model)
+        architecture = family.architecture_of(backbone_layers)
         factors = {
             layer: LowRank(0.3 * torch.randn(at.rows, 2, generator=draw), 0.3 * torch.randn(2, at.columns, generator=draw))
             for layer, at in sorted(backbone_layers.items())
+            if not family.is_turned(layer, architecture)
         }
-        family = host.known_family(model)
-        architecture = family.architecture_of(backbone_layers)
         rex = Concept(name="rex", class_word="dog", architecture=architecture, factors=factors)
         layers = len(family.sites(dict.fromkeys(map(family.block_of, backbone_layers)), "joint"))
         weights = torch.tensor([0.2, 1.0, -0.5])[None, :, None, None].expand(1, -1, layers, 1)

@@ -3,6 +3,7 @@ on small random models of the host's own classes.
 """
 
 import functools
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from inside_transformers import (
     POOLED,
     SPELLINGS,
     TEXT,
+    WIDE_SD3,
+    built,
     flux_clip,
     imported,
     lora_file,
     model_of,
     qwen_clip,
     refused,
+    sd3_clip,
 )
 
 # isort: split
@@ -179,7 +183,7 @@ def the_lora_beside_the_layers_is_the_merged_one():
 
 
 def the_lora_lies_beside_a_quantised_base():
-    for kind in ("Flux", "QwenImage"):
+    for kind in ("Flux", "QwenImage", "SD3"):
         state = {key: weight.to(torch.float8_e4m3fn) for key, weight in model_of(kind).model.diffusion_model.state_dict().items()}
         models = []
         for dtypes in ((torch.float8_e4m3fn, torch.float32), (torch.float32, None)):  # of the weights, and what is computed in
@@ -209,12 +213,13 @@ def the_text_of_a_place_reaches_no_other_text():
     seen: list[torch.Tensor] = []
 
     def keep(module: Any, args: Any, out: Any) -> None:
-        text = out[kind != "QwenImage"] if isinstance(out, tuple) else out
+        text = out[kind not in ("QwenImage", "SD3")] if isinstance(out, tuple) else out
         seen.append(text.clone())  # the next block writes over it
 
     for kind in CONFIGS:
         unet = model_of(kind).model.diffusion_model
-        first = next(getattr(unet, name) for name in ("double_blocks", "layers", "transformer_blocks") if hasattr(unet, name))[0]
+        blocks = ("double_blocks", "layers", "transformer_blocks", "joint_blocks")
+        first = next(getattr(unet, name) for name in blocks if hasattr(unet, name))[0]
         length = 32 if kind == "ZImage" else OTHER.shape[1]
         seen.clear()
         handle = first.register_forward_hook(keep)
@@ -308,7 +313,7 @@ def told(kind: str, said: list, why: str) -> None:
 
 
 def the_block_that_another_pack_skips_is_told():
-    for kind, blocks in (("Flux", 4), ("QwenImage", 2)):
+    for kind, blocks in (("Flux", 4), ("QwenImage", 2), ("SD3", 2)):
         model = in_places(kind, LEFT)
         model.set_model_patch_replace(lambda args, more: args, "dit", "double_block", 1)
         try:
@@ -418,6 +423,34 @@ def the_words_of_qwen_stand_behind_its_template():
             model, positive = call("CIDMPaint", **given, prompt="snow", regions=box, settings=settings)[:2]
             drawn.append(painted("QwenImage", model, positive, 2.0, count=2))
         differ(*drawn, "more guidance in regions")
+
+
+def the_words_of_stable_diffusion_3_stand_in_the_text_of_t5():
+    model, clip, texts = built("SD3", WIDE_SD3), sd3_clip(), {"rex": "a <rex> in the snow", "tom": "a <tom> in the snow"}
+    words, boxes = {"rex": "red cat", "tom": "dog"}, [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
+    factors = {layer: f for layer, f in concept("SD3").factors.items() if "context_embedder" not in layer}
+    with tempfile.TemporaryDirectory() as folder:
+        bank = Bank(Path(folder))
+        for name, word in words.items():
+            bank = bank.add(replace(concept("SD3"), name=name, factors=factors, triggers=(word,)))
+        given = {"model": model, "clip": clip, "bank": bank, "prompt": "snow"}
+        found = call("CIDMFindRegions", texts="\n".join(texts.values()), until_percent=0.3)
+        sought, positive = call("CIDMPaint", **given, regions=found)[:2]
+        for text, word in zip(positive[0][0].plans[0].regions, words.values(), strict=True):
+            at = next(iter(text.plans[0].token_masks.values())).nonzero()[:, 0] - 77
+            ids = [token[0] for token in clip.tokenize(f"a {word} in the snow")["t5xxl"][0]]
+            assert text.shape[1] == 77 + 77 and clip.tokenizer.t5xxl.tokenizer.decode([ids[i] for i in at]) == word
+        latent = torch.zeros(1, 16, 8, 8)
+        given_to = comfy.sample.prepare_noise(latent, 1), 2, 1.0, "euler", "simple"
+        drawn = call("CIDMRegionBoxes", boxes=json.dumps([{"text": t, "box": b} for t, b in zip(texts.values(), boxes, strict=True)]))
+        cut = call("CIDMAggregationSettings", region_texts="cut")
+        pictures = [comfy.sample.sample(sought, *given_to, positive, positive, latent, seed=1)]
+        for more in ({}, {"settings": cut}):
+            painter, positive = call("CIDMPaint", **given, regions=drawn, **more)[:2]
+            pictures.append(comfy.sample.sample(painter, *given_to, positive, positive, latent, seed=1))
+            assert [t.shape[1] for t in positive[0][0].plans[0].regions] == [77 + (64 if more else 77)] * 2
+        for one, other in ((0, 1), (1, 2)):
+            differ(pictures[one], pictures[other], "found, drawn, and with shorter texts")
 
 
 def the_prompts_of_a_batch_on_qwen_are_painted_as_each_alone():

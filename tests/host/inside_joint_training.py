@@ -313,5 +313,5 @@ def the_layers_that_learn_are_the_same_in_both_engines():
         names = run_of(kind)[0].learner.names
         assert not [n for n in names if re.search("refiner|norm|adaLN|embed", n)]
         queries = [n for n in names if re.search(r"(to_|add_)[qkv](_proj)?$", n)]
-        assert len(queries) == {"Flux": 18, "Chroma": 18, "QwenImage": 11}.get(kind, 6), (kind, queries)
+        assert len(queries) == {"Flux": 18, "Chroma": 18, "QwenImage": 11, "SD3": 14}.get(kind, 6), (kind, queries)
     assert ("ZImage" in CONFIGS) == NEWEST and POOLED

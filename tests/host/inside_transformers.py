@@ -1,5 +1,5 @@
-"""Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image or
-Qwen-Image with its own loader, concepts of a bank are too, on small random models of the host's own classes.
+"""Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image,
+Qwen-Image or Stable Diffusion 3.5 with its own loader, concepts of a bank are too, on small random models of the host's own classes.
 """
 
 import tempfile
@@ -19,6 +19,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.text_encoders.flux
 import comfy.text_encoders.qwen_image
+import comfy.text_encoders.sd3_clip
 import comfy.utils
 import torch
 from pack.cidm_ops.bank.bank import Bank
@@ -90,23 +91,48 @@ QWEN: dict[str, Any] = {
     "joint_attention_dim": TEXT,
     "axes_dims_rope": (8, 12, 12),
 }
-CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN} | ({"ZImage": Z_IMAGE} if NEWEST else {})
+SD3: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "input_size": None,
+    "depth": 2,  # its width is 64 times that
+    "adm_in_channels": POOLED,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": TEXT, "out_features": 128}},
+    "num_patches": 256,
+    "pos_embed_max_size": 16,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [0],
+}
+# As wide as the text that its encoders make, however small they are.
+WIDE_SD3 = SD3 | {
+    "adm_in_channels": 2 * POOLED,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+}
+CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN, "SD3": SD3} | ({"ZImage": Z_IMAGE} if NEWEST else {})
 ARCHITECTURES = {
     "Flux": "flux1-2+2x64",
     "Chroma": "chroma-2+2x64",
     "Lumina2": "lumina2-2x64",
     "ZImage": "zimage-2x256",
     "QwenImage": "qwenimage-2x64",
+    "SD3": "sd3-2x128",
 }
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
-TWICE = ("linear_in", "linear_out", "to_qkv_mlp_proj", "norm_out.linear")
+TWICE = ("linear_in", "linear_out", "to_qkv_mlp_proj", "norm_out.linear", TURNED := "transformer_blocks.1.norm1_context.linear")
 
 
 @cache
 def model_of(kind: str) -> comfy.model_patcher.ModelPatcher:
     """A model of the host's own class, built past its detection, with random weights in fp32."""
-    config = getattr(comfy.supported_models, kind)(dict(CONFIGS[kind]))
+    return built(kind, CONFIGS[kind])
+
+
+def built(kind: str, settings: dict[str, Any]) -> comfy.model_patcher.ModelPatcher:
+    """A model of a configuration."""
+    config = getattr(comfy.supported_models, kind)(dict(settings))
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "", device=torch.device("cpu"))
     randomise(base.diffusion_model)
@@ -119,7 +145,10 @@ def randomise(module: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         value = torch.randn(parameter.shape, generator=generator)
-        parameter.data.copy_(1 + 0.1 * value if "norm" in name and value.ndim == 1 else 0.5 * value / value.numel() ** 0.25)
+        normed = "norm" in name or ".ln_" in name
+        parameter.data.copy_(1 + 0.1 * value if normed and value.ndim == 1 else 0.5 * value / value.numel() ** 0.25)
+    if isinstance(places := getattr(module, "pos_embed", None), torch.Tensor):
+        places.normal_(0, 0.5, generator=generator)
 
 
 @cache
@@ -151,6 +180,25 @@ def qwen_clip() -> comfy.sd.CLIP:
     small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
     clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen25_7b_model_config": small})
     randomise(clip.cond_stage_model.qwen25_7b.transformer.model)
+    return clip
+
+
+@cache
+def sd3_clip() -> comfy.sd.CLIP:
+    """The text encoders of Stable Diffusion 3.5, small but for the width of T5's states, to which the host fills up those of the CLIPs."""
+
+    class Target:
+        params: dict[str, Any] = {}
+        clip = comfy.text_encoders.sd3_clip.sd3_clip(dtype_t5=torch.float32)
+        tokenizer = comfy.text_encoders.sd3_clip.SD3Tokenizer
+
+    small = {"hidden_size": POOLED, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    t5 = {"d_model": 4096, "d_ff": 64, "d_kv": 16, "num_heads": 3, "num_layers": 1}
+    configs = {"clip_l_model_config": small, "clip_g_model_config": small, "t5xxl_model_config": t5}
+    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, **configs})
+    for part in (clip.cond_stage_model.clip_l, clip.cond_stage_model.clip_g, clip.cond_stage_model.t5xxl.transformer.encoder):
+        randomise(part)
+    clip.cond_stage_model.t5xxl.transformer.shared.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     return clip
 
 
@@ -190,18 +238,21 @@ READ = {
     "Lumina2": ALL,
     "ZImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
     "QwenImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
+    "SD3": (*ALL, "diffusers", "diffusers with alpha", "OneTrainer"),
 }
+
+
+TABLES = {"SD3": comfy.utils.mmdit_to_diffusers} | ({"ZImage": comfy.utils.z_image_to_diffusers} if NEWEST else {})
 
 
 def places(kind: str, fused: bool) -> Iterator[tuple[str, int, int]]:
     """The layers that a tool changes, by its own name: with how many rows and columns each is, from the host's tables and modules."""
     modules = dict(model_of(kind).model.diffusion_model.named_modules())
     if fused or kind == "QwenImage":  # whose names are everybody's
-        known = {at.module for at in host.layout(model_of(kind)).values()}
+        known = {at.module: layer for layer, at in host.layout(model_of(kind)).items() if kind != "SD3" or layer != TURNED}
         yield from ((name, modules[name].out_features, modules[name].in_features) for name in known)
         return
-    table = comfy.utils.z_image_to_diffusers if kind == "ZImage" else comfy.utils.flux_to_diffusers
-    for name, to in table(CONFIGS[kind]).items():
+    for name, to in TABLES.get(kind, comfy.utils.flux_to_diffusers)(CONFIGS[kind]).items():
         key, place = (to, None) if isinstance(to, str) else to[:2]
         module = modules.get(key.removesuffix(".weight"))
         wanted = key.endswith(".weight") and isinstance(module, torch.nn.Linear) and not any(part in name for part in TWICE)
@@ -329,6 +380,37 @@ def the_picture_of_flux_is_that_of_the_hosts_own_loader():
     equal(alone[0][0], positive[0][0])
     equal(alone[0][1]["pooled_output"], positive[0][1]["pooled_output"])
     bare = sample(model_of("Flux"), encoded(clip, "a ohwx cat in the snow"), encoded(clip, "fog"))
+    assert torch.isfinite(found).all() and float((found - bare).abs().max()) > 1e-2 * float(bare.abs().max())
+
+
+def the_picture_of_stable_diffusion_3_is_that_of_the_hosts_own_loader():
+    clip, model = sd3_clip(), built("SD3", WIDE_SD3)
+    state = lora_file("SD3", SPELLINGS["kohya"])
+    state = {key: value for key, value in state.items() if "context_embedder" not in key and "y_embedder" not in key}
+    for i, number in enumerate((1, 2)):
+        key = f"lora_te{number}_text_model_encoder_layers_{i}_self_attn_q_proj"
+        state |= {f"{key}.lora_up.weight": torch.full((POOLED, 2), 0.1), f"{key}.lora_down.weight": torch.full((2, POOLED), 0.2)}
+        state[f"{key}.alpha"] = torch.tensor(1.0)
+
+    def encoded(clip, text):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(state, Path(folder) / "rex.safetensors")
+        bank, (rex,), _ = import_into(
+            Bank(Path(folder) / "bank"), Path(folder) / "rex.safetensors", architecture=ARCHITECTURES["SD3"], triggers=["ohwx cat"]
+        )
+        assert len(rex.text_factors) == 2
+        (file,) = export_concept(rex, Path(folder) / "out")
+        exported = load_file(file)
+        given = {"clip": clip, "bank": bank}
+        painter, positive, negative, _ = call("CIDMPaint", model=model, **given, prompt="a <rex:0.8> in the snow", negative="fog")
+    found = sample(painter, positive, negative)
+    for file in (state, exported):
+        theirs, their_clip = comfy.sd.load_lora_for_models(model, clip, file, 0.8, 0.8)
+        wanted = sample(theirs, encoded(their_clip, "a ohwx cat in the snow"), encoded(their_clip, "fog"))
+        assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+    bare = sample(model, encoded(clip, "a ohwx cat in the snow"), encoded(clip, "fog"))
     assert torch.isfinite(found).all() and float((found - bare).abs().max()) > 1e-2 * float(bare.abs().max())
 
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, Lumina2Transformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
+from diffusers import (
+    FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    ZImageTransformer2DModel,
+)
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from safetensors.torch import load_file
 from torch import nn
@@ -49,12 +55,23 @@ MODELS = {
     "QwenImage": lambda: QwenImageTransformer2DModel(
         num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(8, 12, 12)
     ),
+    "SD3": lambda: SD3Transformer2DModel(
+        num_layers=2, attention_head_dim=64, num_attention_heads=2, joint_attention_dim=TEXT, caption_projection_dim=128,
+        pooled_projection_dim=POOLED, pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+    ),
     "ZImage": z_image,
 }  # fmt: skip
 FAMILIES = {"Flux": "flux1-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x384", "QwenImage": "qwenimage-2x64"}
+FAMILIES["SD3"] = "sd3-2x128"
 # What is no linear layer that a LoRA can change, in the host's names and in those of diffusers.
 OTHERS: dict[str, dict[str, str]] = {
     "QwenImage": {},
+    "SD3": {
+        r"joint_blocks\.(\d+)\.x_block\.(attn2?)\.ln_([qk])\.weight": r"transformer_blocks.\1.\2.norm_\3.weight",
+        r"joint_blocks\.(\d+)\.context_block\.attn\.ln_([qk])\.weight": r"transformer_blocks.\1.attn.norm_added_\2.weight",
+        r"x_embedder\.proj\.(weight|bias)": r"pos_embed.proj.\1",
+        r"pos_embed": "pos_embed.pos_embed",
+    },
     "Flux": {
         r"double_blocks\.(\d+)\.img_attn\.norm\.(q|k)\w+\.\w+": r"transformer_blocks.\1.attn.norm_\2.weight",
         r"double_blocks\.(\d+)\.txt_attn\.norm\.(q|k)\w+\.\w+": r"transformer_blocks.\1.attn.norm_added_\2.weight",
@@ -69,6 +86,8 @@ OTHERS: dict[str, dict[str, str]] = {
     },
     "ZImage": {r"(.*)\.attention\.([qk])_norm\.weight": r"\1.attention.norm_\2.weight"},
 }
+TURNED = {"Flux": {"final_layer.adaLN_modulation.1": "norm_out.linear"}}
+TURNED["SD3"] = TURNED["Flux"] | {"joint_blocks.1.context_block.adaLN_modulation.1": "transformer_blocks.1.norm1_context.linear"}
 MASKS = (RegionMask(box_mask(0, 0, 0.6, 1), feather=0.2), RegionMask(box_mask(0.5, 0.2, 1, 1), 0.8, priority=1))
 SCENES: dict[str, dict[str, Any]] = {
     "one pass": {"guidance": 1.2},
@@ -89,9 +108,9 @@ def in_names_of_diffusers(kind: str, family: Family, state: dict[str, torch.Tens
         for pattern, name in OTHERS[kind].items():
             if re.fullmatch(pattern, key):
                 found[re.sub(pattern, name, key)] = value
-    if kind == "Flux":  # diffusers has the scale first
+    for theirs, own in TURNED.get(kind, {}).items():  # diffusers has the scale first
         for end in ("weight", "bias"):
-            found[f"norm_out.linear.{end}"] = torch.cat(state[f"final_layer.adaLN_modulation.1.{end}"].chunk(2)[::-1])
+            found[f"{own}.{end}"] = torch.cat(state[f"{theirs}.{end}"].chunk(2)[::-1])
     return state | found
 
 
@@ -114,7 +133,7 @@ def test_the_latents_of_regions_on_a_transformer_agree(results, inside, kind):
     backbone = backbone_of(kind, family, host)
     factors = {key[3:]: LowRank(up, host[f"down.{key[3:]}"]) for key, up in host.items() if key.startswith("up.")}
     rex = Concept(name="rex", class_word="dog", architecture=backbone.architecture, factors=factors)
-    pooled = host["pooled"] if kind == "Flux" else None
+    pooled = host["pooled"] if kind in ("Flux", "SD3") else None
     layers = (0,) * len(backbone.cross_attention)
     regions = tuple(ConceptText.of(host[name], [RowPlan()]) for name in ("first", "second"))
     text = Text(host["whole"][:, None], layers, pooled, (RowPlan(regions=regions),)).expand(2)

@@ -139,11 +139,11 @@ class Block(nn.Module):
 
 def test_attention_is_seen_by_the_block_that_asks_for_it():
     blocks = {"one": Block(1), "two": Block(2), "none": Block(0)}
-    own, asked = sites(blocks=blocks, streams=dict.fromkeys(blocks, "both")), []
+    own, asked = sites(blocks=blocks, streams={"one": ("both",), "two": ("text", "image"), "none": ("both",)}), []
     q, k = torch.zeros(1, 1, 5, 2), torch.zeros(1, 1, 3, 2)
 
-    def change(name, q, k, v, mask, attend):
-        asked.append(name)
+    def change(stream, q, k, v, mask, attend):
+        asked.append(stream)
         return attend(q, k, v, mask)
 
     with intercept_joint(own, change) as seen:
@@ -151,5 +151,5 @@ def test_attention_is_seen_by_the_block_that_asks_for_it():
         for block in blocks.values():
             block(own.slot, q, q)
         blocks["one"](own.slot, q, k)  # of other keys, as an IP-Adapter's
-    assert asked == ["one", "two", "two"] and seen == {"one": 0, "two": 2, "none": 0}
+    assert asked == ["both", "text", "image"] and seen == {"one": 0, "two": 2, "none": 0}
     assert own.slot.change is None and not blocks["one"]._forward_pre_hooks

@@ -1,5 +1,5 @@
-"""LoRA files of Flux.1, Chroma, Lumina 2, Z-Image and Qwen-Image, in the spelling of every tool, become the same exact change of the same
-layers.
+"""LoRA files of Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5, in the spelling of every tool, become the same
+exact change of the same layers.
 """
 
 import json
@@ -17,12 +17,14 @@ from cidm_ops.bank.export import export_concept, export_merged, fused_factors
 from cidm_ops.lowrank import LowRank
 from cidm_ops.models.family import families, family_of
 from cidm_ops.models.flux import CHROMA, FLUX
+from cidm_ops.models.mmdit import LARGE, MEDIUM
 from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
 from cidm_ops.models.qwen import QWEN
 from cidm_ops.painting.compose import left_out
 
-TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN]
+TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN, MEDIUM]
 SMALL = {FLUX: "flux1-1+1x24", CHROMA: "chroma-1+1x24", LUMINA: "lumina2-1x24", Z_IMAGE: "zimage-1x24", QWEN: "qwenimage-1x24"}
+SMALL[MEDIUM] = "sd3-2x24"
 # Written by hand, not taken from the families: rows and columns of the host's modules at a width of 24, by the names in the host.
 DOUBLE = {
     **{f"{s}_attn.qkv": (72, 24) for s in ("img", "txt")},
@@ -52,7 +54,22 @@ QWEN_HOST = {
     **{f"transformer_blocks.0.{s}_mlp.net.2": (24, 96) for s in ("img", "txt")},
     **{f"transformer_blocks.0.{s}_mod.1": (144, 24) for s in ("img", "txt")},
 }
+SD3_PARTS = {
+    "joint_blocks.0.x_block.attn.qkv": ("to_q", "to_k", "to_v"),
+    "joint_blocks.0.context_block.attn.qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "joint_blocks.0.x_block.attn2.qkv": ("to_q", "to_k", "to_v"),
+}
+SD3_NAMES = {
+    **{f"x_block.{attn}.proj": f"{attn}.to_out.0" for attn in ("attn", "attn2")},
+    "context_block.attn.proj": "attn.to_add_out",
+    **{f"{s}_block.mlp.fc{i}": f"{ff}.net.{n}" for s, ff in (("x", "ff"), ("context", "ff_context")) for i, n in ((1, "0.proj"), (2, "2"))},
+    "x_block.adaLN_modulation.1": "norm1.linear",
+    "context_block.adaLN_modulation.1": "norm1_context.linear",
+}
+SD3_SHAPES = {"attn.proj": (24, 24), "attn2.proj": (24, 24), "mlp.fc1": (96, 24), "mlp.fc2": (24, 96), "adaLN_modulation.1": (144, 24)}
+SD3_HOST = dict.fromkeys(SD3_PARTS, (72, 24)) | {f"joint_blocks.0.{n}": SD3_SHAPES[n.partition(".")[2]] for n in SD3_NAMES}
 HOST = {
+    MEDIUM: SD3_HOST | {"joint_blocks.0.x_block.adaLN_modulation.1": (216, 24)},
     FLUX: FLUX_HOST | MODULATION,
     CHROMA: FLUX_HOST,
     LUMINA: nextdit_host(8, "adaLN_modulation.1"),
@@ -94,6 +111,11 @@ def parts_of(family, module: str) -> dict[str, slice]:
     if family in (FLUX, CHROMA):
         return FLUX_PARTS.get(module) or {FLUX_NAMES[module]: slice(None)}
     block, number, name = module.split(".", 2)
+    if family is MEDIUM:
+        if found := SD3_PARTS.get(module):
+            attention = f"transformer_blocks.0.{name.split('.')[1]}"
+            return {f"{attention}.{n}": rows for n, rows in zip(found, QKV.values(), strict=True)}
+        return {f"transformer_blocks.0.{SD3_NAMES[name]}": slice(None)}
     if name != "attention.qkv":
         return {f"{block}.{number}.{DIFFUSERS[family].get(name, name)}": slice(None)}
     attention = "attn" if family is LUMINA else "attention"
@@ -266,7 +288,7 @@ def full_file(family, count: int = 2) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN], ids=lambda f: f.title)
+@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN, MEDIUM, LARGE], ids=lambda f: f.title)
 def test_the_base_is_told_by_the_layers(family, tmp_path):
     save_file(full_file(family), tmp_path / "x.safetensors")
     (read,), _ = import_file(tmp_path / "x.safetensors")
@@ -307,6 +329,32 @@ def test_flux_and_qwen_are_told_apart_by_how_many_blocks_they_have_or_by_names_o
         assert read.architecture == QWEN.architecture and not any("whether" in s for s in said)
 
 
+def test_both_sizes_of_stable_diffusion_3_are_told_by_their_layers_or_by_what_the_file_says(tmp_path):
+    file = tmp_path / "x.safetensors"
+    for family, width in ((MEDIUM, 1536), (LARGE, 2432)):
+        save_file(plain(["diffusion_model.joint_blocks.0.x_block.attn.qkv"], (3 * width, width)), file)
+        (read,), said = import_file(file)
+        assert read.architecture == family.architecture and len(read.factors) == 3 and not any("whether" in s for s in said)
+    key = "lora_unet_joint_blocks_3_x_block_mlp_fc1"
+    save_file({f"{key}.lokr_w1": torch.randn(4, 4), f"{key}.lokr_w2": torch.randn(8, 4)}, file, {"modelspec.architecture": "sd3.5-large"})
+    with pytest.raises(ValueError, match=r"does not fit sd3-38x2432"):
+        import_file(file)
+
+
+def test_the_modulation_that_hosts_have_in_other_orders_is_left_out_by_name(tmp_path):
+    state = full_file(MEDIUM, 12) | plain(["transformer.transformer_blocks.22.norm1_context.linear"], (9216, 1536))
+    last = plain(["transformer.transformer_blocks.23.norm1_context.linear"], (3072, 1536))
+    save_file(state | last, tmp_path / "x.safetensors")
+    (read,), said = import_file(tmp_path / "x.safetensors")
+    assert "transformer_blocks.22.norm1_context.linear" in read.factors and len(read.factors) == 13
+    small = plain(["lora_unet_joint_blocks_1_context_block_adaLN_modulation_1"], (48, 24))
+    save_file(split_file(MEDIUM, dotted("transformer."), PEFT, False)[0] | small, tmp_path / "small.safetensors")
+    (few,), told = import_file(tmp_path / "small.safetensors", architecture="sd3-2x24")
+    assert "transformer_blocks.0.norm1_context.linear" in few.factors and not [n for n in few.factors if ".1.norm1" in n]
+    for words in (said, told):
+        assert any("2 a modulation whose rows ComfyUI and diffusers have in different orders, such as" in s for s in words), words
+
+
 def plain(names, shape=(4, 4)):
     state = {}
     for name in names:
@@ -320,7 +368,6 @@ OTHERS = {
     | plain(["diffusion_model.single_blocks.0.linear1"], (27648, 3072)),
     "Krea 2": plain(["diffusion_model.blocks.0.attn.wq"]),
     "Wan": plain(["diffusion_model.blocks.0.cross_attn.q", "diffusion_model.blocks.0.self_attn.q"]),
-    "Stable Diffusion 3": plain(["diffusion_model.joint_blocks.0.x_block.attn.qkv"]),
     "Anima": plain(["lora_unet_blocks_0_self_attn_q_proj"]),
 }
 
@@ -364,7 +411,7 @@ def test_the_text_encoder_of_flux_has_its_changes_too(tmp_path):
     assert load_concept(Bank(tmp_path / "bank").add(read).file("x")).text_factors.keys() == read.text_factors.keys()
 
 
-@pytest.mark.parametrize("family", TRANSFORMERS, ids=lambda f: f.title)
+@pytest.mark.parametrize("family", [*TRANSFORMERS, LARGE], ids=lambda f: f.title)
 def test_the_layers_of_a_family_tile_the_hosts_modules(family):
     """Each layer lies in one module, the rows of a module's layers are its own, and all names read back."""
     for layer, (rows, columns) in family.shapes.items():
@@ -379,7 +426,7 @@ def test_the_layers_of_a_family_tile_the_hosts_modules(family):
 
 
 def test_every_linear_of_a_block_has_its_shape():
-    for family in TRANSFORMERS:
+    for family in TRANSFORMERS[:-1]:
         blocks = dict.fromkeys(filter(None, map(family.block_of, family.shapes)))
         assert {f"{b}.{p}" for b in blocks for p in family.parts(b)} == {n for n in family.shapes if family.block_of(n)}
         assert [*blocks] == sorted(blocks, key=family.place)
