@@ -50,7 +50,7 @@ class ComfyTransformerBackbone(ComfyTransformer, TransformerBackbone):
             )
         states, more = found[0]
         mask, pooled = more.get("attention_mask"), more.get("pooled_output")
-        if mask is not None and not mask.all():
+        if mask is not None and self.family.host.text.mask and not mask.all():
             states = states[:, mask[0].bool().to(states.device)]
         return states.cpu().clone(), None if pooled is None else pooled.cpu().clone()
 

@@ -145,7 +145,7 @@ FLUX = register(
         order=("transformer_blocks", "single_transformer_blocks"),
         layerwise=False,
         abbreviations=("_transformer_blocks", ".attn"),
-        host=Host(models=("Flux",), others=("Flux2",)),
+        host=Host(models=("Flux",)),
         diffusers=Diffusers(
             folder="transformer",
             facts={"_class_name": "FluxTransformer2DModel"},
@@ -159,7 +159,7 @@ FLUX = register(
             roots=ROOTS,
             read_layer=reader_of(FLUX_MODULES),
             least=0.9,
-            said=r"(?i)flux",
+            said=r"(?i)flux(?![-_. ]?2)",
             modelspec="flux-1-dev/lora",
         ),
         weigh=flux_shapes,

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 # What finds a name that only these have, with ``_`` for every dot; the first that does counts.
 FOREIGN: tuple[tuple[str, str], ...] = (
     (r"svdq|qweight|wscales|smooth_factor", "Nunchaku's quantised layers"),
-    (r"(double|single)_stream_modulation|to_qkv_mlp_proj", "Flux.2"),
     (r"(double|single)_stream_blocks|(^|_)ff_i_", "HiDream"),
     (r"individual_token_refiner|(img|txt)_(mlp_fc[12]|mod_linear)", "HunyuanVideo"),
     (r"llm_adapter|(^|_)blocks_\d+_(self|cross)_attn_[qkv]_proj", "Anima or Cosmos"),

@@ -41,23 +41,23 @@ LONG, SHORT = "a rex dog on the grass", "a rex dog"
 
 
 class Autoencoder:
-    """Stands where a VAE does: pictures in patches of 8 pixels to 16 numbers each, and back to grey pictures. One of films takes the
-    pictures of a call for frames, as the host does, and has half of them.
+    """Stands where that of a kind of model does: pictures in patches of 8 pixels to 16 numbers each, or of 16 to 128, and back to grey
+    pictures. One of films takes the pictures of a call for frames, as the host does, and has half of them.
     """
 
-    def __init__(self, films: bool = False):
-        self.films = films
+    def __init__(self, kind: str = ""):
+        self.films, (self.side, self.channels) = kind == "QwenImage", (16, 128) if kind == "Flux2" else (8, 16)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        small = torch.nn.functional.interpolate(pixels.movedim(-1, 1).float(), scale_factor=1 / 8, mode="area")
-        latents = torch.cat([small * (1 + i / 7) for i in range(6)], 1)[:, :16]
+        small = torch.nn.functional.interpolate(pixels.movedim(-1, 1).float(), scale_factor=1 / self.side, mode="area")
+        latents = torch.cat([small * (1 + i % 6 / 7) for i in range(43)], 1)[:, : self.channels]
         return latents.movedim(0, 1)[None, :, ::2] if self.films else latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         if self.films:
             assert latents.ndim == 5
             return Autoencoder().decode(latents.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(latents), -1))
-        return torch.nn.functional.interpolate(latents[:, :3], scale_factor=8).sigmoid().movedim(1, -1)
+        return torch.nn.functional.interpolate(latents[:, :3], scale_factor=self.side).sigmoid().movedim(1, -1)
 
 
 @cache
@@ -67,7 +67,7 @@ def clip_of(kind: str) -> Any:
 
 
 def backbone_of(kind: str, model: Any = None) -> ComfyTransformerBackbone:
-    return ComfyTransformerBackbone(model or model_of(kind), clip_of(kind), Autoencoder(kind == "QwenImage"))
+    return ComfyTransformerBackbone(model or model_of(kind), clip_of(kind), Autoencoder(kind))
 
 
 def data() -> Dataset:
@@ -104,8 +104,8 @@ def gradients(trainer: Trainer, batch: Batch, again: bool) -> dict[str, torch.Te
 
 
 def differences(trainer: Trainer, batch: Batch, found: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """The slope of the loss in a random direction that leads uphill, as it is measured close by, and as gradients say
-    it.
+    """The slope of the loss in a random direction that leads uphill, as it is measured close by at two distances, which takes out how it
+    bends (Richardson's extrapolation), and as gradients say it.
     """
     draw, named = torch.Generator().manual_seed(7), dict(trainer.learner.named_parameters())
     ways = {n: torch.rand(p.shape, generator=draw) * found[n].sign() for n, p in named.items()}
@@ -114,13 +114,14 @@ def differences(trainer: Trainer, batch: Batch, found: dict[str, torch.Tensor]) 
     with torch.no_grad(), trainer.attach(), ExitStack() as during:
         during.enter_context(trainer.backbone.training_mode(batch.noised.x))
         size = 3e-4 * float(trainer.learner.loss(batch, during)[0]) / told
-        for sign in (1, -1):
+        for step in (1, -1, 2, -2):
             for n, p in named.items():
-                p += sign * size * ways[n]
+                p += step * size * ways[n]
             values.append(float(trainer.learner.loss(batch, during)[0].double()))
             for n, p in named.items():
-                p -= sign * size * ways[n]
-    return (values[0] - values[1]) / (2 * size), told
+                p -= step * size * ways[n]
+    near, far = (values[0] - values[1]) / (2 * size), (values[2] - values[3]) / (4 * size)
+    return (4 * near - far) / 3, told
 
 
 def the_gradient_is_that_of_finite_differences():
@@ -209,7 +210,7 @@ def the_node_learns_and_the_bank_paints_it():
         with tempfile.TemporaryDirectory() as folder:
             bank = Bank(Path(folder) / "bank")
             settings = call("CIDMTrainingSettings", preview_every=2)
-            vae = Autoencoder(kind == "QwenImage")
+            vae = Autoencoder(kind)
             given = {"model": model_of(kind), "clip": clip_of(kind), "vae": vae, "bank": bank, "images": PICTURES}
             learned, lora, loss, steps = call(
                 "CIDMTrainConcept", **given, name="rex", class_word="dog", steps=3, rank=2, learning_rate=0.02, settings=settings,
@@ -313,5 +314,5 @@ def the_layers_that_learn_are_the_same_in_both_engines():
         names = run_of(kind)[0].learner.names
         assert not [n for n in names if re.search("refiner|norm|adaLN|embed", n)]
         queries = [n for n in names if re.search(r"(to_|add_)[qkv](_proj)?$", n)]
-        assert len(queries) == {"Flux": 18, "Chroma": 18, "QwenImage": 11, "SD3": 14}.get(kind, 6), (kind, queries)
+        assert len(queries) == {"Flux": 18, "Chroma": 18, "QwenImage": 11, "SD3": 14, "Flux2": 12}.get(kind, 6), (kind, queries)
     assert ("ZImage" in CONFIGS) == NEWEST and POOLED

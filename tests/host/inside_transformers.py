@@ -2,6 +2,7 @@
 Qwen-Image or Stable Diffusion 3.5 with its own loader, concepts of a bank are too, on small random models of the host's own classes.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +59,24 @@ CHROMA = {key: value for key, value in FLUX.items() if key not in ("vec_in_dim",
     "n_layers": 1,
     **({"vec_in_dim": None} if NEWEST else {}),
 }
+FLUX2 = FLUX | {
+    "image_model": "flux2",
+    "in_channels": 128,
+    "out_channels": 128,
+    "vec_in_dim": None,
+    "mlp_ratio": 3.0,
+    "axes_dim": [8, 8, 8, 8],
+    "theta": 2000,
+    "patch_size": 1,
+    "qkv_bias": False,
+    "guidance_embed": False,
+    "txt_ids_dims": [3],
+    "global_modulation": True,
+    "mlp_silu_act": True,
+    "ops_bias": False,
+    "default_ref_method": "index",
+    "ref_index_scale": 10.0,
+}
 LUMINA: dict[str, Any] = {
     "image_model": "lumina2",
     "patch_size": 2,
@@ -110,7 +129,8 @@ WIDE_SD3 = SD3 | {
     "adm_in_channels": 2 * POOLED,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
 }
-CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN, "SD3": SD3} | ({"ZImage": Z_IMAGE} if NEWEST else {})
+CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN, "SD3": SD3}
+CONFIGS |= {"ZImage": Z_IMAGE, "Flux2": FLUX2} if NEWEST else {}
 ARCHITECTURES = {
     "Flux": "flux1-2+2x64",
     "Chroma": "chroma-2+2x64",
@@ -118,10 +138,16 @@ ARCHITECTURES = {
     "ZImage": "zimage-2x256",
     "QwenImage": "qwenimage-2x64",
     "SD3": "sd3-2x128",
+    "Flux2": "flux2-2+2x64",
 }
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
-TWICE = ("linear_in", "linear_out", "to_qkv_mlp_proj", "norm_out.linear", TURNED := "transformer_blocks.1.norm1_context.linear")
+TURNED = "transformer_blocks.1.norm1_context.linear"
+TWICE = {
+    "Flux2": r"\.net\.|single_.*\.(to_[qkv]|proj_mlp|proj_out)\.|norm_out\.linear",
+    "SD3": rf"norm_out\.linear|{TURNED}",
+}
+OF_FLUX2 = r"linear_in|linear_out|to_qkv_mlp_proj|single_.*attn\.to_out|norm_out\.linear"
 
 
 @cache
@@ -239,6 +265,7 @@ READ = {
     "ZImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
     "QwenImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
     "SD3": (*ALL, "diffusers", "diffusers with alpha", "OneTrainer"),
+    "Flux2": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "OneTrainer"),
 }
 
 
@@ -255,8 +282,7 @@ def places(kind: str, fused: bool) -> Iterator[tuple[str, int, int]]:
     for name, to in TABLES.get(kind, comfy.utils.flux_to_diffusers)(CONFIGS[kind]).items():
         key, place = (to, None) if isinstance(to, str) else to[:2]
         module = modules.get(key.removesuffix(".weight"))
-        wanted = key.endswith(".weight") and isinstance(module, torch.nn.Linear) and not any(part in name for part in TWICE)
-        if wanted and not (name.startswith("single") and name.endswith("attn.to_out.weight")):
+        if key.endswith(".weight") and isinstance(module, torch.nn.Linear) and not re.search(TWICE.get(kind, OF_FLUX2), name):
             yield name.removesuffix(".weight"), place[2] if place else module.out_features, module.in_features
 
 
@@ -324,7 +350,7 @@ def the_export_and_the_file_of_a_bank_are_read_by_the_hosts_loader():
             (file,) = export_concept(bank.get("rex"), Path(folder) / "out")
             exported, own = load_file(file), load_file(bank.file("rex"))
         check_same(loaded(kind, exported), loaded(kind, state), kind, f"{kind}, the export")
-        if kind != "Lumina2":
+        if kind not in ("Lumina2", "Flux2"):
             check_same(loaded(kind, own), loaded(kind, state), kind, f"{kind}, the bank's file")
 
 
@@ -460,8 +486,8 @@ def the_host_tells_the_families_apart():
 
 
 def the_model_that_is_made_of_a_known_one_is_no_known_one():
-    config = type("Flux2", (comfy.supported_models.Flux,), {})
-    named = host.family_in(type("Patcher", (), {"model": type("Model", (), {"model_config": config(dict(FLUX))})}))
-    assert named is None, "Flux.2 is made of the class of Flux.1"
+    config = type("ChromaRadiance", (comfy.supported_models.Chroma,), {})
+    named = host.family_in(type("Patcher", (), {"model": type("Model", (), {"model_config": config(dict(CHROMA))})}))
+    assert named is None, "it is made of the class of Chroma, and works on pixels"
     own = type("OfAPack", (comfy.supported_models.Flux,), {})
     assert host.family_in(type("Patcher", (), {"model": type("Model", (), {"model_config": own(dict(FLUX))})})).name == "flux1"

@@ -336,7 +336,7 @@ def test_every_known_family_is_whole():
         for encoder in family.encoders:
             assert family.diffusers.texts[encoder.name]["hidden_size"] == encoder.width and encoder.end in encoder.special
         if not family.layerwise:
-            assert family.latent_shape(1024, 1024) == (16, 128, 128) and family.cell == 16
+            assert family.latent_shape(1024, 1024) in ((16, 128, 128), (128, 64, 64)) and family.cell == 16
             continue
         assert family.diffusers.vae["latent_channels"] == family.latent_channels
         assert family.diffusers.model["sample_size"] * family.factor == family.size

@@ -1,5 +1,5 @@
-"""LoRA files of Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5, in the spelling of every tool, become the same
-exact change of the same layers.
+"""LoRA files of Flux.1, Chroma, Flux.2 Klein, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5, in the spelling of every tool,
+become the same exact change of the same layers.
 """
 
 import json
@@ -17,14 +17,15 @@ from cidm_ops.bank.export import export_concept, export_merged, fused_factors
 from cidm_ops.lowrank import LowRank
 from cidm_ops.models.family import families, family_of
 from cidm_ops.models.flux import CHROMA, FLUX
+from cidm_ops.models.flux2 import KLEIN_4B, KLEIN_9B
 from cidm_ops.models.mmdit import LARGE, MEDIUM
 from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
 from cidm_ops.models.qwen import QWEN
 from cidm_ops.painting.compose import left_out
 
-TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN, MEDIUM]
+TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN, MEDIUM, KLEIN_4B]
 SMALL = {FLUX: "flux1-1+1x24", CHROMA: "chroma-1+1x24", LUMINA: "lumina2-1x24", Z_IMAGE: "zimage-1x24", QWEN: "qwenimage-1x24"}
-SMALL[MEDIUM] = "sd3-2x24"
+SMALL |= {MEDIUM: "sd3-2x24", KLEIN_4B: "flux2-1+1x24"}
 # Written by hand, not taken from the families: rows and columns of the host's modules at a width of 24, by the names in the host.
 DOUBLE = {
     **{f"{s}_attn.qkv": (72, 24) for s in ("img", "txt")},
@@ -68,7 +69,16 @@ SD3_NAMES = {
 }
 SD3_SHAPES = {"attn.proj": (24, 24), "attn2.proj": (24, 24), "mlp.fc1": (96, 24), "mlp.fc2": (24, 96), "adaLN_modulation.1": (144, 24)}
 SD3_HOST = dict.fromkeys(SD3_PARTS, (72, 24)) | {f"joint_blocks.0.{n}": SD3_SHAPES[n.partition(".")[2]] for n in SD3_NAMES}
+KLEIN_HOST = {n: s for n, s in FLUX_HOST.items() if "_mlp" not in n} | {
+    **{f"double_blocks.0.{s}_mlp.0": (144, 24) for s in ("img", "txt")},
+    **{f"double_blocks.0.{s}_mlp.2": (24, 72) for s in ("img", "txt")},
+    **{f"double_stream_modulation_{s}.lin": (144, 24) for s in ("img", "txt")},
+    "single_stream_modulation.lin": (72, 24),
+    "single_blocks.0.linear1": (216, 24),
+    "single_blocks.0.linear2": (24, 96),
+}
 HOST = {
+    KLEIN_4B: KLEIN_HOST,
     MEDIUM: SD3_HOST | {"joint_blocks.0.x_block.adaLN_modulation.1": (216, 24)},
     FLUX: FLUX_HOST | MODULATION,
     CHROMA: FLUX_HOST,
@@ -97,6 +107,13 @@ FLUX_NAMES = {
     "single_blocks.0.linear2": "single_transformer_blocks.0.proj_out",
     "single_blocks.0.modulation.lin": "single_transformer_blocks.0.norm.linear",
 }
+KLEIN_NAMES = {
+    **{n: d for n, d in FLUX_NAMES.items() if "attn" in n},
+    **{f"double_blocks.0.{s}_mlp.0": f"transformer_blocks.0.{ff}.linear_in" for s, ff in (("img", "ff"), ("txt", "ff_context"))},
+    **{f"double_blocks.0.{s}_mlp.2": f"transformer_blocks.0.{ff}.linear_out" for s, ff in (("img", "ff"), ("txt", "ff_context"))},
+    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+    "single_blocks.0.linear2": "single_transformer_blocks.0.attn.to_out",
+}
 DIFFUSERS = {
     LUMINA: {"attention.out": "attn.to_out.0", "adaLN_modulation.1": "norm1.linear"}
     | {f"feed_forward.w{i}": f"feed_forward.linear_{i}" for i in (1, 2, 3)},
@@ -108,7 +125,9 @@ def parts_of(family, module: str) -> dict[str, slice]:
     """Diffusers' names of a module of the host, and the rows that each has."""
     if family is QWEN:
         return {module: slice(None)}
-    if family in (FLUX, CHROMA):
+    if family is KLEIN_4B and "_attn.qkv" not in module:
+        return {KLEIN_NAMES.get(module, module.replace(".lin", ".linear")): slice(None)}
+    if family in (FLUX, CHROMA, KLEIN_4B):
         return FLUX_PARTS.get(module) or {FLUX_NAMES[module]: slice(None)}
     block, number, name = module.split(".", 2)
     if family is MEDIUM:
@@ -288,7 +307,7 @@ def full_file(family, count: int = 2) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN, MEDIUM, LARGE], ids=lambda f: f.title)
+@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN, MEDIUM, LARGE, KLEIN_4B, KLEIN_9B], ids=lambda f: f.title)
 def test_the_base_is_told_by_the_layers(family, tmp_path):
     save_file(full_file(family), tmp_path / "x.safetensors")
     (read,), _ = import_file(tmp_path / "x.safetensors")
@@ -320,13 +339,30 @@ def test_flux_and_qwen_are_told_apart_by_how_many_blocks_they_have_or_by_names_o
     save_file(first, file)
     (read,), said = import_file(file)
     assert read.architecture == FLUX.architecture
-    assert any("whether it is for Flux.1 or Chroma (chroma-19+38x3072) or Qwen-Image (qwenimage-60x3072)" in s for s in said), said
+    assert any("or Chroma (chroma-19+38x3072), Flux.2 Klein (flux2-5+20x3072) or Qwen-Image (qwenimage-60x3072)" in s for s in said), said
     save_file(first, file, {"modelspec.architecture": "Qwen-Image/lora"})
     assert import_file(file)[0][0].architecture == QWEN.architecture
     for name, shape in (("img_mlp.net.2", (3072, 12288)), ("txt_mod.1", (18432, 3072))):
         save_file(first | plain([f"transformer.transformer_blocks.3.{name}"], shape), file)
         (read,), said = import_file(file)
         assert read.architecture == QWEN.architecture and not any("whether" in s for s in said)
+
+
+def test_flux_1_and_flux_2_are_told_apart_by_sizes_or_by_what_the_file_says(tmp_path):
+    file = tmp_path / "x.safetensors"
+    save_file(plain(["diffusion_model.single_blocks.0.linear1"], (27648, 3072)), file)
+    (read,), said = import_file(file)
+    assert read.architecture == KLEIN_4B.architecture and not any("whether" in s for s in said)
+    save_file(
+        plain(["diffusion_model.double_blocks.0.img_attn.qkv"], (9216, 3072)), file, {"modelspec.architecture": "flux-2-klein-4b/lora"}
+    )
+    (read,), said = import_file(file)
+    assert read.architecture == KLEIN_4B.architecture and not any("whether" in s for s in said)
+    save_file(plain(["diffusion_model.double_blocks.0.img_attn.qkv"], (9216, 3072)), file, {"modelspec.architecture": "flux-1-dev/lora"})
+    assert import_file(file)[0][0].architecture == FLUX.architecture
+    save_file(plain(["transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj"], (55296, 6144)), file)
+    with pytest.raises(ValueError, match=r"named as those of Flux\.2 Klein and have other sizes"):
+        import_file(file)
 
 
 def test_both_sizes_of_stable_diffusion_3_are_told_by_their_layers_or_by_what_the_file_says(tmp_path):
@@ -364,8 +400,6 @@ def plain(names, shape=(4, 4)):
 
 
 OTHERS = {
-    "Flux.2": plain(["diffusion_model.double_stream_modulation_img.lin"])
-    | plain(["diffusion_model.single_blocks.0.linear1"], (27648, 3072)),
     "Krea 2": plain(["diffusion_model.blocks.0.attn.wq"]),
     "Wan": plain(["diffusion_model.blocks.0.cross_attn.q", "diffusion_model.blocks.0.self_attn.q"]),
     "Anima": plain(["lora_unet_blocks_0_self_attn_q_proj"]),
@@ -411,7 +445,7 @@ def test_the_text_encoder_of_flux_has_its_changes_too(tmp_path):
     assert load_concept(Bank(tmp_path / "bank").add(read).file("x")).text_factors.keys() == read.text_factors.keys()
 
 
-@pytest.mark.parametrize("family", [*TRANSFORMERS, LARGE], ids=lambda f: f.title)
+@pytest.mark.parametrize("family", [*TRANSFORMERS, LARGE, KLEIN_9B], ids=lambda f: f.title)
 def test_the_layers_of_a_family_tile_the_hosts_modules(family):
     """Each layer lies in one module, the rows of a module's layers are its own, and all names read back."""
     for layer, (rows, columns) in family.shapes.items():
@@ -426,7 +460,7 @@ def test_the_layers_of_a_family_tile_the_hosts_modules(family):
 
 
 def test_every_linear_of_a_block_has_its_shape():
-    for family in TRANSFORMERS[:-1]:
+    for family in (f for f in TRANSFORMERS if f is not MEDIUM):
         blocks = dict.fromkeys(filter(None, map(family.block_of, family.shapes)))
         assert {f"{b}.{p}" for b in blocks for p in family.parts(b)} == {n for n in family.shapes if family.block_of(n)}
         assert [*blocks] == sorted(blocks, key=family.place)
