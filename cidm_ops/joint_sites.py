@@ -35,9 +35,10 @@ class AttentionSlot:
 
 @dataclass(frozen=True)
 class JointSites:
-    """The places of a transformer where the method acts: the ``blocks`` that attend, by canonical names and in the order in which they
-    run, and which tokens the attention of each sees (``streams``); linear ``modules`` by the engine's names, where our ``layers`` lie in
-    them, and which tokens each of those that are in a block ``reads``; the ``slot`` of their attention.
+    """The places of a transformer where the method acts: the ``blocks`` that attend, or the attentions of those that have several, by
+    canonical names and in the order in which they run, and which tokens the attention of each sees (``streams``); linear ``modules`` by the
+    engine's names, where our ``layers`` lie in them, and which tokens each of those that are in a block ``reads``; the ``slot`` of their
+    attention.
 
     ``positions`` makes rotations of the places ``[B, N, axes]`` of tokens, if text tokens have places of their own. Either a text "ends"
     where the image begins (``restart``): the first axis numbers tokens, and the image comes after the last. Or it "begins" where all do.
@@ -65,8 +66,9 @@ class JointSites:
         cls, family: Family, blocks: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], layers: Mapping[str, Slice], **more: Any
     ) -> "JointSites":
         """The places in a model of a family, whose ``blocks`` may be some that do not attend, in any order."""
-        attend = {block: blocks[block] for block in sorted(blocks, key=family.place) if family.stream(block)}
-        streams = {block: stream for block in attend if (stream := family.stream(block))}
+        every = [(block, own, seen) for block in sorted(blocks, key=family.place) for own, seen in family.attentions(block).items()]
+        attend = {f"{block}.{own}".rstrip("."): blocks[block].get_submodule(own) for block, own, _ in every}
+        streams = {f"{block}.{own}".rstrip("."): seen for block, own, seen in every}
         reads = {layer: linear.reads for layer in layers if (linear := family.locate(layer)[2])}
         return cls(attend, streams, modules, layers, reads, **more)
 
@@ -93,7 +95,8 @@ def intercept_joint(
         return before
 
     def changed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
-        if not running or q.shape[2] != k.shape[2]:  # not that of a block over its own tokens: another pack's
+        over_own = q.shape[2] == k.shape[2]
+        if not running or not (over_own or sites.streams[running[0]] == "across"):  # no block's over its own tokens: another pack's
             return attend(q, k, v, mask)
         seen[running[0]] += 1
         return change(running[0], q, k, v, mask, attend)

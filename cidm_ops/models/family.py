@@ -14,7 +14,7 @@ from .module import Module, Slice, flat, layers_at, module_of, slices_of
 
 Kind = Literal["self", "cross", "joint", "feed_forward"]
 Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
-Stream = Literal["image", "text", "both"]
+Stream = Literal["image", "text", "both", "across"]  # across: an attention of the image's tokens to those of the text
 Restart = Literal["ends", "begins"]
 
 # The groups of layers that training can be aimed at, by the kinds of the sublayers they lie in.
@@ -99,7 +99,8 @@ class JointText:
     ``positions`` is the module that makes rotations of the places of tokens (RoPE, Su et al. 2021), if text tokens have places of their
     own, and ``embedder`` the one that turns a text into tokens, which are filled up to a ``multiple`` with the parameter ``pad``.
     ``restart`` says which place a text has wherever it stands: it "ends" right before the image, which comes after the last text, or it
-    "begins" where every text does, and the image has its place by itself.
+    "begins" where every text does, and the image has its place by itself. An ``adapter`` is the module that texts go through before a model
+    is sampled; it answers at the ``tokens`` of this encoder, filled up to a length.
     """
 
     positions: str = ""
@@ -110,6 +111,8 @@ class JointText:
     count: str = ""  # the argument that says how many tokens the text has
     mask: str = ""  # that which says which of them count
     pictures: Sequence[str] = ()  # those with pictures beside the one that is painted, whose texts and places are numbered along
+    adapter: str = ""
+    tokens: str = ""
 
 
 @dataclass(frozen=True)
@@ -298,12 +301,15 @@ class Family:
         """The canonical names of the layers of blocks that each read a text of their own: its cross-attention."""
         return self.sites(blocks, "cross")
 
-    def stream(self, block: str) -> Stream | None:
-        """Which tokens the attention of a block sees: of the text, of the image, or of both together; ``None`` for what has none."""
-        kinds = {sub.kind: sub for sub in self.sublayers(block)}
-        if "joint" in kinds:
-            return "both"
-        return kinds["self"].linears[0].reads if "self" in kinds else None
+    def attentions(self, block: str) -> dict[str, Stream]:
+        """The attentions of a block, and which tokens each sees: of the text, of the image, of both together, or of the text those of the
+        image. One that is alone is the whole block's, under an empty name; two are under the names of their sublayers.
+        """
+        streams: dict[str, Stream] = {}
+        for sub in self.sublayers(block):
+            if sub.kind != "feed_forward":
+                streams[sub.name] = "both" if sub.kind == "joint" else "across" if sub.kind == "cross" else sub.linears[0].reads
+        return streams if len(streams) > 1 else dict(zip([""], streams.values(), strict=False))
 
     def parts(self, block: str, *kinds: Kind) -> list[str]:
         """The names inside a block of its linear layers, in order; only those in sublayers of some kinds, if any are named."""
@@ -333,6 +339,11 @@ class Family:
         """Whether what goes through a linear layer is the tokens of the text, and of nothing else."""
         linear = self.locate(layer)[2]
         return linear is not None and linear.reads == "text"
+
+    def adapts(self, layer: str) -> bool:
+        """Whether a layer is in the adapter that texts go through before the model is sampled."""
+        adapter = self.host.text.adapter
+        return bool(adapter) and layer.startswith(f"{adapter}.")
 
     def looks_at_text(self, layer: str) -> bool:
         """Whether a linear layer makes the queries with which the image looks at the text."""

@@ -10,7 +10,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     (r"joint_blocks|(^|_)context_block_", "Stable Diffusion 3"),
     (r"(double|single)_stream_blocks|(^|_)ff_i_", "HiDream"),
     (r"individual_token_refiner|(img|txt)_(mlp_fc[12]|mod_linear)", "HunyuanVideo"),
-    (r"llm_adapter|(^|_)blocks_\d+_(self|cross)_attn_[qkv]_proj", "Anima or Cosmos"),
+    (r"(^|_)blocks_\d+_(self|cross)_attn_[qkv]_proj", "Cosmos"),
     (r"txtfusion|(^|_)blocks_\d+_attn_w[qkv]", "Krea 2"),
     (r"(^|_)blocks_\d+_(self|cross)_attn_[qkvo]", "Wan"),
     (r"patchify_proj|audio_attn|caption_projection", "LTX-Video"),

@@ -1,5 +1,5 @@
-"""Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image or
-Qwen-Image with its own loader, concepts of a bank are too, on small random models of the host's own classes.
+"""Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image,
+Qwen-Image or Anima with its own loader, concepts of a bank are too, on small random models of the host's own classes.
 """
 
 import tempfile
@@ -14,6 +14,7 @@ from inside import doodle, equal
 # isort: split
 
 import comfy.model_patcher
+import comfy.ops
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
@@ -90,13 +91,33 @@ QWEN: dict[str, Any] = {
     "joint_attention_dim": TEXT,
     "axes_dims_rope": (8, 12, 12),
 }
-CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN} | ({"ZImage": Z_IMAGE} if NEWEST else {})
+ANIMA: dict[str, Any] = {
+    "image_model": "anima",
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "model_channels": WIDTH,
+    "crossattn_emb_channels": TEXT,
+    "pos_emb_cls": "rope3d",
+    "num_blocks": 2,
+    "num_heads": HEADS,
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 16,
+    "rope_enable_fps_modulation": False,
+}
+CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN} | ({"ZImage": Z_IMAGE, "Anima": ANIMA} if NEWEST else {})
+FILMS = ("QwenImage", "Anima")  # whose latents have an axis of frames
 ARCHITECTURES = {
     "Flux": "flux1-2+2x64",
     "Chroma": "chroma-2+2x64",
     "Lumina2": "lumina2-2x64",
     "ZImage": "zimage-2x256",
     "QwenImage": "qwenimage-2x64",
+    "Anima": "anima-2x64",
 }
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
@@ -109,9 +130,19 @@ def model_of(kind: str) -> comfy.model_patcher.ModelPatcher:
     config = getattr(comfy.supported_models, kind)(dict(CONFIGS[kind]))
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "", device=torch.device("cpu"))
+    if kind == "Anima":  # whose adapter has one size
+        base.diffusion_model.llm_adapter = small_adapter()
     randomise(base.diffusion_model)
     base.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def small_adapter() -> torch.nn.Module:
+    """The adapter of Anima's texts, small but for its words."""
+    from comfy.ldm.anima.model import LLMAdapter
+
+    made = {"device": torch.device("cpu"), "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
+    return LLMAdapter(source_dim=TEXT, target_dim=TEXT, model_dim=TEXT, num_layers=1, num_heads=3, **made)
 
 
 def randomise(module: torch.nn.Module) -> None:
@@ -154,6 +185,22 @@ def qwen_clip() -> comfy.sd.CLIP:
     return clip
 
 
+@cache
+def anima_clip() -> comfy.sd.CLIP:
+    """The text encoder of Anima, small but for its words."""
+    import comfy.text_encoders.anima
+
+    class Target:
+        params: dict[str, Any] = {}
+        clip = comfy.text_encoders.anima.te()
+        tokenizer = comfy.text_encoders.anima.AnimaTokenizer
+
+    small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen3_06b_model_config": small})
+    randomise(clip.cond_stage_model)
+    return clip
+
+
 @dataclass(frozen=True)
 class Spelling:
     """How a tool names layers: fused as the host's modules, or apart as in diffusers; what begins the names and how they are written."""
@@ -190,6 +237,7 @@ READ = {
     "Lumina2": ALL,
     "ZImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
     "QwenImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
+    "Anima": ALL,
 }
 
 
