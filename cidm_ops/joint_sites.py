@@ -93,10 +93,12 @@ def intercept_joint(
         return before
 
     def changed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
-        if not running or q.shape[2] != k.shape[2]:  # not that of a block over its own tokens: another pack's
+        if not running:
             return attend(q, k, v, mask)
         streams = sites.streams[running[0]]
         stream = streams[min(seen[running[0]], len(streams) - 1)]
+        if q.shape[2] != k.shape[2] and stream != "across":  # not that of a block over its own tokens: another pack's
+            return attend(q, k, v, mask)
         seen[running[0]] += 1
         return change(stream, q, k, v, mask, attend)
 

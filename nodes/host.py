@@ -230,7 +230,7 @@ class ComfyTransformer(Transformer):
             raise ValueError(f"{family.title} needs its text encoder too: connect a CLIP")
         text: Any = clip.cond_stage_model
         found = {e.name: part.transformer for e in family.encoders if (part := getattr(text, e.host, None)) is not None}
-        sites = family.sites(dict.fromkeys(map(family.block_of, layers)), "joint")
+        sites = family.sites(dict.fromkeys(map(family.block_of, layers)), "cross", "joint")
         architecture = family.architecture_of(layers)
         super().__init__(family_of(architecture), architecture, layers, dict.fromkeys(sorted(sites, key=family.place)), found)
         self.model, self.clip = model, clip
@@ -256,6 +256,29 @@ def base_of(model: ModelPatcher, clip: comfy.sd.CLIP | None) -> "ComfyBackbone |
     """What concepts can be painted with: by its family, a backbone, or a transformer in which all layers read one text."""
     family = family_in(model)
     return ComfyBackbone(model, clip) if family is None or family.layerwise else ComfyTransformer(model, clip)
+
+
+def unadapted(model: ModelPatcher, more: Mapping[str, Any]) -> bool:
+    """Whether what goes with a text says that the adapter of a MODEL for texts, if its family has one, has still to read it."""
+    how = known_family(model).host.text
+    return bool(how.adapter) and f"{how.tokens}_ids" in more
+
+
+def adapted(model: ModelPatcher, said: list) -> list:
+    """A CONDITIONING as the blocks of a MODEL read it: if its family has an adapter for texts, which is part of the MODEL, with what that
+    answers ``[B, N, C]`` to the states of the language model.
+    """
+    if not any(unadapted(model, more) for _, more in said):
+        return said
+    found, names = [], [f"{known_family(model).host.text.tokens}_{part}" for part in ("ids", "weights")]
+    comfy.model_management.load_models_gpu([model])
+    for states, more in said:
+        given = {name: more[name] for name in names if name in more}
+        with torch.inference_mode():  # the host lets the model do it in every step where it could learn
+            read = model.model.extra_conds(cross_attn=states, device=model.load_device, **given)["c_crossattn"].cond
+        rest = {name: value for name, value in more.items() if name not in (*names, "attention_mask")}  # which is of the states
+        found.append([read.to(comfy.model_management.intermediate_device()), rest])
+    return found
 
 
 def layout(model: ModelPatcher) -> dict[str, Slice]:

@@ -26,7 +26,7 @@ class HostTransformer:
     def __init__(self, model: ModelPatcher):
         self.family: Family = known_family(model)
         self.layers = layout(model)
-        self.names = [site for site in self.family.sites(dict.fromkeys(map(self.family.block_of, self.layers)), "joint")]
+        self.names = self.family.sites(dict.fromkeys(map(self.family.block_of, self.layers)), "cross", "joint")
         self.names.sort(key=self.family.place)
 
     def sites(self, unet: nn.Module) -> JointSites:

@@ -1,4 +1,4 @@
-"""The host's transformers as a backbone that learns: Flux.1, Chroma, Lumina 2, Z-Image and Qwen-Image.
+"""The host's transformers as a backbone that learns: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Anima.
 
 Their code is made for painting. While it is differentiated, kernels without a backward pass are off, and what autograd keeps is not written
 over (``recompute``).
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..cidm_ops.backbone import TransformerBackbone
 from ..cidm_ops.models.module import block_in
 from ..cidm_ops.recompute import keep_normalised
-from .host import ComfyTransformer, differentiable, noise_schedule
+from .host import ComfyTransformer, adapted, differentiable, noise_schedule
 
+ROTATION = "rms_rope_split_half"
 ROOM = 4  # times the memory of painting: autograd keeps what the forward pass makes
 
 
@@ -48,7 +49,7 @@ class ComfyTransformerBackbone(ComfyTransformer, TransformerBackbone):
             raise ValueError(
                 "the hooks of this CLIP are scheduled, and a caption is encoded once: switch schedule_clip of SetClipHooks off"
             )
-        states, more = found[0]
+        states, more = adapted(self.model, found)[0]
         mask, pooled = more.get("attention_mask"), more.get("pooled_output")
         if mask is not None and self.family.host.text.mask and not mask.all():
             states = states[:, mask[0].bool().to(states.device)]
@@ -81,7 +82,7 @@ class ComfyTransformerBackbone(ComfyTransformer, TransformerBackbone):
         if PerformanceFeature.Fp8MatrixMultiplication in (args.fast or ()):
             raise ValueError("ComfyUI runs with --fast fp8_matrix_mult, which nothing can be learned with: start it without")
         self.load(x, ROOM)
-        with differentiable(self.unet), keep_normalised(self.unet), in_training():
+        with differentiable(self.unet), keep_normalised(self.unet), in_training(), rotated_in_python():
             yield
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor | None = None, guidance: float | None = None) -> Tensor:
@@ -124,6 +125,21 @@ def converted(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+@contextmanager
+def rotated_in_python() -> Iterator[None]:
+    """Rotate queries and keys by the kernel's version in Python: of Anima the host does not ask whether it needs a backward pass."""
+    kernels: Any = getattr(getattr(comfy, "quant_ops", None), "ck", None)
+    before = getattr(kernels, ROTATION, None)
+    if before is None:
+        yield
+        return
+    setattr(kernels, ROTATION, getattr(kernels.backends.eager, ROTATION))
+    try:
+        yield
+    finally:
+        setattr(kernels, ROTATION, before)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from ..cidm_ops.painting.texts import text_deltas
 from ..cidm_ops.painting.weaving import woven
 from ..cidm_ops.row_plan import RowPlan
 from ..cidm_ops.tokens import hide
-from .host import ComfyBackbone, ComfyText, ComfyTransformer, known_family, layer_names, weight_keys
+from .host import ComfyBackbone, ComfyText, ComfyTransformer, adapted, known_family, layer_names, weight_keys
 from .scenes import scene_of, with_more, with_regions, with_scene
 
 PATCHED = "cidm_text"  # in a CLIP's options: names of the concepts whose text factors are merged into it
@@ -96,10 +96,24 @@ def with_concepts(
             "in regions"
         )
     scene = scene_beside([[mixed] for mixed in mixes], how)
-    names = weight_keys(backbone.model)
+    model = with_adapter(backbone, mixes[0]) if isinstance(backbone, ComfyTransformer) and len(mixes) == 1 else backbone.model
+    names = weight_keys(model)
     if unknown := [layer for stack in scene.stacks for c in stack.concepts for layer in c.factors if layer not in names]:
         raise KeyError(f"the model has no layer {unknown[0]!r}: the concept is for another architecture")
-    return with_more(backbone.model, scene)
+    return with_more(model, scene)
+
+
+def with_adapter(backbone: ComfyTransformer, mixed: ConceptMix) -> ModelPatcher:
+    """The model, or a clone into whose adapter for texts is merged what concepts changed there: it acts before hooks beside layers do."""
+    if not backbone.family.host.text.adapter:
+        return backbone.model
+    factors = {layer: f for layer, f in mixed.factors(backbone).items() if backbone.family.adapts(layer)}
+    return merge(backbone.model, factors) if factors else backbone.model
+
+
+def as_read(backbone: ComfyTransformer, mixed: ConceptMix) -> list:
+    """The CONDITIONING of a prompt as the blocks of a transformer read it: through its adapter as the prompt's concepts changed it."""
+    return adapted(with_adapter(backbone, mixed), encode_prompt(backbone.clip, mixed))
 
 
 def in_regions(
@@ -110,9 +124,10 @@ def in_regions(
     if isinstance(backbone, ComfyTransformer):
         if not composition.regions:
             return with_concepts(backbone, [whole], how), encode_prompt(backbone.clip, whole)
-        texts = [text_of(backbone.clip, region.mix, bool(region.mask.sought), how.padding) for region in composition.regions]
-        said = [[with_regions(text, texts), more] for text, more in encode_prompt(backbone.clip, whole)]
-        return with_more(backbone.model, composition.scene(texts, estimation)), said
+        texts = [text_of(backbone, region.mix, bool(region.mask.sought), how.padding) for region in composition.regions]
+        said = [[with_regions(text, texts), more] for text, more in as_read(backbone, whole)]
+        model = with_adapter(backbone, whole) if how.negative else backbone.model  # whose adapter reads the negative text
+        return with_more(model, composition.scene(texts, estimation)), said
     if composition.regions:
         texts = [of_region(backbone.clip, region.mix) for region in composition.regions]
         patched, said = with_more(backbone.model, composition.scene(texts, estimation)), conditioning(backbone.clip, [whole], texts)
@@ -138,20 +153,21 @@ def begin_plainly(
     return [[text, {**more, "start_percent": first, "end_percent": last}] for part, first, last in parts for text, more in part]
 
 
-def text_of(clip: comfy.sd.CLIP, said: ParsedPrompt, sought: bool, padding: bool = True) -> ConceptText:
+def text_of(backbone: ComfyTransformer, said: ConceptMix, sought: bool, padding: bool = True) -> ConceptText:
     """The text ``[1, N, C]`` of a region for a model in which all layers read one text, as the host encodes it: see ``region_text``.
 
     Raises ``ValueError`` where that is not one text, while hooks change the encoder with the steps, and as ``region_text`` does.
     """
-    found = encode_prompt(clip, said)
+    found, clip, how = as_read(backbone, said), backbone.clip, backbone.family.host.text
     if len(found) != 1:
         raise ValueError(f"{said.text!r} is {len(found)} texts, by hooks on the CLIP that change with the steps: take them off for regions")
     text = plain(found[0][0])
-    encoder = read_encoder(clip, said.text, text.shape[1])
-    return region_text(said, text, (lambda part: token_ids(clip, encoder, part)) if encoder else None, sought, padding)
+    encoder = how.tokens or read_encoder(clip, said.text, text.shape[1])
+    filled = text.shape[1] if how.adapter else 0
+    return region_text(said, text, (lambda part: token_ids(clip, encoder, part, filled)) if encoder else None, sought, padding)
 
 
-def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequence[ParsedPrompt]) -> list:
+def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequence[ConceptMix]) -> list:
     """The CONDITIONING of one prompt for each image of a batch.
 
     Raises ``ValueError`` where that is not one text each: while hooks change the encoder with the steps.
@@ -160,7 +176,7 @@ def texts_of_images(backbone: ComfyBackbone | ComfyTransformer, prompts: Sequenc
         return conditioning(backbone.clip, prompts)
     if len(prompts) == 1:
         return encode_prompt(backbone.clip, prompts[0])
-    found = [encode_prompt(backbone.clip, said) for said in prompts]
+    found = [as_read(backbone, said) for said in prompts]
     if any(len(one) != 1 for one in found):
         raise ValueError("the prompts are several texts each, by hooks on the CLIP that change with the steps: take them off for a batch")
     texts, more = [plain(one[0][0]) for one in found], dict(found[0][0][1])
@@ -185,9 +201,10 @@ def read_encoder(clip: comfy.sd.CLIP, text: str, count: int) -> str:
     return last if beside and count == own + min(length for _, length in beside) else ""
 
 
-def token_ids(clip: comfy.sd.CLIP, encoder: str, text: str) -> list[int]:
-    """The ids of the tokens of a text for one encoder, -1 for those that have none."""
-    return [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
+def token_ids(clip: comfy.sd.CLIP, encoder: str, text: str, filled: int = 0) -> list[int]:
+    """The ids of the tokens of a text for one encoder, -1 for those that have none, ``filled`` up with -1 to so many."""
+    found = [token[0] if isinstance(token[0], int) else -1 for row in clip.tokenize(text)[encoder] for token in row]
+    return found + [-1] * (filled - len(found))
 
 
 def woven_into(backbone: ComfyBackbone, composition: Composition, template: Template) -> tuple[ModelPatcher, list]:

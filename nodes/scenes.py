@@ -27,7 +27,7 @@ from ..cidm_ops.painting.run import SceneRun, Unet
 from ..cidm_ops.painting.scene import InvertedPicture, Scene
 from ..cidm_ops.painting.weaving import hold, hold_latents
 from ..cidm_ops.row_plan import RowPlan
-from .host import block_names, known_family, layer_names, text_sites
+from .host import adapted, block_names, known_family, layer_names, text_sites, unadapted
 from .joint import HostTransformer, ask_wrappers
 
 KEY = "cidm"  # of the wrappers, and of the scene among a model's attachments
@@ -133,10 +133,16 @@ class HostRun:
     def give_texts(self, guider: Any) -> None:
         """If no text of a run says what regions read, as with a text of another encoder, what the guider calls its positive does.
 
-        Raises ``ValueError`` for a guider that has no text of that name.
+        Raises ``ValueError`` for a guider that has no text of that name, and for a text that is half read.
         """
         conds = [c for kind in guider.conds.values() for c in kind or []]
-        if any(plan and plan.regions for c in conds if c.get("cross_attn") is not None for plan in plans_of(c["cross_attn"])):
+        said = [c for c in conds if c.get("cross_attn") is not None and any(p and p.regions for p in plans_of(c["cross_attn"]))]
+        if any(unadapted(self.model, c) for c in said):
+            raise ValueError(
+                "a text with those of regions was mixed with one of another node, which the model's adapter has not read yet: join "
+                "texts of Paint in Regions only"
+            )
+        if said:
             return
         if not guider.conds.get("positive"):
             raise ValueError(
@@ -144,7 +150,9 @@ class HostRun:
                 "in Regions"
             )
         for c in guider.conds["positive"]:
-            c["cross_attn"] = with_regions(c["cross_attn"], self.scene.texts)
+            [[text, more]] = adapted(guider.model_patcher, [[c["cross_attn"], dict(c)]])
+            c.clear()
+            c.update(more, cross_attn=with_regions(text, self.scene.texts))
 
     def guide(
         self, executor: WrapperExecutor, model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict[str, Any]

@@ -300,8 +300,11 @@ def could_be(family: Family, name: str, parts: Mapping[str, Tensor]) -> bool:
 
 
 def text_width(family: Family, layers: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """The width of what the layers that read the text read, by their parts; 0 if there are none."""
-    return next((width_in(parts) for layer, parts in layers.items() if family.reads_text(layer)), 0)
+    """The width by which a family tells its sizes, by the parts of layers: of the text that they read, or, where all read one, of the
+    image's tokens; 0 if there are none.
+    """
+    tells = family.reads_text if family.layerwise else family.looks_at_text
+    return next((width_in(parts) for layer, parts in layers.items() if tells(layer)), 0)
 
 
 def listed(names: Sequence[str]) -> str:

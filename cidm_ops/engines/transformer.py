@@ -271,7 +271,10 @@ def family_in(config: Mapping[str, Any]) -> Family:
     name = config.get("_class_name", "")
     if name not in known:
         titles = " or ".join(f.title for f in known.values())
-        raise ValueError(f"a model of the class {name!r}: expected {titles}, or Stable Diffusion 1 or SDXL")
+        alone = next(
+            (f", of {f.title}, which works in ComfyUI alone" for f in families() if f.diffusers.facts.get("_class_name") == name), ""
+        )
+        raise ValueError(f"a model of the class {name!r}{alone}: expected {titles}, or Stable Diffusion 1 or SDXL")
     return known[name]
 
 

@@ -39,9 +39,7 @@ def pieces_of(lengths: Sequence[int], shares: Tensor, opened: Collection[int] = 
     tokens of its place only, those whose numbers are ``opened`` at all. ``apart``: image tokens of a region look at no tokens of other
     regions either, but at those that the first text has, and those at all.
     """
-    shares = shares.cpu().float()
-    shares = torch.where(shares < LEAST, 0.0, shares)
-    shares = shares / shares.sum(0)
+    shares = worth_an_answer(shares)
     image = torch.arange(shares.shape[1]) + sum(lengths)
     found, start = [], 0
     for number, (length, share) in enumerate(zip(lengths, shares, strict=True)):
@@ -63,11 +61,32 @@ def pieces_of(lengths: Sequence[int], shares: Tensor, opened: Collection[int] = 
     return found
 
 
+def pieces_across(lengths: Sequence[int], shares: Tensor) -> list[Piece]:
+    """The pieces of a cross-attention of T image tokens to texts of these ``lengths`` behind each other, one for each row of
+    ``shares [U + 1, T]``: a token looks at the texts of its places, and has the answers of all by its shares.
+    """
+    found, start = [], 0
+    for length, share in zip(lengths, worth_an_answer(shares), strict=True):
+        held, keys = share.nonzero()[:, 0], torch.arange(start, start + length)
+        start += length
+        if len(held):
+            own = share[held][:, None]
+            found.append(Piece(held, keys, None if (own == 1).all() else own))
+    return found
+
+
+def worth_an_answer(shares: Tensor) -> Tensor:
+    """``shares [U + 1, T]`` of tokens in places without those that are too small, which add up to 1 again."""
+    shares = shares.cpu().float()
+    shares = torch.where(shares < LEAST, 0.0, shares)
+    return shares / shares.sum(0)
+
+
 def piecewise_attention(
     q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece], attend: JointAttend, mask: Tensor | None = None
 ) -> Tensor:
-    """The answers ``[B, S, C]`` to all queries of a sequence, ``q``, ``k`` and ``v [B, H, S, D]``, by its pieces. ``attend`` computes one
-    of them; a ``mask [..., S, S]`` of the whole sequence goes with it.
+    """The answers ``[B, S, C]`` to all queries of a sequence, ``q [B, H, S, D]``, by its pieces; ``k`` and ``v [B, H, N, D]`` are of it
+    too, or of texts. ``attend`` computes one piece; a ``mask [..., S, N]`` of the whole goes with it.
     """
     out: Tensor | None = None
     for piece in pieces:

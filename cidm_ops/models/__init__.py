@@ -1,5 +1,6 @@
 """The model families that are known: importing this registers them. A new one is a file here and its name in the line below."""
 
+from . import anima as anima
 from . import flux as flux
 from . import flux2 as flux2
 from . import mmdit as mmdit

@@ -14,7 +14,7 @@ from .module import Module, Slice, flat, layers_at, module_of, slices_of
 
 Kind = Literal["self", "cross", "joint", "feed_forward"]
 Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
-Stream = Literal["image", "text", "both"]
+Stream = Literal["image", "text", "both", "across"]  # across: an attention of the image's tokens to those of the text
 Restart = Literal["ends", "begins"]
 
 # The groups of layers that training can be aimed at, by the kinds of the sublayers they lie in.
@@ -99,7 +99,8 @@ class JointText:
     ``positions`` is the module that makes rotations of the places of tokens (RoPE, Su et al. 2021), if text tokens have places of their
     own, and ``embedder`` the one that turns a text into tokens, which are filled up to a ``multiple`` with the parameter ``pad``.
     ``restart`` says which place a text has wherever it stands: it "ends" right before the image, which comes after the last text, or it
-    "begins" where every text does, and the image has its place by itself.
+    "begins" where every text does, and the image has its place by itself. An ``adapter`` is the module that texts go through before a model
+    is sampled; it answers at the ``tokens`` of this encoder, filled up to a length.
     """
 
     positions: str = ""
@@ -110,6 +111,8 @@ class JointText:
     count: str = ""  # the argument that says how many tokens the text has
     mask: str = ""  # that which says which of them count
     pictures: Sequence[str] = ()  # those with pictures beside the one that is painted, whose texts and places are numbered along
+    adapter: str = ""
+    tokens: str = ""
 
 
 @dataclass(frozen=True)
@@ -309,19 +312,19 @@ class Family:
 
     def streams(self, block: str, layers: Container[str]) -> tuple[Stream, ...]:
         """Which tokens each attention of a block sees whose ``layers`` a model has, in the order in which it runs: those of the text, of
-        the image, or of both together.
+        the image, of both together, or of the text those of the image.
         """
-        found = (sub for sub in self.sublayers(block) if sub.kind in ("joint", "self"))
-        there = (sub for sub in found if f"{block}.{sub.linears[0].name}" in layers)
-        return tuple("both" if sub.kind == "joint" else sub.linears[0].reads for sub in there)
+        there = (sub for sub in self.sublayers(block) if sub.linears and f"{block}.{sub.linears[0].name}" in layers)
+        seen: dict[Kind, Stream] = {"joint": "both", "cross": "across"}
+        return tuple(seen.get(sub.kind, sub.linears[0].reads) for sub in there if sub.kind != "feed_forward")
 
     def parts(self, block: str, *kinds: Kind) -> list[str]:
         """The names inside a block of its linear layers, in order; only those in sublayers of some kinds, if any are named."""
         return [part.name for sub in self.sublayers(block) if not kinds or sub.kind in kinds for part in sub.linears]
 
     def queries(self, block: str) -> list[str]:
-        """The layers of a block whose queries look at image and text together."""
-        return [f"{block}.{part}" for part in self.parts(block, "joint") if part.endswith("to_q")]
+        """The layers of a block that make the queries with which the image looks at the text."""
+        return [layer for part in self.parts(block) if self.looks_at_text(layer := f"{block}.{part}")]
 
     def locate(self, layer: str) -> tuple[str, Sublayer | None, Linear | None]:
         """Return the block that a linear layer is in, its sublayer and itself; ``("", None, None)`` if it is in no block."""
@@ -347,6 +350,11 @@ class Family:
         """Whether what goes through a linear layer is the tokens of the text, and of nothing else."""
         linear = self.locate(layer)[2]
         return linear is not None and linear.reads == "text"
+
+    def adapts(self, layer: str) -> bool:
+        """Whether a layer is in the adapter that texts go through before the model is sampled."""
+        adapter = self.host.text.adapter
+        return bool(adapter) and layer.startswith(f"{adapter}.")
 
     def looks_at_text(self, layer: str) -> bool:
         """Whether a linear layer makes the queries with which the image looks at the text."""

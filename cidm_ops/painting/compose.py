@@ -412,7 +412,7 @@ def left_out(concepts: Sequence[Concept]) -> list[str]:
     found = []
     for concept in concepts:
         family = family_of(concept.architecture)
-        whole = [layer for layer in concept.factors if not family.block_of(layer)]
+        whole = [layer for layer in concept.factors if not (family.block_of(layer) or family.adapts(layer))]
         sizes = {layer: squared_norm(f) for layer, f in concept.factors.items()} if whole else {}
         if share := math.sqrt(sum(sizes[layer] for layer in whole) / max(sum(sizes.values()), 1e-30)):
             found.append(

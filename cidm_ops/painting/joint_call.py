@@ -11,7 +11,7 @@ from ..adapters import attach_parts
 from ..concept_text import plain
 from ..joint_sites import JointAttend, JointSites, intercept_joint, lay_out_texts
 from ..method.attention import word_attention
-from ..method.pieces import Piece, mask_with_texts, pieces_of, piecewise_attention
+from ..method.pieces import Piece, mask_with_texts, pieces_across, pieces_of, piecewise_attention
 from ..models.family import Stream
 from .rows import Row
 from .state import Beside, RunState
@@ -121,7 +121,7 @@ class JointCall:
         global prompt, as has the whole picture where all places have the same.
         """
         whole = stream is None or own.uniform or not self.several
-        tokens = h.shape[1]
+        tokens = h.shape[1:-1].numel()
         signs = [(mark, row.image % len(own.weights), self.acts(own, row)) for mark, row in zip(self.marks, self.rows, strict=True)]
         key = ("joint", own.key, None if whole else (stream, tokens, self.places, self.lengths), h.device, h.dtype, *signs)
         if key not in self.run.scales:
@@ -131,7 +131,7 @@ class JointCall:
         found = self.run.scales[key]
         if len(found) > 1 and len(found) != len(h):
             raise ValueError(f"a layer reads {len(h)} rows where the sampler sent {len(self.rows)}: {MOVED}")
-        return found[:, 0] if h.ndim == 2 else found
+        return found.view(len(found), *(h.shape[1:-1] if found.shape[1] > 1 else (1,) * (h.ndim - 2)), -1)  # some have rows and columns
 
     def acts(self, own: Beside, row: Row) -> float:
         """Whether a stack acts on a row at all."""
@@ -169,7 +169,9 @@ class JointCall:
     # attention
 
     def attention(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, attend: JointAttend) -> Tensor:
-        """What an attention that sees the tokens of a stream answers, ``[B, S, C]``, to ``q``, ``k`` and ``v [B, H, S, D]``."""
+        """What an attention that sees the tokens of a stream answers, ``[B, S, C]``, to ``q [B, H, S, D]``, with ``k`` and ``v`` of the
+        same tokens, or across of those of the texts.
+        """
         if stream == "image" and not self.now.apart:
             return attend(q, k, v, mask)
         if len(q) != len(self.rows):
@@ -177,44 +179,45 @@ class JointCall:
         lengths = self.lengths if stream != "image" else (0,) * len(self.lengths)
         if mask is not None:
             mask = mask_with_texts(mask, lengths, q.shape[2])
-        images = q.shape[2] - sum(lengths) if stream != "text" else 0
-        if stream == "text" and q.shape[2] != sum(self.lengths):
-            raise ValueError(f"the model has {q.shape[2]} tokens of text where {sum(self.lengths)} were expected: {MOVED}")
-        if self.now.looking and stream == "both":
-            self.look(q, k)
+        images = q.shape[2] if stream == "across" else q.shape[2] - sum(lengths) if stream != "text" else 0
+        if stream in ("text", "across") and k.shape[2] != sum(self.lengths):
+            raise ValueError(f"the model has {k.shape[2]} tokens of text where {sum(self.lengths)} were expected: {MOVED}")
+        if self.now.looking and stream in ("both", "across"):
+            self.look(q, k, q.shape[2] - images)
         of_mark: dict[Hashable, list[int]] = {}
         for number, mark in enumerate(self.marks):
             of_mark.setdefault(mark, []).append(number)
         if len(of_mark) == 1:
-            return piecewise_attention(q, k, v, self.pieces(self.rows[0], lengths, images, q), attend, mask)
+            return piecewise_attention(q, k, v, self.pieces(self.rows[0], stream, lengths, images, q), attend, mask)
         out: Tensor | None = None
         for numbers in of_mark.values():
             own = None if mask is None else mask if mask.ndim < 3 or len(mask) == 1 else mask[numbers]
-            pieces = self.pieces(self.rows[numbers[0]], lengths, images, q)
+            pieces = self.pieces(self.rows[numbers[0]], stream, lengths, images, q)
             answer = piecewise_attention(q[numbers], k[numbers], v[numbers], pieces, attend, own)
             out = answer.new_zeros(len(q), *answer.shape[1:]) if out is None else out
             out[numbers] = answer
         assert out is not None
         return out
 
-    def pieces(self, row: Row, lengths: Sequence[int], images: int, like: Tensor) -> list[Piece]:
-        """The pieces of the attention of rows with one mark, to texts of these ``lengths``, none in what refines the image alone, and so
-        many tokens of ``images``, none in what refines texts alone.
+    def pieces(self, row: Row, stream: Stream, lengths: Sequence[int], images: int, like: Tensor) -> list[Piece]:
+        """The pieces of the attention of rows with one mark in a ``stream``, to texts of these ``lengths``, none in what refines the image
+        alone, and so many tokens of ``images``, none in what refines texts alone.
         """
-        key = (self.run.mark_of(row), images, self.places, lengths, self.now, like.device, like.dtype)
+        key = (self.run.mark_of(row), stream == "across", images, self.places, lengths, self.now, like.device, like.dtype)
         if key not in self.kept:
             shares = self.shares(row, images, torch.zeros(())) if images else torch.zeros(len(self.places), 0)
             opened = [number for number, u in enumerate(self.places) if self.now.looking and u in self.run.sought]
-            self.kept[key] = [piece.to(like) for piece in pieces_of(lengths, shares, opened, self.now.apart)]
+            across = stream == "across"
+            found = pieces_across(lengths, shares) if across else pieces_of(lengths, shares, opened, self.now.apart)
+            self.kept[key] = [piece.to(like) for piece in found]
         return self.kept[key]
 
-    def look(self, q: Tensor, k: Tensor) -> None:
-        """Add how much the image's tokens, of ``q [B, H, S, D]``, look at the words of the regions that are sought, in the text of each
-        among ``k``: these texts look at the whole picture meanwhile, and nobody reads them.
+    def look(self, q: Tensor, k: Tensor, behind: int) -> None:
+        """Add how much the image's tokens, in ``q [B, H, S, D]`` from the one numbered ``behind`` on, look at the words of the regions that
+        are sought, in the text of each among ``k``: these texts look at the whole picture meanwhile, and nobody reads them.
         """
         numbers = [b for b, row in enumerate(self.rows) if row.regional and row.job.region <= 0]
         height, width = self.grid
-        behind = sum(self.lengths)
         for u in self.run.sought if numbers else ():
             at = self.places.index(u)
             start = sum(self.lengths[:at])

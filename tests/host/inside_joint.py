@@ -13,11 +13,13 @@ from inside import equal
 from inside_transformers import (
     ARCHITECTURES,
     CONFIGS,
+    FILMS,
     NEWEST,
     POOLED,
     SPELLINGS,
     TEXT,
     WIDE_SD3,
+    anima_clip,
     built,
     flux_clip,
     imported,
@@ -73,7 +75,7 @@ def conditioning(kind: str, text: torch.Tensor, *regions: torch.Tensor, **more: 
         {"attention_mask": torch.ones(1, text.shape[1], dtype=torch.long)}
         if kind in ("Lumina2", "ZImage")
         else {"pooled_output": torch.ones(1, POOLED)}
-        if kind not in ("QwenImage", "Flux2")
+        if kind not in (*FILMS, "Flux2")
         else {}
     )
     text, *regions = (filled(kind, each) for each in (text, *regions))
@@ -83,8 +85,8 @@ def conditioning(kind: str, text: torch.Tensor, *regions: torch.Tensor, **more: 
 
 
 def latent_of(kind: str, height: int, width: int, count: int = 1) -> torch.Tensor:
-    """Empty latents as a family has them: those of Qwen-Image are films of one frame."""
-    return torch.zeros(count, 128 if kind == "Flux2" else 16, *([1] if kind == "QwenImage" else []), height, width)
+    """Empty latents as a family has them: those of Qwen-Image and Anima are films of one frame."""
+    return torch.zeros(count, 128 if kind == "Flux2" else 16, *([1] if kind in FILMS else []), height, width)
 
 
 def painted(kind: str, model: Any, positive: list, cfg: float = 1.0, size: tuple[int, int] = (0, 0), count: int = 1) -> torch.Tensor:
@@ -154,6 +156,9 @@ def the_same_text_in_two_halves_is_that_text():
             same(painted(kind, model, said), alone, kind)
         finally:
             joint_call.pieces_of = pieces_of
+        if kind == "Anima":  # in which no text looks at the picture
+            same(painted(kind, model, said), alone, f"{kind}, as it is")
+            continue
         differ(painted(kind, model, said), alone, f"{kind}, where each text looks at its half")
 
 
@@ -223,7 +228,7 @@ def the_text_of_a_place_reaches_no_other_text():
         text = out[kind not in ("QwenImage", "SD3")] if isinstance(out, tuple) else out
         seen.append(text.clone())  # the next block writes over it
 
-    for kind in CONFIGS:
+    for kind in CONFIGS.keys() - {"Anima"}:  # whose blocks change no text
         unet = model_of(kind).model.diffusion_model
         blocks = ("double_blocks", "layers", "transformer_blocks", "joint_blocks")
         first = next(getattr(unet, name) for name in blocks if hasattr(unet, name))[0]
@@ -471,6 +476,65 @@ def the_prompts_of_a_batch_on_qwen_are_painted_as_each_alone():
             merged = call("CIDMAggregate", **given, text=prompt)[0]
             said = call("CIDMEncodePrompt", clip=given["clip"], bank=given["bank"], text=prompt)[0]
             same(found[number : number + 1], painted("QwenImage", merged, said, count=2)[number : number + 1], prompt)
+
+
+def the_adapter_of_anima_reads_each_text_as_its_concepts_changed_it():
+    """What concepts changed of the adapter acts on the texts of their places too, as if it were merged and the text alone."""
+    if not NEWEST:
+        return
+    boxes = '[{"text": "a <rex> in the snow", "box": [0, 0, 1, 1]}]'
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: lora_file("Anima", SPELLINGS["kohya"], seed) for seed, name in enumerate(("rex", "tom"))}
+        bank = imported(folder, "Anima", **files)
+        for name in bank.names:  # whose layers that see the picture as a whole act in no region
+            factors = {n: f for n, f in bank.get(name).factors.items() if not n.startswith(("x_", "t_", "final_")) and "adaln" not in n}
+            bank = bank.add(replace(bank.get(name), factors=factors))
+        given = {"model": model_of("Anima"), "clip": anima_clip(), "bank": bank}
+        merged = call("CIDMAggregate", **given, text="a <rex> in the snow")[0]
+        said = call("CIDMEncodePrompt", clip=given["clip"], bank=bank, text="a <rex> in the snow")[0]
+        assert "t5xxl_ids" in said[0][1], "the host's own text"
+        wanted = painted("Anima", merged, said)
+        bare = patches.merge(model_of("Anima"), {n: f for n, f in bank.get("rex").factors.items() if "llm_adapter" not in n})
+        differ(painted("Anima", bare, said), wanted, "without what the adapter learned")
+        model, positive = call("CIDMPaint", **given, prompt="fog", regions=call("CIDMRegionBoxes", boxes=boxes))[:2]
+        assert positive[0][0].shape == (1, 512, TEXT) and "t5xxl_ids" not in positive[0][1]
+        same(painted("Anima", model, positive), wanted, "in a region that is the picture")
+        foreign = given["clip"].encode_from_tokens_scheduled(given["clip"].tokenize("fog"))
+        same(painted("Anima", model, foreign), wanted, "with the text of another node")
+        routed = call("CIDMAggregate", **given, text="a <rex> in the snow", settings=call("CIDMAggregationSettings", path="routed"))[0]
+        same(painted("Anima", routed, said), wanted, "beside the layers")
+        prompts = "a <rex> in the snow\na <tom:0.5> and a <rex>"
+        beside, texts, *_ = call("CIDMAggregateBatch", **given, texts=prompts)
+        found = painted("Anima", beside, texts, count=2)
+        for number, prompt in enumerate(prompts.splitlines()):
+            one = call("CIDMAggregate", **given, text=prompt)[0]
+            own = call("CIDMEncodePrompt", clip=given["clip"], bank=bank, text=prompt)[0]
+            same(found[number : number + 1], painted("Anima", one, own, count=2)[number : number + 1], prompt)
+
+
+def the_words_of_anima_stand_among_those_of_its_adapter():
+    if not NEWEST:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        imported(folder, "Anima", rex=lora_file("Anima", SPELLINGS["kohya"]))
+        file = Path(folder) / "rex.safetensors"
+        bank = import_into(Bank(Path(folder) / "named"), file, architecture=ARCHITECTURES["Anima"], triggers=["red cat"])[0]
+        given = {"model": model_of("Anima"), "clip": anima_clip(), "bank": bank}
+        regions = call("CIDMFindRegions", texts="a <rex> in the snow", until_percent=0.3)
+        model, positive = call("CIDMPaint", **given, prompt="snow", regions=regions)[:2]
+        mask = positive[0][0].plans[0].regions[0].plans[0].token_masks["rex"]
+        whole, word = ([t[0] for t in anima_clip().tokenize(text)["t5xxl"][0]] for text in ("a red cat in the snow", "red cat"))
+        at = mask.nonzero()[:, 0].tolist()
+        assert len(mask) == 512 and [whole[i] for i in at] == word[:-1], at  # behind the word is the end of the text
+        differ(painted("Anima", model, positive), painted("Anima", *call("CIDMPaint", **given, prompt="snow")[:2]), "found")
+        said = given["clip"].encode_from_tokens_scheduled(given["clip"].tokenize("fog"))
+        mixed = [[torch.cat([positive[0][0], said[0][0]], 1), said[0][1]]]
+        try:
+            painted("Anima", model, mixed)
+        except ValueError as error:
+            assert "mixed with one of another node" in str(error), str(error)
+        else:
+            raise AssertionError("it painted a text that is half read")
 
 
 def the_places_of_every_family_are_found():

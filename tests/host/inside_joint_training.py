@@ -10,7 +10,7 @@ from typing import Any
 
 from inside import doodle, equal
 from inside_joint import conditioning, painted, same
-from inside_transformers import ARCHITECTURES, CONFIGS, NEWEST, POOLED, TEXT, flux_clip, loaded, model_of, refused
+from inside_transformers import ARCHITECTURES, CONFIGS, FILMS, NEWEST, POOLED, TEXT, anima_clip, flux_clip, loaded, model_of, refused
 
 # isort: split
 
@@ -62,8 +62,8 @@ class Autoencoder:
 
 @cache
 def clip_of(kind: str) -> Any:
-    """A text encoder of the width that the models read: that of Flux.1, small, whose states the others read too."""
-    return flux_clip()
+    """A text encoder of the width that the models read: that of Flux.1, small, whose states the others read too, but for Anima."""
+    return anima_clip() if kind == "Anima" else flux_clip()
 
 
 def backbone_of(kind: str, model: Any = None) -> ComfyTransformerBackbone:
@@ -191,10 +191,8 @@ def the_model_is_asked_as_the_host_asks_it():
             more |= {"attention_mask": torch.ones(1, text.states.shape[2], dtype=torch.long)} if kind in ("Lumina2", "ZImage") else {}
             conditions = base.extra_conds(cross_attn=text.states[:, 0], pooled_output=text.pooled, noise=x, device=x.device, **more)
             given = {n: c.process_cond(batch_size=2, device=x.device, area=None).cond for n, c in conditions.items()}
-            if kind == "QwenImage":
-                denoised = base.apply_model(x[:, :, None], sigma, **given)[:, :, 0]
-            else:
-                denoised = base.apply_model(x, sigma, **given)
+            seen = x[:, :, None] if kind in FILMS else x
+            denoised = base.apply_model(seen, sigma, **given).view_as(x)
             same(found, (x - denoised) / sigma[:, None, None, None], kind)
             clean, noise = torch.randn_like(x), torch.randn_like(x)
             t = batch.noised.t
@@ -313,6 +311,7 @@ def the_layers_that_learn_are_the_same_in_both_engines():
     for kind in CONFIGS:
         names = run_of(kind)[0].learner.names
         assert not [n for n in names if re.search("refiner|norm|adaLN|embed", n)]
-        queries = [n for n in names if re.search(r"(to_|add_)[qkv](_proj)?$", n)]
-        assert len(queries) == {"Flux": 18, "Chroma": 18, "QwenImage": 11, "SD3": 14, "Flux2": 12}.get(kind, 6), (kind, queries)
+        queries = [n for n in names if re.search(r"(to_|add_|\.)[qkv](_proj)?$", n)]
+        counts = {"Flux": 18, "Chroma": 18, "QwenImage": 11, "SD3": 14, "Flux2": 12, "Anima": 12}
+        assert len(queries) == counts.get(kind, 6), (kind, queries)
     assert ("ZImage" in CONFIGS) == NEWEST and POOLED

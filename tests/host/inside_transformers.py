@@ -1,5 +1,5 @@
 """Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image,
-Qwen-Image or Stable Diffusion 3.5 with its own loader, concepts of a bank are too, on small random models of the host's own classes.
+Qwen-Image, Stable Diffusion 3.5 or Anima with its own loader, concepts of a bank are too, on small random models of the host's own classes.
 """
 
 import re
@@ -15,6 +15,7 @@ from inside import doodle, equal
 # isort: split
 
 import comfy.model_patcher
+import comfy.ops
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
@@ -129,8 +130,27 @@ WIDE_SD3 = SD3 | {
     "adm_in_channels": 2 * POOLED,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
 }
+ANIMA: dict[str, Any] = {
+    "image_model": "anima",
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "model_channels": WIDTH,
+    "crossattn_emb_channels": TEXT,
+    "pos_emb_cls": "rope3d",
+    "num_blocks": 2,
+    "num_heads": HEADS,
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 16,
+    "rope_enable_fps_modulation": False,
+}
 CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN, "SD3": SD3}
-CONFIGS |= {"ZImage": Z_IMAGE, "Flux2": FLUX2} if NEWEST else {}
+CONFIGS |= {"ZImage": Z_IMAGE, "Flux2": FLUX2, "Anima": ANIMA} if NEWEST else {}
+FILMS = ("QwenImage", "Anima")  # whose latents have an axis of frames
 ARCHITECTURES = {
     "Flux": "flux1-2+2x64",
     "Chroma": "chroma-2+2x64",
@@ -139,6 +159,7 @@ ARCHITECTURES = {
     "QwenImage": "qwenimage-2x64",
     "SD3": "sd3-2x128",
     "Flux2": "flux2-2+2x64",
+    "Anima": "anima-2x64",
 }
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
@@ -161,9 +182,19 @@ def built(kind: str, settings: dict[str, Any]) -> comfy.model_patcher.ModelPatch
     config = getattr(comfy.supported_models, kind)(dict(settings))
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "", device=torch.device("cpu"))
+    if kind == "Anima":  # whose adapter has one size
+        base.diffusion_model.llm_adapter = small_adapter()
     randomise(base.diffusion_model)
     base.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def small_adapter() -> torch.nn.Module:
+    """The adapter of Anima's texts, small but for its words."""
+    from comfy.ldm.anima.model import LLMAdapter
+
+    made = {"device": torch.device("cpu"), "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
+    return LLMAdapter(source_dim=TEXT, target_dim=TEXT, model_dim=TEXT, num_layers=1, num_heads=3, **made)
 
 
 def randomise(module: torch.nn.Module) -> None:
@@ -228,6 +259,22 @@ def sd3_clip() -> comfy.sd.CLIP:
     return clip
 
 
+@cache
+def anima_clip() -> comfy.sd.CLIP:
+    """The text encoder of Anima, small but for its words."""
+    import comfy.text_encoders.anima
+
+    class Target:
+        params: dict[str, Any] = {}
+        clip = comfy.text_encoders.anima.te()
+        tokenizer = comfy.text_encoders.anima.AnimaTokenizer
+
+    small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen3_06b_model_config": small})
+    randomise(clip.cond_stage_model)
+    return clip
+
+
 @dataclass(frozen=True)
 class Spelling:
     """How a tool names layers: fused as the host's modules, or apart as in diffusers; what begins the names and how they are written."""
@@ -266,6 +313,7 @@ READ = {
     "QwenImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
     "SD3": (*ALL, "diffusers", "diffusers with alpha", "OneTrainer"),
     "Flux2": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "OneTrainer"),
+    "Anima": ALL,
 }
 
 

@@ -1,4 +1,4 @@
-"""LoRA files of Flux.1, Chroma, Flux.2 Klein, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5, in the spelling of every tool,
+"""LoRA files of Flux.1, Chroma, Flux.2 Klein, Lumina 2, Z-Image, Qwen-Image, Stable Diffusion 3.5 and Anima, in the spelling of every tool,
 become the same exact change of the same layers.
 """
 
@@ -15,6 +15,7 @@ from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept, export_merged, fused_factors
 from cidm_ops.lowrank import LowRank
+from cidm_ops.models.anima import ANIMA
 from cidm_ops.models.family import families, family_of
 from cidm_ops.models.flux import CHROMA, FLUX
 from cidm_ops.models.flux2 import KLEIN_4B, KLEIN_9B
@@ -23,9 +24,9 @@ from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
 from cidm_ops.models.qwen import QWEN
 from cidm_ops.painting.compose import left_out
 
-TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN, MEDIUM, KLEIN_4B]
+TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN, MEDIUM, KLEIN_4B, ANIMA]
 SMALL = {FLUX: "flux1-1+1x24", CHROMA: "chroma-1+1x24", LUMINA: "lumina2-1x24", Z_IMAGE: "zimage-1x24", QWEN: "qwenimage-1x24"}
-SMALL |= {MEDIUM: "sd3-2x24", KLEIN_4B: "flux2-1+1x24"}
+SMALL |= {MEDIUM: "sd3-2x24", KLEIN_4B: "flux2-1+1x24", ANIMA: "anima-1x24"}
 # Written by hand, not taken from the families: rows and columns of the host's modules at a width of 24, by the names in the host.
 DOUBLE = {
     **{f"{s}_attn.qkv": (72, 24) for s in ("img", "txt")},
@@ -77,6 +78,21 @@ KLEIN_HOST = {n: s for n, s in FLUX_HOST.items() if "_mlp" not in n} | {
     "single_blocks.0.linear1": (216, 24),
     "single_blocks.0.linear2": (24, 96),
 }
+# The text is 16 wide, what modulates 8.
+ANIMA_HOST = {
+    **{f"blocks.0.{a}_attn.{n}": (24, 24) for a in ("self", "cross") for n in ("q_proj", "k_proj", "v_proj", "output_proj")},
+    **{f"blocks.0.cross_attn.{n}_proj": (24, 16) for n in "kv"},
+    **{"blocks.0.mlp.layer1": (96, 24), "blocks.0.mlp.layer2": (24, 96)},
+    **{
+        f"blocks.0.adaln_modulation_{of}.{i}": shape
+        for of in ("self_attn", "cross_attn", "mlp")
+        for i, shape in ((1, (8, 24)), (2, (72, 8)))
+    },
+    **{"x_embedder.proj.1": (24, 68), "t_embedder.1.linear_1": (24, 24), "t_embedder.1.linear_2": (72, 24)},
+    **{f"final_layer.{n}": s for n, s in (("adaln_modulation.1", (8, 24)), ("adaln_modulation.2", (48, 8)), ("linear", (64, 24)))},
+    **{f"llm_adapter.blocks.0.{a}_attn.{n}_proj": (16, 16) for a in ("self", "cross") for n in "qkvo"},
+    **{"llm_adapter.blocks.0.mlp.0": (64, 16), "llm_adapter.blocks.0.mlp.2": (16, 64), "llm_adapter.out_proj": (16, 16)},
+}
 HOST = {
     KLEIN_4B: KLEIN_HOST,
     MEDIUM: SD3_HOST | {"joint_blocks.0.x_block.adaLN_modulation.1": (216, 24)},
@@ -85,6 +101,7 @@ HOST = {
     LUMINA: nextdit_host(8, "adaLN_modulation.1"),
     Z_IMAGE: nextdit_host(24, "adaLN_modulation.0"),
     QWEN: QWEN_HOST,
+    ANIMA: ANIMA_HOST,
 }
 # Parts of the host's modules, by diffusers' names, with their rows.
 QKV = {f"to_{p}": slice(24 * i, 24 * i + 24) for i, p in enumerate("qkv")}
@@ -123,7 +140,7 @@ DIFFUSERS = {
 
 def parts_of(family, module: str) -> dict[str, slice]:
     """Diffusers' names of a module of the host, and the rows that each has."""
-    if family is QWEN:
+    if family in (QWEN, ANIMA):
         return {module: slice(None)}
     if family is KLEIN_4B and "_attn.qkv" not in module:
         return {KLEIN_NAMES.get(module, module.replace(".lin", ".linear")): slice(None)}
@@ -307,7 +324,7 @@ def full_file(family, count: int = 2) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN, MEDIUM, LARGE, KLEIN_4B, KLEIN_9B], ids=lambda f: f.title)
+@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN, MEDIUM, LARGE, KLEIN_4B, KLEIN_9B, ANIMA], ids=lambda f: f.title)
 def test_the_base_is_told_by_the_layers(family, tmp_path):
     save_file(full_file(family), tmp_path / "x.safetensors")
     (read,), _ = import_file(tmp_path / "x.safetensors")
@@ -391,6 +408,34 @@ def test_the_modulation_that_hosts_have_in_other_orders_is_left_out_by_name(tmp_
         assert any("2 a modulation whose rows ComfyUI and diffusers have in different orders, such as" in s for s in words), words
 
 
+# What diffusers' own converter of Anima's files makes of the host's names.
+ANIMA_IN_DIFFUSERS = {
+    "blocks.0.self_attn.q_proj": "transformer.transformer_blocks.0.attn1.to_q",
+    "blocks.0.self_attn.output_proj": "transformer.transformer_blocks.0.attn1.to_out.0",
+    "blocks.0.cross_attn.v_proj": "transformer.transformer_blocks.0.attn2.to_v",
+    "blocks.0.mlp.layer1": "transformer.transformer_blocks.0.ff.net.0.proj",
+    "blocks.0.mlp.layer2": "transformer.transformer_blocks.0.ff.net.2",
+    "blocks.0.adaln_modulation_mlp.2": "transformer.transformer_blocks.0.norm3.linear_2",
+    "x_embedder.proj.1": "transformer.patch_embed.proj",
+    "final_layer.linear": "transformer.proj_out",
+    "llm_adapter.blocks.0.mlp.2": "text_conditioner.blocks.0.mlp.2",
+    "llm_adapter.out_proj": "text_conditioner.out_proj",
+}
+
+
+def test_the_names_of_diffusers_for_anima_are_read_too(tmp_path):
+    state, expected = {}, {}
+    for ours, theirs in ANIMA_IN_DIFFUSERS.items():
+        up, down = random_factors(ANIMA_HOST[ours], 2)
+        state |= {f"{theirs}.lora_B.weight": up, f"{theirs}.lora_A.weight": down}
+        expected[ours] = up @ down
+    save_file(state, tmp_path / "x.safetensors")
+    (read,), _ = import_file(tmp_path / "x.safetensors", architecture=SMALL[ANIMA])
+    assert {*read.factors} == {*expected}
+    for layer, delta in expected.items():
+        torch.testing.assert_close(read.factors[layer].delta(), delta)
+
+
 def plain(names, shape=(4, 4)):
     state = {}
     for name in names:
@@ -402,7 +447,7 @@ def plain(names, shape=(4, 4)):
 OTHERS = {
     "Krea 2": plain(["diffusion_model.blocks.0.attn.wq"]),
     "Wan": plain(["diffusion_model.blocks.0.cross_attn.q", "diffusion_model.blocks.0.self_attn.q"]),
-    "Anima": plain(["lora_unet_blocks_0_self_attn_q_proj"]),
+    "Cosmos": plain(["lora_unet_blocks_0_self_attn_q_proj"], (5120, 5120)),
 }
 
 
