@@ -2,6 +2,7 @@
 
 from . import anima as anima
 from . import flux as flux
+from . import krea2 as krea2
 from . import nextdit as nextdit
 from . import qwen as qwen
 from . import sd as sd

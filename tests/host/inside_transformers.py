@@ -1,5 +1,5 @@
 """Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image,
-Qwen-Image or Anima with its own loader, concepts of a bank are too, on small random models of the host's own classes.
+Qwen-Image, Anima or Krea 2 with its own loader, concepts of a bank are too, on small random models of the host's own classes.
 """
 
 import tempfile
@@ -109,8 +109,23 @@ ANIMA: dict[str, Any] = {
     "adaln_lora_dim": 16,
     "rope_enable_fps_modulation": False,
 }
-CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN} | ({"ZImage": Z_IMAGE, "Anima": ANIMA} if NEWEST else {})
-FILMS = ("QwenImage", "Anima")  # whose latents have an axis of frames
+KREA2: dict[str, Any] = {
+    "image_model": "krea2",
+    "features": WIDTH,
+    "heads": HEADS,
+    "kvheads": 1,
+    "layers": 2,
+    "channels": 16,
+    "patch": 2,
+    "txtlayers": 2,
+    "txtdim": TEXT // 2,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
+CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN} | (
+    {"ZImage": Z_IMAGE, "Anima": ANIMA, "Krea2": KREA2} if NEWEST else {}
+)
+FILMS = ("QwenImage", "Anima", "Krea2")  # whose latents have an axis of frames
 ARCHITECTURES = {
     "Flux": "flux1-2+2x64",
     "Chroma": "chroma-2+2x64",
@@ -118,6 +133,7 @@ ARCHITECTURES = {
     "ZImage": "zimage-2x256",
     "QwenImage": "qwenimage-2x64",
     "Anima": "anima-2x64",
+    "Krea2": "krea2-2x64",
 }
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
@@ -238,6 +254,7 @@ READ = {
     "ZImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
     "QwenImage": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
     "Anima": ALL,
+    "Krea2": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
 }
 
 
@@ -248,12 +265,14 @@ def places(kind: str, fused: bool) -> Iterator[tuple[str, int, int]]:
         known = {at.module for at in host.layout(model_of(kind)).values()}
         yield from ((name, modules[name].out_features, modules[name].in_features) for name in known)
         return
-    table = comfy.utils.z_image_to_diffusers if kind == "ZImage" else comfy.utils.flux_to_diffusers
+    table = comfy.utils.flux_to_diffusers
+    if kind in ("ZImage", "Krea2"):
+        table = comfy.utils.z_image_to_diffusers if kind == "ZImage" else comfy.utils.krea2_to_diffusers
     for name, to in table(CONFIGS[kind]).items():
         key, place = (to, None) if isinstance(to, str) else to[:2]
         module = modules.get(key.removesuffix(".weight"))
         wanted = key.endswith(".weight") and isinstance(module, torch.nn.Linear) and not any(part in name for part in TWICE)
-        if wanted and not (name.startswith("single") and name.endswith("attn.to_out.weight")):
+        if wanted and not ((kind == "Krea2" or name.startswith("single")) and name.endswith("attn.to_out.weight")):
             yield name.removesuffix(".weight"), place[2] if place else module.out_features, module.in_features
 
 
