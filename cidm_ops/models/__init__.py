@@ -3,6 +3,7 @@
 from . import anima as anima
 from . import flux as flux
 from . import flux2 as flux2
+from . import krea2 as krea2
 from . import mmdit as mmdit
 from . import nextdit as nextdit
 from . import qwen as qwen

@@ -9,7 +9,6 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     (r"(double|single)_stream_blocks|(^|_)ff_i_", "HiDream"),
     (r"individual_token_refiner|(img|txt)_(mlp_fc[12]|mod_linear)", "HunyuanVideo"),
     (r"(^|_)blocks_\d+_(self|cross)_attn_[qkv]_proj", "Cosmos"),
-    (r"txtfusion|(^|_)blocks_\d+_attn_w[qkv]", "Krea 2"),
     (r"(^|_)blocks_\d+_(self|cross)_attn_[qkvo]", "Wan"),
     (r"patchify_proj|audio_attn|caption_projection", "LTX-Video"),
 )

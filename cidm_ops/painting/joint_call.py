@@ -121,7 +121,8 @@ class JointCall:
         global prompt, as has the whole picture where all places have the same.
         """
         whole = stream is None or own.uniform or not self.several
-        tokens = h.shape[1:-1].numel()
+        among = stream == "text" and len(h) > len(self.rows)  # its tokens are rows of their own
+        tokens = len(h) // len(self.rows) if among else h.shape[1:-1].numel()
         signs = [(mark, row.image % len(own.weights), self.acts(own, row)) for mark, row in zip(self.marks, self.rows, strict=True)]
         key = ("joint", own.key, None if whole else (stream, tokens, self.places, self.lengths), h.device, h.dtype, *signs)
         if key not in self.run.scales:
@@ -129,6 +130,8 @@ class JointCall:
             rows = range(1 if alike else len(self.rows))
             self.run.scales[key] = torch.stack([self.of_row(own, b, None if whole else stream, tokens, h) for b in rows])
         found = self.run.scales[key]
+        if among:
+            return found.expand(len(self.rows), tokens, -1).flatten(0, 1)[:, None]
         if len(found) > 1 and len(found) != len(h):
             raise ValueError(f"a layer reads {len(h)} rows where the sampler sent {len(self.rows)}: {MOVED}")
         return found.view(len(found), *(h.shape[1:-1] if found.shape[1] > 1 else (1,) * (h.ndim - 2)), -1)  # some have rows and columns

@@ -85,7 +85,7 @@ def conditioning(kind: str, text: torch.Tensor, *regions: torch.Tensor, **more: 
 
 
 def latent_of(kind: str, height: int, width: int, count: int = 1) -> torch.Tensor:
-    """Empty latents as a family has them: those of Qwen-Image and Anima are films of one frame."""
+    """Empty latents as a family has them: those of Qwen-Image, Anima and Krea 2 are films of one frame."""
     return torch.zeros(count, 128 if kind == "Flux2" else 16, *([1] if kind in FILMS else []), height, width)
 
 
@@ -230,8 +230,8 @@ def the_text_of_a_place_reaches_no_other_text():
 
     for kind in CONFIGS.keys() - {"Anima"}:  # whose blocks change no text
         unet = model_of(kind).model.diffusion_model
-        blocks = ("double_blocks", "layers", "transformer_blocks", "joint_blocks")
-        first = next(getattr(unet, name) for name in blocks if hasattr(unet, name))[0]
+        stacks = ("double_blocks", "layers", "transformer_blocks", "joint_blocks", "blocks")
+        first = next(getattr(unet, name) for name in stacks if hasattr(unet, name))[0]
         length, more = (32 if kind == "ZImage" else filled(kind, text).shape[1] for text in (OTHER, OWN))
         seen.clear()
         handle = first.register_forward_hook(keep)
@@ -289,13 +289,14 @@ def the_mask_of_a_style_model_holds_for_its_text():
 
 
 def the_picture_beside_that_of_flux_and_qwen_goes_with_regions():
-    for kind in ("Flux", "QwenImage", *(("Flux2",) if NEWEST else ())):
-        more = {"reference_latents": [torch.ones_like(latent_of(kind, 6, 6))]}
+    told = {"Krea2": {"reference_latents_method": "index"}}  # which reads one only where it is told how
+    for kind in ("Flux", "QwenImage", *(("Flux2", "Krea2") if NEWEST else ())):
+        more = {"reference_latents": [torch.ones_like(latent_of(kind, 6, 6))], **told.get(kind, {})}
         plain = painted(kind, model_of(kind), conditioning(kind, OTHER, **more))
         equal(painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN, **more)), plain)
         found, alone = (painted(kind, in_places(kind, LEFT), conditioning(kind, OTHER, OWN, **given)) for given in (more, {}))
         differ(found, alone, f"{kind}, with a picture beside it and without")
-        ways = ("index_timestep_zero", "negative_index") if kind == "QwenImage" and NEWEST else ()
+        ways = ("index_timestep_zero", "negative_index") if kind != "Flux" and NEWEST else ()
         for how in (more, *({**more, "reference_latents_method": way} for way in ways)):  # of the first, modulation has twice the rows
             merged = patches.merge(model_of(kind), concept(kind, False).factors)
             beside = scenes.with_more(model_of(kind), Scene(stacks=(stack_of(kind, 1.0, in_blocks=False),)))

@@ -1,5 +1,6 @@
 """Checks of transformers inside a ComfyUI, as in inside.py: what the host makes of a LoRA file of Flux.1, Chroma, Lumina 2, Z-Image,
-Qwen-Image, Stable Diffusion 3.5 or Anima with its own loader, concepts of a bank are too, on small random models of the host's own classes.
+Qwen-Image, Stable Diffusion 3.5, Anima or Krea 2 with its own loader, concepts of a bank are too, on small random models of the host's own
+classes.
 """
 
 import re
@@ -148,9 +149,22 @@ ANIMA: dict[str, Any] = {
     "adaln_lora_dim": 16,
     "rope_enable_fps_modulation": False,
 }
+KREA2: dict[str, Any] = {
+    "image_model": "krea2",
+    "features": WIDTH,
+    "heads": HEADS,
+    "kvheads": 1,
+    "layers": 2,
+    "channels": 16,
+    "patch": 2,
+    "txtlayers": 2,
+    "txtdim": TEXT // 2,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
 CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN, "SD3": SD3}
-CONFIGS |= {"ZImage": Z_IMAGE, "Flux2": FLUX2, "Anima": ANIMA} if NEWEST else {}
-FILMS = ("QwenImage", "Anima")  # whose latents have an axis of frames
+CONFIGS |= {"ZImage": Z_IMAGE, "Flux2": FLUX2, "Anima": ANIMA, "Krea2": KREA2} if NEWEST else {}
+FILMS = ("QwenImage", "Anima", "Krea2")  # whose latents have an axis of frames
 ARCHITECTURES = {
     "Flux": "flux1-2+2x64",
     "Chroma": "chroma-2+2x64",
@@ -160,6 +174,7 @@ ARCHITECTURES = {
     "SD3": "sd3-2x128",
     "Flux2": "flux2-2+2x64",
     "Anima": "anima-2x64",
+    "Krea2": "krea2-2x64",
 }
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
@@ -167,6 +182,7 @@ TURNED = "transformer_blocks.1.norm1_context.linear"
 TWICE = {
     "Flux2": r"\.net\.|single_.*\.(to_[qkv]|proj_mlp|proj_out)\.|norm_out\.linear",
     "SD3": rf"norm_out\.linear|{TURNED}",
+    "Krea2": r"attn\.to_out\.weight|norm_out\.linear",
 }
 OF_FLUX2 = r"linear_in|linear_out|to_qkv_mlp_proj|single_.*attn\.to_out|norm_out\.linear"
 
@@ -314,10 +330,12 @@ READ = {
     "SD3": (*ALL, "diffusers", "diffusers with alpha", "OneTrainer"),
     "Flux2": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "OneTrainer"),
     "Anima": ALL,
+    "Krea2": (*ALL, "diffusers", "diffusers with alpha", "SimpleTuner", "ai-toolkit"),
 }
 
 
-TABLES = {"SD3": comfy.utils.mmdit_to_diffusers} | ({"ZImage": comfy.utils.z_image_to_diffusers} if NEWEST else {})
+TABLES = {"SD3": comfy.utils.mmdit_to_diffusers}
+TABLES |= {"ZImage": comfy.utils.z_image_to_diffusers, "Krea2": comfy.utils.krea2_to_diffusers} if NEWEST else {}
 
 
 def places(kind: str, fused: bool) -> Iterator[tuple[str, int, int]]:

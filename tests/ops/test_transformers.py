@@ -1,5 +1,5 @@
-"""LoRA files of Flux.1, Chroma, Flux.2 Klein, Lumina 2, Z-Image, Qwen-Image, Stable Diffusion 3.5 and Anima, in the spelling of every tool,
-become the same exact change of the same layers.
+"""LoRA files of Flux.1, Chroma, Flux.2 Klein, Lumina 2, Z-Image, Qwen-Image, Stable Diffusion 3.5, Anima and Krea 2, in the spelling of
+every tool, become the same exact change of the same layers.
 """
 
 import json
@@ -19,14 +19,15 @@ from cidm_ops.models.anima import ANIMA
 from cidm_ops.models.family import families, family_of
 from cidm_ops.models.flux import CHROMA, FLUX
 from cidm_ops.models.flux2 import KLEIN_4B, KLEIN_9B
+from cidm_ops.models.krea2 import KREA2
 from cidm_ops.models.mmdit import LARGE, MEDIUM
 from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
 from cidm_ops.models.qwen import QWEN
 from cidm_ops.painting.compose import left_out
 
-TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN, MEDIUM, KLEIN_4B, ANIMA]
+TRANSFORMERS = [FLUX, CHROMA, LUMINA, Z_IMAGE, QWEN, MEDIUM, KLEIN_4B, ANIMA, KREA2]
 SMALL = {FLUX: "flux1-1+1x24", CHROMA: "chroma-1+1x24", LUMINA: "lumina2-1x24", Z_IMAGE: "zimage-1x24", QWEN: "qwenimage-1x24"}
-SMALL |= {MEDIUM: "sd3-2x24", KLEIN_4B: "flux2-1+1x24", ANIMA: "anima-1x24"}
+SMALL |= {MEDIUM: "sd3-2x24", KLEIN_4B: "flux2-1+1x24", ANIMA: "anima-1x24", KREA2: "krea2-1x24"}
 # Written by hand, not taken from the families: rows and columns of the host's modules at a width of 24, by the names in the host.
 DOUBLE = {
     **{f"{s}_attn.qkv": (72, 24) for s in ("img", "txt")},
@@ -93,6 +94,38 @@ ANIMA_HOST = {
     **{f"llm_adapter.blocks.0.{a}_attn.{n}_proj": (16, 16) for a in ("self", "cross") for n in "qkvo"},
     **{"llm_adapter.blocks.0.mlp.0": (64, 16), "llm_adapter.blocks.0.mlp.2": (16, 64), "llm_adapter.out_proj": (16, 16)},
 }
+# Keys are 8 wide, the text 16, of 3 layers.
+KREA2_STACKS = {"blocks": "transformer_blocks"} | {f"txtfusion.{n}_blocks": f"text_fusion.{n}_blocks" for n in ("layerwise", "refiner")}
+KREA2_LAYERS = {
+    "attn.wq": "attn.to_q",
+    "attn.wk": "attn.to_k",
+    "attn.wv": "attn.to_v",
+    "attn.gate": "attn.to_gate",
+    "attn.wo": "attn.to_out.0",
+}
+KREA2_LAYERS |= {f"mlp.{n}": f"ff.{n}" for n in ("gate", "up", "down")}
+KREA2_AROUND = {
+    "first": ("img_in", (24, 64)),
+    "tmlp.0": ("time_embed.linear_1", (24, 10)),
+    "tmlp.2": ("time_embed.linear_2", (24, 24)),
+    "tproj.1": ("time_mod_proj", (144, 24)),
+    "txtmlp.1": ("txt_in.linear_1", (24, 16)),
+    "txtmlp.3": ("txt_in.linear_2", (24, 24)),
+    "txtfusion.projector": ("text_fusion.projector", (1, 3)),
+    "last.linear": ("final_layer.linear", (64, 24)),
+}
+
+
+def krea2_block(width: int, keys: int) -> dict[str, tuple[int, int]]:
+    wide = {"mlp.gate": (40, width), "mlp.up": (40, width), "mlp.down": (width, 40)}
+    return dict.fromkeys(KREA2_LAYERS, (width, width)) | {"attn.wk": (keys, width), "attn.wv": (keys, width)} | wide
+
+
+KREA2_HOST = {
+    f"{stack}.0.{n}": shape
+    for stack in KREA2_STACKS
+    for n, shape in (krea2_block(24, 8) if stack == "blocks" else krea2_block(16, 16)).items()
+} | {n: shape for n, (_, shape) in KREA2_AROUND.items()}
 HOST = {
     KLEIN_4B: KLEIN_HOST,
     MEDIUM: SD3_HOST | {"joint_blocks.0.x_block.adaLN_modulation.1": (216, 24)},
@@ -102,6 +135,7 @@ HOST = {
     Z_IMAGE: nextdit_host(24, "adaLN_modulation.0"),
     QWEN: QWEN_HOST,
     ANIMA: ANIMA_HOST,
+    KREA2: KREA2_HOST,
 }
 # Parts of the host's modules, by diffusers' names, with their rows.
 QKV = {f"to_{p}": slice(24 * i, 24 * i + 24) for i, p in enumerate("qkv")}
@@ -142,6 +176,10 @@ def parts_of(family, module: str) -> dict[str, slice]:
     """Diffusers' names of a module of the host, and the rows that each has."""
     if family in (QWEN, ANIMA):
         return {module: slice(None)}
+    if family is KREA2:
+        stack, _, layer = module.partition(".0.")
+        ours = KREA2_AROUND[module][0] if module in KREA2_AROUND else f"{KREA2_STACKS[stack]}.0.{KREA2_LAYERS[layer]}"
+        return {ours: slice(None)}
     if family is KLEIN_4B and "_attn.qkv" not in module:
         return {KLEIN_NAMES.get(module, module.replace(".lin", ".linear")): slice(None)}
     if family in (FLUX, CHROMA, KLEIN_4B):
@@ -324,7 +362,7 @@ def full_file(family, count: int = 2) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN, MEDIUM, LARGE, KLEIN_4B, KLEIN_9B, ANIMA], ids=lambda f: f.title)
+@pytest.mark.parametrize("family", [FLUX, LUMINA, Z_IMAGE, QWEN, MEDIUM, LARGE, KLEIN_4B, KLEIN_9B, ANIMA, KREA2], ids=lambda f: f.title)
 def test_the_base_is_told_by_the_layers(family, tmp_path):
     save_file(full_file(family), tmp_path / "x.safetensors")
     (read,), _ = import_file(tmp_path / "x.safetensors")
@@ -445,7 +483,6 @@ def plain(names, shape=(4, 4)):
 
 
 OTHERS = {
-    "Krea 2": plain(["diffusion_model.blocks.0.attn.wq"]),
     "Wan": plain(["diffusion_model.blocks.0.cross_attn.q", "diffusion_model.blocks.0.self_attn.q"]),
     "Cosmos": plain(["lora_unet_blocks_0_self_attn_q_proj"], (5120, 5120)),
 }
