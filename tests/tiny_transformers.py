@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
@@ -58,6 +60,10 @@ MODELS = {
         sample_size=8, num_layers=2, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=TEXT, caption_projection_dim=WIDTH,
         pooled_projection_dim=2 * POOLED, pos_embed_max_size=24, dual_attention_layers=(0,), qk_norm="rms_norm",
     ),
+    "flux2": lambda: Flux2Transformer2DModel(
+        patch_size=1, in_channels=128, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=3 * TEXT, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    ),
 }  # fmt: skip
 SMALL: dict[str, Any] = dict(
     vocab_size=64, hidden_size=TEXT, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
@@ -69,6 +75,7 @@ ROTATED = {"rope_type": "default", "mrope_section": [2, 3, 3], "type": "mrope", 
 TEXTS = {
     "lumina2": lambda: Gemma2Model(Gemma2Config(**SMALL)),
     "zimage": lambda: Qwen3Model(Qwen3Config(**SMALL)),
+    "flux2": lambda: Qwen3Model(Qwen3Config(**SMALL | {"num_hidden_layers": 27})),  # the last that it reads
     "qwenimage": lambda: Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={**SMALL, "rope_parameters": ROTATED, "rope_scaling": ROTATED}, vision_config=SEEING, tie_word_embeddings=False
@@ -85,6 +92,8 @@ def autoencoder(name: str) -> torch.nn.Module:
     """The autoencoder of a family: that of Qwen-Image reads films."""
     if name == "qwenimage":
         return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    if name == "flux2":
+        return AutoencoderKLFlux2(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
     return AutoencoderKL(
         latent_channels=16, block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.36, shift_factor=0.11,
@@ -96,7 +105,9 @@ def write(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     make(name).save_pretrained(folder / "transformer")
     autoencoder(name).save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name in ("flux1", "qwenimage"), shift=3.0).save_pretrained(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name in ("flux1", "flux2", "qwenimage"), shift=3.0).save_pretrained(
+        folder / "scheduler"
+    )
     if name in T5:
         first = T5[name]
         t5 = T5Config(vocab_size=64, d_model=TEXT, d_ff=16, d_kv=8, num_heads=2, num_layers=2)

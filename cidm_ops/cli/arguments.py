@@ -24,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="doodle",
         help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL; to learn and to paint also a "
-        "diffusers folder of Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image or Stable Diffusion 3.5 (default: %(default)s)",
+        "diffusers folder of Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image, Stable Diffusion 3.5 or Flux.2 Klein (default: %(default)s)",
     )
     parser.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
     parser.add_argument("--device", help="torch device (default: the fastest there is)")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
@@ -150,6 +151,23 @@ def place_in_qwen(model: Any, joint: Sequence[nn.Module], lengths: list[int]) ->
 
 
 @contextmanager
+def place_in_flux2(model: Any, joint: Sequence[nn.Module], lengths: list[int]) -> Iterator[None]:
+    """All texts begin at place 0. The model asks for the places of the image and of texts, and those of texts alone are numbered on the
+    last axis.
+    """
+    numbers = torch.cat([torch.arange(length) for length in lengths])
+
+    def before(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        places = args[0].clone()
+        if places[-1, 3]:
+            places[:, 3] = numbers.to(places)
+        return (places,)
+
+    with remove_at_end([model.pos_embed.register_forward_pre_hook(before)]):
+        yield
+
+
+@contextmanager
 def stand_behind(asked: AskedAttention, joint: Sequence[Any], count: int) -> Iterator[None]:
     """The attention in which image and text meet has the ``count`` tokens of texts behind the image; that of the image alone has none."""
 
@@ -173,6 +191,7 @@ def move(places: Tensor, by: int) -> Tensor:
 PLACES: Mapping[type, Callable[..., Any]] = {
     FluxTransformer2DModel: place_nowhere,
     ChromaTransformer2DModel: place_nowhere,
+    Flux2Transformer2DModel: place_in_flux2,
     Lumina2Transformer2DModel: place_in_lumina,
     QwenImageTransformer2DModel: place_in_qwen,
     SD3Transformer2DModel: place_nowhere,

@@ -1,5 +1,5 @@
 """Transformers that join text and image through diffusers, to learn on and to paint with: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image,
-Stable Diffusion 3.5.
+Stable Diffusion 3.5, Flux.2 Klein.
 
 The text encoders are loaded when a text is read and let go when all are, since they are as large as the model. Never downloads.
 """
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderTiny,
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
@@ -37,8 +39,8 @@ from .folder import read_config, variant
 from .several_texts import read_several
 
 FP8 = torch.float8_e4m3fn
-AUTOENCODERS: Mapping[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny)}
-MU = 1.15  # of the shift of Flux.1 where its scheduler says that it depends on the size: the host's, at 1024 pixels
+KINDS = (AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderTiny)
+AUTOENCODERS: Mapping[str, Any] = {kind.__name__: kind for kind in KINDS}
 
 
 class DiffusersTransformer(TransformerBackbone):
@@ -72,8 +74,15 @@ class DiffusersTransformer(TransformerBackbone):
     @torch.no_grad()
     def read(self, text: str) -> tuple[Tensor, Tensor | None]:
         how, ids = self.family.diffusers.reader, self.all_ids(text)
-        found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=how.layer != -1)
-        states = found.last_hidden_state if how.layer == -1 else found.hidden_states[how.layer]
+        masked: dict[str, Any] = {}
+        if how.layers:
+            words = ids.shape[1] - self.filled(text)
+            masked["attention_mask"] = (torch.arange(ids.shape[1]) < words)[None].long().to(self.device)
+        found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=bool(how.layers) or how.layer != -1, **masked)
+        if how.layers:
+            states = torch.cat([found.hidden_states[layer] for layer in how.layers], -1)
+        else:
+            states = found.last_hidden_state if how.layer == -1 else found.hidden_states[how.layer]
         states, pooled = states[:, how.cut :].cpu(), None
         if how.pooled[0]:
             pooled = self.read_clip(text, *how.pooled).pooler_output.cpu()
@@ -95,15 +104,23 @@ class DiffusersTransformer(TransformerBackbone):
 
     def all_ids(self, text: str) -> Tensor:
         """The ids ``[1, N]`` of the tokens that the encoder reads."""
+        tokenizer = self.part(self.family.diffusers.reader.tokenizer)
+        return F.pad(self.own_ids(text), (0, self.filled(text)), value=tokenizer.pad_token_id)
+
+    def filled(self, text: str) -> int:
+        """How many tokens fill a text up."""
+        return max(self.family.diffusers.reader.least - self.own_ids(text).shape[1], 0)
+
+    def own_ids(self, text: str) -> Tensor:
+        """The ids ``[1, N]`` of a text, as it is said to the encoder."""
         how = self.family.diffusers.reader
         tokenizer = self.part(how.tokenizer)
         if how.chat:
             said = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+            text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=how.thinking)
         if how.template:
             text = how.template.replace("{}", text)
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        return F.pad(ids, (0, max(how.least - ids.shape[1], 0)), value=tokenizer.pad_token_id)
+        return tokenizer(text, return_tensors="pt").input_ids
 
     def part(self, name: str) -> Any:
         """A text encoder or a tokenizer of the folder, kept until the encoders are dropped. Raises ``ValueError`` for one that cannot be
@@ -140,6 +157,7 @@ class DiffusersTransformer(TransformerBackbone):
         encoded = vae.encode(pixels[:, :, None] if self.family.frames else pixels)
         latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
         latents = latents.to(self.device).float()
+        latents = folded(latents) if has_folds(vae) else latents
         middle, scale = moved_by(vae, latents)
         return ((latents[:, :, 0] if self.family.frames else latents) - middle) * scale
 
@@ -148,6 +166,8 @@ class DiffusersTransformer(TransformerBackbone):
         vae: Any = self.vae
         middle, scale = moved_by(vae, latents.float())
         scaled = (latents.float() / scale + middle).to(vae.device, vae.dtype)
+        if has_folds(vae):
+            scaled = from_patches(scaled.flatten(2).mT, *scaled.shape[2:])
         pictures = vae.decode(scaled[:, :, None] if self.family.frames else scaled).sample
         return (pictures[:, :, 0] if self.family.frames else pictures).to(self.device).float().clamp(-1, 1)
 
@@ -176,7 +196,20 @@ def moved_by(vae: Any, like: Tensor) -> tuple[Any, Any]:
     if vae.config.get("latents_mean"):
         mean, spread = (torch.tensor(vae.config[name])[:, None, None].to(like) for name in ("latents_mean", "latents_std"))
         return mean, 1 / spread
+    if has_folds(vae):
+        mean, variance = (value[:, None, None].to(like) for value in (vae.bn.running_mean, vae.bn.running_var))
+        return mean, (variance + vae.config.batch_norm_eps).rsqrt()
     return vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
+
+
+def has_folds(vae: Any) -> bool:
+    """Whether 2 x 2 cells of an autoencoder's latents are one of the model's, and normed as a batch was while it learned."""
+    return isinstance(vae, AutoencoderKLFlux2)
+
+
+def folded(x: Tensor) -> Tensor:
+    """Latents ``[B, C, h, w]`` with 2 x 2 cells in one, ``[B, 4 * C, h / 2, w / 2]``."""
+    return patches_of(x).mT.unflatten(2, (x.shape[2] // 2, x.shape[3] // 2))
 
 
 def keep_in_fp8(layer: nn.Module) -> None:
@@ -247,6 +280,18 @@ def z_image_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: T
     return -torch.stack(model(list(x[:, :, None]), 1 - sigma.to(x), list(text)).sample)[:, :, 0]
 
 
+def flux2_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
+    """Flux.2 Klein reads cells as tokens, and places of all tokens: those of texts are numbered on the last axis."""
+    height, width = x.shape[2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    nowhere = torch.zeros_like(rows)
+    places = torch.stack([nowhere, rows, columns, nowhere], -1).flatten(0, 1).to(x.device)
+    of_text = F.pad(torch.arange(text.shape[1])[:, None], (3, 0)).to(x.device)
+    tokens = x.flatten(2).mT
+    out = model(hidden_states=tokens, encoder_hidden_states=text, timestep=sigma.to(x), img_ids=places, txt_ids=of_text).sample
+    return out.mT.unflatten(2, (height, width))
+
+
 def sd3_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Stable Diffusion 3.5 reads pooled texts beside the text, and counts 1000 times."""
     if pooled is None:
@@ -256,6 +301,7 @@ def sd3_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tenso
 
 CALLS: Mapping[type, Answer] = {
     FluxTransformer2DModel: flux_answer,
+    Flux2Transformer2DModel: flux2_answer,
     ChromaTransformer2DModel: flux_answer,
     Lumina2Transformer2DModel: lumina_answer,
     QwenImageTransformer2DModel: qwen_answer,
@@ -275,7 +321,13 @@ def family_in(config: Mapping[str, Any]) -> Family:
             (f", of {f.title}, which works in ComfyUI alone" for f in families() if f.diffusers.facts.get("_class_name") == name), ""
         )
         raise ValueError(f"a model of the class {name!r}{alone}: expected {titles}, or Stable Diffusion 1 or SDXL")
-    return known[name]
+    found = known[name]
+    for fact, wanted in found.diffusers.facts.items():
+        if config.get(fact, wanted) != wanted:
+            raise ValueError(
+                f"a model of the class {name!r} with {fact} = {config[fact]!r}: of that class {found.title} is known, with {wanted!r}"
+            )
+    return found
 
 
 def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusersTransformer:
@@ -285,7 +337,7 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     """
     config, vae = (read_config(folder / part / "config.json") for part in ("transformer", "vae"))
     schedule = read_config(folder / "scheduler" / "scheduler_config.json")
-    family_in(config)
+    family = family_in(config)
     models: dict[str, Any] = {kind.__name__: kind for kind in CALLS}
     own, kind = models[config["_class_name"]], AUTOENCODERS.get(vae.get("_class_name", ""))
     if kind is None or "Flow" not in str(schedule.get("_class_name")):
@@ -293,7 +345,7 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
             f"{folder} has the autoencoder {vae.get('_class_name')} and the scheduler {schedule.get('_class_name')}: expected "
             f"{' or '.join(AUTOENCODERS)}, and one of a flow, such as FlowMatchEulerDiscreteScheduler"
         )
-    shift = torch.tensor(MU).exp().item() if schedule.get("use_dynamic_shifting") else schedule.get("shift", 1.0)
+    shift = torch.tensor(family.diffusers.mu).exp().item() if schedule.get("use_dynamic_shifting") else schedule.get("shift", 1.0)
     try:
         first, second = (
             part.from_pretrained(folder / name, local_files_only=True, variant=variant(folder / name))

@@ -149,17 +149,20 @@ class Objective:
 class TextReader:
     """How diffusers makes the one text that a transformer reads.
 
-    ``states`` is the folder of the encoder, ``tokenizer`` that of its tokenizer, and ``layer`` which of its hidden states are read. A text
-    is filled up to ``least`` tokens, as the host does, is said in a ``chat`` or stands for ``{}`` in a ``template``, of which the model
-    does not read the first ``cut`` tokens, and its pooled state comes from another encoder and its tokenizer, ``pooled``. Encoders and
-    their tokenizers ``beside`` it, which are CLIPs, stand in front of it, side by side, and have pooled states too.
+    ``states`` is the folder of the encoder, ``tokenizer`` that of its tokenizer, and ``layer`` which of its hidden states are read, or
+    ``layers`` which are, side by side, without looking at what fills a text up. A text is filled up to ``least`` tokens, as the host does,
+    is said in a ``chat`` or stands for ``{}`` in a ``template``, of which the model does not read the first ``cut`` tokens, and its pooled
+    state comes from another encoder and its tokenizer, ``pooled``. Encoders and their tokenizers ``beside`` it, which are CLIPs, stand in
+    front of it, side by side, and have pooled states too.
     """
 
     states: str = "text_encoder"
     tokenizer: str = "tokenizer"
     layer: int = -1
+    layers: Sequence[int] = ()
     least: int = 0
     chat: bool = False
+    thinking: bool = True  # what the chat is told to do about it
     template: str = ""
     cut: int = 0
     pooled: tuple[str, str] = ("", "")
@@ -181,6 +184,7 @@ class Diffusers:
     vae: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)  # of noise, where a file does not say it
     reader: TextReader = TextReader()  # of a transformer's text
+    mu: float = 1.15  # of the shift where its schedule says that it depends on the size: the host's, at 1024 pixels
     multiple: int = 1  # that the tokens of such a text are filled up to
 
 

@@ -7,7 +7,7 @@ here. Places on a text's tokens run on from 0 on an axis of their own. A latent 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, register
+from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, TextReader, register
 from .flux import DOUBLE, FLUX, HOST_DOUBLE, HOST_SINGLE, ROOTS, SINGLE, SINGLE_BLOCKS, TWO_STREAMS
 from .flux import DOUBLE_BLOCKS as FLUX_DOUBLE_BLOCKS
 from .flux import STREAMS as FLUX_STREAMS
@@ -97,7 +97,12 @@ KLEIN_4B = register(
         layerwise=False,
         abbreviations=FLUX.abbreviations,
         host=Host(models=("Flux2",), text=JointText(positions="pe_embedder", restart="begins")),
-        diffusers=Diffusers(folder="transformer", facts={"_class_name": "Flux2Transformer2DModel"}),
+        diffusers=Diffusers(
+            folder="transformer",
+            facts={"_class_name": "Flux2Transformer2DModel", "guidance_embeds": False},  # Flux.2 dev has them
+            reader=TextReader(layers=(9, 18, 27), least=512, chat=True, thinking=False),
+            mu=2.02,
+        ),
         objective=Objective(shift=7.5),  # as it is painted, e^2.02
         files=LoraFiles(
             kohya="transformer.",

@@ -1,4 +1,4 @@
-"""Learning on tiny transformers in diffusers' layout: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5."""
+"""Learning on tiny transformers in diffusers' layout: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5, Flux.2."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ChromaPipeline, FluxPipeline, Lumina2Pipeline, QwenImagePipeline, StableDiffusion3Pipeline, ZImagePipeline
+from diffusers import (
+    ChromaPipeline,
+    Flux2KleinPipeline,
+    FluxPipeline,
+    Lumina2Pipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+)
 from PIL import Image
 from tiny_transformers import MODELS
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -21,7 +29,7 @@ from cidm_ops.bank.concept import Concept
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept
 from cidm_ops.engines.diffusers import load, load_any
-from cidm_ops.engines.transformer import DiffusersTransformer
+from cidm_ops.engines.transformer import DiffusersTransformer, family_in
 from cidm_ops.lowrank import LowRank
 from cidm_ops.painting.compose import AggregationConfig
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
@@ -36,7 +44,7 @@ from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
 PIPELINES = {"flux1": FluxPipeline, "chroma": ChromaPipeline, "lumina2": Lumina2Pipeline, "zimage": ZImagePipeline}
-PIPELINES |= {"qwenimage": QwenImagePipeline, "sd3": StableDiffusion3Pipeline}
+PIPELINES |= {"qwenimage": QwenImagePipeline, "sd3": StableDiffusion3Pipeline, "flux2": Flux2KleinPipeline}
 MORE = {"flux1": ("_2",), "sd3": ("_2", "_3")}  # text encoders and tokenizers beside the first
 LONG, SHORT = "a rex dog on the grass", "a rex dog"
 
@@ -128,6 +136,8 @@ def test_a_text_is_read_as_diffusers_does(name, backbone):
     if name == "flux1":
         wanted, own, _ = pipeline.encode_prompt(LONG, max_sequence_length=256, device="cpu")
         torch.testing.assert_close(pooled, own)
+    elif name == "flux2":
+        wanted, _ = pipeline.encode_prompt(LONG, device="cpu")
     elif name == "sd3":
         wanted, _, own, _ = pipeline.encode_prompt(LONG, None, None, None, 1, False, max_sequence_length=77)
         torch.testing.assert_close(pooled, own)
@@ -189,6 +199,34 @@ def test_qwen_reads_patches_and_films_of_one_frame_where_diffusers_has_them(tiny
         whole = vae.encode(pixels[:, :, None]).latent_dist.mode()
         torch.testing.assert_close(latents, ((whole - mean) / std)[:, :, 0])
         torch.testing.assert_close(backbone.decode_latent(latents), vae.decode(whole).sample[:, :, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_flux_2_folds_latents_where_diffusers_does(tiny_flux2):
+    backbone: Any = load_any(tiny_flux2)
+    vae = backbone.vae
+    vae.bn.running_mean.normal_(generator=torch.Generator().manual_seed(0))
+    vae.bn.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+    parts = {part: backbone.part(part) for part in ("text_encoder", "tokenizer")}
+    pipeline = Flux2KleinPipeline(transformer=backbone.unet, vae=vae, scheduler=None, **parts)
+    pixels = 2 * torch.rand(2, 3, 64, 96) - 1
+    latents = backbone.encode_image(pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(latents, pipeline._encode_vae_image(pixels, torch.Generator()))
+        wanted = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        torch.testing.assert_close(backbone.decode_latent(latents), wanted, atol=1e-5, rtol=1e-4)
+    seen = {}
+
+    def stand_in(hidden_states, **given):
+        seen.update(given)
+        return type("Out", (), {"sample": hidden_states})
+
+    backbone.unet.forward = stand_in
+    text = read_plain(backbone, LONG).expand(2)
+    assert torch.equal(backbone.predict(latents, torch.tensor([999, 100]), text.states[:, 0]), latents), "there and back"
+    assert torch.equal(seen["img_ids"], Flux2KleinPipeline._prepare_latent_ids(latents)[0])
+    assert torch.equal(seen["txt_ids"], Flux2KleinPipeline._prepare_text_ids(text.states[:, 0])[0])
+    with pytest.raises(ValueError, match=r"with guidance_embeds = True: of that class Flux\.2 Klein"):
+        family_in({**backbone.unet.config, "guidance_embeds": True})
 
 
 def test_texts_of_different_length_are_learned_as_each_alone(backbone):
@@ -279,7 +317,7 @@ def test_noise_levels_are_drawn_as_the_family_says(name, backbone):
     learner = Trainer(backbone, pictures(), task()).learner
     clean, generator = torch.zeros(4000, 16, 32, 32), torch.Generator().manual_seed(0)
     sigma = backbone.schedule.sigma[learner.draw_timesteps(clean, generator)]
-    shift = {"flux1": shift_of_size(256), "chroma": 1.0, "lumina2": 1.0, "zimage": 2.0, "qwenimage": 2.2, "sd3": 3.0}[name]
+    shift = {"flux1": shift_of_size(256), "chroma": 1.0, "lumina2": 1.0, "zimage": 2.0, "qwenimage": 2.2, "sd3": 3.0, "flux2": 7.5}[name]
     assert abs(float(sigma.median()) - shift / (1 + shift)) < 0.02, "half of a logit-normal's draws are above 1/2 before the shift"
     own = Trainer(backbone, pictures(), task(density="uniform", shift=1.0)).learner
     even = backbone.schedule.sigma[own.draw_timesteps(clean, generator)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
@@ -13,6 +14,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from diffusers.loaders import (
+    Flux2LoraLoaderMixin,
     FluxLoraLoaderMixin,
     Lumina2LoraLoaderMixin,
     QwenImageLoraLoaderMixin,
@@ -54,6 +56,19 @@ MODELS = {
     "lumina2-1x24": (lambda: Lumina2Transformer2DModel(**LUMINA), Lumina2LoraLoaderMixin),
     "zimage-1x24": (lambda: ZImageTransformer2DModel(**Z_IMAGE), ZImageLoraLoaderMixin),
     "qwenimage-1x24": (lambda: QwenImageTransformer2DModel(**QWEN), QwenImageLoraLoaderMixin),
+    "flux2-1+1x32": (
+        lambda: Flux2Transformer2DModel(
+            in_channels=8,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        Flux2LoraLoaderMixin,
+    ),
     "sd3-2x24": (lambda: SD3Transformer2DModel(**SD3), SD3LoraLoaderMixin),
 }
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from inside import RESULTS, host
-from inside_joint import OTHER, OWN, THIRD, UNWANTED, conditioning, differ, latent_of
+from inside_joint import OTHER, OWN, THIRD, UNWANTED, conditioning, differ, filled, latent_of
 from inside_transformers import CONFIGS, NEWEST, POOLED, randomise
 
 # isort: split
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 KINDS = {"Flux": {}, "QwenImage": {}, "SD3": {}, "Lumina2": {"ffn_dim_multiplier": 4.0 if NEWEST else 1.0}} | (
     # wide enough that both engines round the feed-forward alike
-    {"ZImage": {"dim": 384, "n_heads": 3, "n_kv_heads": 3, "n_refiner_layers": 1}} if NEWEST else {}
+    {"Flux2": {}, "ZImage": {"dim": 384, "n_heads": 3, "n_kv_heads": 3, "n_refiner_layers": 1}} if NEWEST else {}
 )
 MASKS = (RegionMask(box_mask(0, 0, 0.6, 1), feather=0.2), RegionMask(box_mask(0.5, 0.2, 1, 1), 0.8, priority=1))
 SCENES: dict[str, dict[str, Any]] = {
@@ -64,7 +64,8 @@ def the_host_paints_transformers_in_regions_for_a_comparison():
         left = {f"model.{key}": value.contiguous() for key, value in model.model.diffusion_model.state_dict().items()}
         left |= {f"up.{layer}": f.up for layer, f in factors.items()} | {f"down.{layer}": f.down for layer, f in factors.items()}
         left |= {"shift": torch.tensor(shift, dtype=torch.float64), "noise": noise, "pooled": torch.ones(1, POOLED)}
-        left |= {"whole": OTHER, "first": OWN, "second": THIRD, "negative": UNWANTED}
+        texts = {"whole": OTHER, "first": OWN, "second": THIRD, "negative": UNWANTED}
+        left |= {name: filled(kind, text).clone() for name, text in texts.items()}
         for name, how in SCENES.items():
             stack = ConceptStack([rex], weights, negative=how.get("negative", True))
             painter = scenes.with_more(model, Scene(stacks=(stack,), masks=MASKS, **how))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
@@ -55,6 +56,10 @@ MODELS = {
     "QwenImage": lambda: QwenImageTransformer2DModel(
         num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(8, 12, 12)
     ),
+    "Flux2": lambda: Flux2Transformer2DModel(
+        num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=TEXT, guidance_embeds=False,
+        axes_dims_rope=(8, 8, 8, 8),
+    ),
     "SD3": lambda: SD3Transformer2DModel(
         num_layers=2, attention_head_dim=64, num_attention_heads=2, joint_attention_dim=TEXT, caption_projection_dim=128,
         pooled_projection_dim=POOLED, pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
@@ -62,7 +67,7 @@ MODELS = {
     "ZImage": z_image,
 }  # fmt: skip
 FAMILIES = {"Flux": "flux1-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x384", "QwenImage": "qwenimage-2x64"}
-FAMILIES["SD3"] = "sd3-2x128"
+FAMILIES |= {"SD3": "sd3-2x128", "Flux2": "flux2-2+2x64"}
 # What is no linear layer that a LoRA can change, in the host's names and in those of diffusers.
 OTHERS: dict[str, dict[str, str]] = {
     "QwenImage": {},
@@ -86,7 +91,9 @@ OTHERS: dict[str, dict[str, str]] = {
     },
     "ZImage": {r"(.*)\.attention\.([qk])_norm\.weight": r"\1.attention.norm_\2.weight"},
 }
+OTHERS["Flux2"] = OTHERS["Flux"]
 TURNED = {"Flux": {"final_layer.adaLN_modulation.1": "norm_out.linear"}}
+TURNED["Flux2"] = TURNED["Flux"]
 TURNED["SD3"] = TURNED["Flux"] | {"joint_blocks.1.context_block.adaLN_modulation.1": "transformer_blocks.1.norm1_context.linear"}
 MASKS = (RegionMask(box_mask(0, 0, 0.6, 1), feather=0.2), RegionMask(box_mask(0.5, 0.2, 1, 1), 0.8, priority=1))
 SCENES: dict[str, dict[str, Any]] = {
@@ -109,7 +116,7 @@ def in_names_of_diffusers(kind: str, family: Family, state: dict[str, torch.Tens
             if re.fullmatch(pattern, key):
                 found[re.sub(pattern, name, key)] = value
     for theirs, own in TURNED.get(kind, {}).items():  # diffusers has the scale first
-        for end in ("weight", "bias"):
+        for end in ("weight", "bias") if f"{theirs}.bias" in state else ("weight",):
             found[f"{own}.{end}"] = torch.cat(state[f"{theirs}.{end}"].chunk(2)[::-1])
     return state | found
 

@@ -32,7 +32,7 @@ MODELS = [
     ("tiny_sdxl", torch.float32),
     ("tiny_sdxl", torch.bfloat16),
 ]
-TRANSFORMERS = [(f"tiny_{name}", torch.float32) for name in ("flux1", "chroma", "lumina2", "zimage", "qwenimage", "sd3")] + [
+TRANSFORMERS = [(f"tiny_{name}", torch.float32) for name in ("flux1", "chroma", "lumina2", "zimage", "qwenimage", "sd3", "flux2")] + [
     ("tiny_flux1", torch.bfloat16)
 ]
 IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in MODELS]

@@ -233,7 +233,10 @@ BAD = {
     "no up": ({k: t for k, t in plain().items() if "up" not in k}, f"{NAME}: up is missing"),
     "ranks differ": (plain(**{f"{NAME}.lora_up.weight": randn(640, 3)}), r"\(640, 3\)"),
     "Stable Diffusion 2": (kohya(KEY, randn(640, 2), randn(2, 1024)), "width 1024"),
-    "Krea 2": ({"lora_unet_blocks_0_attn_wq.lora_up.weight": randn(4, 2)}, "Krea 2.*no LoRA of Stable Diffusion 1, SDXL,"),
+    "HiDream": (
+        {"lora_unet_double_stream_blocks_0_block_attn1_to_q.lora_up.weight": randn(4, 2)},
+        "HiDream.*no LoRA of Stable Diffusion 1, SDXL,",
+    ),
     "something else": ({"model.weight": randn(4, 2)}, "no LoRA of Stable Diffusion 1, SDXL, .*'model.weight'"),
     "twice": (plain(**diffusers(KEY, randn(640, 2), randn(2, 768))), "stands twice"),
     "no base": (kohya("mid_block.resnets.0.conv1", randn(4, 2, 1, 1), randn(2, 4, 3, 3)), "give the architecture"),

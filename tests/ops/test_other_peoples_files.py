@@ -443,7 +443,7 @@ def test_a_tensor_that_says_it_is_larger_than_its_file_is_refused(tmp_path):
 
 
 OTHER_FILES = {
-    "Krea 2": ({"diffusion_model.blocks.0.attn.wq.lora_A.weight": randn(4, 8)}, "Krea 2"),
+    "HiDream": ({"diffusion_model.double_stream_blocks.0.block.attn1.to_q.lora_A.weight": randn(4, 8)}, "HiDream"),
     "a checkpoint": ({"model.diffusion_model.input_blocks.0.0.weight": randn(4, 4)}, "weights of a model"),
     "a ControlNet": ({"control_model.input_hint_block.0.weight": randn(4, 4)}, "a ControlNet"),
     "an IP-Adapter": ({"image_proj.proj.weight": randn(4, 4)}, "an IP-Adapter"),
