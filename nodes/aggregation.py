@@ -118,7 +118,8 @@ class CIDMAggregationSettings(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Flux, Chroma, Lumina 2, Z-Image, Qwen-Image: until this part of the sampling regions do not look at each "
+                    tooltip="Flux, Flux.2 Klein, Chroma, Stable Diffusion 3.5, Anima, Krea 2, Lumina 2, Z-Image, Qwen-Image: until this "
+                    "part of the sampling regions do not look at each "
                     "other, so that look-alikes stay two. Try 0.2; much more divides the picture.",
                 ),
                 io.Combo.Input(

@@ -1,4 +1,4 @@
-"""The host's transformers as a backbone that learns: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image, Anima and Krea 2.
+"""The host's transformers as a backbone that learns: Flux, Chroma, Stable Diffusion 3.5, Lumina 2, Z-Image, Qwen-Image, Anima and Krea 2.
 
 Their code is made for painting. While it is differentiated, kernels without a backward pass are off, and what autograd keeps is not written
 over (``recompute``).

@@ -48,7 +48,8 @@ def rate(name: str, tooltip: str) -> io.Float.Input:
 def base_inputs(transformers: bool = False) -> list[io.Input]:
     """The inputs of a training node that are the model it learns on."""
     kinds = (
-        ": Stable Diffusion 1.x, SDXL or Doodle; or Flux.1, Chroma, Lumina 2, Z-Image or Qwen-Image"
+        ": Stable Diffusion 1.x, SDXL or Doodle; or Flux.1, Flux.2 Klein, Chroma, Stable Diffusion 3.5, Anima, Krea 2, "
+        "Lumina 2, Z-Image or Qwen-Image"
         if transformers
         else " (Stable Diffusion 1.x, SDXL or Doodle)"
     )
