@@ -125,6 +125,10 @@ def backbone_of(kind: str, family: Family, host: dict[str, torch.Tensor]) -> Dif
     unet = MODELS[kind]()
     state = in_names_of_diffusers(kind, family, {key[6:]: value for key, value in host.items() if key.startswith("model.")})
     unet.load_state_dict({key: state[key] for key in unet.state_dict()})
+    if kind == "Flux2":  # random weights feel that diffusers' norms of queries and keys add 1e-6, and the host's as little as PyTorch does
+        for norm in unet.modules():
+            if isinstance(norm, nn.RMSNorm):
+                norm.eps = None
     unet.register_to_config(_class_name=type(unet).__name__)
     return DiffusersTransformer(Path(), unet, nn.Identity(), float(host["shift"]), torch.device("cpu"), torch.float32)
 
@@ -154,4 +158,4 @@ def test_the_latents_of_regions_on_a_transformer_agree(results, inside, kind):
         wanted = host[f"painted {name}"]
         difference = float((found - wanted).abs().max() / wanted.abs().max())
         print(f"{kind}, {name}: largest difference {difference:.2e} of the largest value")
-        assert difference < 1e-3
+        assert difference < 1e-4
