@@ -289,9 +289,9 @@ def the_mask_of_a_style_model_holds_for_its_text():
 
 
 def the_picture_beside_that_of_flux_and_qwen_goes_with_regions():
-    told = {"Krea2": {"reference_latents_method": "index"}}  # which reads one only where it is told how
+    method = {"Krea2": {"reference_latents_method": "index"}}  # which reads one only where it is told how
     for kind in ("Flux", "QwenImage", *(("Flux2", "Krea2") if NEWEST else ())):
-        more = {"reference_latents": [torch.ones_like(latent_of(kind, 6, 6))], **told.get(kind, {})}
+        more = {"reference_latents": [torch.ones_like(latent_of(kind, 6, 6))], **method.get(kind, {})}
         plain = painted(kind, model_of(kind), conditioning(kind, OTHER, **more))
         equal(painted(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN, **more)), plain)
         found, alone = (painted(kind, in_places(kind, LEFT), conditioning(kind, OTHER, OWN, **given)) for given in (more, {}))
