@@ -236,12 +236,12 @@ def architecture_of(groups: Groups, given: str = "", said: str = "") -> tuple[st
     known = [family_of(given)] if given else families()
     names = {f: {layer: parts for module, parts in groups.items() if (layer := canonical(module, f))} for f in known}
     if given:
-        width = text_width(known[0], names[known[0]])
+        width = telling_width(known[0], names[known[0]])
         if width and width != Architecture.parse(given).width and known[0].architecture != given:
             raise ValueError(f"a LoRA for a text of width {width}: it does not fit {given}")
         return given, []
     readers = [f for f in known if f.layerwise]
-    widths = {f: text_width(f, names[f]) for f in readers}
+    widths = {f: telling_width(f, names[f]) for f in readers}
     if width := next(filter(None, widths.values()), 0):
         fitting = next((f for f in readers if widths[f] == f.width), None)
         if fitting is None:
@@ -299,7 +299,7 @@ def could_be(family: Family, name: str, parts: Mapping[str, Tensor]) -> bool:
     return all((at.rows, at.columns) == family.shapes[layer] for layer, at in slices.items())
 
 
-def text_width(family: Family, layers: Mapping[str, Mapping[str, Tensor]]) -> int:
+def telling_width(family: Family, layers: Mapping[str, Mapping[str, Tensor]]) -> int:
     """The width by which a family tells its sizes, by the parts of layers: of the text that they read, or, where all read one, of the
     image's tokens; 0 if there are none.
     """

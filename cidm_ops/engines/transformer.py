@@ -76,8 +76,8 @@ class DiffusersTransformer(TransformerBackbone):
         how, ids = self.family.diffusers.reader, self.all_ids(text)
         masked: dict[str, Any] = {}
         if how.layers:
-            words = ids.shape[1] - self.filled(text)
-            masked["attention_mask"] = (torch.arange(ids.shape[1]) < words)[None].long().to(self.device)
+            said = torch.arange(ids.shape[1]) < self.own_ids(text).shape[1]
+            masked["attention_mask"] = said[None].long().to(self.device)
         found = self.part(how.states)(input_ids=ids.to(self.device), output_hidden_states=bool(how.layers) or how.layer != -1, **masked)
         if how.layers:
             states = torch.cat([found.hidden_states[layer] for layer in how.layers], -1)
@@ -104,12 +104,8 @@ class DiffusersTransformer(TransformerBackbone):
 
     def all_ids(self, text: str) -> Tensor:
         """The ids ``[1, N]`` of the tokens that the encoder reads."""
-        tokenizer = self.part(self.family.diffusers.reader.tokenizer)
-        return F.pad(self.own_ids(text), (0, self.filled(text)), value=tokenizer.pad_token_id)
-
-    def filled(self, text: str) -> int:
-        """How many tokens fill a text up."""
-        return max(self.family.diffusers.reader.least - self.own_ids(text).shape[1], 0)
+        how, own = self.family.diffusers.reader, self.own_ids(text)
+        return F.pad(own, (0, max(how.least - own.shape[1], 0)), value=self.part(how.tokenizer).pad_token_id)
 
     def own_ids(self, text: str) -> Tensor:
         """The ids ``[1, N]`` of a text, as it is said to the encoder."""

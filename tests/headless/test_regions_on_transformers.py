@@ -22,6 +22,7 @@ from cidm_ops.engines.several_texts import read_several
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.pieces import pieces_of
 from cidm_ops.method.regions import RegionMask, box_mask
+from cidm_ops.models import clip
 from cidm_ops.painting import joint_call
 from cidm_ops.painting.compose import AggregationConfig, Composition, ConceptMix, RegionPrompt, compose_regions
 from cidm_ops.painting.config import PRESETS, NoiseEstimation
@@ -56,10 +57,15 @@ def states_of(length: int, seed: int) -> torch.Tensor:
 OTHER, OWN, THIRD, UNWANTED = (states_of(length, seed) for seed, length in enumerate((5, 11, 40, 11)))
 
 
+def front_of(base: Any) -> int:
+    """How many states of other encoders stand in front of a text's own."""
+    return clip.CHUNK if base.family.diffusers.reader.beside else 0
+
+
 def text_of(base: Any, states: torch.Tensor, *regions: torch.Tensor) -> Text:
     """A text of the model, with texts of regions if there are any."""
     _, pooled = base.read("a dog")
-    states, *regions = (given.repeat(1, 1, base.family.diffusers.reader.layers and 3 or 1) for given in (states, *regions))
+    states, *regions = (given.repeat(1, 1, len(base.family.diffusers.reader.layers) or 1) for given in (states, *regions))
     of_regions = tuple(ConceptText.of(region, [RowPlan()]) for region in regions)
     return Text(states[:, None], (0,) * len(base.cross_attention), pooled, (RowPlan(regions=of_regions),) if regions else ())
 
@@ -289,7 +295,7 @@ def test_a_text_that_is_filled_up_loses_most_of_that_where_it_is_asked(base):
     mixed = ConceptMix("a rex dog in the snow")
     padded, cut = (read_region(base, mixed, False, padding) for padding in (True, False))
     least = base.family.diffusers.reader.least
-    front = 77 if base.family.name == "sd3" else 0  # of its CLIPs
+    front = front_of(base)
     assert padded.shape[1] >= front + least and cut.shape[1] == (
         front + (128 if base.family.name == "flux2" else 64) if least else padded.shape[1]
     )
@@ -310,7 +316,7 @@ def test_the_words_of_a_concept_are_where_its_letters_are(base):
     text, word = "a rex dog on the grass", "rex dog"
     read = read_region(base, ConceptMix(text, [concept_of(base, triggers=(word,))], {"rex": 1.0}), True)
     ids, letters = base.tokenize(text)[0].tolist(), base.tokenize(word)[0].tolist()
-    front = 77 if base.family.name == "sd3" else 0  # of its CLIPs
+    front = front_of(base)
     assert front + len(ids) == read.shape[1]
     at = (read.plans[0].token_masks["rex"].nonzero()[:, 0] - front).tolist()
     assert len(at) == len(word) + 1 and at == list(range(at[0], at[-1] + 1))

@@ -20,6 +20,7 @@ PARTS = (
     "inside_scores",
     "inside_transformers",
     "inside_joint",
+    "inside_joint_texts",
     "inside_engines",
     "inside_joint_training",
     "inside_conditionings",

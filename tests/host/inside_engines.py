@@ -4,7 +4,6 @@ from typing import Any
 
 from inside import RESULTS, host
 from inside_joint import OTHER, OWN, THIRD, UNWANTED, conditioning, differ, filled, latent_of
-from inside_transformers import CONFIGS, NEWEST, POOLED, randomise
 
 # isort: split
 
@@ -12,6 +11,7 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.supported_models
 import torch
+from host_transformers import CONFIGS, NEWEST, POOLED, randomise
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask

@@ -10,7 +10,7 @@ from typing import Any
 
 from inside import doodle, equal
 from inside_joint import conditioning, painted, same
-from inside_transformers import ARCHITECTURES, CONFIGS, FILMS, NEWEST, POOLED, TEXT, anima_clip, flux_clip, loaded, model_of, refused
+from inside_transformers import loaded, refused
 
 # isort: split
 
@@ -21,6 +21,7 @@ import comfy.supported_models
 import pack.cidm_ops.recompute as computing
 import torch
 from comfy.cli_args import PerformanceFeature, args
+from host_transformers import ARCHITECTURES, CONFIGS, FILMS, NEWEST, POOLED, TEXT, anima_clip, flux_clip, model_of
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.export import export_concept
 from pack.cidm_ops.models.family import family_of
@@ -46,7 +47,7 @@ class Autoencoder:
     """
 
     def __init__(self, kind: str = ""):
-        self.films, (self.side, self.channels) = kind == "QwenImage", (16, 128) if kind == "Flux2" else (8, 16)
+        self.films, (self.side, self.channels) = kind in FILMS, (16, 128) if kind == "Flux2" else (8, 16)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         small = torch.nn.functional.interpolate(pixels.movedim(-1, 1).float(), scale_factor=1 / self.side, mode="area")

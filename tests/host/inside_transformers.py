@@ -7,7 +7,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,12 @@ from inside import doodle, equal
 # isort: split
 
 import comfy.model_patcher
-import comfy.ops
 import comfy.sample
 import comfy.sd
 import comfy.supported_models
-import comfy.text_encoders.flux
-import comfy.text_encoders.qwen_image
-import comfy.text_encoders.sd3_clip
 import comfy.utils
 import torch
+from host_transformers import ARCHITECTURES, CHROMA, CONFIGS, FLUX, NEWEST, POOLED, TEXT, WIDE_SD3, built, flux_clip, model_of, sd3_clip
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.exchange import import_into
 from pack.cidm_ops.bank.export import export_concept
@@ -32,150 +28,6 @@ from pack.nodes import host
 from safetensors.torch import load_file, save_file
 from subjects import call
 
-NEWEST = hasattr(comfy.supported_models, "ZImage")
-HEADS, WIDTH, TEXT, POOLED = 2, 64, 48, 32
-FLUX: dict[str, Any] = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": POOLED,
-    "context_in_dim": TEXT,
-    "hidden_size": WIDTH,
-    "mlp_ratio": 4.0,
-    "num_heads": HEADS,
-    "depth": 2,
-    "depth_single_blocks": 2,
-    "axes_dim": [8, 12, 12],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-} | ({"txt_ids_dims": []} if NEWEST else {})
-CHROMA = {key: value for key, value in FLUX.items() if key not in ("vec_in_dim", "guidance_embed")} | {
-    "image_model": "chroma",
-    "in_channels": 64,
-    "out_channels": 64,
-    "in_dim": 64,
-    "out_dim": WIDTH,
-    "hidden_dim": 32,
-    "n_layers": 1,
-    **({"vec_in_dim": None} if NEWEST else {}),
-}
-FLUX2 = FLUX | {
-    "image_model": "flux2",
-    "in_channels": 128,
-    "out_channels": 128,
-    "vec_in_dim": None,
-    "mlp_ratio": 3.0,
-    "axes_dim": [8, 8, 8, 8],
-    "theta": 2000,
-    "patch_size": 1,
-    "qkv_bias": False,
-    "guidance_embed": False,
-    "txt_ids_dims": [3],
-    "global_modulation": True,
-    "mlp_silu_act": True,
-    "ops_bias": False,
-    "default_ref_method": "index",
-    "ref_index_scale": 10.0,
-}
-LUMINA: dict[str, Any] = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": WIDTH,
-    "cap_feat_dim": TEXT,
-    "n_layers": 2,
-    "qk_norm": True,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "axes_dims": [4, 6, 6],
-    "axes_lens": [300, 512, 512],
-    "ffn_dim_multiplier": 4.0,
-} | ({"rope_theta": 10000.0} if NEWEST else {})
-Z_IMAGE = LUMINA | {
-    "dim": 256,  # its modulation reads as many features of the time, whatever the width
-    "n_heads": HEADS,
-    "n_kv_heads": HEADS,
-    "axes_dims": [32, 48, 48],
-    "ffn_dim_multiplier": 8.0 / 3.0,
-    "z_image_modulation": True,
-    "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
-}
-QWEN: dict[str, Any] = {
-    "image_model": "qwen_image",
-    "in_channels": 64,
-    "num_layers": 2,
-    "attention_head_dim": WIDTH // HEADS,
-    "num_attention_heads": HEADS,
-    "joint_attention_dim": TEXT,
-    "axes_dims_rope": (8, 12, 12),
-}
-SD3: dict[str, Any] = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "input_size": None,
-    "depth": 2,  # its width is 64 times that
-    "adm_in_channels": POOLED,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": TEXT, "out_features": 128}},
-    "num_patches": 256,
-    "pos_embed_max_size": 16,
-    "pos_embed_scaling_factor": None,
-    "qk_norm": "rms",
-    "x_block_self_attn_layers": [0],
-}
-# As wide as the text that its encoders make, however small they are.
-WIDE_SD3 = SD3 | {
-    "adm_in_channels": 2 * POOLED,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
-}
-ANIMA: dict[str, Any] = {
-    "image_model": "anima",
-    "max_img_h": 240,
-    "max_img_w": 240,
-    "max_frames": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_spatial": 2,
-    "patch_temporal": 1,
-    "model_channels": WIDTH,
-    "crossattn_emb_channels": TEXT,
-    "pos_emb_cls": "rope3d",
-    "num_blocks": 2,
-    "num_heads": HEADS,
-    "use_adaln_lora": True,
-    "adaln_lora_dim": 16,
-    "rope_enable_fps_modulation": False,
-}
-KREA2: dict[str, Any] = {
-    "image_model": "krea2",
-    "features": WIDTH,
-    "heads": HEADS,
-    "kvheads": 1,
-    "layers": 2,
-    "channels": 16,
-    "patch": 2,
-    "txtlayers": 2,
-    "txtdim": TEXT // 2,
-    "txtheads": 2,
-    "txtkvheads": 2,
-}
-CONFIGS = {"Flux": FLUX, "Chroma": CHROMA, "Lumina2": LUMINA, "QwenImage": QWEN, "SD3": SD3}
-CONFIGS |= {"ZImage": Z_IMAGE, "Flux2": FLUX2, "Anima": ANIMA, "Krea2": KREA2} if NEWEST else {}
-FILMS = ("QwenImage", "Anima", "Krea2")  # whose latents have an axis of frames
-ARCHITECTURES = {
-    "Flux": "flux1-2+2x64",
-    "Chroma": "chroma-2+2x64",
-    "Lumina2": "lumina2-2x64",
-    "ZImage": "zimage-2x256",
-    "QwenImage": "qwenimage-2x64",
-    "SD3": "sd3-2x128",
-    "Flux2": "flux2-2+2x64",
-    "Anima": "anima-2x64",
-    "Krea2": "krea2-2x64",
-}
 KOHYA, PEFT = ("lora_up.weight", "lora_down.weight"), ("lora_B.weight", "lora_A.weight")
 # What the host has for one layer under two names, for another model, or with its rows in another order.
 TURNED = "transformer_blocks.1.norm1_context.linear"
@@ -185,110 +37,6 @@ TWICE = {
     "Krea2": r"attn\.to_out\.weight|norm_out\.linear",
 }
 OF_FLUX2 = r"linear_in|linear_out|to_qkv_mlp_proj|single_.*attn\.to_out|norm_out\.linear"
-
-
-@cache
-def model_of(kind: str) -> comfy.model_patcher.ModelPatcher:
-    """A model of the host's own class, built past its detection, with random weights in fp32."""
-    return built(kind, CONFIGS[kind])
-
-
-def built(kind: str, settings: dict[str, Any]) -> comfy.model_patcher.ModelPatcher:
-    """A model of a configuration."""
-    config = getattr(comfy.supported_models, kind)(dict(settings))
-    config.set_inference_dtype(torch.float32, None)
-    base = config.get_model({}, "", device=torch.device("cpu"))
-    if kind == "Anima":  # whose adapter has one size
-        base.diffusion_model.llm_adapter = small_adapter()
-    randomise(base.diffusion_model)
-    base.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
-
-
-def small_adapter() -> torch.nn.Module:
-    """The adapter of Anima's texts, small but for its words."""
-    from comfy.ldm.anima.model import LLMAdapter
-
-    made = {"device": torch.device("cpu"), "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
-    return LLMAdapter(source_dim=TEXT, target_dim=TEXT, model_dim=TEXT, num_layers=1, num_heads=3, **made)
-
-
-def randomise(module: torch.nn.Module) -> None:
-    """Weights of the size that layers are trained to; the host leaves its own uninitialised."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in module.named_parameters():
-        value = torch.randn(parameter.shape, generator=generator)
-        normed = "norm" in name or ".ln_" in name
-        parameter.data.copy_(1 + 0.1 * value if normed and value.ndim == 1 else 0.5 * value / value.numel() ** 0.25)
-    if isinstance(places := getattr(module, "pos_embed", None), torch.Tensor):
-        places.normal_(0, 0.5, generator=generator)
-
-
-@cache
-def flux_clip() -> comfy.sd.CLIP:
-    """The text encoders of Flux.1, small."""
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.flux.flux_clip(dtype_t5=torch.float32)
-        tokenizer = comfy.text_encoders.flux.FluxTokenizer
-
-    small = {"hidden_size": POOLED, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    t5 = {"d_model": TEXT, "d_ff": 64, "d_kv": 16, "num_heads": 3, "num_layers": 2}
-    options = {"dtype": torch.float32, "clip_l_model_config": small, "t5xxl_model_config": t5}
-    clip = comfy.sd.CLIP(Target, model_options=options)
-    randomise(clip.cond_stage_model)
-    return clip
-
-
-@cache
-def qwen_clip() -> comfy.sd.CLIP:
-    """The text encoder of Qwen-Image, small but for its words; what it would see pictures with is left as it is."""
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.qwen_image.te()
-        tokenizer = comfy.text_encoders.qwen_image.QwenImageTokenizer
-
-    small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen25_7b_model_config": small})
-    randomise(clip.cond_stage_model.qwen25_7b.transformer.model)
-    return clip
-
-
-@cache
-def sd3_clip() -> comfy.sd.CLIP:
-    """The text encoders of Stable Diffusion 3.5, small but for the width of T5's states, to which the host fills up those of the CLIPs."""
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.sd3_clip.sd3_clip(dtype_t5=torch.float32)
-        tokenizer = comfy.text_encoders.sd3_clip.SD3Tokenizer
-
-    small = {"hidden_size": POOLED, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    t5 = {"d_model": 4096, "d_ff": 64, "d_kv": 16, "num_heads": 3, "num_layers": 1}
-    configs = {"clip_l_model_config": small, "clip_g_model_config": small, "t5xxl_model_config": t5}
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, **configs})
-    for part in (clip.cond_stage_model.clip_l, clip.cond_stage_model.clip_g, clip.cond_stage_model.t5xxl.transformer.encoder):
-        randomise(part)
-    clip.cond_stage_model.t5xxl.transformer.shared.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-    return clip
-
-
-@cache
-def anima_clip() -> comfy.sd.CLIP:
-    """The text encoder of Anima, small but for its words."""
-    import comfy.text_encoders.anima
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.anima.te()
-        tokenizer = comfy.text_encoders.anima.AnimaTokenizer
-
-    small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen3_06b_model_config": small})
-    randomise(clip.cond_stage_model)
-    return clip
 
 
 @dataclass(frozen=True)
@@ -441,12 +189,11 @@ def sample(model, positive, negative) -> torch.Tensor:
     return comfy.sample.sample(model, noise, 2, 1.5, "euler", "simple", positive, negative, latent, seed=1)
 
 
-def the_picture_of_flux_is_that_of_the_hosts_own_loader():
-    clip = flux_clip()
-    state = lora_file("Flux", SPELLINGS["kohya"])
-    for i, part in enumerate(("self_attn_q_proj", "mlp_fc1")):
-        rows = 64 if i else POOLED
-        key = f"lora_te1_text_model_encoder_layers_{i}_{part}"
+def check_picture(kind: str, model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, state: dict, texts: dict[str, int]) -> None:
+    """What a prompt paints with a file that changes layers of text encoders too, ``texts`` with so many rows, is what the host's own loader
+    makes of it, and of what the bank exports.
+    """
+    for key, rows in texts.items():
         state |= {f"{key}.lora_up.weight": torch.full((rows, 2), 0.1), f"{key}.lora_down.weight": torch.full((2, POOLED), 0.2)}
         state[f"{key}.alpha"] = torch.tensor(1.0)
 
@@ -456,54 +203,36 @@ def the_picture_of_flux_is_that_of_the_hosts_own_loader():
     with tempfile.TemporaryDirectory() as folder:
         save_file(state, Path(folder) / "rex.safetensors")
         bank, (rex,), _ = import_into(
-            Bank(Path(folder) / "bank"), Path(folder) / "rex.safetensors", architecture=ARCHITECTURES["Flux"], triggers=["ohwx cat"]
+            Bank(Path(folder) / "bank"), Path(folder) / "rex.safetensors", architecture=ARCHITECTURES[kind], triggers=["ohwx cat"]
         )
-        assert len(rex.text_factors) == 2
-        (file,) = export_concept(rex, Path(folder) / "out")
-        exported = load_file(file)
-        given = {"clip": clip, "bank": bank}
-        model, positive, negative, _ = call("CIDMPaint", model=model_of("Flux"), **given, prompt="a <rex:0.8> in the snow", negative="fog")
-        alone = call("CIDMEncodePrompt", **given, text="a <rex:0.8> in the snow")[0]
-    found = sample(model, positive, negative)
-    for file in (state, exported):
-        theirs, their_clip = comfy.sd.load_lora_for_models(model_of("Flux"), clip, file, 0.8, 0.8)
-        wanted = sample(theirs, encoded(their_clip, "a ohwx cat in the snow"), encoded(their_clip, "fog"))
-        assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
-    equal(alone[0][0], positive[0][0])
-    equal(alone[0][1]["pooled_output"], positive[0][1]["pooled_output"])
-    bare = sample(model_of("Flux"), encoded(clip, "a ohwx cat in the snow"), encoded(clip, "fog"))
-    assert torch.isfinite(found).all() and float((found - bare).abs().max()) > 1e-2 * float(bare.abs().max())
-
-
-def the_picture_of_stable_diffusion_3_is_that_of_the_hosts_own_loader():
-    clip, model = sd3_clip(), built("SD3", WIDE_SD3)
-    state = lora_file("SD3", SPELLINGS["kohya"])
-    state = {key: value for key, value in state.items() if "context_embedder" not in key and "y_embedder" not in key}
-    for i, number in enumerate((1, 2)):
-        key = f"lora_te{number}_text_model_encoder_layers_{i}_self_attn_q_proj"
-        state |= {f"{key}.lora_up.weight": torch.full((POOLED, 2), 0.1), f"{key}.lora_down.weight": torch.full((2, POOLED), 0.2)}
-        state[f"{key}.alpha"] = torch.tensor(1.0)
-
-    def encoded(clip, text):
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_file(state, Path(folder) / "rex.safetensors")
-        bank, (rex,), _ = import_into(
-            Bank(Path(folder) / "bank"), Path(folder) / "rex.safetensors", architecture=ARCHITECTURES["SD3"], triggers=["ohwx cat"]
-        )
-        assert len(rex.text_factors) == 2
+        assert len(rex.text_factors) == len(texts)
         (file,) = export_concept(rex, Path(folder) / "out")
         exported = load_file(file)
         given = {"clip": clip, "bank": bank}
         painter, positive, negative, _ = call("CIDMPaint", model=model, **given, prompt="a <rex:0.8> in the snow", negative="fog")
+        alone = call("CIDMEncodePrompt", **given, text="a <rex:0.8> in the snow")[0]
     found = sample(painter, positive, negative)
     for file in (state, exported):
         theirs, their_clip = comfy.sd.load_lora_for_models(model, clip, file, 0.8, 0.8)
         wanted = sample(theirs, encoded(their_clip, "a ohwx cat in the snow"), encoded(their_clip, "fog"))
         assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+    equal(alone[0][0], positive[0][0])
+    equal(alone[0][1]["pooled_output"], positive[0][1]["pooled_output"])
     bare = sample(model, encoded(clip, "a ohwx cat in the snow"), encoded(clip, "fog"))
     assert torch.isfinite(found).all() and float((found - bare).abs().max()) > 1e-2 * float(bare.abs().max())
+
+
+def the_picture_of_flux_is_that_of_the_hosts_own_loader():
+    layer = "lora_te1_text_model_encoder_layers_{}_{}".format
+    texts = {layer(0, "self_attn_q_proj"): POOLED, layer(1, "mlp_fc1"): 64}
+    check_picture("Flux", model_of("Flux"), flux_clip(), lora_file("Flux", SPELLINGS["kohya"]), texts)
+
+
+def the_picture_of_stable_diffusion_3_is_that_of_the_hosts_own_loader():
+    state = lora_file("SD3", SPELLINGS["kohya"])
+    state = {key: value for key, value in state.items() if "context_embedder" not in key and "y_embedder" not in key}
+    texts = {f"lora_te{i + 1}_text_model_encoder_layers_{i}_self_attn_q_proj": POOLED for i in (0, 1)}
+    check_picture("SD3", built("SD3", WIDE_SD3), sd3_clip(), state, texts)
 
 
 def refused(said: str, node: str, **inputs: Any) -> None:

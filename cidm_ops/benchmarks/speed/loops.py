@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,34 +25,33 @@ from ...training.task import Task
 from ...training.trainer import Trainer
 from .models import random_backbone
 from .reading import read_texts
-from .timing import figures, interleave, machine, peak_memory, ratio
+from .timing import figures, interleave, machine, ratio
 
 RANK = 4
 
 
 def run_loops(rounds: int, pixels: int) -> dict[str, Any]:
-    """Measure a step of one picture on every side: with words that learn, with words that have stopped, by peft, and the limit; ratios of
-    time and ``*_gb``, the peak of a step with all sides' models held.
+    """Measure a step of one picture on every side: with words that learn, with words that have stopped, by peft, and the limit; and ratios
+    of time.
     """
     backbone = random_backbone(SD1, torch.bfloat16 if has_bf16(torch.device("cpu")) or torch.cuda.is_available() else torch.float32)
     sides = {
-        "loop_words": ours(backbone, pixels, norm_stop=1e9),
-        "loop_frozen": ours(backbone, pixels, norm_stop=0.0),
+        "loop_words": our_step(backbone, pixels, norm_stop=1e9),
+        "loop_frozen": our_step(backbone, pixels, norm_stop=0.0),
         "loop_peft": peft_step(backbone, pixels),
-        "loop_limit": limit(backbone, pixels),
+        "loop_limit": limit_step(backbone, pixels),
     }
     times = interleave(sides, rounds)
-    memory = {f"{name}_gb": peak_memory(step) for name, step in sides.items()}
     ratios = {
         "words_to_limit": ratio(times, "loop_words", "loop_limit"),
         "frozen_to_limit": ratio(times, "loop_frozen", "loop_limit"),
         "peft_to_limit": ratio(times, "loop_peft", "loop_limit"),
         "frozen_to_peft": ratio(times, "loop_frozen", "loop_peft"),
     }
-    return ratios | figures(times) | memory | {"loop_dtype": str(backbone.dtype).removeprefix("torch.")} | machine()
+    return ratios | figures(times) | {"loop_dtype": str(backbone.dtype).removeprefix("torch.")} | machine()
 
 
-def ours(backbone: DiffusersBackbone, pixels: int, norm_stop: float) -> Callable[[], None]:
+def our_step(backbone: DiffusersBackbone, pixels: int, norm_stop: float) -> Callable[[], None]:
     """A step of the whole recipe. The words stop at the first step where ``norm_stop`` is 0, and all texts are read beforehand."""
     data = Dataset([torch.rand(3, pixels, pixels)], ["a dog"])
     config = configure("cidm", steps=10_000, batch=1, rank=RANK, norm_stop=norm_stop)
@@ -67,8 +67,6 @@ def ours(backbone: DiffusersBackbone, pixels: int, norm_stop: float) -> Callable
 
 def peft_step(backbone: DiffusersBackbone, pixels: int) -> Callable[[], None]:
     """A step of a plain loop: AdamW on peft's LoRA, latents and text encoded beforehand."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     adapted = {id(layer) for layer in linears(backbone, "cross_attention").values()}
     names = [name for name, module in backbone.unet.named_modules() if id(module) in adapted]
     unet = copy.deepcopy(backbone.unet).requires_grad_(False)
@@ -87,7 +85,7 @@ def peft_step(backbone: DiffusersBackbone, pixels: int) -> Callable[[], None]:
     return step
 
 
-def limit(backbone: DiffusersBackbone, pixels: int) -> Callable[[], None]:
+def limit_step(backbone: DiffusersBackbone, pixels: int) -> Callable[[], None]:
     """Forward and backward of the frozen U-Net, with no parameter that learns."""
     return partial(backward, backbone, backbone.unet, pixels, text_of(backbone).requires_grad_())
 

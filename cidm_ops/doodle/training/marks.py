@@ -32,7 +32,7 @@ from .diffusion import DiffusionRecipe, Tokens, learn_diffusion, new_text_encode
 from .loop import OutOfTime, Session, save_tensors
 from .parts import draw_labels, draw_parts, learn_parts, save_judge
 from .pieces import cut, join
-from .processes import join_processes, make_once, rank_and_count
+from .processes import join_processes, make_once, share_of
 from .renderings import kept, kept_captions
 from .stages import MARKED_SHARES, MARKED_STAGES
 from .train import latents_of, shipped_text, token_ids
@@ -82,7 +82,7 @@ def train(options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     join_processes(device, options.minutes)
-    share(options.batch)  # what cannot work is said at once
+    share_of(options.batch)  # what cannot work is said at once
     claim(options)
     session = Session(options.folder, deadline=began + 60 * options.minutes)
     make_once(lambda: render_all(options))
@@ -215,7 +215,7 @@ def _diffusion(training: Training) -> None:
     unet.to(training.device)
     latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
     latents = latents.to(training.device)  # small enough to stay there
-    recipe = DiffusionRecipe(options.prediction, options.gamma, share(options.batch), options.lr)
+    recipe = DiffusionRecipe(options.prediction, options.gamma, share_of(options.batch), options.lr)
     learn_diffusion(unet, text, latents, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
     if count := min(options.painted, len(latents)):
         first = np.arange(count) * len(captions[0])  # of each picture's wordings
@@ -223,14 +223,6 @@ def _diffusion(training: Training) -> None:
         save_tensors({"latents": repaint(unet, text, latents[:count], ids, options.prediction)}, folder / PAINTED)
     training.write("text", shipped_text(text.state_dict(), tokens))
     training.write("unet", unet.state_dict())
-
-
-def share(batch: int) -> int:
-    """How many pictures of a batch each process takes. Raises ``ValueError`` where they cannot be shared out evenly."""
-    _, count = rank_and_count()
-    if batch % count:
-        raise ValueError(f"{count} processes cannot share a batch of {batch} evenly: give --batch a multiple of {count}")
-    return batch // count
 
 
 def _decoder(training: Training) -> None:

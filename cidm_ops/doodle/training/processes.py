@@ -26,6 +26,14 @@ def rank_and_count() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def share_of(batch: int) -> int:
+    """How many pictures of a batch each process takes. Raises ``ValueError`` where they cannot be shared out evenly."""
+    _, count = rank_and_count()
+    if batch % count:
+        raise ValueError(f"{count} processes cannot share a batch of {batch} evenly: give --batch a multiple of {count}")
+    return batch // count
+
+
 def wait_for_all() -> None:
     """Go on when every process has come here."""
     if dist.is_initialized():
