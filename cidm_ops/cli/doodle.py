@@ -74,7 +74,8 @@ def add_marks(into: Any) -> None:
     marks.add_argument("--prediction", choices=PREDICTIONS, default=PREDICTIONS[0], help="of the U-Net (default: %(default)s)")
     marks.add_argument("--gamma", type=float, default=0.0, help="of min-SNR weights; 0: every timestep counts alike (default: %(default)s)")
     marks.add_argument("--batch", type=whole(1), default=64, help="pictures of a step of the U-Net (default: %(default)s)")
-    marks.add_argument("--lr", type=float, default=1e-3, help="largest learning rate of the U-Net (default: %(default)s)")
+    marks.add_argument("--lr", type=float, default=3e-3, help="largest learning rate of the U-Net (default: %(default)s)")
+    marks.add_argument("--text-lr", type=float, default=8e-4, help="that of its text encoder (default: %(default)s)")
     marks.add_argument(
         "--painted", type=whole(0), default=4000, help="latents painted for the decoder's last training (default: %(default)s)"
     )
@@ -84,8 +85,8 @@ def add_marks(into: Any) -> None:
     marks.add_argument("--seer", choices=SEERS, default=SEERS[0], help="whose layers compare pictures too (default: %(default)s)")
     marks.add_argument("--perceptual", type=float, default=0.1, help="weight of those layers (default: %(default)s)")
     marks.add_argument(
-        "--start", choices=STARTS, default=STARTS[0], help="what autoencoder and U-Net begin with: Doodle as it ships, as far as its "
-        "channels go, or nothing (default: %(default)s)"
+        "--begin-with", choices=STARTS, default=STARTS[0], help="what the autoencoder begins with: nothing, or the one that ships, as far "
+        "as its channels go (default: %(default)s)"
     )  # fmt: skip
     for stage, steps in MARKED_STEPS.items():
         marks.add_argument(f"--{stage}-steps", type=whole(1), default=steps, help="default: %(default)s")

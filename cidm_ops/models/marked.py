@@ -1,4 +1,5 @@
-"""The Doodle of marks: Doodle at the same size, with latents of 16 channels, as Flux.1 and Stable Diffusion 3 have them, and a wider text.
+"""The Doodle of marks: Doodle at the same size, with latents of 16 channels, as Flux.1 and Stable Diffusion 3 have them, a U-Net that
+is wide where cells hold marks, and a wider text.
 
 Its text is another width than Doodle's, so no concept of the one is taken for one of the other. It is known where its weights are trained
 and tried; it has none that ship.
@@ -23,7 +24,13 @@ MARKED = register(
         latent_channels=CHANNELS,
         diffusers=replace(
             DOODLE.diffusers,
-            model={**DOODLE.diffusers.model, "in_channels": CHANNELS, "out_channels": CHANNELS, "cross_attention_dim": WIDTH},
+            model={
+                **DOODLE.diffusers.model,
+                "in_channels": CHANNELS,
+                "out_channels": CHANNELS,
+                "block_out_channels": (128, 128, 128),
+                "cross_attention_dim": WIDTH,
+            },
             texts={_encoder.name: {**DOODLE.diffusers.texts[_encoder.name], **_text}},
             vae={"latent_channels": CHANNELS},
         ),

@@ -75,13 +75,13 @@ def test_a_training_in_many_parts_is_bit_for_bit_the_one_in_one(trained, tmp_pat
 
 
 def test_a_folder_is_of_one_training(trained, capsys):
-    assert run(trained, "--prediction", "v") == 2
-    assert "holds a training with prediction flow, now it is v: give another --folder" in capsys.readouterr().err
+    assert run(trained, "--prediction", "flow") == 2
+    assert "holds a training with prediction v, now it is flow: give another --folder" in capsys.readouterr().err
 
 
 def test_what_comes_of_it_is_a_base_of_its_own(trained):
     base = load(trained / "base")
-    assert base.family is MARKED and base.architecture == "sd1-7x160" and base.size == 128 and base.schedule.prediction == "flow"
+    assert base.family is MARKED and base.architecture == "sd1-7x160" and base.size == 128 and base.schedule.prediction == "v"
     picture = torch.rand(1, 3, 128, 128) * 2 - 1
     assert base.encode_image(picture).shape == (1, 16, 16, 16) == (1, *MARKED.latent_shape(128, 128))
     text = load_file(result_file(trained, "text"))
@@ -95,7 +95,7 @@ def test_what_comes_of_it_is_a_base_of_its_own(trained):
         paint(base, Bank(TEN), "a <dog>", unit_noise(MARKED, 0, 1, 128, 128), SamplingConfig(1, 2.0))
 
 
-@pytest.mark.parametrize("prediction", ["v", "eps"])
+@pytest.mark.parametrize("prediction", ["flow", "eps"])
 def test_a_base_says_what_it_predicts(trained, tmp_path, prediction):
     shutil.copytree(trained / "result", tmp_path / "result")
     settings = json.loads((trained / "settings.json").read_text())
@@ -255,9 +255,9 @@ def test_repainting_by_a_model_that_knows_the_picture_gives_the_picture(predicti
     assert float((found - clean).abs().max()) < 0.05
 
 
-def test_a_unet_of_marks_costs_what_doodles_costs():
+def test_a_unet_of_marks_is_wider_in_its_cells_and_smaller_in_all():
     counts = [sum(p.numel() for p in new_unet(family).parameters()) for family in (DOODLE, MARKED)]
-    assert counts[0] < counts[1] < 1.03 * counts[0] and 2 * counts[1] < 24e6
+    assert 0.7 * counts[0] < counts[1] < counts[0]
 
 
 def test_a_network_begins_with_what_a_smaller_one_knows():
@@ -276,7 +276,7 @@ def test_latents_begin_near_those_that_ship(tmp_path):
     """One step from the weights that ship shows a picture better than one from the pass-through."""
     found = []
     for start in ("shipped", "nothing"):
-        assert run(tmp_path / start, "--start", start, "--stages", "autoencoder", "--seer", "none") == 0
+        assert run(tmp_path / start, "--begin-with", start, "--stages", "autoencoder", "--seer", "none") == 0
         vae = pass_through(16)
         vae.load_state_dict(load_file(result_file(tmp_path / start, "latents")))
         pictures = from_pixels(np.stack([draw_described(seed) for seed in range(100, 108)]))
@@ -286,7 +286,20 @@ def test_latents_begin_near_those_that_ship(tmp_path):
 
 def test_processes_share_a_batch_and_keep_no_time(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cidm_ops"]
-    given = ["doodle", "marks", "--folder", str(tmp_path), *SMALL, "--stages", "autoencoder", "diffusion", "--seer", "none"]
+    given = [
+        "doodle",
+        "marks",
+        "--folder",
+        str(tmp_path),
+        *SMALL,
+        "--stages",
+        "autoencoder",
+        "diffusion",
+        "--seer",
+        "none",
+        "--begin-with",
+        "nothing",
+    ]
 
     def call(*more: str) -> tuple[int, str]:
         done = subprocess.run([*torchrun, *given, *more], capture_output=True, text=True, timeout=300)

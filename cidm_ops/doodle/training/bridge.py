@@ -29,6 +29,7 @@ log = logging.getLogger("cidm.doodle")
 BATCH, LR = 256, 1e-3
 TOGETHER = 100  # pictures or captions that are embedded at once
 SHARD = 4000  # scenes of a file of embeddings
+RIDGE = 1e-6  # added to the mean squares of ends, which few captions do not span
 OF = 64  # pictures that the right one is found among
 
 
@@ -91,5 +92,6 @@ def retrieval(bridge: nn.Linear, pictures: Tensor, captions: Tensor, among: int 
 @torch.no_grad()
 def least_squares(pictures: Tensor, captions: Tensor) -> Tensor:
     """Returns the linear map ``[E, D]`` that is nearest to the unit embeddings: where the bridge begins."""
-    ends, wanted = captions.flatten(0, 1), F.normalize(pictures, dim=-1).repeat_interleave(captions.shape[1], 0)
-    return torch.linalg.lstsq(ends, wanted).solution.T.contiguous()
+    ends, wanted = captions.flatten(0, 1).double(), F.normalize(pictures, dim=-1).repeat_interleave(captions.shape[1], 0).double()
+    alike = ends.T @ ends + RIDGE * len(ends) * torch.eye(ends.shape[1], dtype=ends.dtype, device=ends.device)
+    return torch.linalg.solve(alike, ends.T @ wanted).T.float().contiguous()

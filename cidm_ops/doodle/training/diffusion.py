@@ -22,7 +22,7 @@ BATCH, LR = 64, 1e-3
 
 
 def new_unet(family: Family = DOODLE) -> UNet2DConditionModel:
-    """10.9 M parameters: three levels of 64, 128, 192 channels, cross-attention on the lower two."""
+    """Three levels, cross-attention on the lower two; 10.9 M parameters of Doodle, 8.6 M of the Doodle of marks."""
     return UNet2DConditionModel(**family.diffusers.model)
 
 
@@ -52,13 +52,14 @@ def schedule_of(prediction: str) -> Schedule:
 @dataclass(frozen=True)
 class DiffusionRecipe:
     """How U-Net and text encoder are trained: what is predicted, ``gamma`` of the min-SNR weights (0: every timestep counts alike),
-    pictures in a batch and the largest learning rate.
+    pictures in a batch and the largest learning rates; that of the text encoder is smaller, or it learns no words.
     """
 
     prediction: str = "eps"
     gamma: float = 5.0
     batch: int = BATCH
     lr: float = LR
+    text_lr: float = LR
 
 
 class Tokens:
@@ -130,7 +131,8 @@ def learn_diffusion(
             guess = unet(noisy, times[t], context).sample
         return (weight[t] * (guess.float() - schedule.target(clean, noise, t)).pow(2).mean((1, 2, 3))).mean()
 
-    average = train("diffusion", both, loss_at, session, Optimisation(steps, recipe.lr, muon=True))
+    shares = {"text.": recipe.text_lr / recipe.lr}
+    average = train("diffusion", both, loss_at, session, Optimisation(steps, recipe.lr, muon=True, shares=shares))
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])

@@ -71,7 +71,9 @@ class Session:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How a part is trained: AdamW, or Muon for its matrices; ``ema`` is the decay of the weights' moving average."""
+    """How a part is trained: AdamW, or Muon for its matrices; ``ema`` is the decay of the weights' moving average, and ``shares`` say, by
+    what begins the names of parameters, which part of the learning rate those get.
+    """
 
     steps: int
     lr: float
@@ -80,15 +82,20 @@ class Optimisation:
     muon: bool = False
     seed: int = 0
     save_every: int = 500
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def optimiser(self, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimiser of parameters by name; only matrices that are no embeddings decay."""
-        inner = {k for k, p in parameters.items() if p.ndim > 1 and "embedding" not in k}
-        matrices, others = ([p for k, p in parameters.items() if (k in inner) == wanted] for wanted in (True, False))
-        if self.muon:
-            return Muon(matrices, others, self.lr, self.weight_decay)
-        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, self.lr, (0.9, 0.99))
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for name, p in parameters.items():
+            share, inner = self.share_of(name), p.ndim > 1 and "embedding" not in name
+            like = {"share": share, "muon": self.muon and inner, "weight_decay": self.weight_decay if inner else 0.0}
+            groups.setdefault((share, inner), {"params": [], **like})["params"].append(p)
+        return Muon([*groups.values()], self.lr) if self.muon else torch.optim.AdamW([*groups.values()], self.lr, (0.9, 0.99))
+
+    def share_of(self, name: str) -> float:
+        """The part of the learning rate that a parameter gets."""
+        return next((share for start, share in self.shares.items() if name.startswith(start)), 1.0)
 
 
 def train(
@@ -122,7 +129,7 @@ def train(
     try:
         for step in range(start, how.steps):
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, how.steps, how.lr)
+                group["lr"] = group["share"] * learning_rate(step, how.steps, how.lr)
             draw = how.seed * 10_000_019 + step * world + rank
             loss = _gradients(list(parameters.values()), optimiser, loss_at, draw, world)
             with keep_together():

@@ -25,7 +25,7 @@ from ...engines.parts import PartsJudge, load_judge
 from ...models.clip import END, START
 from ...models.marked import MARKED
 from ...text_file import read_json
-from ..files import full_token_table, unet_state, vae_state
+from ..files import full_token_table, vae_state
 from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
 from .described import described_wordings, draw_described
 from .diffusion import DiffusionRecipe, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
@@ -41,8 +41,8 @@ from .warm import start_from
 
 RESULT = ("parts", "tower", "latents", "vae", "unet", "text")  # the files of ``result``, in half precision but for the latents' autoencoder
 SETTINGS = (
-    "pictures", "individuals", "prediction", "gamma", "batch", "lr", "painted",
-    "latent_batch", "latent_noise", "edge", "perceptual", "seer", "start",
+    "pictures", "individuals", "prediction", "gamma", "batch", "lr", "text_lr", "painted",
+    "latent_batch", "latent_noise", "edge", "perceptual", "seer", "begin_with",
 )  # fmt: skip
 SPREAD = 0.05  # weight of unit spread of the latents
 PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
@@ -155,7 +155,7 @@ def _tower(training: Training) -> None:
 def _autoencoder(training: Training) -> None:
     if training.result("latents").exists():
         return
-    if training.options.start == "shipped":
+    if training.options.begin_with == "shipped":
         vae = AutoencoderTiny(latent_channels=MARKED.latent_channels)
         start_from(vae, vae_state())
     else:
@@ -210,12 +210,10 @@ def _diffusion(training: Training) -> None:
     tokens = Tokens(token_ids(captions))
     text = new_text_encoder(tokens.vocabulary, tokens.end, MARKED).to(training.device)
     unet = new_unet(MARKED)
-    if options.start == "shipped":
-        start_from(unet, unet_state())
     unet.to(training.device)
     latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
     latents = latents.to(training.device)  # small enough to stay there
-    recipe = DiffusionRecipe(options.prediction, options.gamma, share_of(options.batch), options.lr)
+    recipe = DiffusionRecipe(options.prediction, options.gamma, share_of(options.batch), options.lr, options.text_lr)
     learn_diffusion(unet, text, latents, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
     if count := min(options.painted, len(latents)):
         first = np.arange(count) * len(captions[0])  # of each picture's wordings

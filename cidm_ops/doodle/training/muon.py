@@ -5,6 +5,7 @@ The update of a matrix is its momentum with all singular values pushed to 1, sca
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,27 +29,22 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """``matrices`` get Muon's update, ``others`` AdamW's."""
+    """Groups of matrices that are marked ``muon`` get Muon's update, the others AdamW's."""
 
-    def __init__(self, matrices: Sequence[Tensor], others: Sequence[Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
-        super().__init__(
-            [
-                {"params": list(matrices), "muon": True, "weight_decay": weight_decay},
-                {"params": list(others), "muon": False, "weight_decay": 0.0},
-            ],
-            lr,
-            (0.9, 0.99),
-        )
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float = 0.95):
+        super().__init__(groups, lr, (0.9, 0.99))
         self.momentum = momentum
 
     @torch.no_grad()
     def step(self, closure=None):
-        muon, adam = self.param_groups
+        groups = self.param_groups
+        matrices = [(p, group) for group in groups if group["muon"] for p in group["params"]]
         rank, world = rank_and_count()
-        updates = torch.zeros(sum(p.numel() for p in muon["params"]), device=muon["params"][0].device)
-        parts = updates.split([p.numel() for p in muon["params"]])
+        sizes = [p.numel() for p, _ in matrices]
+        updates = torch.zeros(sum(sizes), device=matrices[0][0].device)
+        parts = updates.split(sizes)
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # directions [m, n] of one shape, and where their updates go
-        for p, part in zip(muon["params"], parts, strict=True):
+        for (p, _), part in zip(matrices, parts, strict=True):
             state = self.state[p]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
@@ -62,10 +58,10 @@ class Muon(torch.optim.AdamW):
                     part.copy_(update.flatten()).mul_(0.2 * max(shape) ** 0.5)
         if world > 1:
             dist.all_reduce(updates)
-        for p, part in zip(muon["params"], parts, strict=True):
-            p.mul_(1 - muon["lr"] * muon["weight_decay"]).add_(part.view_as(p), alpha=-muon["lr"])
-        self.param_groups = [adam]
+        for (p, group), part in zip(matrices, parts, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(part.view_as(p), alpha=-group["lr"])
+        self.param_groups = [group for group in groups if not group["muon"]]
         try:
             return super().step(closure)
         finally:
-            self.param_groups = [muon, adam]
+            self.param_groups = groups
