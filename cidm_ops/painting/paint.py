@@ -163,7 +163,7 @@ def paint_latents(
             steps=config.steps,
             guidance=config.guidance,
             predict=predict_in(backbone, run, dict(zip(map(int, timesteps), levels, strict=False))),
-            weigh=run.guidance if scene.guidance != 1 else lambda x: 1.0,
+            weigh=run.guidance if scene.guidance != 1 else None,
             before=refer_by(before) if before and config.reference else before,
             beside=beside,
             start=level_at(backbone.schedule.ratios(), start),
@@ -206,7 +206,7 @@ def paint_joint(
             return sample(backbone, wanted, negative, noise, **how)
     scene = composition.scene(estimation=config.estimation)
     run = begin_joint(backbone, scene)
-    weigh = run.guidance if scene.guidance != 1 else lambda x: 1.0
+    weigh = run.guidance if scene.guidance != 1 else None
     return sample(backbone, wanted, negative, noise, predict=predict_joint(backbone, run), weigh=weigh, **how)
 
 

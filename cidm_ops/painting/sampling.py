@@ -1,7 +1,7 @@
 """Simple sampling: Euler on the "normal" schedule, step for step what ComfyUI's KSampler does with these names."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def sample(
     steps: int = 25,
     guidance: float = 5.0,
     predict: Predict | None = None,
-    weigh: Callable[[Tensor], Tensor | float] = lambda x: 1.0,
+    weigh: Callable[[Tensor], Tensor | float] | None = None,
     before: Text | None = None,
     beside: tuple[Text, float] | None = None,
     start: float = math.inf,
@@ -37,7 +37,8 @@ def sample(
 ) -> Tensor:
     """Latents ``[B, C, h, w]`` from unit Gaussian ``noise`` of that shape.
 
-    Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate, times ``weigh(x)`` at each cell.
+    Classifier-free guidance ``negative + guidance * (text - negative)`` on the denoised estimate, times ``weigh(x)`` at each cell if there
+    is any. Where that is the text's alone, guidance 1 everywhere and no third text, the negative one is not computed.
     ``predict`` stands in for the backbone's. While the ratio of noise to signal is above ``start``, the text is ``before``.
     ``beside`` is a third text and its own guidance, ``two_terms``.
     ``hold(x, level)`` is what is gone on with instead of the sampler's variable ``x`` at each noise level.
@@ -53,8 +54,11 @@ def sample(
         x = x + schedule.noised(over, torch.zeros_like(over), levels[0])
     x = hold(x, float(levels[0]))
     third, second = beside if beside and beside[1] else (None, 0.0)
-    said, ratios = side_by_side(text, negative, third), schedule.ratios()
-    earlier = None if before is None else side_by_side(before, negative, third)
+    others = [negative] if third is None else [negative, third]
+    if guidance == 1 and weigh is None and third is None:
+        others = []
+    said, ratios = side_by_side([text, *others]), schedule.ratios()
+    earlier = None if before is None else side_by_side([before, *others])
     predict = predict or default_predict(backbone)
     for i, t in enumerate(timesteps):
         texts = earlier if earlier is not None and float(ratios[int(t)]) > start else said
@@ -63,8 +67,10 @@ def sample(
         for read, pooled in texts:
             own = torch.cat([scaled] * (len(read) // len(x)))
             outputs += predict(own, t.expand(len(own)), read, pooled, len(own) // len(x)).chunk(len(own) // len(x))
-        wanted, unwanted, *more = (schedule.denoised(x, o, levels[i]) for o in outputs)
-        denoised = two_terms(unwanted, wanted, more[0] if more else None, guidance * weigh(x), second)
+        denoised, *against = (schedule.denoised(x, o, levels[i]) for o in outputs)
+        if against:
+            unwanted, alone = (*against, None)[:2]
+            denoised = two_terms(unwanted, denoised, alone, guidance * (weigh(x) if weigh else 1.0), second)
         x = hold(x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i]), float(levels[i + 1]))
         on_step(i + 1, steps)
     return x
@@ -75,9 +81,8 @@ def whole_steps(steps: int, denoise: float) -> int:
     return steps if denoise > WHOLE else int(steps / denoise)
 
 
-def side_by_side(text: Text, negative: Text, third: Text | None = None) -> list[tuple[Tensor, Tensor | None]]:
+def side_by_side(texts: Sequence[Text]) -> list[tuple[Tensor, Tensor | None]]:
     """What the model reads: all texts in one batch, or, of different length, each in one of its own; and their pooled states."""
-    texts = [text, negative] if third is None else [text, negative, third]
     together = len({t.states.shape[2] for t in texts}) == 1
     return [(t.rows, t.pooled) for t in ([join(texts)] if together else texts)]
 

@@ -32,6 +32,22 @@ def apart(a, b):
     assert float((a - b).abs().max()) > 1e-2
 
 
+class TestGuidance:
+    @pytest.mark.parametrize("places", [(), (("a <dog> in the snow", LEFT),)], ids=["one prompt", "a region"])
+    def test_at_one_the_negative_text_is_not_computed(self, latents, backbone, monkeypatch, places):
+        """As in the host; the picture is the one of a guidance beside it."""
+        rows, unet = [], backbone.unet.forward
+        monkeypatch.setattr(backbone.unet, "forward", lambda x, *args, **kwargs: rows.append(len(x)) or unet(x, *args, **kwargs))
+        alone = latents(DOG, places, guidance=1.0)
+        seen, rows[:] = sum(rows), []
+        near(alone, latents(DOG, places, guidance=1 + 1e-6))
+        assert sum(rows) == 2 * seen > 0
+
+    def test_where_regions_get_more_of_it_both_are(self, latents):
+        places = [("a <dog> in the snow", LEFT)]
+        apart(latents("in the snow", places, guidance=1.0, inside=1.5), latents("in the snow", places, guidance=1.0))
+
+
 class TestLateStart:
     def test_from_the_beginning_it_is_the_default_and_never_it_is_the_base(self, latents):
         assert torch.equal(latents(DOG, start=0.0), latents(DOG))

@@ -153,7 +153,7 @@ def test_the_latents_of_regions_on_a_transformer_agree(results, inside, kind):
     for name, how in SCENES.items():
         stack = ConceptStack([rex], weights, negative=how.get("negative", True))
         run = begin_joint(backbone, Scene(stacks=(stack,), masks=MASKS, **how))
-        weigh = run.guidance if "guidance" in how else lambda x: 1.0
+        weigh = run.guidance if "guidance" in how else None
         found = sample(backbone, text, unwanted, host["noise"], steps=4, guidance=1.5, predict=predict_joint(backbone, run), weigh=weigh)
         wanted = host[f"painted {name}"]
         difference = float((found - wanted).abs().max() / wanted.abs().max())
