@@ -171,7 +171,7 @@ def built(kind: str, settings: dict[str, Any]) -> comfy.model_patcher.ModelPatch
     config = getattr(comfy.supported_models, kind)(dict(settings))
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, "", device=torch.device("cpu"))
-    if kind == "Anima":  # whose adapter has one size
+    if kind == "Anima" and settings["model_channels"] == WIDTH:  # whose adapter has one size
         base.diffusion_model.llm_adapter = small_adapter()
     randomise(base.diffusion_model)
     base.eval().requires_grad_(False)
