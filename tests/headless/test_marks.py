@@ -286,20 +286,8 @@ def test_latents_begin_near_those_that_ship(tmp_path):
 
 def test_processes_share_a_batch_and_keep_no_time(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cidm_ops"]
-    given = [
-        "doodle",
-        "marks",
-        "--folder",
-        str(tmp_path),
-        *SMALL,
-        "--stages",
-        "autoencoder",
-        "diffusion",
-        "--seer",
-        "none",
-        "--begin-with",
-        "nothing",
-    ]
+    asked = ("--stages", "autoencoder", "diffusion", "--seer", "none", "--begin-with", "nothing")
+    given = ["doodle", "marks", "--folder", str(tmp_path), *SMALL, *asked]
 
     def call(*more: str) -> tuple[int, str]:
         done = subprocess.run([*torchrun, *given, *more], capture_output=True, text=True, timeout=300)

@@ -52,7 +52,7 @@ def schedule_of(prediction: str) -> Schedule:
 @dataclass(frozen=True)
 class DiffusionRecipe:
     """How U-Net and text encoder are trained: what is predicted, ``gamma`` of the min-SNR weights (0: every timestep counts alike),
-    pictures in a batch and the largest learning rates; that of the text encoder is smaller, or it learns no words.
+    pictures in a batch, and the largest learning rates of U-Net and text encoder.
     """
 
     prediction: str = "eps"
@@ -131,8 +131,8 @@ def learn_diffusion(
             guess = unet(noisy, times[t], context).sample
         return (weight[t] * (guess.float() - schedule.target(clean, noise, t)).pow(2).mean((1, 2, 3))).mean()
 
-    shares = {"text.": recipe.text_lr / recipe.lr}
-    average = train("diffusion", both, loss_at, session, Optimisation(steps, recipe.lr, muon=True, shares=shares))
+    how = Optimisation(steps, recipe.lr, muon=True, rates={"text.": recipe.text_lr})
+    average = train("diffusion", both, loss_at, session, how)
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])

@@ -71,8 +71,8 @@ class Session:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How a part is trained: AdamW, or Muon for its matrices; ``ema`` is the decay of the weights' moving average, and ``shares`` say, by
-    what begins the names of parameters, which part of the learning rate those get.
+    """How a part is trained: AdamW, or Muon for its matrices; ``ema`` is the decay of the weights' moving average, and ``rates`` are the
+    largest learning rates of parameters, by what begins their names, where that is not ``lr``.
     """
 
     steps: int
@@ -82,20 +82,20 @@ class Optimisation:
     muon: bool = False
     seed: int = 0
     save_every: int = 500
-    shares: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def optimiser(self, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimiser of parameters by name; only matrices that are no embeddings decay."""
         groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, p in parameters.items():
-            share, inner = self.share_of(name), p.ndim > 1 and "embedding" not in name
-            like = {"share": share, "muon": self.muon and inner, "weight_decay": self.weight_decay if inner else 0.0}
-            groups.setdefault((share, inner), {"params": [], **like})["params"].append(p)
+            peak, inner = self.rate_of(name), p.ndim > 1 and "embedding" not in name
+            like = {"peak": peak, "muon": self.muon and inner, "weight_decay": self.weight_decay if inner else 0.0}
+            groups.setdefault((peak, inner), {"params": [], **like})["params"].append(p)
         return Muon([*groups.values()], self.lr) if self.muon else torch.optim.AdamW([*groups.values()], self.lr, (0.9, 0.99))
 
-    def share_of(self, name: str) -> float:
-        """The part of the learning rate that a parameter gets."""
-        return next((share for start, share in self.shares.items() if name.startswith(start)), 1.0)
+    def rate_of(self, name: str) -> float:
+        """The largest learning rate of a parameter."""
+        return next((rate for start, rate in self.rates.items() if name.startswith(start)), self.lr)
 
 
 def train(
@@ -129,7 +129,7 @@ def train(
     try:
         for step in range(start, how.steps):
             for group in optimiser.param_groups:
-                group["lr"] = group["share"] * learning_rate(step, how.steps, how.lr)
+                group["lr"] = learning_rate(step, how.steps, group["peak"])
             draw = how.seed * 10_000_019 + step * world + rank
             loss = _gradients(list(parameters.values()), optimiser, loss_at, draw, world)
             with keep_together():
