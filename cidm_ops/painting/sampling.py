@@ -69,8 +69,8 @@ def sample(
             outputs += predict(own, t.expand(len(own)), read, pooled, len(own) // len(x)).chunk(len(own) // len(x))
         denoised, *against = (schedule.denoised(x, o, levels[i]) for o in outputs)
         if against:
-            unwanted, alone = (*against, None)[:2]
-            denoised = two_terms(unwanted, denoised, alone, guidance * (weigh(x) if weigh else 1.0), second)
+            alone = None if third is None else against[1]
+            denoised = two_terms(against[0], denoised, alone, guidance * (weigh(x) if weigh else 1.0), second)
         x = hold(x + (x - denoised) / levels[i] * (levels[i + 1] - levels[i]), float(levels[i + 1]))
         on_step(i + 1, steps)
     return x
