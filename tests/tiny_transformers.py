@@ -5,13 +5,16 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimaTextConditioner,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
+    CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -29,6 +32,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
 )
@@ -64,6 +69,14 @@ MODELS = {
         patch_size=1, in_channels=128, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=3 * TEXT, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     ),
+    "anima": lambda: CosmosTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2.0, text_embed_dim=TEXT, adaln_lora_dim=8,
+        rope_scale=(1.0, 4.0, 4.0), extra_pos_embed_type=None,
+    ),
+    "krea2": lambda: Krea2Transformer2DModel(
+        num_layers=2, attention_head_dim=12, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, timestep_embed_dim=16,
+        text_hidden_dim=TEXT, text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=32, axes_dims_rope=(4, 4, 4),
+    ),
 }  # fmt: skip
 SMALL: dict[str, Any] = dict(
     vocab_size=64, hidden_size=TEXT, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
@@ -75,10 +88,17 @@ ROTATED = {"rope_type": "default", "mrope_section": [2, 3, 3], "type": "mrope", 
 TEXTS = {
     "lumina2": lambda: Gemma2Model(Gemma2Config(**SMALL)),
     "zimage": lambda: Qwen3Model(Qwen3Config(**SMALL)),
+    "anima": lambda: Qwen3Model(Qwen3Config(**SMALL)),
     "flux2": lambda: Qwen3Model(Qwen3Config(**SMALL | {"num_hidden_layers": 27})),  # the last that it reads
     "qwenimage": lambda: Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={**SMALL, "rope_parameters": ROTATED, "rope_scaling": ROTATED}, vision_config=SEEING, tie_word_embeddings=False
+        )
+    ),
+    "krea2": lambda: Qwen3VLModel(
+        Qwen3VLConfig(
+            text_config={**SMALL, "num_hidden_layers": 36, "rope_parameters": ROTATED},
+            vision_config=SEEING | {"deepstack_visual_indexes": [0]},
         )
     ),
 }
@@ -89,8 +109,8 @@ CLIP: dict[str, Any] = dict(vocab_size=64, hidden_size=POOLED, intermediate_size
 
 
 def autoencoder(name: str) -> torch.nn.Module:
-    """The autoencoder of a family: that of Qwen-Image reads films."""
-    if name == "qwenimage":
+    """The autoencoder of a family: that of Qwen-Image, Anima and Krea 2 reads films."""
+    if name in ("qwenimage", "anima", "krea2"):
         return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     if name == "flux2":
         return AutoencoderKLFlux2(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
@@ -105,7 +125,7 @@ def write(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     make(name).save_pretrained(folder / "transformer")
     autoencoder(name).save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name in ("flux1", "flux2", "qwenimage"), shift=3.0).save_pretrained(
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=name in ("flux1", "flux2", "qwenimage", "krea2"), shift=3.0).save_pretrained(
         folder / "scheduler"
     )
     if name in T5:
@@ -115,10 +135,14 @@ def write(name: str, folder: Path) -> Path:
         tokenizer().save_pretrained(folder / f"tokenizer{first}")
     else:
         TEXTS[name]().save_pretrained(folder / "text_encoder")
-        tokenizer(CHAT).save_pretrained(folder / "tokenizer")
+        tokenizer(CHAT, ends=name != "krea2").save_pretrained(folder / "tokenizer")  # diffusers reads a text of that in two parts
     if name == "flux1":
         CLIPTextModel(CLIPTextConfig(**CLIP, num_hidden_layers=1)).save_pretrained(folder / "text_encoder")
         tokenizer(length=77).save_pretrained(folder / "tokenizer")
+    if name == "anima":
+        adapter = AnimaTextConditioner(TEXT, TEXT, TEXT, num_layers=1, num_attention_heads=2, target_vocab_size=64)
+        adapter.save_pretrained(folder / "text_conditioner")
+        tokenizer().save_pretrained(folder / "t5_tokenizer")
     for number in ("", "_2") if name == "sd3" else ():
         clip = CLIPTextConfig(**CLIP, num_hidden_layers=2, projection_dim=POOLED)
         CLIPTextModelWithProjection(clip).save_pretrained(folder / f"text_encoder{number}")
@@ -136,12 +160,13 @@ def make(name: str) -> torch.nn.Module:
     return model
 
 
-def tokenizer(chat: str = "", length: int = 512) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters, with an end token behind them."""
+def tokenizer(chat: str = "", length: int = 512, ends: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters, with an end token behind them where it ``ends``."""
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{letter: i for i, letter in enumerate(LETTERS, 3)}}
     own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     own.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    own.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    if ends:
+        own.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     found = PreTrainedTokenizerFast(tokenizer_object=own, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length)
     if chat:
         found.chat_template = chat

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
+    CosmosTransformer3DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -191,7 +193,9 @@ def move(places: Tensor, by: int) -> Tensor:
 PLACES: Mapping[type, Callable[..., Any]] = {
     FluxTransformer2DModel: place_nowhere,
     ChromaTransformer2DModel: place_nowhere,
+    CosmosTransformer3DModel: place_nowhere,
     Flux2Transformer2DModel: place_in_flux2,
+    Krea2Transformer2DModel: place_nowhere,
     Lumina2Transformer2DModel: place_in_lumina,
     QwenImageTransformer2DModel: place_in_qwen,
     SD3Transformer2DModel: place_nowhere,

@@ -5,7 +5,7 @@ reads the states of a language model at the tokens of T5, and its answers are fi
 which trainers write too.
 """
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Role, Stream, Sublayer, register
+from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Role, Stream, Sublayer, TextReader, register
 from .flux import ROOTS
 from .module import Module, reader_of
 
@@ -112,7 +112,16 @@ ANIMA = register(
         order=("blocks",),
         layerwise=False,
         host=Host(models=("Anima",), text=JointText(adapter=ADAPTER, tokens="t5xxl")),
-        diffusers=Diffusers(folder="transformer", facts={"_class_name": "CosmosTransformer3DModel"}),
+        diffusers=Diffusers(
+            folder="transformer",
+            names={
+                **{f"{BLOCK}.{own}": f"{THEIRS}.{theirs}" for own, theirs in IN_BLOCK.items()},
+                **AROUND,
+                **{f"t_embedder.1.linear_{i}": f"time_embed.t_embedder.linear_{i}" for i in (1, 2)},
+            },
+            facts={"_class_name": "CosmosTransformer3DModel"},
+            reader=TextReader(least=512, through=(THEIR_ADAPTER, "t5_tokenizer")),
+        ),
         files=LoraFiles(
             kohya="diffusion_model.",
             dotted=True,

@@ -153,7 +153,8 @@ class TextReader:
     ``layers`` which are, side by side, without looking at what fills a text up. A text is filled up to ``least`` tokens, as the host does,
     is said in a ``chat`` or stands for ``{}`` in a ``template``, of which the model does not read the first ``cut`` tokens, and its pooled
     state comes from another encoder and its tokenizer, ``pooled``. Encoders and their tokenizers ``beside`` it, which are CLIPs, stand in
-    front of it, side by side, and have pooled states too.
+    front of it, side by side, and have pooled states too. If it goes ``through`` an adapter, the tokens are those of the tokenizer named
+    beside that.
     """
 
     states: str = "text_encoder"
@@ -167,6 +168,7 @@ class TextReader:
     cut: int = 0
     pooled: tuple[str, str] = ("", "")
     beside: Sequence[tuple[str, str]] = ()
+    through: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,12 @@ class Diffusers:
     """The names of diffusers say what it calls a family's model, and how it configures its parts. What is not named is the default of the
     class.
 
-    ``facts`` are entries of the model's configuration that tell the family from others.
+    ``facts`` are entries of the model's configuration that tell the family from others, and ``names`` the model's layers by ours, with
+    ``{}`` for the number of the block, where they are not ours.
     """
 
     folder: str = "unet"  # of the model
+    names: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the name of the text encoder

@@ -5,9 +5,25 @@ they become one and two blocks refine the text alone. Queries have more heads th
 answers. Our names are those of diffusers.
 """
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Kind, Linear, LoraFiles, Objective, Role, Stream, Sublayer, register
+from .family import (
+    Blocks,
+    Diffusers,
+    Family,
+    Host,
+    JointText,
+    Kind,
+    Linear,
+    LoraFiles,
+    Objective,
+    Role,
+    Stream,
+    Sublayer,
+    TextReader,
+    register,
+)
 from .flux import ROOTS
 from .module import Module, reader_of
+from .qwen import CUT, TEMPLATE
 
 WIDTH, KEYS, WIDE, DEPTH, PATCH, CHANNELS = 6144, 1536, 16384, 28, 2, 16
 TEXT_WIDTH, TEXT_WIDE, TEXT_LAYERS, TEXT_DEPTH = 2560, 6912, 12, 2
@@ -102,7 +118,11 @@ KREA2 = register(
         layerwise=False,
         abbreviations=("_blocks", ".attn"),
         host=Host(models=("Krea2",), text=JointText()),
-        diffusers=Diffusers(folder="transformer", facts={"_class_name": "Krea2Transformer2DModel"}),
+        diffusers=Diffusers(
+            folder="transformer",
+            facts={"_class_name": "Krea2Transformer2DModel"},
+            reader=TextReader(layers=range(2, 36, 3), template=TEMPLATE, cut=CUT),
+        ),
         objective=Objective(shift=2.5),
         files=LoraFiles(
             kohya="transformer.",

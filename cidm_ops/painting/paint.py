@@ -194,8 +194,10 @@ def paint_joint(
         raise ValueError(f"{what} does not work on {title}: leave it out")
     if not composition.regions and not composition.how.negative:
         raise ValueError(f"sparing the negative text does not work on {title} without regions: leave it out")
-    if changed := [c.name for mix in mixes for c in mix.concepts if c.text_factors and mix.strengths.get(c.name)]:
-        raise ValueError(f"<{changed[0]}> changes a text encoder of {title}, which this command does not do: paint it in ComfyUI")
+    family = backbone.family
+    acting = [concept for mix in mixes for concept in mix.concepts if mix.strengths.get(concept.name)]
+    if changed := [concept.name for concept in acting if concept.text_factors or any(map(family.adapts, concept.factors))]:
+        raise ValueError(f"<{changed[0]}> changes how {title} reads a text, which this command does not do: paint it in ComfyUI")
     wanted = read_regions(backbone, composition).expand(len(noise))
     negative = read_plain(backbone, unwanted.text if unwanted else config.negative).expand(len(noise))
     how: dict[str, Any] = {"steps": config.steps, "guidance": config.guidance, "on_step": on_step}

@@ -113,4 +113,4 @@ def joint_folder(name: str):
 tiny_flux1, tiny_chroma, tiny_lumina2, tiny_zimage, tiny_qwenimage = map(
     joint_folder, ("flux1", "chroma", "lumina2", "zimage", "qwenimage")
 )
-tiny_sd3, tiny_flux2 = map(joint_folder, ("sd3", "flux2"))
+tiny_sd3, tiny_flux2, tiny_anima, tiny_krea2 = map(joint_folder, ("sd3", "flux2", "anima", "krea2"))

@@ -1,9 +1,10 @@
-"""Learning on tiny transformers in diffusers' layout: Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5, Flux.2."""
+"""Learning on tiny transformers in diffusers' layout, of every family that is painted headless."""
 
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from diffusers import (
     ChromaPipeline,
     Flux2KleinPipeline,
     FluxPipeline,
+    Krea2Pipeline,
     Lumina2Pipeline,
     QwenImagePipeline,
     StableDiffusion3Pipeline,
     ZImagePipeline,
 )
+from diffusers.modular_pipelines.anima.before_denoise import AnimaTextConditioningStep
+from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
 from PIL import Image
 from tiny_transformers import MODELS
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -44,7 +48,7 @@ from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
 PIPELINES = {"flux1": FluxPipeline, "chroma": ChromaPipeline, "lumina2": Lumina2Pipeline, "zimage": ZImagePipeline}
-PIPELINES |= {"qwenimage": QwenImagePipeline, "sd3": StableDiffusion3Pipeline, "flux2": Flux2KleinPipeline}
+PIPELINES |= {"qwenimage": QwenImagePipeline, "sd3": StableDiffusion3Pipeline, "flux2": Flux2KleinPipeline, "krea2": Krea2Pipeline}
 MORE = {"flux1": ("_2",), "sd3": ("_2", "_3")}  # text encoders and tokenizers beside the first
 LONG, SHORT = "a rex dog on the grass", "a rex dog"
 
@@ -128,6 +132,9 @@ def test_the_gradient_is_that_of_finite_differences_and_the_same_when_blocks_are
 
 
 def test_a_text_is_read_as_diffusers_does(name, backbone):
+    if name == "anima":
+        read_as_anima(backbone)
+        return
     parts: dict[str, Any] = {"transformer": backbone.unet, "vae": backbone.vae, "scheduler": None}
     for number in ("", *MORE.get(name, ())):
         parts |= {part: backbone.part(part) for part in (f"text_encoder{number}", f"tokenizer{number}")}
@@ -146,6 +153,9 @@ def test_a_text_is_read_as_diffusers_does(name, backbone):
     elif name == "qwenimage":
         parts["text_encoder"] = Qwen2_5_VLForConditionalGeneration.from_pretrained(backbone.folder / "text_encoder")
         wanted, _ = PIPELINES[name](**parts).encode_prompt(LONG, device="cpu")
+    elif name == "krea2":
+        wanted, mask = pipeline.encode_prompt(LONG, device="cpu")
+        wanted = wanted[mask].flatten(1)[None]
     elif name == "chroma":
         wanted, mask = pipeline._get_t5_prompt_embeds(LONG, device="cpu")
         wanted = wanted[:, : int(mask.sum()) - 1]  # it reads one token of padding more, the host none
@@ -155,6 +165,21 @@ def test_a_text_is_read_as_diffusers_does(name, backbone):
     torch.testing.assert_close(states, wanted, atol=1e-5, rtol=1e-5)
     backbone.drop_encoders()
     assert not backbone.encoders_loaded and torch.equal(backbone.read(LONG)[0], states), "they come back when a text is read"
+
+
+def read_as_anima(backbone: Any) -> None:
+    """Diffusers has its pipeline in steps."""
+    adapter, tokenizer = (backbone.part(name) for name in ("text_conditioner", "t5_tokenizer"))
+    parts = SimpleNamespace(text_encoder=backbone.part("text_encoder"), tokenizer=backbone.part("tokenizer"), t5_tokenizer=tokenizer)
+    made = AnimaTextEncoderStep.encode_prompt(parts, LONG, None, False, device=torch.device("cpu"), dtype=torch.float32)
+    names = ("qwen_prompt_embeds", "qwen_attention_mask", "t5_input_ids", "t5_attention_mask")
+    given = (made[name] for name in names)
+    wanted = AnimaTextConditioningStep._condition_prompt_embeds(
+        SimpleNamespace(text_conditioner=adapter), *given, "cpu", torch.float32, torch.float32
+    )
+    states, pooled = backbone.read(LONG)
+    torch.testing.assert_close(states, wanted, atol=1e-5, rtol=1e-5)
+    assert pooled is None and backbone.tokenize(LONG).shape == states.shape[:2] == (1, 512)
 
 
 def test_flux_reads_patches_where_diffusers_has_them(tiny_flux1):
@@ -241,14 +266,11 @@ def test_texts_of_different_length_are_learned_as_each_alone(backbone):
 
 def test_all_linear_layers_of_the_joint_blocks_learn_and_nothing_else(name, backbone):
     learned = Trainer(backbone, pictures(), task()).learner.names
-    blocks = [block for block in backbone.blocks if backbone.family.sites([block], "joint")]
-    linears = {
-        f"{block}.{part}"
-        for block in blocks
-        for part, module in backbone.blocks[block].named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    aside = r"\.norm1(_context)?\.linear$|\.norm\.linear$|adaLN_modulation|_mod\.1$"
+    blocks = backbone.family.meeting(backbone.blocks)
+    within = {module for block in blocks for module in backbone.blocks[block].modules()}
+    ours = {at.module: layer for layer, at in backbone.layers.items()}
+    linears = {ours.get(n, n) for n, module in backbone.modules.items() if module in within}
+    aside = r"\.norm1(_context)?\.linear$|\.norm\.linear$|(?i:adaln)_modulation|_mod\.1$"
     if name == "sd3":  # nothing reads the text behind its last block
         aside += r"|blocks\.1\.attn\.add_q_proj"
     if name == "qwenimage":
@@ -273,7 +295,7 @@ def test_what_was_learned_is_called_by_its_name_and_other_programs_load_it(name,
     assert {*again.factors} == {*concept.factors}
     for layer, f in concept.factors.items():
         torch.testing.assert_close(again.factors[layer].delta(), f.delta(), atol=1e-6, rtol=1e-5)
-    if name == "lumina2":
+    if name in ("lumina2", "anima"):
         return  # exported as ComfyUI has it
     model = type(backbone.unet).from_pretrained(backbone.folder / "transformer")
     state = PIPELINES[name].lora_state_dict(str(learned.bank.folder), weight_name=learned.bank.file("rex").name)
@@ -317,7 +339,8 @@ def test_noise_levels_are_drawn_as_the_family_says(name, backbone):
     learner = Trainer(backbone, pictures(), task()).learner
     clean, generator = torch.zeros(4000, 16, 32, 32), torch.Generator().manual_seed(0)
     sigma = backbone.schedule.sigma[learner.draw_timesteps(clean, generator)]
-    shift = {"flux1": shift_of_size(256), "chroma": 1.0, "lumina2": 1.0, "zimage": 2.0, "qwenimage": 2.2, "sd3": 3.0, "flux2": 7.5}[name]
+    fixed = {"chroma": 1.0, "lumina2": 1.0, "zimage": 2.0, "qwenimage": 2.2, "sd3": 3.0, "flux2": 7.5, "anima": 1.0, "krea2": 2.5}
+    shift = {"flux1": shift_of_size(256), **fixed}[name]
     assert abs(float(sigma.median()) - shift / (1 + shift)) < 0.02, "half of a logit-normal's draws are above 1/2 before the shift"
     own = Trainer(backbone, pictures(), task(density="uniform", shift=1.0)).learner
     even = backbone.schedule.sigma[own.draw_timesteps(clean, generator)]
@@ -361,7 +384,7 @@ def test_layers_are_kept_apart_each_on_its_own(backbone, tmp_path):
         up = concept.factors[layer].up
         return float((q.T @ up).square().sum() / up.square().sum())
 
-    layers = [n for n in rex.factors if re.search(r"to_[qkv]$", n)]
+    layers = [n for n in rex.factors if re.search(r"to_[qkv]$|[qkv]_proj$", n)]
     assert len(layers) >= 6
     assert sum(shared(apart, n) for n in layers) < 0.7 * sum(shared(free, n) for n in layers)
 
@@ -398,9 +421,9 @@ def test_an_assistant_acts_while_learning_and_not_while_painting(backbone, tmp_p
 def test_a_base_in_fp8_learns_what_the_same_numbers_do(backbone):
     small: Any = load_any(backbone.folder, dtype=torch.float8_e4m3fn)
     whole: Any = load_any(backbone.folder)
-    for name in whole.layers:
-        whole.modules[name].weight.data = small.modules[name].weight.float()
-    kept = {module.weight.dtype for name, module in small.modules.items() if small.family.block_of(name)}
+    for at in whole.layers.values():
+        whole.modules[at.module].weight.data = small.modules[at.module].weight.float()
+    kept = {small.modules[at.module].weight.dtype for layer, at in small.layers.items() if small.family.block_of(layer)}
     assert kept == {torch.float8_e4m3fn}
     runs = [Trainer(each, pictures(), task()) for each in (small, whole)]
     found, wanted = (gradients(run, batch_of(run, (LONG, SHORT)), True) for run in runs if randomised(run))
@@ -495,4 +518,12 @@ def test_the_command_line_learns_and_paints(name, backbone, tmp_path, capsys):
 def test_the_engine_is_a_transformer_backbone(name, backbone):
     assert isinstance(backbone, DiffusersTransformer) and backbone.family.name == name
     assert backbone.architecture.split("-")[0] == name and len(backbone.fingerprint) == 12
-    assert load_any(backbone.folder, dtype=torch.bfloat16).fingerprint == backbone.fingerprint
+
+
+def test_a_base_in_bf16_answers_as_it_does_in_fp32_but_for_rounding(backbone):
+    half: Any = load_any(backbone.folder, dtype=torch.bfloat16)
+    assert half.fingerprint == backbone.fingerprint
+    text, x = read_plain(backbone, LONG), torch.randn(1, backbone.family.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, wanted = (each.predict(x, torch.tensor([500]), text.states[:, 0], text.pooled) for each in (half, backbone))
+    assert float((found - wanted).abs().max()) < 0.05 * float(wanted.abs().max())

@@ -1,6 +1,4 @@
-"""Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image and Stable Diffusion 3.5 in diffusers: what peft writes of their small models comes into
-a bank, and a bank's file back.
-"""
+"""The transformers of diffusers that a bank knows: what peft writes of their small models comes into it, and a bank's file back."""
 
 import pytest
 import torch
@@ -8,6 +6,7 @@ from diffusers import (
     ChromaTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -16,6 +15,7 @@ from diffusers import (
 from diffusers.loaders import (
     Flux2LoraLoaderMixin,
     FluxLoraLoaderMixin,
+    Krea2LoraLoaderMixin,
     Lumina2LoraLoaderMixin,
     QwenImageLoraLoaderMixin,
     SD3LoraLoaderMixin,
@@ -50,6 +50,11 @@ SD3 = dict(
     sample_size=4, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=8,
     caption_projection_dim=24, pooled_projection_dim=8, pos_embed_max_size=4, dual_attention_layers=(0,), qk_norm="rms_norm",
 )  # fmt: skip
+KREA2 = dict(
+    in_channels=16, num_layers=1, attention_head_dim=12, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32,
+    text_hidden_dim=8, num_text_layers=2, text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=16,
+    num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 4, 4),
+)  # fmt: skip
 MODELS = {
     "flux1-1+1x24": (lambda: FluxTransformer2DModel(**FLUX, pooled_projection_dim=8, guidance_embeds=True), FluxLoraLoaderMixin),
     "chroma-1+1x24": (lambda: ChromaTransformer2DModel(**FLUX, **APPROXIMATOR), FluxLoraLoaderMixin),
@@ -70,6 +75,7 @@ MODELS = {
         Flux2LoraLoaderMixin,
     ),
     "sd3-2x24": (lambda: SD3Transformer2DModel(**SD3), SD3LoraLoaderMixin),
+    "krea2-1x24": (lambda: Krea2Transformer2DModel(**KREA2), Krea2LoraLoaderMixin),
 }
 
 

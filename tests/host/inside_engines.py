@@ -7,11 +7,9 @@ from inside_joint import OTHER, OWN, THIRD, UNWANTED, conditioning, differ, fill
 
 # isort: split
 
-import comfy.model_patcher
 import comfy.sample
-import comfy.supported_models
 import torch
-from host_transformers import CONFIGS, NEWEST, POOLED, randomise
+from host_transformers import CONFIGS, NEWEST, POOLED, built
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask
@@ -22,7 +20,7 @@ from safetensors.torch import save_file
 
 KINDS = {"Flux": {}, "QwenImage": {}, "SD3": {}, "Lumina2": {"ffn_dim_multiplier": 4.0 if NEWEST else 1.0}} | (
     # wide enough that both engines round the feed-forward alike
-    {"Flux2": {}, "ZImage": {"dim": 384, "n_heads": 3, "n_kv_heads": 3, "n_refiner_layers": 1}} if NEWEST else {}
+    {"Flux2": {}, "Anima": {}, "Krea2": {}, "ZImage": {"dim": 384, "n_heads": 3, "n_kv_heads": 3, "n_refiner_layers": 1}} if NEWEST else {}
 )
 MASKS = (RegionMask(box_mask(0, 0, 0.6, 1), feather=0.2), RegionMask(box_mask(0.5, 0.2, 1, 1), 0.8, priority=1))
 SCENES: dict[str, dict[str, Any]] = {
@@ -32,28 +30,18 @@ SCENES: dict[str, dict[str, Any]] = {
 }
 
 
-def model_of(kind: str) -> comfy.model_patcher.ModelPatcher:
-    """A model of a size that diffusers can be configured to, with random weights in fp32."""
-    config = getattr(comfy.supported_models, kind)(CONFIGS[kind] | KINDS[kind])
-    config.set_inference_dtype(torch.float32, None)
-    base = config.get_model({}, "", device=torch.device("cpu"))
-    randomise(base.diffusion_model)
-    base.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(base, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
-
-
 def the_host_paints_transformers_in_regions_for_a_comparison():
     for kind in KINDS:
-        model, draw = model_of(kind), torch.Generator().manual_seed(4)
+        model, draw = built(kind, CONFIGS[kind] | KINDS[kind]), torch.Generator().manual_seed(4)
         backbone_layers, family = host.layout(model), host.known_family(model)
         architecture = family.architecture_of(backbone_layers)
         factors = {
             layer: LowRank(0.3 * torch.randn(at.rows, 2, generator=draw), 0.3 * torch.randn(2, at.columns, generator=draw))
             for layer, at in sorted(backbone_layers.items())
-            if not family.is_turned(layer, architecture)
+            if not (family.is_turned(layer, architecture) or family.adapts(layer))
         }
         rex = Concept(name="rex", class_word="dog", architecture=architecture, factors=factors)
-        layers = len(family.sites(dict.fromkeys(map(family.block_of, backbone_layers)), "joint"))
+        layers = len(family.sites(dict.fromkeys(map(family.block_of, backbone_layers)), "cross", "joint"))
         weights = torch.tensor([0.2, 1.0, -0.5])[None, :, None, None].expand(1, -1, layers, 1)
         half = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
         shift = half / (1 - half)

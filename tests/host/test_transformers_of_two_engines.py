@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CosmosTransformer3DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -24,6 +26,8 @@ from cidm_ops.engines.transformer import DiffusersTransformer
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.regions import RegionMask, box_mask
 from cidm_ops.models.family import Family, family_of
+from cidm_ops.models.krea2 import HOST_STACKS
+from cidm_ops.models.module import without_number
 from cidm_ops.painting.config import NoiseEstimation
 from cidm_ops.painting.joint_paint import begin_joint, predict_joint
 from cidm_ops.painting.sampling import sample
@@ -65,9 +69,23 @@ MODELS = {
         pooled_projection_dim=POOLED, pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
     ),
     "ZImage": z_image,
+    "Anima": lambda: CosmosTransformer3DModel(
+        num_layers=2, attention_head_dim=32, num_attention_heads=2, text_embed_dim=TEXT, adaln_lora_dim=16, rope_scale=(1.0, 1.0, 1.0),
+        extra_pos_embed_type=None,
+    ),
+    "Krea2": lambda: Krea2Transformer2DModel(
+        num_layers=2, attention_head_dim=32, num_attention_heads=2, num_key_value_heads=1, intermediate_size=256, text_hidden_dim=TEXT // 2,
+        num_text_layers=2, text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=128, axes_dims_rope=(8, 12, 12),
+    ),
 }  # fmt: skip
 FAMILIES = {"Flux": "flux1-2+2x64", "Lumina2": "lumina2-2x64", "ZImage": "zimage-2x384", "QwenImage": "qwenimage-2x64"}
-FAMILIES |= {"SD3": "sd3-2x128", "Flux2": "flux2-2+2x64"}
+FAMILIES |= {"SD3": "sd3-2x128", "Flux2": "flux2-2+2x64", "Anima": "anima-2x64", "Krea2": "krea2-2x64"}
+KREA2 = {
+    r"mod\.lin": "scale_shift_table",
+    r"prenorm\.scale": "norm1.weight",
+    r"postnorm\.scale": "norm2.weight",
+    r"attn\.qknorm\.([qk])norm\.scale": r"attn.norm_\2.weight",
+}
 # What is no linear layer that a LoRA can change, in the host's names and in those of diffusers.
 OTHERS: dict[str, dict[str, str]] = {
     "QwenImage": {},
@@ -89,9 +107,20 @@ OTHERS: dict[str, dict[str, str]] = {
         r"(.*)\.attention_norm2\.weight": r"\1.norm2.weight",
         r"cap_embedder\.0\.weight": "time_caption_embed.caption_embedder.0.weight",
     },
+    "Anima": {
+        r"blocks\.(\d+)\.self_attn\.([qk])_norm\.weight": r"transformer_blocks.\1.attn1.norm_\2.weight",
+        r"blocks\.(\d+)\.cross_attn\.([qk])_norm\.weight": r"transformer_blocks.\1.attn2.norm_\2.weight",
+        r"t_embedding_norm\.weight": "time_embed.norm.weight",
+    },
     "ZImage": {r"(.*)\.attention\.([qk])_norm\.weight": r"\1.attention.norm_\2.weight"},
 }
 OTHERS["Flux2"] = OTHERS["Flux"]
+OTHERS["Krea2"] = {
+    **{rf"{host}\.(\d+)\.{theirs}": rf"{ours}.\1.{own}" for ours, host in HOST_STACKS.items() for theirs, own in KREA2.items()},
+    r"txtmlp\.0\.scale": "txt_in.norm.weight",
+    r"last\.norm\.scale": "final_layer.norm.weight",
+    r"last\.modulation\.lin": "final_layer.scale_shift_table",
+}
 TURNED = {"Flux": {"final_layer.adaLN_modulation.1": "norm_out.linear"}}
 TURNED["Flux2"] = TURNED["Flux"]
 TURNED["SD3"] = TURNED["Flux"] | {"joint_blocks.1.context_block.adaLN_modulation.1": "transformer_blocks.1.norm1_context.linear"}
@@ -108,9 +137,12 @@ def in_names_of_diffusers(kind: str, family: Family, state: dict[str, torch.Tens
     linears = {key.removesuffix(".weight"): (len(w), w.shape[1]) for key, w in state.items() if key.endswith(".weight") and w.ndim == 2}
     found = {}
     for layer, at in family.layout(linears).items():
+        pattern, number = without_number(layer)
+        names = family.diffusers.names
+        theirs = names[layer] if layer in names else names.get(pattern, pattern).format(number)
         for end in ("weight", "bias"):
             if f"{at.module}.{end}" in state:
-                found[f"{layer}.{end}"] = state[f"{at.module}.{end}"][at.start : at.start + at.rows]
+                found[f"{theirs}.{end}"] = state[f"{at.module}.{end}"][at.start : at.start + at.rows]
     for key, value in state.items():
         for pattern, name in OTHERS[kind].items():
             if re.fullmatch(pattern, key):
@@ -124,7 +156,7 @@ def in_names_of_diffusers(kind: str, family: Family, state: dict[str, torch.Tens
 def backbone_of(kind: str, family: Family, host: dict[str, torch.Tensor]) -> DiffusersTransformer:
     unet = MODELS[kind]()
     state = in_names_of_diffusers(kind, family, {key[6:]: value for key, value in host.items() if key.startswith("model.")})
-    unet.load_state_dict({key: state[key] for key in unet.state_dict()})
+    unet.load_state_dict({key: state[key].view_as(value) for key, value in unet.state_dict().items()})
     if kind == "Flux2":  # random weights feel that diffusers' norms of queries and keys add 1e-6, and the host's as little as PyTorch does
         for norm in unet.modules():
             if isinstance(norm, nn.RMSNorm):
