@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from graphs import SAVED, node
 from PIL import Image
-from test_server import SAVED, node
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 import pytest
+from graphs import learn, load, node, speak
 from PIL import Image
-from test_server import learn, load, node, speak
 
 from cidm_ops.__main__ import main
 

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from graphs import node
 from PIL import Image
-from test_server import node
 from thumbnails import SMALL, draw_photos
 
 PACK = Path(__file__).resolve().parents[2]

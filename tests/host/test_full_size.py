@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from graphs import node, photos
 from safetensors.torch import load_file
-from test_server import PACK, SETTINGS, node, photos
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.concept import Concept
 from cidm_ops.bank.concept_file import load_concept
 from cidm_ops.lowrank import LowRank
 from cidm_ops.models.sd import SD1, SDXL
+
+PACK = Path(__file__).resolve().parents[2]
+SETTINGS = {
+    "mode": "corrected", "targets": "attention_ff", "groups": "block", "shared": 0.0, "accumulate": 1, "alpha": 0.0, "weight_decay": 0.01,
+    "noise_offset": 0.01, "min_snr": 5.0, "dropout": 0.0, "checkpointing": False, "shuffle": False, "templates": "",
+    "lr_text": 0.0, "attention": 0.0, "prior": 0.0, "prior_pictures": 2,
+    "precision": "auto", "memory": "auto", "existing": "replace", "preview_every": 20, "preview_prompt": "a photo of <dog>",
+}  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from graphs import node
 from PIL import Image
-from test_server import node
 
 HALVES = [{"text": "a <dog> in the snow", "box": [0, 0, 0.5, 1]}, {"text": "a <cat> in the snow", "box": [0.5, 0, 1, 1]}]
 
@@ -141,3 +141,28 @@ def test_what_cannot_be_found_or_blended_is_one_clear_error(server):
     )
     batch["20"]["inputs"]["mask"] = ["24", 0]
     assert "a batch of 2 masks" in server.error(batch)
+
+
+def places(boxes):
+    """A prompt that shows regions: one from a box, those of a text, and a grid."""
+    sides = {"left": 0.0, "top": 0.0, "right": 0.5, "bottom": 1.0}
+    return {
+        "1": node("CIDMRegion", text="first", strength=1.0, priority=0, feather=0.1, **sides),
+        "2": node("CIDMRegionBoxes", boxes=boxes, regions=["1", 0]),
+        "3": node("CIDMRegionGrid", texts="last", columns=1, rows=1, strength=0.5, feather=0.0, regions=["2", 0]),
+        "4": node("CIDMRegionPreview", regions=["3", 0]),
+    }
+
+
+def test_boxes_are_regions_from_their_text_alone(server):
+    twenty = [{"text": f"<dog{i}>", "box": [0, i / 20, 1, (i + 1) / 20]} for i in range(20)]
+    for boxes in ([], twenty[:1], twenty):
+        shown = server.run(places(json.dumps(boxes)))["4"]
+        texts = ["first", *(box["text"] for box in boxes), "last"]
+        assert shown["text"][0] == "\n".join(f"region {u}: {text}" for u, text in enumerate(texts, 1)) and shown["images"]
+
+
+def test_boxes_that_cannot_be_are_named(server):
+    good, bad = {"text": "a", "box": [0, 0, 1, 1]}, {"text": "a", "box": [0, 0, 1.5, 1]}
+    assert "box 2" in (said := server.error(places(json.dumps([good, bad])))) and "right 1.5" in said
+    assert "no JSON" in server.error(places("a dog"))

@@ -15,10 +15,10 @@ PACK = HERE.parents[1]
 sys.path[:0] = [str(PACK), str(PACK / ".ci"), str(HERE.parent), str(HERE)]
 
 from comfy_server import Server  # noqa: E402
+from graphs import SHIPPED, node, on_doodle  # noqa: E402
 from hosts import host  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from test_server import SHIPPED, node, on_doodle  # noqa: E402
 
 from cidm_ops.doodle.concepts import CONCEPTS, examples  # noqa: E402
 
