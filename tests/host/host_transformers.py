@@ -1,6 +1,7 @@
 """Small random transformers of the host's own classes and their text encoders, for the checks inside a ComfyUI."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 # isort: split
@@ -197,19 +198,20 @@ def randomise(module: torch.nn.Module) -> None:
         places.normal_(0, 0.5, generator=generator)
 
 
+def clip_of(encoder: Any, tokenizer: Any, **configs: dict[str, Any]) -> comfy.sd.CLIP:
+    """Text encoders of the host in sizes of their own, by the name of each; their weights are as the host leaves them."""
+    target = SimpleNamespace(params={}, clip=encoder, tokenizer=tokenizer)
+    sizes = {f"{name}_model_config": config for name, config in configs.items()}
+    return comfy.sd.CLIP(target, model_options={"dtype": torch.float32, **sizes})
+
+
 @cache
 def flux_clip() -> comfy.sd.CLIP:
     """The text encoders of Flux.1, small."""
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.flux.flux_clip(dtype_t5=torch.float32)
-        tokenizer = comfy.text_encoders.flux.FluxTokenizer
-
+    host = comfy.text_encoders.flux
     small = {"hidden_size": POOLED, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     t5 = {"d_model": TEXT, "d_ff": 64, "d_kv": 16, "num_heads": 3, "num_layers": 2}
-    options = {"dtype": torch.float32, "clip_l_model_config": small, "t5xxl_model_config": t5}
-    clip = comfy.sd.CLIP(Target, model_options=options)
+    clip = clip_of(host.flux_clip(dtype_t5=torch.float32), host.FluxTokenizer, clip_l=small, t5xxl=t5)
     randomise(clip.cond_stage_model)
     return clip
 
@@ -217,14 +219,9 @@ def flux_clip() -> comfy.sd.CLIP:
 @cache
 def qwen_clip() -> comfy.sd.CLIP:
     """The text encoder of Qwen-Image, small but for its words; what it would see pictures with is left as it is."""
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.qwen_image.te()
-        tokenizer = comfy.text_encoders.qwen_image.QwenImageTokenizer
-
+    host = comfy.text_encoders.qwen_image
     small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen25_7b_model_config": small})
+    clip = clip_of(host.te(), host.QwenImageTokenizer, qwen25_7b=small)
     randomise(clip.cond_stage_model.qwen25_7b.transformer.model)
     return clip
 
@@ -232,16 +229,10 @@ def qwen_clip() -> comfy.sd.CLIP:
 @cache
 def sd3_clip() -> comfy.sd.CLIP:
     """The text encoders of Stable Diffusion 3.5, small but for the width of T5's states, to which the host fills up those of the CLIPs."""
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.sd3_clip.sd3_clip(dtype_t5=torch.float32)
-        tokenizer = comfy.text_encoders.sd3_clip.SD3Tokenizer
-
+    host = comfy.text_encoders.sd3_clip
     small = {"hidden_size": POOLED, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
     t5 = {"d_model": 4096, "d_ff": 64, "d_kv": 16, "num_heads": 3, "num_layers": 1}
-    configs = {"clip_l_model_config": small, "clip_g_model_config": small, "t5xxl_model_config": t5}
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, **configs})
+    clip = clip_of(host.sd3_clip(dtype_t5=torch.float32), host.SD3Tokenizer, clip_l=small, clip_g=small, t5xxl=t5)
     for part in (clip.cond_stage_model.clip_l, clip.cond_stage_model.clip_g, clip.cond_stage_model.t5xxl.transformer.encoder):
         randomise(part)
     clip.cond_stage_model.t5xxl.transformer.shared.weight.data.normal_(generator=torch.Generator().manual_seed(0))
@@ -251,14 +242,9 @@ def sd3_clip() -> comfy.sd.CLIP:
 @cache
 def anima_clip() -> comfy.sd.CLIP:
     """The text encoder of Anima, small but for its words."""
-    import comfy.text_encoders.anima
-
-    class Target:
-        params: dict[str, Any] = {}
-        clip = comfy.text_encoders.anima.te()
-        tokenizer = comfy.text_encoders.anima.AnimaTokenizer
+    import comfy.text_encoders.anima as host
 
     small = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, "qwen3_06b_model_config": small})
+    clip = clip_of(host.te(), host.AnimaTokenizer, qwen3_06b=small)
     randomise(clip.cond_stage_model)
     return clip
