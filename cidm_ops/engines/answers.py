@@ -18,7 +18,7 @@ from diffusers import (
 from torch import Tensor
 from torch.nn import functional as F
 
-# A model's answer for latents [B, C, h, w] at noise levels [B], with a text [B, N, C], its pooled state and guidance
+# A model's answer for latents [B, C, h, w] at noise levels [B] in fp32, with a text [B, N, C], its pooled state and guidance
 Answer = Callable[[Any, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 
@@ -36,7 +36,7 @@ def flux_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tens
     out = model(
         hidden_states=patches_of(x),
         encoder_hidden_states=text,
-        timestep=sigma.to(x),
+        timestep=sigma,
         img_ids=places,
         txt_ids=torch.zeros(text.shape[1], 3).to(x),
         **named,
@@ -59,19 +59,19 @@ def qwen_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tens
     """Qwen-Image reads patches as Flux.1 does, and makes the places of tokens from the shape of a picture."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
     shapes = [[(1, height, width)]] * len(x)
-    out = model(hidden_states=patches_of(x), encoder_hidden_states=text, timestep=sigma.to(x), img_shapes=shapes).sample
+    out = model(hidden_states=patches_of(x), encoder_hidden_states=text, timestep=sigma, img_shapes=shapes).sample
     return from_patches(out, height, width)
 
 
 def lumina_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Lumina 2 counts time from noise to picture and answers the way back."""
     mask = torch.ones(text.shape[:2], device=x.device, dtype=torch.long)
-    return -model(hidden_states=x, timestep=1 - sigma.to(x), encoder_hidden_states=text, encoder_attention_mask=mask).sample
+    return -model(hidden_states=x, timestep=1 - sigma, encoder_hidden_states=text, encoder_attention_mask=mask).sample
 
 
 def z_image_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Z-Image as Lumina 2, each picture on its own and with a frame."""
-    return -torch.stack(model(list(x[:, :, None]), 1 - sigma.to(x), list(text)).sample)[:, :, 0]
+    return -torch.stack(model(list(x[:, :, None]), 1 - sigma, list(text)).sample)[:, :, 0]
 
 
 def flux2_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
@@ -82,7 +82,7 @@ def flux2_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Ten
     places = torch.stack([nowhere, rows, columns, nowhere], -1).flatten(0, 1).to(x.device)
     of_text = F.pad(torch.arange(text.shape[1])[:, None], (3, 0)).to(x.device)
     tokens = x.flatten(2).mT
-    out = model(hidden_states=tokens, encoder_hidden_states=text, timestep=sigma.to(x), img_ids=places, txt_ids=of_text).sample
+    out = model(hidden_states=tokens, encoder_hidden_states=text, timestep=sigma, img_ids=places, txt_ids=of_text).sample
     return out.mT.unflatten(2, (height, width))
 
 
@@ -93,7 +93,7 @@ def krea2_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Ten
     places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)
     places = F.pad(places, (0, 0, text.shape[1], 0)).to(x.device)
     layers = text.unflatten(2, (model.config.num_text_layers, -1))
-    out = model(hidden_states=patches_of(x), encoder_hidden_states=layers, timestep=sigma.to(x), position_ids=places).sample
+    out = model(hidden_states=patches_of(x), encoder_hidden_states=layers, timestep=sigma, position_ids=places).sample
     return from_patches(out, height, width)
 
 
@@ -105,14 +105,14 @@ def anima_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Ten
         model.register_to_config(concat_padding_mask=False)
     film = x[:, :, None]
     nothing = torch.zeros_like(film[:, :1])
-    return model(hidden_states=film, timestep=sigma.to(x), encoder_hidden_states=text, condition_mask=nothing).sample[:, :, 0]
+    return model(hidden_states=film, timestep=sigma, encoder_hidden_states=text, condition_mask=nothing).sample[:, :, 0]
 
 
 def sd3_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Stable Diffusion 3.5 reads pooled texts beside the text, and counts 1000 times."""
     if pooled is None:
         raise ValueError("Stable Diffusion 3.5 reads the pooled states of its two CLIPs too, and got none")
-    return model(hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled.to(x), timestep=1000 * sigma.to(x)).sample
+    return model(hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled.to(x), timestep=1000 * sigma).sample
 
 
 ANSWERS: Mapping[type, Answer] = {
