@@ -135,7 +135,8 @@ def write(name: str, folder: Path) -> Path:
         tokenizer().save_pretrained(folder / f"tokenizer{first}")
     else:
         TEXTS[name]().save_pretrained(folder / "text_encoder")
-        tokenizer(CHAT, ends=name != "krea2").save_pretrained(folder / "tokenizer")  # diffusers reads a text of that in two parts
+        ends = name not in ("krea2", "anima")  # diffusers reads a text of the former in two parts, and of no text the latter has no token
+        tokenizer(CHAT, ends=ends).save_pretrained(folder / "tokenizer")
     if name == "flux1":
         CLIPTextModel(CLIPTextConfig(**CLIP, num_hidden_layers=1)).save_pretrained(folder / "text_encoder")
         tokenizer(length=77).save_pretrained(folder / "tokenizer")

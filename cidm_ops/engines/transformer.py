@@ -127,7 +127,7 @@ class DiffusersTransformer(TransformerBackbone):
             text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=how.thinking)
         if how.template:
             text = how.template.replace("{}", text)
-        return tokenizer(text, return_tensors="pt").input_ids
+        return torch.tensor([tokenizer(text).input_ids or [tokenizer.pad_token_id]])  # of no text one token, as in ComfyUI
 
     def part(self, name: str) -> Any:
         """A text encoder or a tokenizer of the folder, kept until the encoders are dropped. Raises ``ValueError`` for one that cannot be

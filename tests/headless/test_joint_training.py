@@ -180,6 +180,7 @@ def read_as_anima(backbone: Any) -> None:
     states, pooled = backbone.read(LONG)
     torch.testing.assert_close(states, wanted, atol=1e-5, rtol=1e-5)
     assert pooled is None and backbone.tokenize(LONG).shape == states.shape[:2] == (1, 512)
+    assert not backbone.part("tokenizer")("").input_ids and bool(backbone.read("")[0].isfinite().all())
 
 
 def test_flux_reads_patches_where_diffusers_has_them(tiny_flux1):
