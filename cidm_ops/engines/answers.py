@@ -25,8 +25,6 @@ Answer = Callable[[Any, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 def flux_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Flux.1 reads latents in patches of 2 x 2 cells, and places of all tokens; Chroma neither a pooled text nor guidance."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(x)
     named: dict[str, Any] = {}
     if isinstance(model, FluxTransformer2DModel):
         if pooled is None:
@@ -37,11 +35,17 @@ def flux_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tens
         hidden_states=patches_of(x),
         encoder_hidden_states=text,
         timestep=sigma,
-        img_ids=places,
+        img_ids=places_of(height, width).to(x),
         txt_ids=torch.zeros(text.shape[1], 3).to(x),
         **named,
     ).sample
     return from_patches(out, height, width)
+
+
+def places_of(height: int, width: int) -> Tensor:
+    """The places ``[N, 3]`` of an image's tokens in so many rows and columns: 0, row and column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)
 
 
 def patches_of(x: Tensor) -> Tensor:
@@ -77,9 +81,7 @@ def z_image_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: T
 def flux2_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Flux.2 Klein reads cells as tokens, and places of all tokens: those of texts are numbered on the last axis."""
     height, width = x.shape[2:]
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    nowhere = torch.zeros_like(rows)
-    places = torch.stack([nowhere, rows, columns, nowhere], -1).flatten(0, 1).to(x.device)
+    places = F.pad(places_of(height, width), (0, 1)).to(x.device)
     of_text = F.pad(torch.arange(text.shape[1])[:, None], (3, 0)).to(x.device)
     tokens = x.flatten(2).mT
     out = model(hidden_states=tokens, encoder_hidden_states=text, timestep=sigma, img_ids=places, txt_ids=of_text).sample
@@ -89,9 +91,7 @@ def flux2_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Ten
 def krea2_answer(model: Any, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor | None, guidance: float) -> Tensor:
     """Krea 2 reads patches as Flux.1 does, texts whose tokens all stand at place 0, and in each of them states of several layers."""
     height, width = x.shape[2] // 2, x.shape[3] // 2
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)
-    places = F.pad(places, (0, 0, text.shape[1], 0)).to(x.device)
+    places = F.pad(places_of(height, width), (0, 0, text.shape[1], 0)).to(x.device)
     layers = text.unflatten(2, (model.config.num_text_layers, -1))
     out = model(hidden_states=patches_of(x), encoder_hidden_states=layers, timestep=sigma, position_ids=places).sample
     return from_patches(out, height, width)

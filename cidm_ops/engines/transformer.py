@@ -282,6 +282,8 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype) -> 
             f"{folder} has the autoencoder {vae.get('_class_name')} and the scheduler {schedule.get('_class_name')}: expected "
             f"{' or '.join(AUTOENCODERS)}, and one of a flow, such as FlowMatchEulerDiscreteScheduler"
         )
+    if missing := [part for part in family.diffusers.reader.through or () if not (folder / part).is_dir()]:
+        raise ValueError(f"{folder} has no {' and no '.join(missing)}, through which {family.title} reads a text: give its whole folder")
     shift = torch.tensor(family.diffusers.mu).exp().item() if schedule.get("use_dynamic_shifting") else schedule.get("shift", 1.0)
     try:
         first, second = (
