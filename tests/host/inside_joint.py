@@ -12,10 +12,14 @@ from inside_transformers import SPELLINGS, imported, lora_file
 
 # isort: split
 
+import comfy.controlnet
 import comfy.model_patcher
+import comfy.ops
 import comfy.sample
 import comfy.supported_models
 import torch
+from comfy.ldm.flux.controlnet import ControlNetFlux
+from comfy.ldm.qwen_image.controlnet import QwenImageControlNetModel
 from host_transformers import (
     ARCHITECTURES,
     CONFIGS,
@@ -295,6 +299,34 @@ def the_picture_beside_that_of_flux_and_qwen_goes_with_regions():
     more = {"reference_latents": [torch.ones(1, 16, 6, 6)]}
     for kind in ("Lumina2", "ZImage") if NEWEST else ():
         told(kind, conditioning(kind, OTHER, OWN, **more), "given other pictures beside regions (ref_latents)")
+
+
+def control_of(kind: str) -> Any:
+    """The host's own ControlNet for a small model of a kind, with random weights and a picture."""
+    options = {"operations": comfy.ops.manual_cast, "dtype": torch.float32, "device": torch.device("cpu")}
+    torch.manual_seed(3)
+    if kind == "Flux":
+        net, hint = ControlNetFlux(**CONFIGS[kind], **options), torch.rand(1, 3, 64, 80)
+        more = {"extra_conds": ["y", "guidance"]}
+    else:  # it reads latents, here as they are
+        net, hint = QwenImageControlNetModel(**CONFIGS[kind], **options), torch.randn(1, 16, 1, 8, 10)
+        more = {"extra_conds": [], "compression_ratio": 1}
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    control = comfy.controlnet.ControlNet(net.requires_grad_(False), load_device=torch.device("cpu"), **more)
+    return control.set_cond_hint(hint, 1.0, (0.0, 1.0))
+
+
+def the_control_of_a_picture_goes_with_regions():
+    paint = functools.partial(painted, size=(8, 10))  # the host's ControlNet of Flux takes no odd sides
+    for kind in ("Flux", "QwenImage"):
+        more = {"control": control_of(kind), "control_apply_to_uncond": True}
+        plain = paint(kind, model_of(kind), conditioning(kind, OTHER, **more))
+        differ(plain, paint(kind, model_of(kind), conditioning(kind, OTHER)), f"{kind}, with a ControlNet and without")
+        equal(paint(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN, **more)), plain)
+        same(paint(kind, in_places(kind, ALL_OVER), conditioning(kind, OTHER, OTHER, **more)), plain, f"{kind}, its text all over")
+        found, alone = (paint(kind, in_places(kind, LEFT), conditioning(kind, OTHER, OWN, **given)) for given in (more, {}))
+        differ(found, alone, f"{kind}, a ControlNet beside a region")
 
 
 def the_text_whose_tokens_are_masked_is_refused_beside_regions():
