@@ -56,10 +56,13 @@ def promise_nodes(described: dict[str, Any]) -> Nodes:
 
 
 def promise_input(about: list[Any]) -> str | list[Any]:
-    """The type of an input as a host describes it, or the options of a combo, but for files that lie in the host's folders."""
+    """The type of an input as a host describes it, or the options of a combo, but for files that lie in the host's folders.
+
+    A workflow keeps an option itself and not its place, so their order is no promise, and they are sorted.
+    """
     kind, details = about[0], about[1] if len(about) > 1 else {}
     options = kind if isinstance(kind, list) else details.get("options", []) if kind == "COMBO" else None
-    return kind if options is None else [option for option in options if "/" not in str(option)]
+    return kind if options is None else sorted((option for option in options if "/" not in str(option)), key=str)
 
 
 def read_formats(root: Path = ROOT) -> dict[str, int]:

@@ -320,7 +320,7 @@ def control_of(kind: str) -> Any:
 def the_control_of_a_picture_goes_with_regions():
     paint = functools.partial(painted, size=(8, 10))  # the host's ControlNet of Flux takes no odd sides
     for kind in ("Flux", "QwenImage"):
-        more = {"control": control_of(kind), "control_apply_to_uncond": True}
+        more = {"control": control_of(kind)}
         plain = paint(kind, model_of(kind), conditioning(kind, OTHER, **more))
         differ(plain, paint(kind, model_of(kind), conditioning(kind, OTHER)), f"{kind}, with a ControlNet and without")
         equal(paint(kind, in_places(kind, RegionMask(ALL_OVER, 0.0)), conditioning(kind, OTHER, OWN, **more)), plain)

@@ -139,6 +139,9 @@ def test_a_node_is_promised_as_a_host_describes_it():
     assert promise_nodes(described) == {
         "CIDMAdd": {"required": {"mode": ["exact"], "old": ["a", "b"], "strength": "FLOAT"}, "optional": {}, "outputs": ["MODEL"]}
     }
+    before = promise_nodes(described)
+    described["CIDMAdd"]["input"]["required"]["old"][0].reverse()
+    assert promise_nodes(described) == before, "a workflow keeps an option, not its place"
 
 
 def test_the_formats_that_are_promised_are_those_that_are_written():
