@@ -22,7 +22,7 @@ from cidm_ops.engines.transformer import DiffusersTransformer, family_in
 from cidm_ops.tokens import read_plain
 
 MORE = {"flux1": ("_2",), "sd3": ("_2", "_3")}  # text encoders and tokenizers beside the first
-LONG, SHORT = "a rex dog on the grass", "a rex dog"
+LONG = "a rex dog on the grass"
 
 
 @pytest.fixture(scope="module", params=MODELS)
