@@ -7,7 +7,8 @@ from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.blending import OVERLAPS
-from ..cidm_ops.painting.compose import AggregationConfig, Composition, compose_regions, read
+from ..cidm_ops.painting.compose import AggregationConfig, read
+from ..cidm_ops.painting.composition import Composition, compose_regions
 from ..cidm_ops.painting.config import PRESETS, NoiseEstimation
 from . import host, patches, say
 from .bank import BANK

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.method.inversion import Trajectory, invert
-from ..cidm_ops.painting.compose import AggregationConfig, compose_regions
+from ..cidm_ops.painting.compose import AggregationConfig
+from ..cidm_ops.painting.composition import compose_regions
 from ..cidm_ops.painting.config import WeaveConfig
 from ..cidm_ops.painting.scene import InvertedPicture
 from ..cidm_ops.painting.weaving import CORRECTIONS, template_of, warnings_of

@@ -74,7 +74,8 @@ def template_latents(backbone: Any, options: argparse.Namespace) -> Any:
     import numpy as np
     import torch
 
-    from ..painting.compose import Composition, ConceptMix
+    from ..painting.compose import ConceptMix
+    from ..painting.composition import Composition
     from ..painting.paint import SamplingConfig, paint_latents, unit_noise
     from ..training.crops import fit
 

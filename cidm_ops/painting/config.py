@@ -8,7 +8,7 @@ MODES = ("exact", "released", "paper", "soft")  # how the concepts' weights are 
 BY_KIND, EVERYWHERE, WORDS_AND_END, WORDS = SCOPES = ("by kind", "everywhere", "words and end", "words")
 SHARED, STRONGEST = REGION_OVERLAPS = ("shared", "strongest")  # who has a token that regions of one priority share
 PADDED, CUT = REGION_TEXTS = ("padded", "cut")  # what transformers read of a region's text: with what fills it up, or little of that
-PLACE = "where it stands"  # in the picture: compose_place
+PLACE = "where it stands"  # in the picture: composition.py
 # Where Infusion's map comes from: the foundation's (the paper), the customised features' own, or those and a residual of the key too. The
 # last is what the authors' code does: it returns one stream, and locks its keys no more after they are assigned a second time.
 STREAMS = ("dual", "single", "released_code")

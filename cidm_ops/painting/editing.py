@@ -10,7 +10,8 @@ from ..backbone import Backbone
 from ..bank.bank import Bank
 from ..method.editing import MARGIN, feathered, find_place
 from ..method.regions import RegionMask, cells
-from .compose import compose_regions, read
+from .compose import read
+from .composition import compose_regions
 from .paint import Photo, SamplingConfig, paint_latents, unit_noise
 
 FEATHER = 8  # pixels of the photo

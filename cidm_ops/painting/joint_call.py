@@ -13,9 +13,9 @@ from ..joint_sites import JointAttend, JointSites, intercept_joint, lay_out_text
 from ..method.attention import word_attention
 from ..method.pieces import Piece, mask_with_texts, pieces_across, pieces_of, piecewise_attention
 from ..models.family import Stream
+from .deltas import Weighted
 from .rows import Row
 from .state import Beside, RunState
-from .unet_call import Weighted
 
 MOVED = (
     "another node on this model adds, drops or moves tokens (as ToMe, IP-Adapters and reference pictures beside regions do), and nobody "

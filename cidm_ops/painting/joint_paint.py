@@ -12,7 +12,8 @@ from ..joint_sites import AttentionSlot, JointSites
 from ..row_plan import RowPlan
 from ..schedule import Schedule
 from ..tokens import Text, read_plain
-from .compose import Composition, ConceptMix
+from .compose import ConceptMix
+from .composition import Composition
 from .joint_run import JointRun
 from .region_text import region_text
 from .rows import Job

@@ -16,7 +16,8 @@ from ..hub import Sites
 from ..method.regions import RegionMask
 from ..models.family import Family
 from ..tokens import Text, read_plain
-from .compose import AggregationConfig, Composition, ParsedPrompt, compose, compose_regions, encode, read
+from .compose import AggregationConfig, ParsedPrompt, compose, encode, read
+from .composition import Composition, compose_regions
 from .config import PLACE, NoiseEstimation, ResidualConfig
 from .joint_paint import begin_joint, predict_joint, read_regions
 from .reference import refer_by, with_reference

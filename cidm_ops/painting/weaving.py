@@ -13,7 +13,7 @@ from ..method.inversion import Trajectory, invert
 from ..method.weaving import grow, lock
 from ..schedule import Schedule
 from ..tokens import Text
-from .compose import Composition
+from .composition import Composition
 from .scene import InvertedPicture, Scene, Template, WeaveConfig
 
 CORRECTIONS = 1  # of each step up; on Doodle 25 steps with one come nearer than 50 without, docs/weaving.md

@@ -9,7 +9,7 @@ from test_command_line import cidm, refused  # noqa: F401
 from cidm_ops.method.editing import feathered
 from cidm_ops.method.regions import RegionMask
 from cidm_ops.models.sd import DOODLE
-from cidm_ops.painting.compose import compose_regions
+from cidm_ops.painting.composition import compose_regions
 from cidm_ops.painting.editing import Edit, edit
 from cidm_ops.painting.paint import Photo, SamplingConfig, paint_latents, unit_noise
 from cidm_ops.schedule import Schedule

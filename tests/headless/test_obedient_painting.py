@@ -6,8 +6,9 @@ from test_command_line import cidm, refused  # noqa: F401
 
 from cidm_ops.method.regions import NOWHERE, RegionMask
 from cidm_ops.models.sd import DOODLE
-from cidm_ops.painting import compose as composing
-from cidm_ops.painting.compose import AggregationConfig, compose, compose_regions
+from cidm_ops.painting import composition
+from cidm_ops.painting.compose import AggregationConfig, compose
+from cidm_ops.painting.composition import compose_regions
 from cidm_ops.painting.config import PLACE
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
 
@@ -86,7 +87,7 @@ class TestLateStart:
 
 class TestWhereItStands:
     def test_before_the_place_is_found_it_is_everywhere(self, latents, monkeypatch):
-        monkeypatch.setattr(composing, "PLACE_UNTIL", 1.0)  # never
+        monkeypatch.setattr(composition, "PLACE_UNTIL", 1.0)  # never
         near(latents(DOG, scope=PLACE), latents(DOG))
 
     def test_around_the_place_the_base_paints(self, backbone, bank, latents):

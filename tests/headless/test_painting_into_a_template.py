@@ -13,7 +13,8 @@ from cidm_ops.method.boxes import read_region
 from cidm_ops.method.inversion import descend
 from cidm_ops.method.regions import NOWHERE, RegionMask
 from cidm_ops.models.sd import DOODLE
-from cidm_ops.painting.compose import ParsedPrompt, compose_regions, encode
+from cidm_ops.painting.compose import ParsedPrompt, encode
+from cidm_ops.painting.composition import compose_regions
 from cidm_ops.painting.config import NoiseEstimation, WeaveConfig
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, predictor, unit_noise, weave
 from cidm_ops.painting.weaving import denoiser_at, invert_picture, noise_of, template_of, woven

@@ -11,7 +11,8 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.method.boxes import read_region
 from cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
 from cidm_ops.models.sd import DOODLE
-from cidm_ops.painting.compose import AggregationConfig, compose_regions
+from cidm_ops.painting.compose import AggregationConfig
+from cidm_ops.painting.composition import compose_regions
 from cidm_ops.painting.config import PRESETS, NoiseEstimation
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
 

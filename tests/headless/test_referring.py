@@ -9,7 +9,8 @@ from cidm_ops.method.guidance import two_terms
 from cidm_ops.method.reference import fitted, shown_tokens, with_reference
 from cidm_ops.method.regions import RegionMask, box_mask
 from cidm_ops.models.sd import DOODLE
-from cidm_ops.painting.compose import Composition, ParsedPrompt, compose, compose_regions, encode
+from cidm_ops.painting.compose import ParsedPrompt, compose, encode
+from cidm_ops.painting.composition import Composition, compose_regions
 from cidm_ops.painting.config import NoiseEstimation, ReferenceConfig
 from cidm_ops.painting.paint import SamplingConfig, paint_latents, predictor, unit_noise
 from cidm_ops.painting.reference import refer, refer_by, reference_of

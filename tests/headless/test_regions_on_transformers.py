@@ -24,7 +24,8 @@ from cidm_ops.method.pieces import pieces_of
 from cidm_ops.method.regions import RegionMask, box_mask
 from cidm_ops.models import clip
 from cidm_ops.painting import joint_call
-from cidm_ops.painting.compose import AggregationConfig, Composition, ConceptMix, RegionPrompt, compose_regions
+from cidm_ops.painting.compose import AggregationConfig, ConceptMix
+from cidm_ops.painting.composition import Composition, RegionPrompt, compose_regions
 from cidm_ops.painting.config import PRESETS, NoiseEstimation
 from cidm_ops.painting.joint_paint import begin_joint, predict_joint, read_region
 from cidm_ops.painting.paint import Photo, SamplingConfig, guidance_for, paint, paint_latents, unit_noise

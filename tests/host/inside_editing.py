@@ -15,7 +15,7 @@ import torch
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from pack.cidm_ops.doodle import files
 from pack.cidm_ops.method.regions import RegionMask
-from pack.cidm_ops.painting.compose import compose_regions
+from pack.cidm_ops.painting.composition import compose_regions
 from pack.cidm_ops.painting.paint import Photo, SamplingConfig, paint_latents
 from pack.nodes import native, patches, pictures
 

@@ -17,7 +17,8 @@ from comfy.ldm.modules.attention import optimized_attention
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import NOWHERE, RegionMask, box_mask
-from pack.cidm_ops.painting.compose import AggregationConfig, compose, compose_regions, mix
+from pack.cidm_ops.painting.compose import AggregationConfig, compose, mix
+from pack.cidm_ops.painting.composition import compose_regions
 from pack.cidm_ops.painting.config import PLACE, PRESETS, NoiseEstimation, ResidualConfig
 from pack.cidm_ops.painting.state import RunState
 from pack.nodes import patches, scenes

@@ -11,7 +11,7 @@ from inside_painting import bank_of
 import comfy.samplers
 import torch
 from pack.cidm_ops.method.regions import RegionMask
-from pack.cidm_ops.painting.compose import compose_regions
+from pack.cidm_ops.painting.composition import compose_regions
 from pack.cidm_ops.painting.config import WeaveConfig
 from pack.cidm_ops.painting.weaving import template_of
 from pack.nodes import patches, scenes

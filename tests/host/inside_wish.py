@@ -15,7 +15,8 @@ from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
 from pack.cidm_ops.method.guidance import two_terms
 from pack.cidm_ops.method.reference import fitted
 from pack.cidm_ops.method.regions import RegionMask, box_mask
-from pack.cidm_ops.painting.compose import AggregationConfig, compose_regions
+from pack.cidm_ops.painting.compose import AggregationConfig
+from pack.cidm_ops.painting.composition import compose_regions
 from pack.cidm_ops.painting.config import PRESETS, ReferenceConfig
 from pack.cidm_ops.painting.reference import refer, reference_of, with_reference
 from pack.cidm_ops.painting.scene import Scene as Beside

@@ -14,7 +14,8 @@ from cidm_ops.evaluation.contrast import contrast_by, rendered_common
 from cidm_ops.evaluation.doodle import pictured
 from cidm_ops.method.boxes import read_region
 from cidm_ops.method.regions import RegionMask
-from cidm_ops.painting.compose import Composition, ConceptMix, ParsedPrompt, compose, compose_regions, encode, mix
+from cidm_ops.painting.compose import ConceptMix, ParsedPrompt, compose, encode, mix
+from cidm_ops.painting.composition import Composition, compose_regions
 from cidm_ops.painting.config import ReferenceConfig, WeaveConfig
 from cidm_ops.painting.paint import SamplingConfig, paint_latents, predictor, unit_noise
 from cidm_ops.painting.reference import reference_of

@@ -14,7 +14,8 @@ from cidm_ops.bank.concept import Concept
 from cidm_ops.engines.diffusers import load_any
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.regions import RegionMask
-from cidm_ops.painting.compose import AggregationConfig, compose_regions
+from cidm_ops.painting.compose import AggregationConfig
+from cidm_ops.painting.composition import compose_regions
 from cidm_ops.painting.config import EVERYWHERE
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
 from cidm_ops.training.checkpoint import checkpoint_file

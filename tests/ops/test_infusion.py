@@ -60,7 +60,7 @@ def infused(layer, residuals, sources, stream="dual"):
     rows = [Row(plan, 0, Job(0, foundation=bool(b)), source, None) for b, source in enumerate(sources)]
     call = UnetCall(state, Sites({}, {"a": layer}, {}, ()), rows, (4, 4), Moment(residuals=True))
     call.grid = [4, 4]
-    return intercept({"a": layer}, call.attention, call.change_keys if stream == "released_code" else None)
+    return intercept({"a": layer}, call.attention, call.residuals.change_keys if stream == "released_code" else None)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cidm_ops.models.krea2 import KREA2
 from cidm_ops.models.mmdit import LARGE, MEDIUM
 from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
 from cidm_ops.models.qwen import QWEN
-from cidm_ops.painting.compose import left_out
+from cidm_ops.painting.composition import left_out
 
 
 def random_factors(shape: tuple[int, int], rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,7 +26,7 @@ from ...measure.report import to_pixels
 from ...measure.scores import caption_cosines, clip_scores, embed
 from ...method.editing import COVERED, feathered
 from ...method.regions import RegionMask, cells
-from ...painting.compose import compose_regions
+from ...painting.composition import compose_regions
 from ...painting.editing import FEATHER, Edit, edit
 from ...painting.paint import Photo, SamplingConfig, paint_latents, unit_noise
 from .photos import RenderedPhoto, StylePhoto, photos, plain_words, style_photos

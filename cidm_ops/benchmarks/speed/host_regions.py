@@ -21,7 +21,7 @@ from pack.cidm_ops.bank.concept_file import save_concept
 from pack.cidm_ops.benchmarks.speed.timing import figures, peak_memory, ratio
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask
-from pack.cidm_ops.painting.compose import compose_regions
+from pack.cidm_ops.painting.composition import compose_regions
 from pack.cidm_ops.painting.config import NoiseEstimation
 from pack.nodes import native
 from pack.nodes.host import ComfyBackbone

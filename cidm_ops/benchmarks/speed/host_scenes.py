@@ -29,7 +29,8 @@ from pack.cidm_ops.measure.presence import Presence, collapse_bound
 from pack.cidm_ops.measure.scores import embed, text_alignment
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.sd import DOODLE
-from pack.cidm_ops.painting.compose import AggregationConfig, compose_regions, mix
+from pack.cidm_ops.painting.compose import AggregationConfig, mix
+from pack.cidm_ops.painting.composition import compose_regions
 from pack.cidm_ops.painting.config import PRESETS, NoiseEstimation
 from pack.cidm_ops.painting.paint import unit_noise
 from pack.nodes import native, patches

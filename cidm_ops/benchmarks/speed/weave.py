@@ -24,7 +24,8 @@ from ...measure.scores import embed
 from ...method.inversion import descend
 from ...method.regions import RegionMask
 from ...method.weaving import covered, grow, lock
-from ...painting.compose import Composition, ParsedPrompt, compose_regions, encode
+from ...painting.compose import ParsedPrompt, encode
+from ...painting.composition import Composition, compose_regions
 from ...painting.config import WeaveConfig
 from ...painting.paint import predictor, unit_noise
 from ...painting.sampling import sample
