@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbone import Backbone
-from .models.family import TARGETS, Family
+from .models.blocks import TARGETS
+from .models.family import Family
 from .models.module import Slice
 
 MEETING, ATTENTION = "blocks", "attention"

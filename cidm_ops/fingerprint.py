@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .models.family import Architecture, Family
+from .models.architecture import Architecture
+from .models.family import Family
 
 
 def architecture(family: Family, cross_attention: Mapping[str, nn.Module]) -> str:

@@ -13,7 +13,7 @@ from .bank.exchange import Labels, Reading, handle, read_file
 from .bank.index import SUFFIX, header_of, read_files
 from .bank.picture_file import picture_size, suffixes
 from .models.checkpoint import family_of_checkpoint, inventory, is_checkpoint, missing_parts, schedule_of_checkpoint
-from .models.family import family_of
+from .models.registry import family_of
 from .tensor_file import read_tensors, tensors_in
 from .training.folder import from_folder
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .hub import remove_at_end
-from .models.family import Family, Restart, Stream
+from .models.blocks import Stream
+from .models.family import Family
+from .models.host import Restart
 from .models.module import Slice
 
 Move = Callable[[nn.Module, tuple], tuple]  # a hook before a module's call

@@ -9,7 +9,7 @@ from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.bank.exchange import EXISTING, import_into
 from ..cidm_ops.bank.export import export_concept, export_merged, remarks_on_export
 from ..cidm_ops.bank.header import check_name
-from ..cidm_ops.models.family import families
+from ..cidm_ops.models.registry import families
 from . import say
 from .bank import ConceptBank
 from .schema import schema

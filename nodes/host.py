@@ -23,8 +23,9 @@ from ..cidm_ops.backbone import Backbone, Transformer
 from ..cidm_ops.causal import end_states, pooled_state, text_states
 from ..cidm_ops.fingerprint import architecture, fingerprint
 from ..cidm_ops.hub import read_layerwise
-from ..cidm_ops.models.family import Family, families, family_of
+from ..cidm_ops.models.family import Family
 from ..cidm_ops.models.module import Slice
+from ..cidm_ops.models.registry import families, family_of
 from ..cidm_ops.painting.texts import kept_text
 from ..cidm_ops.schedule import Flow, Schedule
 

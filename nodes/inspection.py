@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..cidm_ops.bank.header import NAME
 from ..cidm_ops.bank.index import stamp
 from ..cidm_ops.inspection import inspect, lines_of
-from ..cidm_ops.models.family import families
+from ..cidm_ops.models.registry import families
 from . import say
 from .bank import bank_folder
 from .data import picture_folder

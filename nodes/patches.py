@@ -21,7 +21,7 @@ from ..cidm_ops.bank.export import exported_state
 from ..cidm_ops.concept_text import ConceptText, plain
 from ..cidm_ops.lowrank import LowRank
 from ..cidm_ops.method.aggregation import tables_of
-from ..cidm_ops.models.family import family_of
+from ..cidm_ops.models.registry import family_of
 from ..cidm_ops.painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, infusing, row_plan, scene_beside
 from ..cidm_ops.painting.composition import Composition
 from ..cidm_ops.painting.config import NoiseEstimation, ResidualConfig

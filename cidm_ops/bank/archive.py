@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..file_fault import why_unreadable
 from ..lowrank import LowRank
-from ..models.family import family_of
+from ..models.registry import family_of
 from .bank import Bank, alike
 from .compress import DTYPES, Compressed, Layer, compress
 from .concept import Concept

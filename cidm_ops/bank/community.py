@@ -15,8 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from ..lowrank import LowRank
-from ..models.family import Architecture, Family, families, family_of
+from ..models.architecture import Architecture
+from ..models.family import Family
 from ..models.foreign import foreign_family
+from ..models.registry import families, family_of
 from .concept import Concept
 from .factorised import factors_of
 from .metadata import Settings

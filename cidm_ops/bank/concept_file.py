@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..lowrank import LowRank
-from ..models.family import family_of
+from ..models.registry import family_of
 from .concept import Concept
 from .files import write_atomically
 from .formats import packed

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.family import Architecture, Family, families, family_of
+from ..models.architecture import Architecture
+from ..models.family import Family
+from ..models.registry import families, family_of
 from .concept import Concept
 from .header import check_name
 from .names import LayerPart, Rows, read_key

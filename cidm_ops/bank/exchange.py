@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.family import families, family_of
 from ..models.foreign import foreign_family
+from ..models.registry import families, family_of
 from ..printable import one_line
 from ..tensor_file import read_tensors, tensors_in
 from ..text_file import read_json

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..lowrank import LowRank, Stack
 from ..method.aggregation import count_once
-from ..models.family import family_of
+from ..models.registry import family_of
 from .concept import Concept
 from .concept_file import factor_state, lora_state
 from .embedding import single_rows

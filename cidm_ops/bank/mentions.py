@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
-from ..models.family import family_of
+from ..models.registry import family_of
 from ..tokens import WORD
 from .header import RESIDUALS
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..models.family import families
+from ..models.registry import families
 from .header import JPEG
 
 SUMS = ("LORA", "LOHA", "LOKR")  # of peft's kinds

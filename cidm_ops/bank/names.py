@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from ..models.family import Family, families
+from ..models.family import Family
+from ..models.registry import families
 
 SUMS = r"alpha|diff|scalar|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
 # What is no sum ``W + delta`` of the base's weights and something that the file has, by the parts that a layer of it has.

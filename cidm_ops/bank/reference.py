@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.family import Architecture
+from ..models.architecture import Architecture
 from ..tensor_file import tensors_in
 from .community import read_lora, remarks
 from .concept import Concept

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..models.checkpoint import family_of_checkpoint, schedule_of_checkpoint
-from ..models.family import Encoder, Family
+from ..models.encoder import Encoder
+from ..models.family import Family
 from ..tensor_file import read_tensors
 
 Modules = tuple[Any, dict[str, Any], Any]  # U-Net, text encoders by name, autoencoder

@@ -18,7 +18,8 @@ from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import read_layerwise
 from ..models import marked as marked  # makes its family known
-from ..models.family import Family, families, family_of
+from ..models.family import Family
+from ..models.registry import families, family_of
 from ..models.sd import DOODLE, SD1
 from ..schedule import Schedule
 from .checkpoint import Modules, filled, read_checkpoint, text_model

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from ..models.family import Encoder
+from ..models.encoder import Encoder
 from ..models.sd import CLIP_L
 
 MERGES = 49152 - 256 - 2

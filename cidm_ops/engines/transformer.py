@@ -27,8 +27,9 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextModel, CLIPTextModelW
 
 from ..backbone import TransformerBackbone
 from ..fingerprint import fingerprint
-from ..models.family import Family, families, family_of
+from ..models.family import Family
 from ..models.module import Slice, block_in, flat, without_number
+from ..models.registry import families, family_of
 from ..schedule import Schedule
 from .answers import ANSWERS, from_patches, patches_of
 from .folder import read_config, variant

@@ -10,7 +10,7 @@ from ..bank.bank import Bank
 from ..bank.concept import Concept
 from ..bank.header import RESIDUALS, read_preview
 from ..bank.thumbnails import decoded
-from ..models.family import family_of
+from ..models.registry import family_of
 from ..printable import one_line
 from .pictures import GREY, INK, LINE, MARGIN, PAPER, RED, SERIES, bars, fit_text, font, heading, width_of, wrap_text
 

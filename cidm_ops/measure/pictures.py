@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..bank.concept import Concept
 from ..method.overlap import layer_overlaps, overlaps
-from ..models.family import family_of
+from ..models.registry import family_of
 
 Colour = tuple[int, int, int]
 PAPER, INK, GREY, LINE, RED = (255, 255, 255), (40, 40, 48), (118, 122, 134), (226, 228, 234), (190, 52, 40)

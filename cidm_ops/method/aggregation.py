@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..bank.concept import Concept
 from ..lowrank import LowRank, Stack
-from ..models.family import family_of
+from ..models.registry import family_of
 from ..text_table import text_table
 from ..tokens import Table
 

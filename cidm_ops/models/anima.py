@@ -5,9 +5,14 @@ reads the states of a language model at the tokens of T5, and its answers are fi
 which trainers write too.
 """
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Role, Stream, Sublayer, TextReader, register
+from .blocks import Blocks, Linear, Role, Stream, Sublayer
+from .diffusers import Diffusers, TextReader
+from .family import Family
 from .flux import ROOTS
+from .host import Host, JointText
+from .lora_files import LoraFiles
 from .module import Module, reader_of
+from .registry import register
 
 BLOCK, THEIRS = "blocks.{}", "transformer_blocks.{}"
 ADAPTER, THEIR_ADAPTER = "llm_adapter", "text_conditioner"

@@ -7,126 +7,16 @@ model or of the concept at hand, and never match names themselves. Nothing here 
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
+from .architecture import Architecture
+from .blocks import Blocks, Kind, Linear, Stream, Sublayer
+from .diffusers import Diffusers
+from .encoder import Encoder
+from .host import Host
+from .lora_files import LoraFiles
 from .module import Module, Slice, flat, layers_at, module_of, slices_of
-
-Kind = Literal["self", "cross", "joint", "feed_forward"]
-Role = Literal["query", "key", "value", "out", "inner", "outer"]  # inner and outer: the first and the last layer of a feed-forward
-Stream = Literal["image", "text", "both", "across"]  # across: an attention of the image's tokens to those of the text
-Restart = Literal["ends", "begins"]
-
-# The groups of layers that training can be aimed at, by the kinds of the sublayers they lie in.
-TARGETS: dict[str, tuple[Kind, ...]] = {
-    "cross_attention": ("cross", "joint"),
-    "attention": ("self", "cross", "joint"),
-    "attention_ff": ("self", "cross", "joint", "feed_forward"),
-}
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A text encoder, and what its tokenizer makes of a text.
-
-    A text is cut into chunks of ``chunk`` tokens: ``start``, the tokens of the text, ``end``, and ``pad`` up to the full length. A
-    tokenizer without a start token has ``start=None``.
-    """
-
-    name: str  # in concept files and in the names of its layers, such as "clip_l"
-    width: int  # of a token's row
-    chunk: int
-    start: int | None
-    end: int
-    pad: int
-    placeholders: Mapping[str, int]  # words of one token whose meaning is not needed, which stand for concept words
-    skip: int = 0  # how many of its last layers the model does not read; without the last one there is no final norm
-    pooled: bool = False  # whether the model reads its pooled state too
-    diffusers: str = "text_encoder"  # its folder and its part of a pipeline
-    host: str = ""  # the attribute of the host's text model
-    host_tokens: str = ""  # the key of its tokens in what the host's tokenizer returns
-    kohya: str = "lora_te_"  # begins the keys of its layers in a LoRA file
-    roots: Sequence[str] = ()  # what begins its keys in the LoRA files of others, as regular expressions with ``_`` for every dot
-    read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to the name of a layer in the encoder
-    rows: Sequence[str] = ()  # what files of embeddings call its rows, beside its name
-
-    @property
-    def room(self) -> int:
-        """How many tokens of a text fit into one chunk."""
-        return self.chunk - 1 - (self.start is not None)
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        """The ids that are no part of a text: start, end and padding."""
-        return tuple(dict.fromkeys(i for i in (self.start, self.end, self.pad) if i is not None))
-
-    @property
-    def first(self) -> int:
-        """The position of a text's first token in a chunk."""
-        return int(self.start is not None)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer inside a block: its name there, what it does and which tokens it reads."""
-
-    name: str
-    role: Role
-    reads: Stream = "image"
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """An attention or a feed-forward layer of a block (Vaswani et al. 2017): its name there, its kind and its linear layers."""
-
-    name: str
-    kind: Kind
-    linears: Sequence[Linear]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Transformer blocks of one make: a regular expression for their canonical names, and their sublayers in order."""
-
-    pattern: str
-    sublayers: Sequence[Sublayer]
-
-
-@dataclass(frozen=True)
-class JointText:
-    """The host's names say how a transformer takes the text that it joins with the image in one sequence, the text first.
-
-    ``positions`` is the module that makes rotations of the places of tokens (RoPE, Su et al. 2021), if text tokens have places of their
-    own, and ``embedder`` the one that turns a text into tokens, which are filled up to a ``multiple`` with the parameter ``pad``.
-    ``restart`` says which place a text has wherever it stands: it "ends" right before the image, which comes after the last text, or it
-    "begins" where every text does, and the image has its place by itself. An ``adapter`` is the module that texts go through before a model
-    is sampled; it answers at the ``tokens`` of this encoder, filled up to a length.
-    """
-
-    positions: str = ""
-    restart: Restart = "ends"
-    embedder: str = ""
-    pad: str = ""
-    multiple: int = 1
-    count: str = ""  # the argument that says how many tokens the text has
-    mask: str = ""  # that which says which of them count
-    pictures: Sequence[str] = ()  # those with pictures beside the one that is painted, whose texts and places are numbered along
-    adapter: str = ""
-    tokens: str = ""
-
-
-@dataclass(frozen=True)
-class Host:
-    """The host's names say what ComfyUI calls a family: the classes of its model configuration and of its text model, told by name and not
-    by import, and how its attention patches tell where they are: part of the model, block and index in it.
-    """
-
-    models: Sequence[str] = ()
-    others: Sequence[str] = ()  # classes made of those that are another model
-    text_model: str = ""
-    text: JointText = JointText()  # where a transformer joins it with the image
-    wrapped: bool = True  # whether it asks wrappers around the model's forward pass
-    patch_place: Callable[[str], tuple[str, int, int]] = lambda module: (module, 0, 0)  # of an attention, by its module's name
 
 
 @dataclass(frozen=True)
@@ -143,69 +33,6 @@ class Objective:
     guidance: float = 0.0
     painted: float = 0.0
     cfg: float = 4.0
-
-
-@dataclass(frozen=True)
-class TextReader:
-    """How diffusers makes the one text that a transformer reads.
-
-    ``states`` is the folder of the encoder, ``tokenizer`` that of its tokenizer, and ``layer`` which of its hidden states are read, or
-    ``layers`` which are, side by side, without looking at what fills a text up. A text is filled up to ``least`` tokens, as the host does,
-    is said in a ``chat`` or stands for ``{}`` in a ``template``, of which the model does not read the first ``cut`` tokens, and its pooled
-    state comes from another encoder and its tokenizer, ``pooled``. Encoders and their tokenizers ``beside`` it, which are CLIPs, stand in
-    front of it, side by side, and have pooled states too. If it goes ``through`` an adapter, the tokens are those of the tokenizer named
-    beside that.
-    """
-
-    states: str = "text_encoder"
-    tokenizer: str = "tokenizer"
-    layer: int = -1
-    layers: Sequence[int] = ()
-    least: int = 0
-    chat: bool = False
-    thinking: bool = True  # what the chat is told to do about it
-    template: str = ""
-    cut: int = 0
-    pooled: tuple[str, str] = ("", "")
-    beside: Sequence[tuple[str, str]] = ()
-    through: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Diffusers:
-    """The names of diffusers say what it calls a family's model, and how it configures its parts. What is not named is the default of the
-    class.
-
-    ``facts`` are entries of the model's configuration that tell the family from others, and ``names`` the model's layers by ours, with
-    ``{}`` for the number of the block, where they are not ours.
-    """
-
-    folder: str = "unet"  # of the model
-    names: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)
-    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by the name of the text encoder
-    vae: Mapping[str, Any] = field(default_factory=dict)
-    schedule: Mapping[str, Any] = field(default_factory=dict)  # of noise, where a file does not say it
-    reader: TextReader = TextReader()  # of a transformer's text
-    mu: float = 1.15  # of the shift where its schedule says that it depends on the size: the host's, at 1024 pixels
-    multiple: int = 1  # that the tokens of such a text are filled up to
-
-
-@dataclass(frozen=True)
-class LoraFiles:
-    """How LoRA files name a family's model, and the standard name of such files."""
-
-    kohya: str = "lora_unet_"  # begins the keys of the model's layers in what we write
-    dotted: bool = False  # whether we write names with their dots, and factors as peft does, which diffusers reads too
-    exported: str = ""  # begins the keys of an export in the host's own modules, where it reads our layers only as they lie in those
-    roots: Sequence[str] = ()  # what begins them in the files of others, as regular expressions with ``_`` for every dot
-    read_layer: Callable[[str], str | None] = lambda flat: None  # such a key without its root, to our name of the layer
-    telltale: str = r"(?!)"  # finds the names of layers that only this family has
-    said: str = r"(?!)"  # finds in the metadata of a file that it is for this family
-    kin: str = ""  # the family that a file is taken for where it does not say for which of the two it is
-    least: float = 0.0  # the share of a file's entries below which it is refused, as one of another model
-    modelspec: str = ""  # its architecture in the ModelSpec standard
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -426,73 +253,3 @@ class Family:
         for piece in self.abbreviations:
             layer = layer.replace(piece, "")
         return layer
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """An architecture decides whether a concept fits a model: the family's name, its layers that read the text, by kind of block, and the
-    width of that text. As text "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
-    """
-
-    family: str
-    layers: tuple[int, ...]
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.family}-{'+'.join(map(str, self.layers))}x{self.width}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Architecture":
-        """Raises ``ValueError`` for a text that is no architecture."""
-        match = re.fullmatch(r"(?P<family>[a-z][a-z0-9_]*)-(?P<layers>\d+(?:\+\d+)*)x(?P<width>\d+)", text)
-        if match is None:
-            raise ValueError(f"architecture {text[:40]!r}: expected a family, its layers and the width of its text, such as sd1-16x768")
-        return cls(match["family"], tuple(map(int, match["layers"].split("+"))), int(match["width"]))
-
-    @property
-    def count(self) -> int:
-        """All layers that read the text."""
-        return sum(self.layers)
-
-
-_FAMILIES: dict[str, Family] = {}
-
-
-def register(family: Family) -> Family:
-    """Make a family known. Raises ``ValueError`` if another one has its architecture."""
-    known = _FAMILIES.setdefault(family.architecture, family)
-    if known is not family:
-        raise ValueError(f"{family.title} and {known.title} have the same architecture {family.architecture}: give each its own")
-    _family_of.cache_clear()
-    return family
-
-
-def forget(family: Family) -> None:
-    """Take a family back, as a test does that made it up."""
-    _FAMILIES.pop(family.architecture, None)
-    _family_of.cache_clear()
-
-
-def families() -> tuple[Family, ...]:
-    """All known families, those of a name together in the order of their registration."""
-    return tuple(_FAMILIES.values())
-
-
-def family_of(architecture: str) -> Family:
-    """The family of a model or a concept: the one of exactly this size, else the first of its name.
-
-    Raises ``ValueError`` for a family that this version does not know.
-    """
-    return _family_of(architecture)
-
-
-@cache
-def _family_of(architecture: str) -> Family:
-    if architecture in _FAMILIES:
-        return _FAMILIES[architecture]
-    name = Architecture.parse(architecture).family
-    found = next((f for f in _FAMILIES.values() if f.name == name), None)
-    if found is None:
-        names = dict.fromkeys(f.name for f in _FAMILIES.values())
-        raise ValueError(f"{architecture} is a model family that this version does not know, it knows {', '.join(names)}: update the pack")
-    return found

@@ -7,8 +7,13 @@ Our names are those of diffusers, in which queries, keys and values are apart.
 from dataclasses import replace
 
 from . import clip, sd
-from .family import Blocks, Diffusers, Family, Host, Linear, LoraFiles, Objective, Sublayer, TextReader, register
+from .blocks import Blocks, Linear, Sublayer
+from .diffusers import Diffusers, TextReader
+from .family import Family, Objective
+from .host import Host
+from .lora_files import LoraFiles
 from .module import Module, reader_of, thirds
+from .registry import register
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer(?!_blocks)", "(?:model_)?diffusion_model", "unet")
 DOUBLE, SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"

@@ -7,11 +7,16 @@ here. Places on a text's tokens run on from 0 on an axis of their own. A latent 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, TextReader, register
+from .blocks import Blocks, Linear, Sublayer
+from .diffusers import Diffusers, TextReader
+from .family import Family, Objective
 from .flux import DOUBLE, FLUX, HOST_DOUBLE, HOST_SINGLE, ROOTS, SINGLE, SINGLE_BLOCKS, TWO_STREAMS
 from .flux import DOUBLE_BLOCKS as FLUX_DOUBLE_BLOCKS
 from .flux import STREAMS as FLUX_STREAMS
+from .host import Host, JointText
+from .lora_files import LoraFiles
 from .module import Module, reader_of
+from .registry import register
 
 CHANNELS = 128
 MODULATION = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")

@@ -5,25 +5,15 @@ they become one and two blocks refine the text alone. Queries have more heads th
 answers. Our names are those of diffusers.
 """
 
-from .family import (
-    Blocks,
-    Diffusers,
-    Family,
-    Host,
-    JointText,
-    Kind,
-    Linear,
-    LoraFiles,
-    Objective,
-    Role,
-    Stream,
-    Sublayer,
-    TextReader,
-    register,
-)
+from .blocks import Blocks, Kind, Linear, Role, Stream, Sublayer
+from .diffusers import Diffusers, TextReader
+from .family import Family, Objective
 from .flux import ROOTS
+from .host import Host, JointText
+from .lora_files import LoraFiles
 from .module import Module, reader_of
 from .qwen import CUT, TEMPLATE
+from .registry import register
 
 WIDTH, KEYS, WIDE, DEPTH, PATCH, CHANNELS = 6144, 1536, 16384, 28, 2, 16
 TEXT_WIDTH, TEXT_WIDE, TEXT_LAYERS, TEXT_DEPTH = 2560, 6912, 12, 2

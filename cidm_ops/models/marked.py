@@ -8,7 +8,7 @@ and tried; it has none that ship.
 from dataclasses import replace
 from typing import Any
 
-from .family import register
+from .registry import register
 from .sd import DOODLE
 
 CHANNELS, WIDTH = 16, 160

@@ -9,9 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from . import clip, sd
-from .family import Blocks, Diffusers, Family, Host, Linear, LoraFiles, Objective, Sublayer, TextReader, register
+from .blocks import Blocks, Linear, Sublayer
+from .diffusers import Diffusers, TextReader
+from .family import Family, Objective
 from .flux import DOUBLE_BLOCKS, TWO_STREAMS
+from .host import Host
+from .lora_files import LoraFiles
 from .module import Module, reader_of, thirds
+from .registry import register
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer(?!_blocks)", "(?:model_)?diffusion_model", "unet")
 BLOCK, IMAGE, TEXT = "transformer_blocks.{}", "joint_blocks.{}.x_block", "joint_blocks.{}.context_block"

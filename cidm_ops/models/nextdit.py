@@ -7,8 +7,13 @@ the two models.
 
 from dataclasses import replace
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Role, Stream, Sublayer, TextReader, register
+from .blocks import Blocks, Linear, Role, Stream, Sublayer
+from .diffusers import Diffusers, TextReader
+from .family import Family, Objective
+from .host import Host, JointText
+from .lora_files import LoraFiles
 from .module import Module, reader_of
+from .registry import register
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer", "(?:model_)?diffusion_model", "unet")
 REFINER_DEPTH, CHANNELS, PATCH = 2, 16, 2

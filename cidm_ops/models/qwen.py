@@ -5,9 +5,14 @@ of the longer side of the picture, on all axes alike, so they do not depend on o
 same names for its layers, one for each.
 """
 
-from .family import Blocks, Diffusers, Family, Host, JointText, Linear, LoraFiles, Objective, Sublayer, TextReader, register
+from .blocks import Blocks, Linear, Sublayer
+from .diffusers import Diffusers, TextReader
+from .family import Family, Objective
 from .flux import TWO_STREAMS
+from .host import Host, JointText
+from .lora_files import LoraFiles
 from .module import Module, reader_of
+from .registry import register
 
 ROOTS = ("lora_unet", "lora_transformer", "lycoris", "transformer(?!_blocks)", "(?:model_)?diffusion_model", "unet")
 BLOCK = "transformer_blocks.{}"

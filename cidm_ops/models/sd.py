@@ -5,7 +5,12 @@ from typing import Any
 
 from . import clip
 from .clip import clip_shapes
-from .family import Diffusers, Encoder, Family, Host, LoraFiles, register
+from .diffusers import Diffusers
+from .encoder import Encoder
+from .family import Family
+from .host import Host
+from .lora_files import LoraFiles
+from .registry import register
 from .unet import KERNELS, ORDER, PROJECTIONS, TRANSFORMERS, layers_of, patch_place, unet_shapes
 
 ROOTS = ("lora_unet", "lycoris", "unet", "(?:model_)?diffusion_model")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from .family import Blocks, Linear, Sublayer
+from .blocks import Blocks, Linear, Sublayer
 
 ORDER = ("down_blocks", "mid_block", "up_blocks")
 

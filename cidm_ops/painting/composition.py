@@ -12,7 +12,7 @@ from ..bank.concept import Concept
 from ..concept_text import ConceptText
 from ..lowrank import LowRank
 from ..method.regions import RegionMask, hidden_regions, tiny_regions
-from ..models.family import family_of
+from ..models.registry import family_of
 from .compose import AggregationConfig, ConceptMix, compose, scene_beside
 from .config import BY_KIND, PLACE, NoiseEstimation
 from .scene import Scene

@@ -12,7 +12,7 @@ from ..concept_text import plain
 from ..joint_sites import JointAttend, JointSites, intercept_joint, lay_out_texts
 from ..method.attention import word_attention
 from ..method.pieces import Piece, mask_with_texts, pieces_across, pieces_of, piecewise_attention
-from ..models.family import Stream
+from ..models.blocks import Stream
 from .deltas import Weighted
 from .rows import Row
 from .state import Beside, RunState

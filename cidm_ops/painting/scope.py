@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bank.concept import Concept
-from ..models.family import family_of
+from ..models.registry import family_of
 from ..row_plan import END_OF_TEXT
 from ..tokens import hide
 from .config import BY_KIND, EVERYWHERE, SCOPES, WORDS, WORDS_AND_END

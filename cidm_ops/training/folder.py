@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..bank.picture_file import in_colours, open_picture
-from ..models.family import families
+from ..models.registry import families
 from ..text_file import read_text
 from .dataset import Dataset
 from .listing import TEXT, Remarks, list_folder, list_references

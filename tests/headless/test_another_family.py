@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.models.clip import VOCABULARY
-from cidm_ops.models.family import forget, register
+from cidm_ops.models.registry import forget, register
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.training.dataset import Dataset

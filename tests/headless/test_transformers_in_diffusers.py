@@ -27,7 +27,7 @@ from torch import nn
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.exchange import import_into
-from cidm_ops.models.family import family_of
+from cidm_ops.models.registry import family_of
 
 FLUX = dict(
     patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=12, num_attention_heads=2, joint_attention_dim=8,

@@ -34,7 +34,7 @@ from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.concept_text import ConceptText
 from pack.cidm_ops.method.pieces import pieces_of
 from pack.cidm_ops.method.regions import RegionMask, box_mask
-from pack.cidm_ops.models.family import family_of
+from pack.cidm_ops.models.registry import family_of
 from pack.cidm_ops.painting import joint_call
 from pack.cidm_ops.painting.scene import ConceptStack, NoiseEstimation, Scene
 from pack.cidm_ops.row_plan import RowPlan

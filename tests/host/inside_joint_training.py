@@ -24,7 +24,7 @@ from comfy.cli_args import PerformanceFeature, args
 from host_transformers import ARCHITECTURES, CONFIGS, FILMS, NEWEST, POOLED, TEXT, anima_clip, flux_clip, model_of
 from pack.cidm_ops.bank.bank import Bank
 from pack.cidm_ops.bank.export import export_concept
-from pack.cidm_ops.models.family import family_of
+from pack.cidm_ops.models.registry import family_of
 from pack.cidm_ops.recompute import recompute
 from pack.cidm_ops.training.dataset import Dataset
 from pack.cidm_ops.training.method import Batch, Task

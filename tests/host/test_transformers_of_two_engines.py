@@ -25,9 +25,10 @@ from cidm_ops.concept_text import ConceptText
 from cidm_ops.engines.transformer import DiffusersTransformer
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.regions import RegionMask, box_mask
-from cidm_ops.models.family import Family, family_of
+from cidm_ops.models.family import Family
 from cidm_ops.models.krea2 import HOST_STACKS
 from cidm_ops.models.module import without_number
+from cidm_ops.models.registry import family_of
 from cidm_ops.painting.config import NoiseEstimation
 from cidm_ops.painting.joint_paint import begin_joint, predict_joint
 from cidm_ops.painting.sampling import sample

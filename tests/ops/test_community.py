@@ -12,7 +12,7 @@ from cidm_ops.bank.community import read_lora
 from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.names import canonical
 from cidm_ops.models import sd
-from cidm_ops.models.family import families
+from cidm_ops.models.registry import families
 
 DOODLE, SD1, SDXL = sd.DOODLE.architecture, sd.SD1.architecture, sd.SDXL.architecture
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from cidm_ops.method.contrast import alike, contrast_loss, found_right, shared_cross_entropy
-from cidm_ops.models.family import families
+from cidm_ops.models.registry import families
 from cidm_ops.training.canvases import (
     CutOut,
     Lesson,

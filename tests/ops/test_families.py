@@ -22,7 +22,12 @@ from cidm_ops.bank.names import canonical
 from cidm_ops.lowrank import LowRank
 from cidm_ops.method.aggregation import aggregate, route, table
 from cidm_ops.method.infusion import residual_layers
-from cidm_ops.models.family import Architecture, Blocks, Encoder, Family, Linear, LoraFiles, Sublayer, families, family_of, forget, register
+from cidm_ops.models.architecture import Architecture
+from cidm_ops.models.blocks import Blocks, Linear, Sublayer
+from cidm_ops.models.encoder import Encoder
+from cidm_ops.models.family import Family
+from cidm_ops.models.lora_files import LoraFiles
+from cidm_ops.models.registry import families, family_of, forget, register
 from cidm_ops.models.sd import DOODLE, SD1, SDXL
 from cidm_ops.painting.config import WORDS, WORDS_AND_END
 from cidm_ops.painting.paint import unit_noise

@@ -17,13 +17,13 @@ from cidm_ops.bank.exchange import import_file
 from cidm_ops.bank.export import export_concept, export_merged, fused_factors
 from cidm_ops.lowrank import LowRank
 from cidm_ops.models.anima import ANIMA
-from cidm_ops.models.family import families, family_of
 from cidm_ops.models.flux import CHROMA, FLUX
 from cidm_ops.models.flux2 import KLEIN_4B, KLEIN_9B
 from cidm_ops.models.krea2 import KREA2
 from cidm_ops.models.mmdit import LARGE, MEDIUM
 from cidm_ops.models.nextdit import LUMINA, Z_IMAGE
 from cidm_ops.models.qwen import QWEN
+from cidm_ops.models.registry import families, family_of
 from cidm_ops.painting.composition import left_out
 
 

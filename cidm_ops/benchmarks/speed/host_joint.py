@@ -20,7 +20,7 @@ from pack.cidm_ops.benchmarks.speed.host_joint_model import MODELS, build, text
 from pack.cidm_ops.benchmarks.speed.timing import figures, ratio
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask
-from pack.cidm_ops.models.family import family_of
+from pack.cidm_ops.models.registry import family_of
 from pack.cidm_ops.painting.scene import ConceptStack, Scene
 from pack.nodes.host import known_family, layout
 from pack.nodes.scenes import with_more

@@ -45,7 +45,7 @@ DEPENDENCE_STEPS, DEPENDENCE_FROM = 2, 0.5
 class CidmConfig(MethodConfig):
     """The paper's settings; rates decay linearly to zero.
 
-    ``targets`` names the layers that get factors (``models.family.TARGETS``, or a regular expression on their canonical names). ``alpha``
+    ``targets`` names the layers that get factors (``models.blocks.TARGETS``, or a regular expression on their canonical names). ``alpha``
     scales the factors by ``alpha / rank`` while they learn, 0 stands for the rank; the file holds them at full scale. ``norm_stop``: when
     the mean norm of the concept's token rows reaches it, the rows stop for good and only the factors go on. ``consolidation`` is gamma_1 of
     Eq. 2 and weighs the regularizer ``mode``, ``shared`` weighs the low-rank form of the paper's R2. ``lr_text`` above 0 gives the
