@@ -8,7 +8,8 @@ from ..cidm_ops.method.consolidation import MODES
 from ..cidm_ops.models.sd import EXAMPLE
 from ..cidm_ops.training.config import EXISTING, MEMORY, PRECISIONS
 from ..cidm_ops.training.methods import configure
-from ..cidm_ops.training.methods.cidm import GROUPS, REACHES, STARTS
+from ..cidm_ops.training.methods.cidm import GROUPS, REACHES
+from ..cidm_ops.training.methods.nearest import STARTS
 from .data import ConceptDataset
 from .schema import schema
 

@@ -11,7 +11,7 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.engines.diffusers import load
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.method import Task
-from cidm_ops.training.methods import cidm, configure
+from cidm_ops.training.methods import cidm, configure, nearest
 from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
@@ -45,7 +45,7 @@ def errors_of(monkeypatch, by_name):
         asked.append(next(iter(near), ""))
         return by_name[asked[-1]]
 
-    monkeypatch.setattr(cidm, "mean_error", error)
+    monkeypatch.setattr(nearest, "mean_error", error)
     return asked
 
 
@@ -78,10 +78,10 @@ def test_where_none_does_better_they_begin_as_ever_bit_for_bit(backbone, kin, mo
 def test_the_error_is_the_same_at_every_call_and_tells_words_apart(backbone, kin):
     run, before = Trainer(backbone, dataset(), task_of(NEAR), earlier=[kin.get(name) for name in kin.names]), torch.get_rng_state()
     with run.attach():
-        plain = cidm.mean_error(run)
-        assert cidm.mean_error(run) == plain and plain > 0 and torch.equal(torch.get_rng_state(), before)
+        plain = nearest.mean_error(run)
+        assert nearest.mean_error(run) == plain and plain > 0 and torch.equal(torch.get_rng_state(), before)
         run.learner.copy_words(kin.get("max").tokens)
-        assert cidm.mean_error(run) != plain
+        assert nearest.mean_error(run) != plain
 
 
 @pytest.mark.parametrize("stop", [1, 7])

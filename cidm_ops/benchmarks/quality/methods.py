@@ -14,7 +14,7 @@ from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
 from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
-from ...training.methods.cidm import NEAREST
+from ...training.methods.nearest import NEAREST
 from .suite import Suite
 
 # What the baselines' terms weigh, set by their size; docs/benchmark.md has what others do.
