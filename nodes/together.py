@@ -6,8 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..cidm_ops.bank.bank import Bank
+from ..cidm_ops.training.config import EXISTING
 from ..cidm_ops.training.dataset import Dataset
-from ..cidm_ops.training.method import EXISTING, Task
+from ..cidm_ops.training.method import Task
 from ..cidm_ops.training.methods import configure
 from ..cidm_ops.training.together import Masks, cut_outs, parse_names
 from . import say

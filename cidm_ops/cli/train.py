@@ -126,8 +126,8 @@ def learn(options: argparse.Namespace, processes: "Processes") -> None:
     from ..bank.bank import Bank
     from ..bank.exchange import import_file
     from ..training.folder import from_folder, from_picture
+    from ..training.method import Task
     from ..training.methods import configure, configure_for, method_named
-    from ..training.task import Task
     from ..training.together import cut_outs, learn_together
 
     concepts = concepts_of(options)

@@ -15,7 +15,8 @@ from ..doodle.concepts import CONCEPTS, examples
 from ..measure.report import Section, contact_sheet, write_html
 from ..measure.scores import self_alignment
 from ..painting.paint import SamplingConfig, paint, unit_noise
-from ..training.task import Task, learn_into
+from ..training.method import Task
+from ..training.task import learn_into
 from .doodle import GUIDANCE, PICTURES, RECIPE, SEED, DoodleBench, pictured, training_pictures
 
 log = logging.getLogger("cidm.demo")

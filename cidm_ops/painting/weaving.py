@@ -14,7 +14,8 @@ from ..method.weaving import grow, lock
 from ..schedule import Schedule
 from ..tokens import Text
 from .composition import Composition
-from .scene import InvertedPicture, Scene, Template, WeaveConfig
+from .config import WeaveConfig
+from .scene import InvertedPicture, Scene, Template
 
 CORRECTIONS = 1  # of each step up; on Doodle 25 steps with one come nearer than 50 without, docs/weaving.md
 

@@ -15,8 +15,9 @@ from cidm_ops.models.registry import forget, register
 from cidm_ops.models.sd import SD1
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import configure
-from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.task import learn_into
 
 CHUNK, CHANNELS = 40, 16
 

@@ -33,9 +33,9 @@ from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scope import acting_at, limit_to_scope, scope_of, token_masks
 from cidm_ops.training.captions import TEMPLATES
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import baselines
 from cidm_ops.training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
-from cidm_ops.training.task import Task
 from cidm_ops.training.trainer import Trainer
 
 SAMPLING = SampleSettings(128, 2, 2.0)

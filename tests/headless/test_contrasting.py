@@ -20,9 +20,10 @@ from cidm_ops.evaluation.doodle import training_pictures
 from cidm_ops.training.canvases import Lesson
 from cidm_ops.training.contrasting import ContrastConfig, contrast, contrast_into
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import configure
 from cidm_ops.training.spaces import CaptionSide, Contrast, Space, mean_rows
-from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
 SHORT = ContrastConfig(steps=3, batch=8, canvases=12, lr=1e-2, norm_stop=0)

@@ -11,8 +11,9 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.causal import attention_layers
 from cidm_ops.engines.diffusers import load
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import configure
-from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.task import learn_into
 
 BASES = pytest.mark.parametrize("base, kind", [("tiny_sd1", StableDiffusionPipeline), ("tiny_sdxl", StableDiffusionXLPipeline)])
 PARTS = {"unet": "", "text_encoder": "clip_l.", "text_encoder_2": "clip_g."}

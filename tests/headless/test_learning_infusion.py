@@ -18,10 +18,10 @@ from cidm_ops.painting.config import STREAMS, ResidualConfig
 from cidm_ops.painting.paint import SamplingConfig, paint, predictor, unit_noise
 from cidm_ops.painting.scene import Scene
 from cidm_ops.training.dataset import Dataset
-from cidm_ops.training.method import Batch
+from cidm_ops.training.method import Batch, Task
 from cidm_ops.training.methods import configure
 from cidm_ops.training.objective import add_noise
-from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
 RECIPE = configure("infusion", steps=6, batch=2, accumulate=1, seed=3)

@@ -19,15 +19,17 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.method.aggregation import count_once
 from cidm_ops.method.regions import RegionMask
 from cidm_ops.painting.compose import AggregationConfig, compose
+from cidm_ops.painting.config import EVERYWHERE, WORDS
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
-from cidm_ops.painting.scope import EVERYWHERE, WORDS, acting_at
+from cidm_ops.painting.scope import acting_at
 from cidm_ops.painting.texts import text_deltas
 from cidm_ops.training import task as tasks
 from cidm_ops.training.captions import joint_captions, mirror_caption
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import configure
-from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.task import learn_into
 from cidm_ops.training.together import cut_out, cut_outs, learn_together, parse_names, square_around
 from cidm_ops.training.trainer import Trainer
 

@@ -166,7 +166,7 @@ import json, os, resource, sys, torch
 from cidm_ops.engines.diffusers import load
 from cidm_ops.training.dataset import Dataset
 from cidm_ops.training.methods import configure
-from cidm_ops.training.task import Task
+from cidm_ops.training.method import Task
 from cidm_ops.training.trainer import Trainer
 
 torch.set_num_threads(1)

@@ -9,9 +9,10 @@ from cidm_ops.engines.diffusers import load
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 from cidm_ops.tokens import Table, encode_layerwise
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import configure
 from cidm_ops.training.methods.cidm import row_of_layer
-from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.task import learn_into
 
 RECIPE = configure("cidm", steps=4, lr=1e-2, lr_tokens=1e-2, norm_stop=10)
 

@@ -17,8 +17,9 @@ from cidm_ops.tokens import encode_layerwise
 from cidm_ops.training import task
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import configure
-from cidm_ops.training.task import Task, learn_into
+from cidm_ops.training.task import learn_into
 from cidm_ops.training.trainer import Trainer
 
 RECIPE = configure("cidm", steps=12, lr=1e-2, lr_tokens=1e-2, norm_stop=0.15, seed=3)

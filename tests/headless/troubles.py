@@ -28,7 +28,8 @@ from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise  # noqa: E
 from cidm_ops.training.config import TrainingConfig  # noqa: E402
 from cidm_ops.training.crops import resize  # noqa: E402
 from cidm_ops.training.dataset import Dataset  # noqa: E402
-from cidm_ops.training.task import Task, learn_into  # noqa: E402
+from cidm_ops.training.method import Task  # noqa: E402
+from cidm_ops.training.task import learn_into  # noqa: E402
 
 TEN = HERE.parents[1] / "cidm_ops" / "doodle" / "ten"
 Fault = Callable[[], tuple[Dataset, TrainingConfig]]

@@ -45,8 +45,9 @@ from pack.cidm_ops.models.sd import DOODLE, SD1, SDXL  # noqa: E402
 from pack.cidm_ops.painting.compose import mix  # noqa: E402
 from pack.cidm_ops.row_plan import RowPlan  # noqa: E402
 from pack.cidm_ops.training.dataset import Dataset  # noqa: E402
+from pack.cidm_ops.training.method import Task  # noqa: E402
 from pack.cidm_ops.training.methods import configure  # noqa: E402
-from pack.cidm_ops.training.task import Task, learn_into  # noqa: E402
+from pack.cidm_ops.training.task import learn_into  # noqa: E402
 from pack.nodes import host, native, patches  # noqa: E402
 
 ROUNDING = 2**8 * 2**-24

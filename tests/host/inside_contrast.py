@@ -14,9 +14,10 @@ from pack.cidm_ops.doodle.concepts import CONCEPTS, common_things, examples
 from pack.cidm_ops.training.canvases import Lesson, cut_drawn
 from pack.cidm_ops.training.contrasting import ContrastConfig, contrast, contrast_into
 from pack.cidm_ops.training.dataset import Dataset
+from pack.cidm_ops.training.method import Task
 from pack.cidm_ops.training.methods import configure
 from pack.cidm_ops.training.spaces import CaptionSide, Contrast
-from pack.cidm_ops.training.task import Task, learn_into
+from pack.cidm_ops.training.task import learn_into
 from pack.nodes.contrast import lessons_of, parse_lines, sheet_of, space_of
 from safetensors.torch import save_file
 

@@ -13,7 +13,8 @@ from host_transformers import CONFIGS, NEWEST, POOLED, built
 from pack.cidm_ops.bank.concept import Concept
 from pack.cidm_ops.lowrank import LowRank
 from pack.cidm_ops.method.regions import RegionMask, box_mask
-from pack.cidm_ops.painting.scene import ConceptStack, NoiseEstimation, Scene
+from pack.cidm_ops.painting.config import NoiseEstimation
+from pack.cidm_ops.painting.scene import ConceptStack, Scene
 from pack.cidm_ops.schedule import Schedule
 from pack.nodes import scenes
 from safetensors.torch import save_file

@@ -19,8 +19,9 @@ from pack.cidm_ops.painting.compose import AggregationConfig, compose, mix, resi
 from pack.cidm_ops.painting.config import STREAMS, ResidualConfig
 from pack.cidm_ops.painting.scene import Scene as Scene_
 from pack.cidm_ops.row_plan import RowPlan
+from pack.cidm_ops.training.method import Task
 from pack.cidm_ops.training.methods import configure
-from pack.cidm_ops.training.task import Task, learn_into
+from pack.cidm_ops.training.task import learn_into
 from pack.nodes import patches, scenes
 from safetensors.torch import save_file
 

@@ -36,7 +36,8 @@ from pack.cidm_ops.method.pieces import pieces_of
 from pack.cidm_ops.method.regions import RegionMask, box_mask
 from pack.cidm_ops.models.registry import family_of
 from pack.cidm_ops.painting import joint_call
-from pack.cidm_ops.painting.scene import ConceptStack, NoiseEstimation, Scene
+from pack.cidm_ops.painting.config import NoiseEstimation
+from pack.cidm_ops.painting.scene import ConceptStack, Scene
 from pack.cidm_ops.row_plan import RowPlan
 from pack.nodes import patches, scenes
 from subjects import call

@@ -27,8 +27,9 @@ from pack.cidm_ops.painting.compose import AggregationConfig, mix
 from pack.cidm_ops.painting.config import MODES, WORDS, WORDS_AND_END
 from pack.cidm_ops.painting.scope import acting_at, token_masks
 from pack.cidm_ops.painting.texts import kept_text
+from pack.cidm_ops.training.method import Task
 from pack.cidm_ops.training.methods import configure
-from pack.cidm_ops.training.task import Task, learn_into
+from pack.cidm_ops.training.task import learn_into
 from pack.nodes import native, patches
 from safetensors.torch import save_file
 

@@ -21,9 +21,10 @@ from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_n
 from cidm_ops.training.checkpoint import checkpoint_file
 from cidm_ops.training.config import TrainingConfig
 from cidm_ops.training.dataset import Dataset
+from cidm_ops.training.method import Task
 from cidm_ops.training.methods import METHODS, configure
 from cidm_ops.training.spaces import Contrast, Space
-from cidm_ops.training.task import Learned, Task, learn_into
+from cidm_ops.training.task import Learned, learn_into
 from cidm_ops.training.trainer import Trainer
 
 MODELS = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cidm_ops.bank.bank import Bank
 from cidm_ops.bank.index import INDEX
-from cidm_ops.engines.diffusers import read_config
+from cidm_ops.engines.folder import read_config
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.measure.forgetting import points_in
 from cidm_ops.method.boxes import read_boxes, read_region

@@ -30,9 +30,10 @@ from ...painting.config import BY_KIND, PLACE
 from ...painting.paint import SamplingConfig, paint, unit_noise
 from ...printable import one_line
 from ...text_file import read_json
+from ...training.method import Task
 from ...training.methods import configure, method_named, method_of
 from ...training.record import flat_settings
-from ...training.task import Task, learn_into
+from ...training.task import learn_into
 from .methods import TRAININGS, Method, Training, mixture
 from .painter import paint_mixtures
 from .suite import BenchmarkTask, Suite

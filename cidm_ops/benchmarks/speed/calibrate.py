@@ -28,8 +28,9 @@ from ...measure.scores import alignments, caption_cosines, clip_scores, embed
 from ...models.sd import DOODLE
 from ...painting.paint import SamplingConfig, paint, unit_noise
 from ...training.dataset import Dataset
+from ...training.method import Task
 from ...training.methods import configure_for
-from ...training.task import Task, learn_into
+from ...training.task import learn_into
 from ...training.together import Masks, cut_outs, learn_together
 from .compositions import THINGS
 from .scores import mean_between

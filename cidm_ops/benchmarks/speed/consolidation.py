@@ -10,8 +10,8 @@ from ...adapters import linears
 from ...models.sd import SD1
 from ...training.dataset import Dataset
 from ...training.memory import Bf16Weights
+from ...training.method import Task
 from ...training.methods import configure
-from ...training.task import Task
 from ...training.trainer import Trainer
 from .models import random_backbone, random_concepts
 from .timing import figures, interleave, machine, peak_memory, ratio

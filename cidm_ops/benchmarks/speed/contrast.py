@@ -31,9 +31,10 @@ from ...painting.paint import SamplingConfig, paint, unit_noise
 from ...tokens import encode_layerwise, positions_of
 from ...training.canvases import Lesson
 from ...training.contrasting import ContrastConfig, contrast_into
+from ...training.method import Task
 from ...training.methods import configure_for
 from ...training.spaces import CaptionSide, Contrast, mean_rows
-from ...training.task import Task, learn_into
+from ...training.task import learn_into
 from .scores import mean_between
 from .timing import machine
 

@@ -17,8 +17,8 @@ from comfy_extras import nodes_train
 from pack.cidm_ops.benchmarks.speed.reading import read_texts
 from pack.cidm_ops.benchmarks.speed.timing import figures, ratio
 from pack.cidm_ops.training.dataset import Dataset
+from pack.cidm_ops.training.method import Task
 from pack.cidm_ops.training.methods import configure
-from pack.cidm_ops.training.task import Task
 from pack.cidm_ops.training.trainer import Trainer
 from pack.nodes.host import ComfyBackbone
 from torch.optim.optimizer import register_optimizer_step_post_hook

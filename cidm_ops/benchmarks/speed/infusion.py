@@ -37,8 +37,9 @@ from ...painting.paint import SamplingConfig, paint, predictor, unit_noise
 from ...painting.scene import Scene
 from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
+from ...training.method import Task
 from ...training.methods import configure
-from ...training.task import Task, learn_into
+from ...training.task import learn_into
 from .standing import SIDES, coat_distances, render_standing, sides_of
 from .timing import machine
 

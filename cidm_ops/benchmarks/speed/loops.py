@@ -20,8 +20,8 @@ from ...models.sd import SD1
 from ...tokens import encode_layerwise
 from ...training.dataset import Dataset
 from ...training.memory import has_bf16
+from ...training.method import Task
 from ...training.methods import configure
-from ...training.task import Task
 from ...training.trainer import Trainer
 from .models import random_backbone
 from .reading import read_texts

@@ -14,8 +14,8 @@ from ...models.sd import SD1, SDXL
 from ...training.captions import OBJECT_TEMPLATES
 from ...training.dataset import Dataset
 from ...training.memory import has_bf16
+from ...training.method import Task
 from ...training.methods import configure
-from ...training.task import Task
 from ...training.trainer import Trainer
 from .models import random_backbone
 from .timing import figures, interleave, machine
