@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture is the family's name, its layers that read the text, by kind of block, and the
-    width of that text. As text "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
+    """An architecture is the family's name, its layers that read the text, by kind of block, and the width of that text. As text
+    "sd1-16x768", or "flux1-19+38x3072" with several kinds of blocks.
     """
 
     family: str

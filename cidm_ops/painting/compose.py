@@ -1,7 +1,7 @@
 """From a prompt and a bank to what a model needs: its text, the weights of its concepts, and their residuals.
 
 One way for the nodes, the command line, evaluation and previews: ``compose`` reads the prompt, ``encode`` makes its text, and a ``Scene``
-says what lies beside the model's layers.
+says what lies beside the model's layers. Prompts of regions come together in composition.py.
 """
 
 import math

@@ -68,7 +68,7 @@ class RegionReading:
         by = self.partition(at.q)
         if not by.owners:
             return out
-        k, v = self.keys(at, [(row, u) for row, u in by.owners])
+        k, v = self.keys_and_values(at, [(row, u) for row, u in by.owners])
         attend = self.run.attend
 
         def own(chunks: Tensor) -> Tensor:
@@ -89,12 +89,12 @@ class RegionReading:
         wanted = [p for p, (row, _) in enumerate(owners) if self.rows[row].regional]
         if template is None or not template.how.suppression or not wanted:
             return fused
-        k, v = (part.expand(len(wanted), -1, -1) for part in self.template_keys(at, template.picture.text))
+        k, v = (part.expand(len(wanted), -1, -1) for part in self.template_keys_and_values(at, template.picture.text))
         fused = fused.clone()
         fused[wanted] = suppress(fused[wanted], self.run.attend(chunks[wanted], k, v, at.heads), template.how.suppression)
         return fused
 
-    def template_keys(self, at: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+    def template_keys_and_values(self, at: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[1, N, C]`` of the template's text, without concepts and without hooks, which are for the batch."""
         key = (at.name, at.q.device, at.q.dtype, "template")
         if key not in self.run.texts:
@@ -117,7 +117,7 @@ class RegionReading:
             self.run.partitions[key] = partition(every.float().cpu()).to(q)
         return self.run.partitions[key]
 
-    def keys(self, at: Attention, owners: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, at: Attention, owners: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Keys and values ``[P, N, C]`` of what rows read in regions, with the concepts of the region in them."""
         sources = [self.source(at, row, u) for row, u in owners]
         known = all(source.key is not None for source in sources)
@@ -175,7 +175,7 @@ class RegionReading:
         if not numbers or not 2 <= round(self.size[0] / height) <= 4:
             return
         for u in self.run.sought:
-            k, _ = self.keys(at, [(b, u) for b in numbers])
+            k, _ = self.keys_and_values(at, [(b, u) for b in numbers])
             marks = torch.stack([repeat_mask(self.run.words_of(self.rows[b], u), k.shape[1]) for b in numbers])
             seen = word_attention(at.q[numbers], k, marks, at.heads).mean(1)
             half = [-(-side // 2) for side in self.size]

@@ -15,14 +15,14 @@ from .call import Call
 from .rows import has_residuals
 from .scope import repeat_mask
 
-RegionKeys = Callable[[Attention, Sequence[tuple[int, int]]], tuple[Tensor, Tensor]]
+RegionKeysAndValues = Callable[[Attention, Sequence[tuple[int, int]]], tuple[Tensor, Tensor]]
 
 
 class Residuals:
-    """The residuals that rows of one call carry, if any act. ``region_keys`` gives keys and values of what rows read in regions."""
+    """The residuals that rows of one call carry, if any act. ``of_regions`` gives keys and values of what rows read in regions."""
 
-    def __init__(self, call: Call, region_keys: RegionKeys, acting: bool):
-        self.call, self.run, self.rows, self.region_keys = call, call.run, call.rows, region_keys
+    def __init__(self, call: Call, of_regions: RegionKeysAndValues, acting: bool):
+        self.call, self.run, self.rows, self.of_regions = call, call.run, call.rows, of_regions
         self.carried = self.rows_that_carry() if acting else []
 
     def rows_that_carry(self) -> list[tuple[list[int], list[int], RowPlan]]:
@@ -47,7 +47,7 @@ class Residuals:
                 continue
             total = out[sources]
             for u, r in acting:
-                k = at.k[sources] if not u else self.region_keys(at, [(b, u) for b in sources])[0]
+                k = at.k[sources] if not u else self.of_regions(at, [(b, u) for b in sources])[0]
                 attention = word_attention(at.q[sources], k, r.marks, at.heads)
                 total = total + infusion(attention * self.reach(r, u, rows, attention), r.residuals[value]).to(out)
             new = out.clone() if new is None else new

@@ -40,7 +40,7 @@ class UnetCall(Call):
         acting = moment.residuals and any(has_residuals(row.plan) for row in rows)
         self.deltas = Deltas(self)
         self.regions = RegionReading(self, self.deltas, size, acting)
-        self.residuals = Residuals(self, self.regions.keys, acting)
+        self.residuals = Residuals(self, self.regions.keys_and_values, acting)
         self.referring = Referring(self, moment.referring)
 
     @contextmanager
