@@ -92,10 +92,10 @@ class Bf16Weights:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware is made for bf16: CUDA from Ampere on, CPUs with AMX."""
+    """Whether the hardware is made for bf16: CUDA from Ampere on, CPUs with AMX or with AVX-512's dot products of bf16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return device.type == "cpu" and any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("amx_tile", "avx512_bf16"))
 
 
 def available_memory(device: torch.device) -> float:

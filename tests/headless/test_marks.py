@@ -18,9 +18,10 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.figures import FIGURES, individual
 from cidm_ops.doodle.files import TEN, full_token_table
-from cidm_ops.doodle.training.autoencoder import Comparison, Painted, pass_through
-from cidm_ops.doodle.training.described import described_scene, described_wordings, draw_described, marks_of, one_described
-from cidm_ops.doodle.training.diffusion import new_text_encoder, new_unet, repaint, schedule_of
+from cidm_ops.doodle.training.alignment import Alignment, sights_of
+from cidm_ops.doodle.training.autoencoder import Comparison, LatentRecipe, Painted, pass_through
+from cidm_ops.doodle.training.described import described_scene, described_wordings, draw_described, draw_things, marks_of, one_described
+from cidm_ops.doodle.training.diffusion import draw_timesteps, new_text_encoder, new_unet, repaint, schedule_of
 from cidm_ops.doodle.training.loop import Optimisation, OutOfTime, Session, train
 from cidm_ops.doodle.training.marks import RESULT, result_file, write_base
 from cidm_ops.doodle.training.measures import linear_bound, psnr, reconstruct
@@ -29,8 +30,9 @@ from cidm_ops.doodle.training.pieces import cut, join
 from cidm_ops.doodle.training.train import token_ids
 from cidm_ops.doodle.training.twins import MARKS, draw_twins, twin
 from cidm_ops.doodle.training.warm import start_from
+from cidm_ops.doodle.world import render
 from cidm_ops.engines.diffusers import load
-from cidm_ops.engines.parts import UNTOLD, labels_of, load_judge
+from cidm_ops.engines.parts import UNTOLD, PartsJudge, labels_of, load_judge
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.measure.report import from_pixels
 from cidm_ops.models.marked import MARKED
@@ -286,7 +288,7 @@ def test_latents_begin_near_those_that_ship(tmp_path):
 
 def test_processes_share_a_batch_and_keep_no_time(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cidm_ops"]
-    asked = ("--stages", "autoencoder", "diffusion", "--seer", "none", "--begin-with", "nothing")
+    asked = ("--stages", "autoencoder", "diffusion", "--seer", "none", "--align", "0", "--begin-with", "nothing")
     given = ["doodle", "marks", "--folder", str(tmp_path), *SMALL, *asked]
 
     def call(*more: str) -> tuple[int, str]:
@@ -301,6 +303,57 @@ def test_processes_share_a_batch_and_keep_no_time(tmp_path):
     code, said = call()
     assert code == 0, said
     assert all(result_file(tmp_path, name).is_file() for name in ("latents", "unet", "text"))
+
+
+def test_cells_with_things_are_those_that_things_cover():
+    """What is drawn outside of them is the background: nearly all of each thing's mask lies inside."""
+    for seed in range(40):
+        scene, cells = described_scene(seed), draw_things(seed)
+        masks = render(scene)[1].max(0) > 128
+        covered = cells.repeat(8, 0).repeat(8, 1).astype(bool)
+        assert cells.shape == (16, 16) and (masks & covered).sum() > 0.97 * masks.sum()
+        assert cells.any() and not cells.all()
+
+
+def test_timesteps_lie_where_marks_are_settled():
+    schedule = schedule_of("v")
+    rng = np.random.default_rng(0)
+    even = draw_timesteps(schedule, 1000, 0.0, rng)
+    assert (np.sort(even) == np.arange(1000)).all(), "one in each of as many parts"
+    logs = schedule.ratios().log().numpy()[draw_timesteps(schedule, 4000, 1.0, rng)]
+    assert abs(logs.mean() - 0.5) < 0.1 and abs(logs.std() - 1) < 0.1
+    assert len(draw_timesteps(schedule, 7, 0.75, rng)) == 7
+
+
+def test_latents_bear_noise_evenly_or_each_its_own_part():
+    clean = torch.zeros(64, 16, 8, 8)
+    for uneven in (False, True):
+        noised = LatentRecipe(noise=0.8, uneven=uneven).noised(clean, torch.Generator().manual_seed(0))
+        spread = noised.std((1, 2, 3))
+        assert float(spread.max()) < 0.85 and (float(spread.min()) < 0.1) is uneven
+
+
+def test_a_unet_that_sees_what_the_judge_sees_has_nothing_to_align():
+    unet = new_unet(MARKED).requires_grad_(False)
+    alignment = Alignment(unet, 4).requires_grad_(False)
+    unet(torch.randn(2, 16, 16, 16), torch.tensor([5, 7]), torch.randn(2, 3, 160))
+    assert alignment.features is not None and alignment.features.shape == (2, 128, 16, 16)
+    seen = alignment.project(alignment.features)
+    assert float(alignment(2 * seen)) < 1e-5, "lengths do not count"
+
+
+def test_sights_have_one_spread_and_are_kept(tmp_path):
+    pictures = np.stack([draw_described(seed) for seed in range(6)])
+    judge = PartsJudge().eval()
+    sights = sights_of(tmp_path, pictures, lambda: judge)
+    assert sights.shape == (6, 128, 16, 16) and sights.dtype == torch.float16
+    assert float(sights.float().mean((0, 2, 3)).abs().max()) < 0.01
+    assert float((sights.float().std((0, 2, 3)) - 1).abs().max()) < 0.01
+
+    def missing() -> PartsJudge:
+        raise AssertionError("they are kept")
+
+    assert torch.equal(sights_of(tmp_path, pictures, missing), sights)
 
 
 def test_a_linear_code_of_all_numbers_keeps_everything():

@@ -4,18 +4,21 @@ The world's own captions never say what an individual looks like, so the base th
 things are individuals, and some wordings of each scene describe them: all of it, a part of it, or nothing.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ...engines.parts import hidden_parts
+from ...models.sd import DOODLE
 from ..draw import RGB
 from ..figures import COLOURS, FIGURES, UNNAMED, Look, individual, plain
 from ..style import PLACES, STYLES, common_style
-from ..world import Scene, Thing, arrange, caption, random_scene, render
+from ..world import SIZE, Scene, Thing, arrange, caption, random_scene, render
 
 WORDINGS = 4
+CELL = DOODLE.factor
 SNOW, COAL = UNNAMED[3], UNNAMED[4]
 NAMED: dict[RGB, str] = {rgb: name for name, rgb in COLOURS.items()} | {SNOW: "white", COAL: "black"}
 # The other colours stay without a name: captions say "a scarf", and whose it is only pictures can tell.
@@ -114,6 +117,18 @@ def _with_words(thing: Thing, style: str, rng: np.random.Generator) -> Thing:
 def draw_described(seed: int) -> np.ndarray:
     """The rendering ``[128, 128, 3]`` uint8 of ``described_scene``."""
     return render(described_scene(seed))[0]
+
+
+def draw_things(seed: int) -> np.ndarray:
+    """Which cells of the same rendering things stand in, ``[16, 16]`` uint8, 0 or 1; what they wear stands out a little."""
+    cells = np.zeros((SIZE // CELL, SIZE // CELL), np.uint8)
+    for thing in described_scene(seed).things:
+        reach = 1.1 * thing.half
+        (top, bottom), (left, right) = (
+            (max(0, math.floor((middle - reach) / CELL)), math.ceil((middle + reach) / CELL)) for middle in (thing.y, thing.x)
+        )
+        cells[top:bottom, left:right] = 1
+    return cells
 
 
 def described_wordings(seed: int) -> list[str]:

@@ -14,11 +14,13 @@ from ...models.family import Family
 from ...models.sd import DOODLE
 from ...schedule import Schedule
 from ..files import ENCODER, TEXT_CONFIG
+from .alignment import Alignment
 from .loop import Optimisation, Session, in_fast_precision, train
 
 CONTEXT = TEXT_CONFIG["hidden_size"]
 RARE = 1024
 BATCH, LR = 64, 1e-3
+MIDDLE, SPREAD = 0.5, 1.0  # of the logarithm of noise over signal
 
 
 def new_unet(family: Family = DOODLE) -> UNet2DConditionModel:
@@ -53,6 +55,9 @@ def schedule_of(prediction: str) -> Schedule:
 class DiffusionRecipe:
     """How U-Net and text encoder are trained: what is predicted, ``gamma`` of the min-SNR weights (0: every timestep counts alike),
     pictures in a batch, and the largest learning rates of U-Net and text encoder.
+
+    A share ``middle`` of the pictures is noised log-normally around ``MIDDLE``, where marks are settled, the others evenly over all
+    timesteps. Cells with things count ``things`` times, and the distance from what a judge sees ``align`` times.
     """
 
     prediction: str = "eps"
@@ -60,6 +65,20 @@ class DiffusionRecipe:
     batch: int = BATCH
     lr: float = LR
     text_lr: float = LR
+    middle: float = 0.0
+    things: float = 1.0
+    align: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures as a U-Net learns from them: ``latents [N, C, h, w]``, and for ``things`` and ``align`` of the recipe which cells hold
+    ``things [N, h, w]`` and the ``sights [N, S, h, w]`` of a judge.
+    """
+
+    latents: Tensor
+    things: np.ndarray | None = None
+    sights: Tensor | None = None
 
 
 class Tokens:
@@ -94,7 +113,7 @@ class Tokens:
 def learn_diffusion(
     unet: UNet2DConditionModel,
     text: CLIPTextModel,
-    latents: Tensor,
+    pictures: Pictures,
     tokens: Tokens,
     session: Session,
     *,
@@ -103,13 +122,16 @@ def learn_diffusion(
 ) -> None:
     """Train both by the recipe, with caption dropout.
 
-    ``latents`` is ``[N, C, 16, 16]``; ``tokens.captions`` holds the same number of wordings for each, in order.
+    ``tokens.captions`` holds the same number of wordings for each picture, in order.
     """
+    latents, things, sights = pictures.latents, pictures.things, pictures.sights
     device = unet.device
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain matrix attention: the fused kernel is slow on CPU at small heads
         text.set_attn_implementation("eager")
     both = nn.ModuleDict({"unet": unet, "text": text})
+    if sights is not None:
+        both["alignment"] = Alignment(unet, sights.shape[1]).to(device)
     known = len(tokens.used)
     table = text.get_input_embeddings().weight
     table.register_hook(lambda g: torch.cat([g[:known], torch.zeros_like(g[known:])]))
@@ -123,19 +145,39 @@ def learn_diffusion(
         which = rng.integers(len(latents), size=batch)
         ids = tokens.batch(which * wordings + rng.integers(wordings, size=batch), rng).to(device)
         clean = latents[torch.from_numpy(which).to(latents.device)].to(device).float()
-        t = torch.from_numpy(((rng.permutation(batch) + rng.random(batch)) * 1000 / batch).astype(np.int64)).to(device)
+        t = torch.from_numpy(draw_timesteps(schedule, batch, recipe.middle, rng)).to(device)
         noise = torch.randn(clean.shape, generator=generator, device=device)
         noisy = schedule.add_noise(clean, noise, t)
         with in_fast_precision(device):
             context = text(ids).last_hidden_state
             guess = unet(noisy, times[t], context).sample
-        return (weight[t] * (guess.float() - schedule.target(clean, noise, t)).pow(2).mean((1, 2, 3))).mean()
+        error = (guess.float() - schedule.target(clean, noise, t)).square().mean(1)
+        cells = torch.ones_like(error)
+        if things is not None:
+            cells = cells + (recipe.things - 1) * torch.from_numpy(things[which]).to(device)
+        loss = (weight[t] * (error * cells).mean((1, 2))).mean() / cells.mean()
+        if sights is not None:
+            with in_fast_precision(device):
+                loss = loss + recipe.align * both["alignment"](sights[torch.from_numpy(which)].to(device))
+        return loss
 
     how = Optimisation(steps, recipe.lr, muon=True, rates={"text.": recipe.text_lr})
     average = train("diffusion", both, loss_at, session, how)
     with torch.no_grad():
         for k, p in both.named_parameters():
             p.copy_(average[k])
+
+
+def draw_timesteps(schedule: Schedule, count: int, middle: float, rng: np.random.Generator) -> np.ndarray:
+    """Timesteps ``[count]`` int64: a share ``middle`` of them log-normal in noise over signal (as in EDM, Karras et al. 2022), the others
+    one in each of as many equal parts of all.
+    """
+    inner = round(middle * count)
+    ratios = schedule.ratios().log().numpy()
+    near = np.searchsorted(ratios, MIDDLE + SPREAD * rng.standard_normal(inner)).clip(0, len(ratios) - 1)
+    outer = count - inner
+    even = ((rng.permutation(outer) + rng.random(outer)) * len(ratios) / max(1, outer)).astype(np.int64)
+    return np.concatenate([near, even])
 
 
 @torch.no_grad()

@@ -26,9 +26,10 @@ from ...models.clip import END, START
 from ...models.marked import MARKED
 from ...text_file import read_json
 from ..files import full_token_table, vae_state
+from .alignment import sights_of
 from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
-from .described import described_wordings, draw_described
-from .diffusion import DiffusionRecipe, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
+from .described import described_wordings, draw_described, draw_things
+from .diffusion import DiffusionRecipe, Pictures, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
 from .loop import OutOfTime, Session, save_tensors
 from .parts import draw_labels, draw_parts, learn_parts, save_judge
 from .pieces import cut, join
@@ -42,9 +43,12 @@ from .warm import start_from
 RESULT = ("parts", "tower", "latents", "vae", "unet", "text")  # the files of ``result``, in half precision but for the latents' autoencoder
 SETTINGS = (
     "pictures", "individuals", "prediction", "gamma", "batch", "lr", "text_lr", "painted",
-    "latent_batch", "latent_noise", "edge", "perceptual", "seer", "begin_with",
+    "middle", "things", "align", "latent_batch", "latent_noise", "edge", "perceptual", "seer", "begin_with",
 )  # fmt: skip
 SPREAD = 0.05  # weight of unit spread of the latents
+LAST_NOISE = (
+    0.2  # the most that latents bear in the decoder's last training, which is to be sharp: those that were painted have errors enough
+)
 PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
 log = logging.getLogger("cidm.doodle")
 
@@ -132,6 +136,7 @@ def render_all(options: argparse.Namespace) -> None:
         kept(folder, "described", draw_described, options.pictures, workers)
     if "diffusion" in stages:
         kept_captions(folder, "described", described_wordings, options.pictures, workers)
+        kept(folder, "things", draw_things, options.pictures, workers)
 
 
 def _parts(training: Training) -> None:
@@ -161,18 +166,17 @@ def _autoencoder(training: Training) -> None:
     else:
         vae = pass_through(MARKED.latent_channels)
     vae.to(training.device)
-    learn_latents(
-        vae, training.pictures(), training.session, steps=training.options.autoencoder_steps, recipe=latent_recipe(training, 1e-3)
-    )
+    recipe = latent_recipe(training, 2e-3, training.options.latent_noise)
+    learn_latents(vae, training.pictures(), training.session, steps=training.options.autoencoder_steps, recipe=recipe)
     training.write("latents", vae.state_dict(), half=False)
 
 
-def latent_recipe(training: Training, lr: float) -> LatentRecipe:
-    """How autoencoder and decoder are trained, by the options."""
+def latent_recipe(training: Training, lr: float, noise: float) -> LatentRecipe:
+    """How autoencoder and decoder are trained, by the options; latents bear up to so much ``noise``."""
     options = training.options
     features = seer(training)
     comparison = Comparison(edge=options.edge, perceptual=options.perceptual if features else 0.0, features=features)
-    return LatentRecipe(options.latent_batch, lr, options.latent_noise, SPREAD, comparison)
+    return LatentRecipe(options.latent_batch, lr, noise, uneven=True, muon=True, spread=SPREAD, comparison=comparison)
 
 
 def seer(training: Training) -> Features | None:
@@ -213,14 +217,32 @@ def _diffusion(training: Training) -> None:
     unet.to(training.device)
     latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
     latents = latents.to(training.device)  # small enough to stay there
-    recipe = DiffusionRecipe(options.prediction, options.gamma, share_of(options.batch), options.lr, options.text_lr)
-    learn_diffusion(unet, text, latents, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
+    recipe = DiffusionRecipe(
+        options.prediction,
+        options.gamma,
+        share_of(options.batch),
+        options.lr,
+        options.text_lr,
+        options.middle,
+        options.things,
+        options.align,
+    )
+    pictures = Pictures(
+        latents,
+        np.array(kept(folder, "things", draw_things, options.pictures, options.workers)),
+        _sights(training) if options.align else None,
+    )
+    learn_diffusion(unet, text, pictures, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
     if count := min(options.painted, len(latents)):
         first = np.arange(count) * len(captions[0])  # of each picture's wordings
         ids = tokens.batch(first, np.random.default_rng(0), dropout=0.0, rare=0.0)
         save_tensors({"latents": repaint(unet, text, latents[:count], ids, options.prediction)}, folder / PAINTED)
     training.write("text", shipped_text(text.state_dict(), tokens))
     training.write("unet", unet.state_dict())
+
+
+def _sights(training: Training) -> Tensor:
+    return sights_of(training.folder, training.pictures(), lambda: load_judge(needed(training, "parts"), training.device))
 
 
 def _decoder(training: Training) -> None:
@@ -232,7 +254,7 @@ def _decoder(training: Training) -> None:
     if file.exists():
         latents = load_file(file)["latents"]
         painted = Painted(latents, pictures[: len(latents)])
-    vae, recipe = _latent_vae(training), latent_recipe(training, 5e-4)
+    vae, recipe = _latent_vae(training), latent_recipe(training, 1e-3, min(LAST_NOISE, training.options.latent_noise))
     sharpen_decoder(vae, pictures, training.session, steps=training.options.decoder_steps, recipe=recipe, painted=painted)
     training.write("vae", vae.state_dict())
 

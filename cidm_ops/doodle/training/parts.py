@@ -19,7 +19,7 @@ from .wear import worn
 
 HELD_OUT = 20_000_000  # seeds of what no training sees begin here
 IGNORED = -100  # the label that cross-entropy passes over
-BATCH, LR = 64, 1e-3
+BATCH, LR = 64, 3e-3
 
 
 def parts_scene(seed: int) -> Scene:
@@ -74,7 +74,7 @@ def learn_parts(judge: PartsJudge, folder: Path, count: int, workers: int, sessi
                 loss = loss + F.cross_entropy(reading.parts[name].flatten(0, 1), told, ignore_index=IGNORED)
         return loss
 
-    average = train("judge-of-parts", judge, loss_at, session, Optimisation(steps, LR))
+    average = train("judge-of-parts", judge, loss_at, session, Optimisation(steps, LR, muon=True))
     with torch.no_grad():
         for k, p in judge.named_parameters():
             p.copy_(average[k])

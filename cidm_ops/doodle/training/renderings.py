@@ -3,14 +3,21 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from ...bank.files import write_atomically
 from ...bank.formats import write_array
+from .loop import save_tensors
+from .processes import rank_and_count, wait_for_all
 
 CHUNK = 250
+SHARD = 8000
+Network = TypeVar("Network", bound=nn.Module)
 Draw = Callable[[int], np.ndarray]
 Words = Callable[[int], list[str]]
 
@@ -64,6 +71,21 @@ def kept_captions(folder: Path, name: str, words: Words, count: int, workers: in
         chunks = [(words, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
         write_atomically("\n".join(line for lines in spread(_say, chunks, workers) for line in lines).encode(), file)
     return [line.split("\t") for line in file.read_text(encoding="utf-8").split("\n")]
+
+
+def sharded(
+    folder: Path, name: str, pictures: np.ndarray, load: Callable[[], Network], make: Callable[[Network, np.ndarray], Tensor]
+) -> Tensor:
+    """What a network makes of all pictures ``[N, ...]``, kept in shards, which processes share out; it is loaded where one is missing."""
+    network = None
+    rank, count = rank_and_count()
+    files = [folder / f"{name}-{i}.safetensors" for i in range(-(-len(pictures) // SHARD))]
+    for i, file in enumerate(files):
+        if i % count == rank and not file.exists():
+            network = network or load()
+            save_tensors({name: make(network, pictures[i * SHARD : (i + 1) * SHARD])}, file)
+    wait_for_all()
+    return torch.cat([load_file(file)[name] for file in files])
 
 
 def _say(chunk: tuple[Words, int, int]) -> list[str]:

@@ -21,13 +21,13 @@ from ..files import ENCODER, TEXT_CONFIG, WEIGHTS, with_table
 from .autoencoder import encode, learn_latents, pass_through, sharpen_decoder
 from .bridge import embed_scenes, learn_bridge, least_squares, new_bridge, retrieval
 from .data import rendered
-from .diffusion import Tokens, learn_diffusion, new_text_encoder, new_unet
+from .diffusion import Pictures, Tokens, learn_diffusion, new_text_encoder, new_unet
 from .loop import Session, save_tensors
-from .processes import join_processes, make_once, rank_and_count, wait_for_all
+from .processes import join_processes, make_once
 from .reader import learn_reader, personal, plain_wordings
+from .renderings import sharded
 from .vision import TextTower, individuals, learn_vision, new_vision
 
-SHARD = 8000
 HELD_OUT = 1024  # scenes that the bridge is measured on
 
 log = logging.getLogger("cidm.doodle")
@@ -74,7 +74,7 @@ def _diffusion(options: argparse.Namespace, world: World) -> None:
         return vae
 
     latents = latents_of(options.folder, world.pictures, latent_vae)
-    learn_diffusion(unet, text, latents, tokens, world.session, steps=options.diffusion_steps)
+    learn_diffusion(unet, text, Pictures(latents), tokens, world.session, steps=options.diffusion_steps)
     save_tensors(unet.state_dict(), options.folder / "unet.safetensors")
     save_tensors(shipped_text(text.state_dict(), tokens), options.folder / "text.safetensors")
 
@@ -180,16 +180,14 @@ def latents_of(folder: Path, pictures: np.ndarray, load_vae: Callable[[], Autoen
     """Latents ``[N, C, 16, 16]`` fp16 of all pictures, kept in shards, which processes share out; the autoencoder is loaded where one is
     missing.
     """
-    vae = None
-    rank, count = rank_and_count()
-    files = [folder / f"latents-{i}.safetensors" for i in range(-(-len(pictures) // SHARD))]
-    for i, file in enumerate(files):
-        if i % count == rank and not file.exists():
-            vae = vae or load_vae().to(memory_format=torch.channels_last)
-            batch = 16 if vae.device.type == "cpu" else 256
-            save_tensors({"latents": encode(vae, pictures[i * SHARD : (i + 1) * SHARD], batch).half()}, file)
-    wait_for_all()
-    return torch.cat([load_file(file)["latents"] for file in files])
+
+    def load() -> AutoencoderTiny:
+        return load_vae().to(memory_format=torch.channels_last)
+
+    def make(vae: AutoencoderTiny, some: np.ndarray) -> Tensor:
+        return encode(vae, some, 16 if vae.device.type == "cpu" else 256).half()
+
+    return sharded(folder, "latents", pictures, load, make)
 
 
 def caption_side(tower: TextTower, tokens: Tokens) -> dict[str, Tensor]:
