@@ -1,6 +1,7 @@
 """`cidm doodle`: the model that ships with the pack, trained from nothing, and how well it obeys captions."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def add_commands(into: Any) -> None:
     join.set_defaults(run=run_join)
     join.add_argument("pieces", type=Path, help="the folder with all pieces")
     join.add_argument("--folder", type=Path, required=True, help="where they are put together")
+    about = "learn Doodle's ten concepts one after another into a bank, as the bank that ships was made; what is in it already stays"
+    ten = into.add_parser("ten", help="learn Doodle's ten concepts", description=about)
+    ten.set_defaults(run=run_ten)
+    ten.add_argument("bank", type=Path, help="the folder of the bank")
+    ten.add_argument("--base", default="doodle", help="'doodle', or the folder of another Doodle (default: %(default)s)")
     about = "for a blind reading: four pictures of each concept, shuffled and numbered; one rendering of each, under letters; and the key"
     strips = into.add_parser("strips", help="shuffled pictures of Doodle's concepts, to be put to the right individual", description=about)
     strips.set_defaults(run=run_strips)
@@ -151,6 +157,15 @@ def run_join(options: argparse.Namespace) -> None:
 
     for made in assemble(options.pieces, options.folder):
         print(made)
+
+
+def run_ten(options: argparse.Namespace) -> None:
+    from ..bank.bank import Bank
+    from ..engines.diffusers import load
+    from ..evaluation.ten import learn_ten
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    learn_ten(Bank(options.bank), load(options.base))
 
 
 def run_strips(options: argparse.Namespace) -> None:

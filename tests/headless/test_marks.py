@@ -345,7 +345,7 @@ def test_a_unet_that_sees_what_the_judge_sees_has_nothing_to_align():
 def test_sights_have_one_spread_and_are_kept(tmp_path):
     pictures = np.stack([draw_described(seed) for seed in range(6)])
     judge = PartsJudge().eval()
-    sights = sights_of(tmp_path, pictures, lambda: judge)
+    sights = sights_of(tmp_path, "six", pictures, lambda: judge)
     assert sights.shape == (6, 128, 16, 16) and sights.dtype == torch.float16
     assert float(sights.float().mean((0, 2, 3)).abs().max()) < 0.01
     assert float((sights.float().std((0, 2, 3)) - 1).abs().max()) < 0.01
@@ -353,7 +353,7 @@ def test_sights_have_one_spread_and_are_kept(tmp_path):
     def missing() -> PartsJudge:
         raise AssertionError("they are kept")
 
-    assert torch.equal(sights_of(tmp_path, pictures, missing), sights)
+    assert torch.equal(sights_of(tmp_path, "six", pictures, missing), sights)
 
 
 def test_a_linear_code_of_all_numbers_keeps_everything():

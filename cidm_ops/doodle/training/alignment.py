@@ -40,9 +40,9 @@ class Alignment(nn.Module):
         return 1 - F.cosine_similarity(found, sights.float(), dim=1).mean()
 
 
-def sights_of(folder: Path, pictures: np.ndarray, load: Callable[[], PartsJudge]) -> Tensor:
-    """What the judge's trunk makes of all pictures at an eighth of their side ``[N, C, h, w]`` fp16, every channel to mean 0 and spread 1;
-    kept in shards, which processes share out.
+def sights_of(folder: Path, name: str, pictures: np.ndarray, load: Callable[[], PartsJudge]) -> Tensor:
+    """What the judge's trunk makes of all pictures of that name at an eighth of their side ``[N, C, h, w]`` fp16, every channel to mean 0
+    and spread 1; kept in shards, which processes share out.
     """
 
     @torch.no_grad()
@@ -54,7 +54,7 @@ def sights_of(folder: Path, pictures: np.ndarray, load: Callable[[], PartsJudge]
                 found.append(judge.features(part.contiguous(memory_format=torch.channels_last))[-1].half().cpu())
         return torch.cat(found)
 
-    sights = sharded(folder, "sights", pictures, load, see)
+    sights = sharded(folder, f"{name}-sights", pictures, load, see)
     some = sights[:: max(1, len(sights) // 1000)].float()
     mean, spread = some.mean((0, 2, 3), keepdim=True), some.std((0, 2, 3), keepdim=True)
     for part in sights.split(1000):

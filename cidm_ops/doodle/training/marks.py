@@ -151,8 +151,9 @@ def _parts(training: Training) -> None:
 def _tower(training: Training) -> None:
     if not training.result("tower").exists():
         tower = new_tower().to(training.device)
-        count = training.options.individuals
-        learn_tower(tower, training.folder, count, training.options.workers, training.session, steps=training.options.tower_steps)
+        twins = kept(training.folder, "twins", draw_twins, training.options.individuals, training.options.workers)
+        sights = _sights(training, "twins", twins.reshape(-1, *twins.shape[2:]))
+        learn_tower(tower, twins, training.session, steps=training.options.tower_steps, sights=sights)
         training.write("tower", tower.state_dict())
     write_tower(load_file(training.result("tower")), training.folder / "tower")
 
@@ -230,7 +231,7 @@ def _diffusion(training: Training) -> None:
     pictures = Pictures(
         latents,
         np.array(kept(folder, "things", draw_things, options.pictures, options.workers)),
-        _sights(training) if options.align else None,
+        _sights(training, "described", training.pictures()),
     )
     learn_diffusion(unet, text, pictures, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
     if count := min(options.painted, len(latents)):
@@ -241,8 +242,11 @@ def _diffusion(training: Training) -> None:
     training.write("unet", unet.state_dict())
 
 
-def _sights(training: Training) -> Tensor:
-    return sights_of(training.folder, training.pictures(), lambda: load_judge(needed(training, "parts"), training.device))
+def _sights(training: Training, name: str, pictures: np.ndarray) -> Tensor | None:
+    """What the judge sees in the pictures of that name, where it is asked for."""
+    if not training.options.align:
+        return None
+    return sights_of(training.folder, name, pictures, lambda: load_judge(needed(training, "parts"), training.device))
 
 
 def _decoder(training: Training) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -28,12 +28,11 @@ from ..world import Scene, arrange, render
 from .loop import Optimisation, Session, in_fast_precision, save_tensors, train
 from .parts import HELD_OUT
 from .reader import personal_style
-from .renderings import kept
 from .wear import worn
 
 TOWER_CONFIG: dict[str, Any] = {**VISION_CONFIG, "patch_size": 8}
 MARKS = ("marking", "marking_colour", "accessory", "accessory_colour", "accent")
-BATCH, LR, TEMPERATURE = 48, 1e-3, 0.07
+BATCH, LR, TEMPERATURE = 48, 2e-3, 0.07
 STYLED = 0.15  # how often it is a style that two pictures share, whose twin has other colours
 
 
@@ -80,26 +79,42 @@ def _view(look: Look, place: str, style: Style, rng: np.random.Generator) -> np.
     return render(Scene(arrange([look], [look.kind], rng), place, style, int(rng.integers(2**31))))[0]
 
 
-def learn_tower(tower: CLIPVisionModelWithProjection, folder: Path, count: int, workers: int, session: Session, *, steps: int) -> None:
-    """Train on ``count`` pairs of twins; each picture must find the other one of its own among those of all."""
-    pictures = kept(folder, "twins", draw_twins, count, workers)
-    device, batch = tower.device, min(BATCH, count)
+def learn_tower(
+    tower: CLIPVisionModelWithProjection, pictures: np.ndarray, session: Session, *, steps: int, sights: Tensor | None = None
+) -> None:
+    """Train on the ``pictures [N, 4, H, W, 3]`` of twins; each must find the other one of its own among those of all.
+
+    With the ``sights [4 N, C, h, w]`` of a judge every patch is asked for what that sees there as well (see ``Alignment``): from the pairs
+    alone a tower needs far longer to learn what a mark is.
+    """
+    device, batch = tower.device, min(BATCH, len(pictures))
+    width = int(tower.config.hidden_size)
+    learned = nn.ModuleDict({"tower": tower})
+    if sights is not None:
+        learned["project"] = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, sights.shape[1])).to(device)
+    order = [0, 2, 1, 3]  # the first picture of everyone, then the second
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = np.sort(rng.choice(len(pictures), batch, replace=False))
         views = pictures[which]  # [batch, 4, S, S, 3]
-        seen = worn(from_pixels(np.concatenate([views[:, 0], views[:, 2], views[:, 1], views[:, 3]]), device), rng, generator)
+        seen = worn(from_pixels(np.concatenate([views[:, i] for i in order]), device), rng, generator)
         with in_fast_precision(device):
-            embedding = tower(seen).image_embeds
-        first, second = F.normalize(embedding.float(), dim=-1).split(2 * batch)
+            found = tower(seen)
+        first, second = F.normalize(found.image_embeds.float(), dim=-1).split(2 * batch)
         logits = first @ second.T / TEMPERATURE
         target = torch.arange(2 * batch, device=device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        if sights is None:
+            return loss
+        wanted = sights[torch.from_numpy(np.concatenate([4 * which + i for i in order]))].to(device)
+        with in_fast_precision(device):
+            patches = learned["project"](found.last_hidden_state[:, 1:]).float()
+        return loss + 1 - F.cosine_similarity(patches, wanted.flatten(2).mT.float(), dim=-1).mean()
 
-    average = train("tower", tower, loss_at, session, Optimisation(steps, LR, weight_decay=0.05))
+    average = train("tower", learned, loss_at, session, Optimisation(steps, LR, weight_decay=0.05, muon=True))
     with torch.no_grad():
         for k, p in tower.named_parameters():
-            p.copy_(average[k])
+            p.copy_(average[f"tower.{k}"])
 
 
 def told_apart(tower: Callable[[Tensor], Tensor], count: int) -> dict[str, float]:
