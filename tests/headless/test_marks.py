@@ -28,7 +28,7 @@ from cidm_ops.doodle.training.measures import linear_bound, psnr, reconstruct
 from cidm_ops.doodle.training.muon import orthogonalise
 from cidm_ops.doodle.training.pieces import cut, join
 from cidm_ops.doodle.training.train import token_ids
-from cidm_ops.doodle.training.twins import MARKS, draw_twins, twin
+from cidm_ops.doodle.training.twins import MARKS, draw_pair, draw_twin_labels, draw_twins, twin
 from cidm_ops.doodle.training.warm import start_from
 from cidm_ops.doodle.world import render
 from cidm_ops.engines.diffusers import load
@@ -208,6 +208,15 @@ def test_twins_differ_in_one_mark():
         own, its = labels_of(look), labels_of(other)
         assert ((own != its) & (own != UNTOLD) & (its != UNTOLD)).any(), "the mark can be seen on both"
     assert draw_twins(3).shape == (4, 128, 128, 3) and (draw_twins(3) == draw_twins(3)).all()
+
+
+def test_twins_are_labelled_as_they_are_drawn():
+    for seed in range(40):
+        labels, shown = draw_twin_labels(seed).astype(int) - 1, draw_pair(seed)
+        assert (labels[0] == labels[1]).all() and (labels[2] == labels[3]).all()
+        told = labels[0] != UNTOLD
+        assert (labels[0] == labels_of(shown.looks[0])).all() if told.any() else shown.styles[0].name != "flat"
+        assert not told.any() or (labels[0] != labels[2]).any()
 
 
 def test_an_autoencoder_begins_as_the_average_of_cells_with_any_channels():

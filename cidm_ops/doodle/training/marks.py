@@ -37,7 +37,7 @@ from .processes import join_processes, make_once, share_of
 from .renderings import kept, kept_captions
 from .stages import MARKED_SHARES, MARKED_STAGES
 from .train import latents_of, shipped_text, token_ids
-from .twins import draw_twins, layers_of, learn_tower, new_tower, write_tower
+from .twins import Twins, draw_twin_labels, draw_twins, layers_of, learn_tower, new_tower, write_tower
 from .warm import start_from
 
 RESULT = ("parts", "tower", "latents", "vae", "unet", "text")  # the files of ``result``, in half precision but for the latents' autoencoder
@@ -131,7 +131,8 @@ def render_all(options: argparse.Namespace) -> None:
         for name, draw in (("parts", draw_parts), ("parts-labels", draw_labels)):
             kept(folder, name, draw, options.pictures, workers)
     if "tower" in stages:
-        kept(folder, "twins", draw_twins, options.individuals, workers)
+        for name, draw in (("twins", draw_twins), ("twins-labels", draw_twin_labels)):
+            kept(folder, name, draw, options.individuals, workers)
     if stages & {"autoencoder", "diffusion", "decoder"}:
         kept(folder, "described", draw_described, options.pictures, workers)
     if "diffusion" in stages:
@@ -151,9 +152,13 @@ def _parts(training: Training) -> None:
 def _tower(training: Training) -> None:
     if not training.result("tower").exists():
         tower = new_tower().to(training.device)
-        twins = kept(training.folder, "twins", draw_twins, training.options.individuals, training.options.workers)
-        sights = _sights(training, "twins", twins.reshape(-1, *twins.shape[2:]))
-        learn_tower(tower, twins, training.session, steps=training.options.tower_steps, sights=sights)
+        options, folder = training.options, training.folder
+        pictures, labels = (
+            kept(folder, name, draw, options.individuals, options.workers)
+            for name, draw in (("twins", draw_twins), ("twins-labels", draw_twin_labels))
+        )
+        sights = _sights(training, "twins", pictures.reshape(-1, *pictures.shape[2:]))
+        learn_tower(tower, Twins(pictures, np.array(labels), sights), training.session, steps=options.tower_steps)
         training.write("tower", tower.state_dict())
     write_tower(load_file(training.result("tower")), training.folder / "tower")
 

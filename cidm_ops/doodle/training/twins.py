@@ -6,7 +6,7 @@ van den Oord et al. 2018, with a hard negative for everyone).
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ...bank.files import write_atomically
-from ...engines.parts import UNTOLD, labels_of
+from ...engines.parts import PARTS, UNTOLD, labels_of
 from ...measure.presence import area_under_curve
 from ...measure.report import from_pixels
 from ...measure.scores import embed
@@ -62,51 +62,93 @@ def draw_twins(seed: int) -> np.ndarray:
     """Four pictures ``[4, 128, 128, 3]`` uint8 in different places: two of an individual and two of its twin, or two of a style and two of
     another one.
     """
+    shown = draw_pair(seed)
+    return np.stack([_view(*each, shown.rng) for each in zip(shown.looks, shown.places, shown.styles, strict=True)])
+
+
+def draw_twin_labels(seed: int) -> np.ndarray:
+    """The parts of the same four as they are kept, ``[4, 6]`` uint8, ``labels_of`` plus one; a style changes what they look like, so there
+    nothing is told.
+    """
+    shown = draw_pair(seed)
+    nothing = np.full(len(PARTS), UNTOLD)
+    told = [labels_of(look) if style == Style() else nothing for look, style in zip(shown.looks, shown.styles, strict=True)]
+    return (np.stack(told) + 1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What four pictures show, and the random numbers that the rest is drawn from."""
+
+    looks: list[Look]
+    places: list[str]
+    styles: list[Style]
+    rng: np.random.Generator
+
+
+def draw_pair(seed: int) -> Pair:
+    """An individual and its twin, or a style and another one, twice each."""
     rng = np.random.default_rng((seed, 179))
     places = [str(place) for place in rng.permutation(PLACES)[:4]]
     if rng.random() < STYLED:
         name = str(rng.choice(STYLES[1:]))
         styles = [style for style in (personal_style(name, rng) for _ in range(2)) for _ in range(2)]
         looks = [plain(str(rng.choice(list(FIGURES))), [*COLOURS.values()][rng.integers(len(COLOURS))]) for _ in places]
-    else:
-        look = individual(str(rng.choice(list(FIGURES))), rng)
-        other = twin(look, rng)
-        looks, styles = [look, look, other, other], [Style()] * 4
-    return np.stack([_view(look, place, style, rng) for look, place, style in zip(looks, places, styles, strict=True)])
+        return Pair(looks, places, styles, rng)
+    look = individual(str(rng.choice(list(FIGURES))), rng)
+    other = twin(look, rng)
+    return Pair([look, look, other, other], places, [Style()] * 4, rng)
 
 
 def _view(look: Look, place: str, style: Style, rng: np.random.Generator) -> np.ndarray:
     return render(Scene(arrange([look], [look.kind], rng), place, style, int(rng.integers(2**31))))[0]
 
 
-def learn_tower(
-    tower: CLIPVisionModelWithProjection, pictures: np.ndarray, session: Session, *, steps: int, sights: Tensor | None = None
-) -> None:
-    """Train on the ``pictures [N, 4, H, W, 3]`` of twins; each must find the other one of its own among those of all.
-
-    With the ``sights [4 N, C, h, w]`` of a judge every patch is asked for what that sees there as well (see ``Alignment``): from the pairs
-    alone a tower needs far longer to learn what a mark is.
+@dataclass(frozen=True)
+class Twins:
+    """Twins as a tower learns from them: ``pictures [N, 4, H, W, 3]``, the ``labels [N, 4, 6]`` of their parts, and, if it is to see what a
+    judge sees, the ``sights [4 N, C, h, w]`` of that.
     """
-    device, batch = tower.device, min(BATCH, len(pictures))
-    width = int(tower.config.hidden_size)
-    learned = nn.ModuleDict({"tower": tower})
+
+    pictures: np.ndarray
+    labels: np.ndarray
+    sights: Tensor | None = None
+
+
+def learn_tower(tower: CLIPVisionModelWithProjection, twins: Twins, session: Session, *, steps: int) -> None:
+    """Train on twins: each picture must find the other one of its own among those of all.
+
+    From that alone a tower needs far longer to learn what a mark is, so each part must be read off the embedding by a linear map, and with
+    sights every patch is asked for what the judge sees there (see ``Alignment``).
+    """
+    device, batch = tower.device, min(BATCH, len(twins.pictures))
+    width, sights = int(tower.config.hidden_size), twins.sights
+    learned = nn.ModuleDict({"tower": tower, "parts": nn.Linear(int(tower.config.projection_dim), sum(PARTS.values())).to(device)})
     if sights is not None:
         learned["project"] = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, sights.shape[1])).to(device)
-    order = [0, 2, 1, 3]  # the first picture of everyone, then the second
+    order = np.array([0, 2, 1, 3])  # the first picture of everyone, then the second
+
+    def of_all(views: np.ndarray) -> np.ndarray:
+        """What is of the four pictures of each pair ``[batch, 4, ...]``, in that order ``[4 batch, ...]``."""
+        return views[:, order].swapaxes(0, 1).reshape(-1, *views.shape[2:])
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        which = np.sort(rng.choice(len(pictures), batch, replace=False))
-        views = pictures[which]  # [batch, 4, S, S, 3]
-        seen = worn(from_pixels(np.concatenate([views[:, i] for i in order]), device), rng, generator)
+        which = np.sort(rng.choice(len(twins.pictures), batch, replace=False))
+        seen = worn(from_pixels(of_all(twins.pictures[which]), device), rng, generator)
         with in_fast_precision(device):
             found = tower(seen)
-        first, second = F.normalize(found.image_embeds.float(), dim=-1).split(2 * batch)
+        embedding = found.image_embeds.float()
+        first, second = F.normalize(embedding, dim=-1).split(2 * batch)
         logits = first @ second.T / TEMPERATURE
         target = torch.arange(2 * batch, device=device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        labels = torch.from_numpy(of_all(twins.labels[which])).to(device).long() - 1  # [4 batch, 6]
+        for read, said in zip(learned["parts"](embedding).split([*PARTS.values()], -1), labels.unbind(-1), strict=True):
+            if bool((said != UNTOLD).any()):
+                loss = loss + F.cross_entropy(read, said, ignore_index=UNTOLD) / len(PARTS)
         if sights is None:
             return loss
-        wanted = sights[torch.from_numpy(np.concatenate([4 * which + i for i in order]))].to(device)
+        wanted = sights[torch.from_numpy(of_all(4 * which[:, None] + np.arange(4)))].to(device)
         with in_fast_precision(device):
             patches = learned["project"](found.last_hidden_state[:, 1:]).float()
         return loss + 1 - F.cosine_similarity(patches, wanted.flatten(2).mT.float(), dim=-1).mean()
