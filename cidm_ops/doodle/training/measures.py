@@ -22,8 +22,8 @@ from ..concepts import CONCEPTS, examples
 from ..files import vae_state
 from ..world import Scene, render
 from .autoencoder import pass_through
+from .base import autoencoder_file, result_file
 from .described import described_scene, one_described
-from .marks import autoencoder_file, result_file
 from .obedience import paint_captions
 from .parts import HELD_OUT, accuracy, held_out_accuracy, lone_individual
 from .twins import told_apart
