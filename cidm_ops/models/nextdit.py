@@ -134,6 +134,15 @@ Z_MODULES = (
     Module("final_layer.linear", ["all_final_layer.2-1.linear"]),
 )
 
+# What of Lumina is no linear layer: diffusers' names, as regular expressions, and the host's.
+LUMINA_NORMS = {
+    r"(.+)\.attn\.norm_([qk])\.weight": r"\1.attention.\2_norm.weight",
+    r"(.+)\.norm1(?:\.norm)?\.weight": r"\1.attention_norm1.weight",
+    r"(.+)\.norm2\.weight": r"\1.attention_norm2.weight",
+    r"(.+\.ffn_norm[12]\.weight)": r"\1",
+    r"time_caption_embed\.caption_embedder\.0\.weight": "cap_embedder.0.weight",
+}
+
 TOGETHER = JointText(
     positions="rope_embedder",
     embedder="cap_embedder",
