@@ -41,11 +41,14 @@ class SmallLumina(comfy.supported_models.Lumina2):
     latent_format = LuminaLatent
 
 
-class MaskedText(comfy.sd1_clip.SDClipModel):
-    """CLIP's text model, which says of a text how many tokens it has."""
+class EndedText(comfy.sd1_clip.SDClipModel):
+    """CLIP's text model, whose answer ends where a text does. The model itself reads a whole chunk, which changes nothing: it is causal."""
 
-    def __init__(self, device: str = "cpu", dtype: torch.dtype | None = None, model_options: dict[str, Any] | None = None):
-        super().__init__(device=device, dtype=dtype, return_attention_masks=True, model_options=model_options or {})
+    def encode_token_weights(self, token_weight_pairs: list[list[tuple]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        (tokens,) = token_weight_pairs
+        filled = [*tokens, *[(self.special_tokens["pad"], 1.0)] * (self.max_length - len(tokens))]
+        states, pooled = super().encode_token_weights([filled])[:2]
+        return states[:, : len(tokens)], pooled, {"attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
 
 
 class EndedTokenizer(comfy.sd1_clip.SDTokenizer):
@@ -91,7 +94,7 @@ def model(state: Mapping[str, Tensor], config: Mapping[str, Any], disable_dynami
 
 def clip(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> comfy.sd.CLIP:
     """The text encoder, from its weights in CLIP's names with its whole token table, and transformers' configuration of it."""
-    return text_encoder(state, config, partial(EndedTokenizer, config["hidden_size"]), MaskedText)
+    return text_encoder(state, config, partial(EndedTokenizer, config["hidden_size"]), EndedText)
 
 
 def sizes(config: Mapping[str, Any]) -> dict[str, Any]:

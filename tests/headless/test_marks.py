@@ -31,7 +31,7 @@ from cidm_ops.doodle.training.train import token_ids
 from cidm_ops.doodle.training.twins import MARKS, draw_twins, twin
 from cidm_ops.doodle.training.warm import start_from
 from cidm_ops.doodle.world import render
-from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.diffusers import load, load_any
 from cidm_ops.engines.parts import UNTOLD, PartsJudge, labels_of, load_judge
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.measure.report import from_pixels
@@ -82,6 +82,14 @@ def test_a_folder_is_of_one_training(trained, capsys):
     assert "holds a training with prediction v, now it is flow: give another --folder" in capsys.readouterr().err
 
 
+def test_a_folder_that_was_begun_before_a_stage_was_known_goes_on(trained):
+    settings = json.loads((trained / "settings.json").read_text())
+    older = settings | {"steps": {stage: steps for stage, steps in settings["steps"].items() if stage != "transformer"}}
+    (trained / "settings.json").write_text(json.dumps(older))
+    assert run(trained) == 0
+    assert json.loads((trained / "settings.json").read_text()) == settings
+
+
 def test_what_comes_of_it_is_a_base_of_its_own(trained):
     base = load(trained / "base")
     assert base.family is MARKED and base.architecture == "sd1-7x160" and base.size == 128 and base.schedule.prediction == "v"
@@ -129,6 +137,8 @@ def test_pieces_are_put_together_elsewhere(trained, tmp_path):
     for name in RESULT:
         assert result_file(tmp_path / "joined", name).read_bytes() == result_file(trained, name).read_bytes()
     assert load(tmp_path / "joined" / "base").fingerprint == load(trained / "base").fingerprint
+    joined, own = (load_any(folder / "transformer") for folder in (tmp_path / "joined", trained))
+    assert joined.fingerprint == own.fingerprint and joined.architecture == "lumina2-7x192"
 
 
 def test_pieces_that_are_missing_damaged_or_strange_are_refused(tmp_path):
