@@ -38,7 +38,7 @@ def compare(file: Path) -> None:
     for name in ("short", "long"):
         states, _ = backbone.read(facts[name])
         with torch.no_grad():
-            answer = backbone.predict(left["x"], left["t"], states)
+            answer = backbone.predict(left["x"], left["t"], states.expand(len(left["x"]), -1, -1))
         for what, found in (("states", states), ("answer", answer)):
             wanted = left[f"{what} {name}"]
             difference = float((found - wanted).abs().max() / wanted.abs().max())
