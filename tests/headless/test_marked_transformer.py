@@ -149,24 +149,25 @@ def test_a_concept_is_learned_on_it_and_acts_alone_and_in_a_region(folder, base,
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 255, (128, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
-    common = ["--base", str(base.folder), "--bank", str(tmp_path / "bank"), "--device", "cpu"]
-    learn = ["train", *common, "--images", str(tmp_path / "photos"), "--name", "rex", "--class-word", "dog"]
-    assert main([*learn, "--steps", "2", "--rank", "2", "--set", "lr=0.5"]) == 0, capsys.readouterr().err
+    common = ["--base", str(base.folder), "--device", "cpu"]
+    learn = ["train", *common, "--bank", str(tmp_path / "bank"), "--images", str(tmp_path / "photos"), "--name", "rex"]
+    assert main([*learn, "--class-word", "dog", "--steps", "2", "--rank", "2", "--set", "lr=0.5"]) == 0, capsys.readouterr().err
     concept = Bank(tmp_path / "bank").get("rex")
     assert concept.architecture == "lumina2-7x192"
     assert {*concept.factors} == {*joint_linears(base.family, base.layers)} and len(concept.factors) == 7 * 7
     shown = {}
-    for name, (prompt, *more) in {
-        "concept": ("a <rex>",),
-        "words": ("a rex dog",),
-        "region": ("a cat", "--region", "0,0,0.5,1: a <rex>", "--region", "0.5,0,1,1: a dog in the snow"),
-        "plain": ("a cat",),
+    for name, (bank, prompt, *more) in {
+        "concept": ("bank", "a <rex>"),
+        "words": ("none", "a rex dog"),
+        "region": ("bank", "a cat", "--region", "0,0,0.5,1: a <rex>", "--region", "0.5,0,1,1: a dog in the snow"),
+        "plain": ("bank", "a cat"),
     }.items():
-        out = ["--steps", "2", "--out", str(tmp_path / name)]
-        assert main(["generate", *common, "--prompt", prompt, *more, *out]) == 0, capsys.readouterr().err
+        given = [*common, "--bank", str(tmp_path / bank), "--steps", "2", "--prompt", prompt, *more]
+        assert main(["generate", *given, "--out", str(tmp_path / name)]) == 0, capsys.readouterr().err
         (file,) = (tmp_path / name).glob("*.png")
         shown[name] = np.asarray(Image.open(file)).astype(int)
         assert shown[name].shape == (128, 128, 3)
-    assert (shown["concept"] != shown["words"]).any() and (shown["region"] != shown["plain"]).any()
+    for one, other in (("concept", "words"), ("region", "plain")):
+        assert (shown[one] != shown[other]).any(), f"{one} and {other} are one picture"
     sought = read_region(base, ConceptMix("a rex dog on the grass", [concept], {"rex": 1.0}), True)
     assert sought.plans[0].token_masks["rex"].nonzero()[:, 0].tolist() == [2, 3], "behind the start and one word"

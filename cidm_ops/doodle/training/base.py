@@ -20,7 +20,7 @@ from .loop import save_tensors
 # The files of ``result``, in half precision but for the latents' autoencoder.
 RESULT = ("parts", "tower", "latents", "vae", "unet", "text", "transformer")
 FLOW: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
-PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}  # in diffusers' words
+PREDICTED_AS = {"v": "v_prediction", "eps": "epsilon"}  # in diffusers' words
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def autoencoder_file(folder: Path) -> Path:
 def write_base(folder: Path) -> Path:
     """Write the U-Net that a training made as a model folder. Returns it."""
     prediction, family = read_json(folder / "settings.json")["prediction"], MARKED.diffusers
-    noise = {"_class_name": "DDPMScheduler", **family.schedule, "prediction_type": PREDICTIONS.get(prediction, "")}
+    noise = {"_class_name": "DDPMScheduler", **family.schedule, "prediction_type": PREDICTED_AS.get(prediction, "")}
     unet = Part({"_class_name": "UNet2DConditionModel", **family.model}, half(result_file(folder, "unet")))
     return write_folder(folder / "base", {"unet": unet, **shared_parts(folder)}, FLOW if prediction == "flow" else noise)
 
