@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class Doodle(comfy.supported_models.SD15):
 
 
 class DoodleTokenizer(comfy.sd1_clip.SDTokenizer):
+    """CLIP's, for rows of embeddings as wide as Doodle's."""
+
     def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict[str, Any] | None = None):
         size = files.TEXT_CONFIG["hidden_size"]
         super().__init__(embedding_directory=embedding_directory, embedding_size=size, tokenizer_data=tokenizer_data or {})
@@ -95,23 +98,29 @@ def model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
 
 def clip() -> comfy.sd.CLIP:
     """The text encoder."""
-    size = files.TEXT_CONFIG["hidden_size"]
-    return _text(files.text_state() | {"text_projection.weight": torch.eye(size)})  # it has none, and the host leaves it uninitialised
+    return text_encoder(files.text_state(), files.TEXT_CONFIG, DoodleTokenizer)
 
 
 def captions() -> comfy.sd.CLIP:
     """The reader's caption side, with its projection."""
-    return _text(files.caption_state())
+    return text_encoder(files.caption_state(), files.TEXT_CONFIG, DoodleTokenizer)
 
 
-def _text(state: dict[str, Tensor]) -> comfy.sd.CLIP:
-    name = files.ENCODER.host
-    options = {"dtype": torch.float32, f"{name}_model_config": dict(files.TEXT_CONFIG)}
-    encoder = comfy.sd.CLIP(DoodleClip, tokenizer_data={f"{name}_tokenizer_class": DoodleTokenizer}, model_options=options)
-    projection = state.pop("text_projection.weight")
-    named = {f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in state.items()}
-    encoder.load_sd(named | {"text_projection.weight": projection.float()})
-    return encoder
+def text_encoder(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], tokenizer: Callable[..., Any], encoder: type | None = None
+) -> comfy.sd.CLIP:
+    """A CLIP of the host in fp32 from the weights of a text model in CLIP's names, its configuration, and what makes its tokenizer;
+    ``encoder`` stands in for the host's class.
+    """
+    name, own = files.ENCODER.host, "text_projection.weight"
+    options: dict[str, Any] = {"dtype": torch.float32, f"{name}_model_config": dict(config)}
+    if encoder:
+        options[f"{name}_class"] = encoder
+    found = comfy.sd.CLIP(DoodleClip, tokenizer_data={f"{name}_tokenizer_class": tokenizer}, model_options=options)
+    projection = state.get(own, torch.eye(config["hidden_size"]))  # the host leaves one that is not there uninitialised
+    named = {f"text_model.{key.removeprefix('text_model.')}": weight.float() for key, weight in state.items() if key != own}
+    found.load_sd(named | {own: projection.float()})
+    return found
 
 
 def vae() -> comfy.sd.VAE:

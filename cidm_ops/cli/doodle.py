@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..doodle.training.stages import MARKED_STAGES, MARKED_STEPS, MEASURES, PREDICTIONS, SEERS, STAGES, STARTS, STEPS
+from ..doodle.training.stages import MARKED_DEFAULT, MARKED_STAGES, MARKED_STEPS, MEASURES, PREDICTIONS, SEERS, STAGES, STARTS, STEPS
 from .arguments import whole
 
 
@@ -61,13 +61,15 @@ def add_marks(into: Any) -> None:
     """Adds the training of the Doodle of marks."""
     about = (
         "train the Doodle of marks from nothing: latents of 16 channels, captions that name marks, a tower and a judge that see them; "
-        "every stage keeps a checkpoint in the folder and goes on from it; what comes of it are FOLDER/base for --base, FOLDER/tower for "
-        "--vision, and FOLDER/result/parts.safetensors for --judge"
+        "every stage keeps a checkpoint in the folder and goes on from it; what comes of it are FOLDER/base and FOLDER/transformer for "
+        "--base, FOLDER/tower for --vision, and FOLDER/result/parts.safetensors for --judge"
     )
     marks = into.add_parser("marks", help="train the Doodle of marks; see its own --help", description=about)
     marks.set_defaults(run=run_marks)
     marks.add_argument("--folder", type=Path, required=True, help="where renderings, latents, checkpoints and results are kept (7 GB)")
-    marks.add_argument("--stages", nargs="+", choices=MARKED_STAGES, default=list(MARKED_STAGES), help="which of them (default: all)")
+    marks.add_argument(
+        "--stages", nargs="+", choices=MARKED_STAGES, default=list(MARKED_DEFAULT), help="which of them (default: all but the last)"
+    )
     marks.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time, with a checkpoint; the same goes on")
     marks.add_argument("--fit", action="store_true", help="as many steps as let all stages end within --minutes, at most those given")
     marks.add_argument(
@@ -79,9 +81,9 @@ def add_marks(into: Any) -> None:
     marks.add_argument("--individuals", type=whole(1), default=8000, help="pairs of twins for the tower (default: %(default)s)")
     marks.add_argument("--prediction", choices=PREDICTIONS, default=PREDICTIONS[0], help="of the U-Net (default: %(default)s)")
     marks.add_argument("--gamma", type=float, default=0.0, help="of min-SNR weights; 0: every timestep counts alike (default: %(default)s)")
-    marks.add_argument("--batch", type=whole(1), default=64, help="pictures of a step of the U-Net (default: %(default)s)")
-    marks.add_argument("--lr", type=float, default=3e-3, help="largest learning rate of the U-Net (default: %(default)s)")
-    marks.add_argument("--text-lr", type=float, default=8e-4, help="that of its text encoder (default: %(default)s)")
+    marks.add_argument("--batch", type=whole(1), default=64, help="pictures of a step of U-Net or transformer (default: %(default)s)")
+    marks.add_argument("--lr", type=float, default=3e-3, help="largest learning rate of either (default: %(default)s)")
+    marks.add_argument("--text-lr", type=float, default=8e-4, help="that of the text encoder (default: %(default)s)")
     marks.add_argument(
         "--middle", type=float, default=0.75, help="share of pictures at the noise that settles marks (default: %(default)s)"
     )

@@ -18,6 +18,7 @@ from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import read_layerwise
 from ..models import marked as marked  # makes its family known
+from ..models import marked_transformer as marked_transformer  # the same
 from ..models.family import Family
 from ..models.registry import families, family_of
 from ..models.sd import DOODLE, SD1

@@ -34,6 +34,11 @@ def in_chunks(ids: Sequence[int], encoder: Encoder) -> Tensor:
     return torch.tensor([[*start, *chunk, encoder.end, *[encoder.pad] * (encoder.room - len(chunk))] for chunk in chunks])
 
 
+def cut_to_end(ids: Tensor, encoder: Encoder) -> Tensor:
+    """The ids ``[1, N]`` of a chunk up to its end, without what fills it up."""
+    return ids[:, : int((ids[0] == encoder.end).int().argmax()) + 1]
+
+
 def token_ids(text: str) -> list[int]:
     """Ids of the text alone, without start, end and padding.
 

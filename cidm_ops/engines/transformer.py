@@ -34,6 +34,7 @@ from ..schedule import Schedule
 from .answers import ANSWERS, from_patches, patches_of
 from .folder import read_config, variant
 from .several_texts import read_several
+from .tokenizer import cut_to_end, tokenize
 
 FP8 = torch.float8_e4m3fn
 KINDS = (AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderTiny)
@@ -111,7 +112,9 @@ class DiffusersTransformer(TransformerBackbone):
     def filled_up(self, ids: Tensor, tokenizer: str) -> Tensor:
         """The ids ``[1, N]`` with those of padding behind them, if they are fewer than a text has."""
         least = self.family.diffusers.reader.least
-        return F.pad(ids, (0, max(least - ids.shape[1], 0)), value=self.part(tokenizer).pad_token_id)
+        if ids.shape[1] >= least:
+            return ids
+        return F.pad(ids, (0, least - ids.shape[1]), value=self.part(tokenizer).pad_token_id)
 
     def adapted_ids(self, text: str) -> Tensor:
         """The ids ``[1, N]`` of a text to an adapter of what the encoder makes of it."""
@@ -122,6 +125,8 @@ class DiffusersTransformer(TransformerBackbone):
     def own_ids(self, text: str) -> Tensor:
         """The ids ``[1, N]`` of a text, as it is said to the encoder."""
         how = self.family.diffusers.reader
+        if how.clip:
+            return cut_to_end(tokenize(text, how.clip)[:1], how.clip)
         tokenizer = self.part(how.tokenizer)
         if how.chat:
             said = [{"role": "user", "content": text}]
@@ -254,7 +259,10 @@ def keep_in_fp8(layer: nn.Module) -> None:
 
 def family_in(config: Mapping[str, Any]) -> Family:
     """The family, at any size, of a transformer of diffusers by its configuration. Raises ``ValueError`` for one of none."""
-    known = {f.diffusers.facts["_class_name"]: f for f in families() if not f.layerwise}
+    known: dict[str, Family] = {}
+    for family in families():
+        if not family.layerwise:
+            known.setdefault(family.diffusers.facts["_class_name"], family)  # the first is at the size of the name
     name = config.get("_class_name", "")
     if name not in known:
         titles = " or ".join(f.title for f in known.values())

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .encoder import Encoder
+
 
 @dataclass(frozen=True)
 class TextReader:
@@ -14,7 +16,7 @@ class TextReader:
     is said in a ``chat`` or stands for ``{}`` in a ``template``, of which the model does not read the first ``cut`` tokens, and its pooled
     state comes from another encoder and its tokenizer, ``pooled``. Encoders and their tokenizers ``beside`` it, which are CLIPs, stand in
     front of it, side by side, and have pooled states too. If it goes ``through`` an adapter, the tokens are those of the tokenizer named
-    beside that.
+    beside that. Of a ``clip``, whose tokens need no tokenizer of the folder, one chunk is read, cut to its end.
     """
 
     states: str = "text_encoder"
@@ -29,6 +31,7 @@ class TextReader:
     pooled: tuple[str, str] = ("", "")
     beside: Sequence[tuple[str, str]] = ()
     through: tuple[str, str] | None = None
+    clip: Encoder | None = None
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,10 @@ Z_NAMES = ("attention", "w1", "w2", "w3")
 
 
 def shapes_of(
-    family: Family, names: tuple[str, str, str, str], keys: int, wide: int, modulation: tuple[str, int]
+    family: Family, names: tuple[str, str, str, str], keys: int, wide: int, modulation: tuple[str, int], refiners: int = REFINER_DEPTH
 ) -> dict[str, tuple[int, int]]:
     """The weights ``(out, in)`` of the blocks: ``keys`` and ``wide`` are the widths of keys and of the feed-forward, ``modulation`` its
-    name and how many features it reads.
+    name and how many features it reads, ``refiners`` the blocks of text and of image apart.
     """
     attention, gate, outer, inner = names
     width, depth = family.width, int(family.architecture.partition("-")[2].partition("x")[0])
@@ -82,21 +82,24 @@ def shapes_of(
     }
     name, read = modulation
     modulated = block | {name: (4 * width, read)}
-    stages = ((TEXT, block, REFINER_DEPTH), (IMAGE, modulated, REFINER_DEPTH), (BOTH, modulated, depth))
+    stages = ((TEXT, block, refiners), (IMAGE, modulated, refiners), (BOTH, modulated, depth))
     return {f"{stage}.{i}.{part}": shape for stage, own, count in stages for i in range(count) for part, shape in own.items()}
 
 
-def lumina_shapes(family: Family) -> dict[str, tuple[int, int]]:
-    """The weights of Lumina's linear layers, 24 heads of queries and 8 of keys."""
+def lumina_shapes(
+    family: Family, keys: int = 768, wide: int = 9216, text: int = 2304, refiners: int = REFINER_DEPTH
+) -> dict[str, tuple[int, int]]:
+    """The weights of Lumina's linear layers, as in ``shapes_of``; it reads a ``text`` of that width."""
+    time = min(family.width, 1024)
     around = {
         "x_embedder": (family.width, PATCH * PATCH * CHANNELS),
-        "time_caption_embed.caption_embedder.1": (family.width, 2304),
-        "time_caption_embed.timestep_embedder.linear_1": (1024, 256),
-        "time_caption_embed.timestep_embedder.linear_2": (1024, 1024),
-        "norm_out.linear_1": (family.width, 1024),
+        "time_caption_embed.caption_embedder.1": (family.width, text),
+        "time_caption_embed.timestep_embedder.linear_1": (time, 256),
+        "time_caption_embed.timestep_embedder.linear_2": (time, time),
+        "norm_out.linear_1": (family.width, time),
         "norm_out.linear_2": (PATCH * PATCH * CHANNELS, family.width),
     }
-    return shapes_of(family, LUMINA_NAMES, 768, 9216, ("norm1.linear", 1024)) | around
+    return shapes_of(family, LUMINA_NAMES, keys, wide, ("norm1.linear", time), refiners) | around
 
 
 def z_shapes(family: Family) -> dict[str, tuple[int, int]]:
@@ -130,6 +133,15 @@ Z_MODULES = (
     Module("final_layer.adaLN_modulation.1", ["all_final_layer.2-1.adaLN_modulation.1"]),
     Module("final_layer.linear", ["all_final_layer.2-1.linear"]),
 )
+
+# What of Lumina is no linear layer: diffusers' names, as regular expressions, and the host's.
+LUMINA_NORMS = {
+    r"(.+)\.attn\.norm_([qk])\.weight": r"\1.attention.\2_norm.weight",
+    r"(.+)\.norm1(?:\.norm)?\.weight": r"\1.attention_norm1.weight",
+    r"(.+)\.norm2\.weight": r"\1.attention_norm2.weight",
+    r"(.+\.ffn_norm[12]\.weight)": r"\1",
+    r"time_caption_embed\.caption_embedder\.0\.weight": "cap_embedder.0.weight",
+}
 
 TOGETHER = JointText(
     positions="rope_embedder",

@@ -18,12 +18,12 @@ from cidm_ops.bank.bank import Bank
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.figures import FIGURES, individual
 from cidm_ops.doodle.files import TEN, full_token_table
-from cidm_ops.doodle.training.alignment import Alignment, sights_of
+from cidm_ops.doodle.training.alignment import align_unet, sights_of
 from cidm_ops.doodle.training.autoencoder import Comparison, LatentRecipe, Painted, pass_through
+from cidm_ops.doodle.training.base import RESULT, result_file, write_base
 from cidm_ops.doodle.training.described import described_scene, described_wordings, draw_described, draw_things, marks_of, one_described
 from cidm_ops.doodle.training.diffusion import draw_timesteps, new_text_encoder, new_unet, repaint, schedule_of
 from cidm_ops.doodle.training.loop import Optimisation, OutOfTime, Session, train
-from cidm_ops.doodle.training.marks import RESULT, result_file, write_base
 from cidm_ops.doodle.training.measures import linear_bound, psnr, reconstruct
 from cidm_ops.doodle.training.muon import orthogonalise
 from cidm_ops.doodle.training.pieces import cut, join
@@ -31,7 +31,7 @@ from cidm_ops.doodle.training.train import token_ids
 from cidm_ops.doodle.training.twins import MARKS, draw_pair, draw_twin_labels, draw_twins, twin
 from cidm_ops.doodle.training.warm import start_from
 from cidm_ops.doodle.world import render
-from cidm_ops.engines.diffusers import load
+from cidm_ops.engines.diffusers import load, load_any
 from cidm_ops.engines.parts import UNTOLD, PartsJudge, labels_of, load_judge
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.measure.report import from_pixels
@@ -39,10 +39,10 @@ from cidm_ops.models.marked import MARKED
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 
-STAGES = ("parts", "tower", "autoencoder", "diffusion", "decoder", "base")
+STAGES = ("parts", "tower", "autoencoder", "diffusion", "decoder", "base", "transformer")
 SMALL = [
     *("--device", "cpu", "--workers", "1", "--pictures", "8", "--individuals", "3", "--batch", "2", "--latent-batch", "2"),
-    *("--painted", "2", "--seer", "judge", *(f"--{stage}-steps=2" for stage in STAGES[:-1])),
+    *("--painted", "2", "--seer", "judge", *(f"--{stage}-steps=2" for stage in STAGES if stage != "base"), "--stages", *STAGES),
 ]
 
 
@@ -63,15 +63,16 @@ def test_every_stage_leaves_its_result(trained):
     for name in ("parts", "vae", "text", "tower"):
         assert result_file(trained, name).stat().st_size < 6e6
     assert result_file(trained, "unet").stat().st_size < 24e6
+    assert result_file(trained, "transformer").stat().st_size < 10e6
 
 
 def test_a_training_in_many_parts_is_bit_for_bit_the_one_in_one(trained, tmp_path):
     """With no time at all every call makes one step and stops with a checkpoint."""
     calls = 0
-    while not (tmp_path / "base").exists() and calls < 30:
+    while not (tmp_path / "transformer").exists() and calls < 30:
         assert run(tmp_path, "--minutes", "0") == 0
         calls += 1
-    assert calls >= 5, "two steps of five stages are not made in one call"
+    assert calls >= 6, "two steps of six stages are not made in one call"
     for name in RESULT:
         assert result_file(tmp_path, name).read_bytes() == result_file(trained, name).read_bytes(), name
 
@@ -79,6 +80,14 @@ def test_a_training_in_many_parts_is_bit_for_bit_the_one_in_one(trained, tmp_pat
 def test_a_folder_is_of_one_training(trained, capsys):
     assert run(trained, "--prediction", "flow") == 2
     assert "holds a training with prediction v, now it is flow: give another --folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_begun_before_a_stage_was_known_goes_on(trained):
+    settings = json.loads((trained / "settings.json").read_text())
+    older = settings | {"steps": {stage: steps for stage, steps in settings["steps"].items() if stage != "transformer"}}
+    (trained / "settings.json").write_text(json.dumps(older))
+    assert run(trained) == 0
+    assert json.loads((trained / "settings.json").read_text()) == settings
 
 
 def test_what_comes_of_it_is_a_base_of_its_own(trained):
@@ -128,6 +137,8 @@ def test_pieces_are_put_together_elsewhere(trained, tmp_path):
     for name in RESULT:
         assert result_file(tmp_path / "joined", name).read_bytes() == result_file(trained, name).read_bytes()
     assert load(tmp_path / "joined" / "base").fingerprint == load(trained / "base").fingerprint
+    joined, own = (load_any(folder / "transformer") for folder in (tmp_path / "joined", trained))
+    assert joined.fingerprint == own.fingerprint and joined.architecture == "lumina2-7x192"
 
 
 def test_pieces_that_are_missing_damaged_or_strange_are_refused(tmp_path):
@@ -344,7 +355,7 @@ def test_latents_bear_noise_evenly_or_each_its_own_part():
 
 def test_a_unet_that_sees_what_the_judge_sees_has_nothing_to_align():
     unet = new_unet(MARKED).requires_grad_(False)
-    alignment = Alignment(unet, 4).requires_grad_(False)
+    alignment = align_unet(unet, 4).requires_grad_(False)
     unet(torch.randn(2, 16, 16, 16), torch.tensor([5, 7]), torch.randn(2, 3, 160))
     assert alignment.features is not None and alignment.features.shape == (2, 128, 16, 16)
     seen = alignment.project(alignment.features)

@@ -22,6 +22,7 @@ PARTS = (
     "inside_joint",
     "inside_joint_texts",
     "inside_engines",
+    "inside_native_transformer",
     "inside_joint_training",
     "inside_conditionings",
     "inside_guiders",

@@ -1,15 +1,16 @@
-"""What the U-Net makes of noise, aligned with what a judge of parts sees in the clean picture (REPA, Yu et al. 2025).
+"""What a model makes of noise, aligned with what a judge of parts sees in the clean picture (REPA, Yu et al. 2025).
 
 The features that a painting needs, which thing, which mark, which colour, are learned much sooner when they are asked for than when only
-the error of the picture asks for them. They are taken where the lower levels have been put together on the finest grid.
+the error of the picture asks for them.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import Lumina2Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,26 +19,53 @@ from ...measure.report import from_pixels
 from .loop import in_fast_precision
 from .renderings import sharded
 
+AsMap = Callable[[tuple[Any, ...], Tensor], Tensor]  # of what a block was given and of its output, to [B, C, h, w]
+
 
 class Alignment(nn.Module):
-    """Projects the U-Net's features, which it holds after each call of the U-Net, to ``sights`` channels."""
+    """Projects features of a block, which it holds after each call of that, to ``sights`` channels.
 
-    def __init__(self, unet: UNet2DConditionModel, sights: int):
+    ``as_map`` makes features ``[B, width, h, w]`` of what the block was given and of its output; each of their cells stands for ``patch``
+    times as many rows and columns of sights.
+    """
+
+    def __init__(self, block: nn.Module, width: int, sights: int, patch: int = 1, as_map: AsMap = lambda given, output: output):
         super().__init__()
-        width = int(unet.config.block_out_channels[1])
-        self.project = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.SiLU(), nn.Conv2d(2 * width, sights, 1))
+        self.project = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.SiLU(), nn.Conv2d(2 * width, sights * patch**2, 1))
+        self.patch, self.as_map = patch, as_map
         self.features: Tensor | None = None
-        unet.up_blocks[-2].register_forward_hook(self._hold)  # its output is on the finest grid
+        block.register_forward_hook(self._hold)
 
-    def _hold(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.features = output
+    def _hold(self, block: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        self.features = self.as_map(given, output)
 
     def forward(self, sights: Tensor) -> Tensor:
-        """One minus the mean cosine of what the U-Net saw last and the ``sights [B, C, h, w]`` of the same pictures."""
+        """One minus the mean cosine of what the block saw last and the ``sights [B, C, h, w]`` of the same pictures."""
         assert self.features is not None
-        found = self.project(self.features).float()
+        found = F.pixel_shuffle(self.project(self.features), self.patch).float()
         self.features = None
         return 1 - F.cosine_similarity(found, sights.float(), dim=1).mean()
+
+
+def align_unet(unet: UNet2DConditionModel, sights: int) -> Alignment:
+    """An alignment where the lower levels have been put together on the finest grid."""
+    return Alignment(unet.up_blocks[-2], int(unet.config.block_out_channels[1]), sights)
+
+
+def align_transformer(model: Lumina2Transformer2DModel, sights: int) -> Alignment:
+    """An alignment in the middle of the blocks that text and image go through together. An image token stands for several cells."""
+    side = int(model.config.sample_size // model.config.patch_size)
+
+    def as_map(given: tuple[Any, ...], tokens: Tensor) -> Tensor:
+        """The image's tokens of ``[B, N, C]``, which end each row where its mask does, as ``[B, C, side, side]``."""
+        mask = given[1]
+        ends = torch.full((len(tokens), 1), tokens.shape[1], device=tokens.device) if mask is None else mask.sum(1, keepdim=True)
+        places = ends - side**2 + torch.arange(side**2, device=tokens.device)
+        image = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
+        return image.mT.unflatten(2, (side, side))
+
+    middle = model.layers[len(model.layers) // 2]
+    return Alignment(middle, int(model.config.hidden_size), sights, int(model.config.patch_size), as_map)
 
 
 def sights_of(folder: Path, name: str, pictures: np.ndarray, load: Callable[[], PartsJudge]) -> Tensor:

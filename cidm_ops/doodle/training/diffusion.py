@@ -1,5 +1,6 @@
 """The U-Net and its text encoder: Stable Diffusion 1 in small, trained from scratch on the latents of the world."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,14 @@ from ...models.family import Family
 from ...models.sd import DOODLE
 from ...schedule import Schedule
 from ..files import ENCODER, TEXT_CONFIG
-from .alignment import Alignment
-from .loop import Optimisation, Session, in_fast_precision, train
+from .alignment import align_unet
+from .loop import LossAt, Optimisation, Session, in_fast_precision, train
 
 CONTEXT = TEXT_CONFIG["hidden_size"]
 RARE = 1024
 BATCH, LR = 64, 1e-3
 MIDDLE, SPREAD = 0.5, 1.0  # of the logarithm of noise over signal
+Guess = Callable[[Tensor, Tensor, Tensor], Tensor]  # of noised latents [B, C, h, w], at timesteps [B], by token ids [B, N]: their target
 
 
 def new_unet(family: Family = DOODLE) -> UNet2DConditionModel:
@@ -72,8 +74,8 @@ class DiffusionRecipe:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as a U-Net learns from them: ``latents [N, C, h, w]``, and for ``things`` and ``align`` of the recipe which cells hold
-    ``things [N, h, w]`` and the ``sights [N, S, h, w]`` of a judge.
+    """Pictures as a U-Net or a transformer learns from them: ``latents [N, C, h, w]``, and for ``things`` and ``align`` of the recipe which
+    cells hold ``things [N, h, w]`` and the ``sights [N, S, h, w]`` of a judge.
     """
 
     latents: Tensor
@@ -120,26 +122,41 @@ def learn_diffusion(
     steps: int,
     recipe: DiffusionRecipe = DiffusionRecipe(),
 ) -> None:
-    """Train both by the recipe, with caption dropout.
-
-    ``tokens.captions`` holds the same number of wordings for each picture, in order.
-    """
-    latents, things, sights = pictures.latents, pictures.things, pictures.sights
+    """Train both by the recipe: see ``loss_of``."""
     device = unet.device
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain matrix attention: the fused kernel is slow on CPU at small heads
         text.set_attn_implementation("eager")
     both = nn.ModuleDict({"unet": unet, "text": text})
-    if sights is not None:
-        both["alignment"] = Alignment(unet, sights.shape[1]).to(device)
+    if pictures.sights is not None:
+        both["alignment"] = align_unet(unet, pictures.sights.shape[1]).to(device)
     known = len(tokens.used)
     table = text.get_input_embeddings().weight
     table.register_hook(lambda g: torch.cat([g[:known], torch.zeros_like(g[known:])]))
+    times = schedule_of(recipe.prediction).times.to(device)
+
+    def guess(noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        return unet(noisy, times[t], text(ids).last_hidden_state).sample
+
+    how = Optimisation(steps, recipe.lr, muon=True, rates={"text.": recipe.text_lr})
+    average = train("diffusion", both, loss_of(guess, pictures, tokens, recipe, both, device), session, how)
+    with torch.no_grad():
+        for k, p in both.named_parameters():
+            p.copy_(average[k])
+
+
+def loss_of(
+    guess: Guess, pictures: Pictures, tokens: Tokens, recipe: DiffusionRecipe, parts: nn.ModuleDict, device: torch.device
+) -> LossAt:
+    """The loss of a model by a recipe, with caption dropout; what its ``parts`` call "alignment" is asked for the sights, if there are any.
+
+    ``tokens.captions`` holds the same number of wordings for each picture, in order.
+    """
+    latents, things, sights = pictures.latents, pictures.things, pictures.sights
     wordings, batch = len(tokens.captions) // len(latents), recipe.batch
     schedule = schedule_of(recipe.prediction)
     everything = torch.arange(len(schedule.times))
     weight = (schedule.min_snr_weight(everything, recipe.gamma) if recipe.gamma else torch.ones(len(everything))).to(device)
-    times = schedule.times.to(device)
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = rng.integers(len(latents), size=batch)
@@ -149,23 +166,18 @@ def learn_diffusion(
         noise = torch.randn(clean.shape, generator=generator, device=device)
         noisy = schedule.add_noise(clean, noise, t)
         with in_fast_precision(device):
-            context = text(ids).last_hidden_state
-            guess = unet(noisy, times[t], context).sample
-        error = (guess.float() - schedule.target(clean, noise, t)).square().mean(1)
+            found = guess(noisy, t, ids)
+        error = (found.float() - schedule.target(clean, noise, t)).square().mean(1)
         cells = torch.ones_like(error)
         if things is not None:
             cells = cells + (recipe.things - 1) * torch.from_numpy(things[which]).to(device)
         loss = (weight[t] * (error * cells).mean((1, 2))).mean() / cells.mean()
         if sights is not None:
             with in_fast_precision(device):
-                loss = loss + recipe.align * both["alignment"](sights[torch.from_numpy(which)].to(device))
+                loss = loss + recipe.align * parts["alignment"](sights[torch.from_numpy(which)].to(device))
         return loss
 
-    how = Optimisation(steps, recipe.lr, muon=True, rates={"text.": recipe.text_lr})
-    average = train("diffusion", both, loss_at, session, how)
-    with torch.no_grad():
-        for k, p in both.named_parameters():
-            p.copy_(average[k])
+    return loss_at
 
 
 def draw_timesteps(schedule: Schedule, count: int, middle: float, rng: np.random.Generator) -> np.ndarray:

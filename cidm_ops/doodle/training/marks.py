@@ -1,5 +1,5 @@
-"""Train the Doodle of marks from nothing, by one command: render, judge of parts, tower, autoencoder, U-Net, decoder, and a folder that
-every command takes as ``--base``.
+"""Train the Doodle of marks from nothing, by one command: render, judge of parts, tower, autoencoder, U-Net, decoder, transformer, and
+folders that every command takes as ``--base``.
 
 Every stage keeps its own checkpoint and goes on from it, bit for bit; what is finished lies in ``result`` and is only read. Nothing that
 ships is touched.
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from ...bank.files import write_atomically
 from ...engines.parts import PartsJudge, load_judge
-from ...models.clip import END, START
 from ...models.marked import MARKED
 from ...text_file import read_json
-from ..files import full_token_table, vae_state
+from ..files import vae_state
 from .alignment import sights_of
 from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
+from .base import RESULT, result_file, write_base, write_transformer
 from .described import described_wordings, draw_described, draw_things
 from .diffusion import DiffusionRecipe, Pictures, Tokens, learn_diffusion, new_text_encoder, new_unet, repaint
 from .loop import OutOfTime, Session, save_tensors
@@ -35,12 +35,12 @@ from .parts import draw_labels, draw_parts, learn_parts, save_judge
 from .pieces import cut, join
 from .processes import join_processes, make_once, share_of
 from .renderings import kept, kept_captions
-from .stages import MARKED_SHARES, MARKED_STAGES
+from .stages import MARKED_FITTED, MARKED_SHARES, MARKED_STAGES
 from .train import latents_of, shipped_text, token_ids
+from .transformer import CHECKPOINT, learn_transformer, new_transformer, trained_text
 from .twins import Twins, draw_twin_labels, draw_twins, layers_of, learn_tower, new_tower, write_tower
 from .warm import start_from
 
-RESULT = ("parts", "tower", "latents", "vae", "unet", "text")  # the files of ``result``, in half precision but for the latents' autoencoder
 SETTINGS = (
     "pictures", "individuals", "prediction", "gamma", "batch", "lr", "text_lr", "painted",
     "middle", "things", "align", "latent_batch", "latent_noise", "edge", "perceptual", "seer", "begin_with",
@@ -71,13 +71,8 @@ class Training:
         save_tensors({k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}, self.result(name))
 
     def pictures(self) -> np.ndarray:
-        """The renderings ``[N, 128, 128, 3]`` that autoencoder and U-Net learn from."""
+        """The renderings ``[N, 128, 128, 3]`` that autoencoder, U-Net and transformer learn from."""
         return kept(self.folder, "described", draw_described, self.options.pictures, self.options.workers)
-
-
-def result_file(folder: Path, name: str) -> Path:
-    """Where a training keeps what it made: one of ``RESULT``."""
-    return folder / "result" / f"{name}.safetensors"
 
 
 def train(options: argparse.Namespace) -> None:
@@ -92,7 +87,8 @@ def train(options: argparse.Namespace) -> None:
     make_once(lambda: render_all(options))
     if options.fit:
         left = session.deadline - time.monotonic()
-        seconds = {TRAINED_AS[stage]: share * left for stage, share in MARKED_SHARES.items()}
+        shares = {stage: share for stage, share in MARKED_SHARES.items() if stage in options.stages}
+        seconds = {TRAINED_AS[stage]: MARKED_FITTED * share / sum(shares.values()) * left for stage, share in shares.items()}
         session = Session(options.folder, deadline=session.deadline, seconds=seconds)
     training = Training(options, options.folder, device, session)
     try:
@@ -116,6 +112,7 @@ def claim(options: argparse.Namespace) -> None:
         "steps": {s: getattr(options, f"{s}_steps") for s in TRAINED_AS}
     }
     before = read_json(file) if file.exists() else now
+    before["steps"] = now["steps"] | before["steps"]  # of a training that began when there were fewer stages
     for key, value in now.items():
         if before.get(key, value) != value:
             raise ValueError(f"{options.folder} holds a training with {key} {before[key]}, now it is {value}: give another --folder")
@@ -133,9 +130,9 @@ def render_all(options: argparse.Namespace) -> None:
     if "tower" in stages:
         for name, draw in (("twins", draw_twins), ("twins-labels", draw_twin_labels)):
             kept(folder, name, draw, options.individuals, workers)
-    if stages & {"autoencoder", "diffusion", "decoder"}:
+    if stages & {"autoencoder", "diffusion", "decoder", "transformer"}:
         kept(folder, "described", draw_described, options.pictures, workers)
-    if "diffusion" in stages:
+    if stages & {"diffusion", "transformer"}:
         kept_captions(folder, "described", described_wordings, options.pictures, workers)
         kept(folder, "things", draw_things, options.pictures, workers)
 
@@ -215,36 +212,43 @@ def _latent_vae(training: Training) -> AutoencoderTiny:
 def _diffusion(training: Training) -> None:
     if training.result("unet").exists():
         return
-    options, folder = training.options, training.folder
-    captions = kept_captions(folder, "described", described_wordings, options.pictures, options.workers)
-    tokens = Tokens(token_ids(captions))
+    options = training.options
+    tokens = _words(training)
     text = new_text_encoder(tokens.vocabulary, tokens.end, MARKED).to(training.device)
     unet = new_unet(MARKED)
     unet.to(training.device)
-    latents = latents_of(folder, training.pictures(), lambda: _latent_vae(training))
-    latents = latents.to(training.device)  # small enough to stay there
-    recipe = DiffusionRecipe(
-        options.prediction,
-        options.gamma,
-        share_of(options.batch),
-        options.lr,
-        options.text_lr,
-        options.middle,
-        options.things,
-        options.align,
-    )
-    pictures = Pictures(
-        latents,
+    pictures = _lessons(training)  # after the networks, so that these begin alike whether the latents are there or not
+    recipe = diffusion_recipe(options, options.prediction)
+    learn_diffusion(unet, text, pictures, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
+    if count := min(options.painted, len(pictures.latents)):
+        first = np.arange(count) * (len(tokens.captions) // len(pictures.latents))  # of each picture's wordings
+        ids = tokens.batch(first, np.random.default_rng(0), dropout=0.0, rare=0.0)
+        painted = repaint(unet, text, pictures.latents[:count], ids, options.prediction)
+        save_tensors({"latents": painted}, training.folder / PAINTED)
+    training.write("text", shipped_text(text.state_dict(), tokens))
+    training.write("unet", unet.state_dict())
+
+
+def _words(training: Training) -> Tokens:
+    options = training.options
+    return Tokens(token_ids(kept_captions(training.folder, "described", described_wordings, options.pictures, options.workers)))
+
+
+def _lessons(training: Training) -> Pictures:
+    """The latents of all pictures, small enough to stay on the device, and what the recipe asks for beside them."""
+    options, folder = training.options, training.folder
+    return Pictures(
+        latents_of(folder, training.pictures(), lambda: _latent_vae(training)).to(training.device),
         np.array(kept(folder, "things", draw_things, options.pictures, options.workers)),
         _sights(training, "described", training.pictures()),
     )
-    learn_diffusion(unet, text, pictures, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
-    if count := min(options.painted, len(latents)):
-        first = np.arange(count) * len(captions[0])  # of each picture's wordings
-        ids = tokens.batch(first, np.random.default_rng(0), dropout=0.0, rare=0.0)
-        save_tensors({"latents": repaint(unet, text, latents[:count], ids, options.prediction)}, folder / PAINTED)
-    training.write("text", shipped_text(text.state_dict(), tokens))
-    training.write("unet", unet.state_dict())
+
+
+def diffusion_recipe(options: argparse.Namespace, prediction: str) -> DiffusionRecipe:
+    """How a model that predicts so is trained, by the options."""
+    return DiffusionRecipe(
+        prediction, options.gamma, share_of(options.batch), options.lr, options.text_lr, options.middle, options.things, options.align
+    )
 
 
 def _sights(training: Training, name: str, pictures: np.ndarray) -> Tensor | None:
@@ -274,42 +278,23 @@ def _base(training: Training) -> None:
     write_base(training.folder)
 
 
-def autoencoder_file(folder: Path) -> Path:
-    """The autoencoder of a training: with its last decoder, or with the one that was trained beside the encoder where there is no other.
-
-    Raises ``FileNotFoundError`` where there is none.
-    """
-    files = [file for name in ("vae", "latents") if (file := result_file(folder, name)).exists()]
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no autoencoder of marks: the stage autoencoder comes first")
-    return files[0]
-
-
-def write_base(folder: Path) -> Path:
-    """Write what a training made as a model folder in diffusers' layout, which every ``--base`` takes. Returns it."""
-    settings = read_json(folder / "settings.json")
-    files = {"unet": result_file(folder, "unet"), "text": result_file(folder, "text"), "vae": autoencoder_file(folder)}
-    states = {name: {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()} for name, file in files.items()}
-    base, family = folder / "base", MARKED.diffusers
-    ids, rows = states["text"].pop("token_ids").long(), states["text"].pop("token_rows").float()
-    states["text"]["text_model.embeddings.token_embedding.weight"] = full_token_table(ids, rows).half()
-    text = {**family.texts[MARKED.encoder().name], "model_type": "clip_text_model", "architectures": ["CLIPTextModel"]}
-    vocabulary = len(states["text"]["text_model.embeddings.token_embedding.weight"])
-    text |= {"vocab_size": vocabulary, "bos_token_id": START, "eos_token_id": END, "pad_token_id": END}
-    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
-    prediction = {"v": "v_prediction", "eps": "epsilon"}.get(settings["prediction"], "")
-    noise = {"_class_name": "DDPMScheduler", **family.schedule, "prediction_type": prediction}
-    parts = {
-        "unet": ({"_class_name": "UNet2DConditionModel", **family.model}, states["unet"], "diffusion_pytorch_model"),
-        "vae": ({"_class_name": "AutoencoderTiny", **family.vae}, states["vae"], "diffusion_pytorch_model"),
-        "text_encoder": (text, states["text"], "model"),
-    }
-    for part, (config, state, name) in parts.items():
-        save_tensors(state, base / part / f"{name}.safetensors", {"format": "pt"})
-        write_atomically(json.dumps(config, indent=1).encode(), base / part / "config.json")
-    scheduler = flow if settings["prediction"] == "flow" else noise
-    write_atomically(json.dumps(scheduler, indent=1).encode(), base / "scheduler" / "scheduler_config.json")
-    return base
+def _transformer(training: Training) -> None:
+    """Learn on the U-Net's text encoder, whose words are known by then, whatever the U-Net predicts."""
+    text = needed(training, "text")
+    if not training.result("transformer").exists():
+        options, model = training.options, new_transformer()
+        model.to(training.device)
+        learn_transformer(
+            model,
+            trained_text(text).to(training.device),
+            _lessons(training),
+            _words(training),
+            training.session,
+            steps=options.transformer_steps,
+            recipe=diffusion_recipe(options, "flow"),
+        )
+        training.write("transformer", model.state_dict())
+    write_transformer(training.folder)
 
 
 def assemble(pieces: Path, folder: Path) -> list[Path]:
@@ -325,6 +310,8 @@ def assemble(pieces: Path, folder: Path) -> list[Path]:
     made = []
     if all(result_file(folder, name).exists() for name in ("unet", "text", "latents")):
         made.append(write_base(folder))
+    if all(result_file(folder, name).exists() for name in ("transformer", "text", "latents")):
+        made.append(write_transformer(folder))
     if result_file(folder, "tower").exists():
         write_tower(load_file(result_file(folder, "tower")), folder / "tower")
         made.append(folder / "tower")
@@ -338,5 +325,13 @@ LEARN: dict[str, Callable[[Training], None]] = {
     "diffusion": _diffusion,
     "decoder": _decoder,
     "base": _base,
+    "transformer": _transformer,
 }  # in the order of MARKED_STAGES
-TRAINED_AS = {"parts": "judge-of-parts", "tower": "tower", "autoencoder": "autoencoder", "diffusion": "diffusion", "decoder": "decoder"}
+TRAINED_AS = {
+    "parts": "judge-of-parts",
+    "tower": "tower",
+    "autoencoder": "autoencoder",
+    "diffusion": "diffusion",
+    "decoder": "decoder",
+    "transformer": CHECKPOINT,
+}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
-from ...engines.diffusers import fastest_device, load
+from ...engines.diffusers import fastest_device, load_any
 from ...engines.parts import PARTS, Reading, labels_of, load_judge, right_parts
 from ...engines.towers import load_tower
 from ...measure.report import contact_sheet, from_pixels
@@ -22,8 +22,8 @@ from ..concepts import CONCEPTS, examples
 from ..files import vae_state
 from ..world import Scene, render
 from .autoencoder import pass_through
+from .base import autoencoder_file, result_file
 from .described import described_scene, one_described
-from .marks import autoencoder_file, result_file
 from .obedience import paint_captions
 from .parts import HELD_OUT, accuracy, held_out_accuracy, lone_individual
 from .twins import told_apart
@@ -113,7 +113,7 @@ def _tower(options: argparse.Namespace) -> Mapping[str, object]:
 
 def _captions(options: argparse.Namespace) -> dict[str, object]:
     scenes, captions = zip(*(one_described(HELD_OUT + i) for i in range(options.count)), strict=True)
-    backbone = load(options.base or options.folder / "base", fastest_device())
+    backbone = load_any(options.base or options.folder / "base", fastest_device())
     pictures = paint_captions(backbone, list(captions), options.steps, options.guidance, options.batch)
     judge = load_judge(judge_file(options), fastest_device())
     exact = from_pixels(np.stack([render(scene)[0] for scene in scenes]))

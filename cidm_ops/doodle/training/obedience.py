@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...backbone import Backbone, TransformerBackbone
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
-from ...engines.diffusers import DiffusersBackbone, load
+from ...engines.diffusers import load_any
 from ...measure.report import from_pixels, to_pixels
 from ...painting.sampling import sample
-from ...tokens import encode_layerwise
+from ...tokens import Text, join, read_plain
 from ..figures import COLOURS, FIGURES, plain
 from ..style import PLACES
 from ..world import Scene, arrange, caption, render
@@ -33,19 +35,29 @@ def scene_to_paint(seed: int, things: int) -> Scene:
     return Scene(arrange(looks, words, rng), str(rng.choice(PLACES)), seed=seed)
 
 
-def paint_captions(backbone: DiffusersBackbone, captions: list[str], steps: int = 25, guidance: float = 5.0, batch: int = 25) -> Tensor:
+@torch.no_grad()
+def paint_captions(
+    backbone: Backbone | TransformerBackbone, captions: list[str], steps: int = 25, guidance: float = 5.0, batch: int = 25
+) -> Tensor:
     """Pictures ``[N, 3, 128, 128]`` of captions by a Doodle, each from its own seed; on the CPU."""
-    out = []
-    with torch.no_grad():
-        nothing = encode_layerwise(backbone, [""], {})
-        for start in range(0, len(captions), batch):
-            part = captions[start : start + batch]
-            shape = backbone.family.latent_shape(backbone.size, backbone.size)
-            noise = torch.randn(len(part), *shape, generator=torch.Generator().manual_seed(start)).to(backbone.device)
-            text = encode_layerwise(backbone, part, {})
-            latents = sample(backbone, text, nothing.expand(len(part)), noise, steps=steps, guidance=guidance)
-            out.append(backbone.decode_latent(latents).cpu())
-    return torch.cat(out)
+    painted: dict[int, Tensor] = {}
+    nothing = read_plain(backbone, "")
+    for start in range(0, len(captions), batch):
+        part = captions[start : start + batch]
+        shape = backbone.family.latent_shape(backbone.family.size, backbone.family.size)
+        noise = torch.randn(len(part), *shape, generator=torch.Generator().manual_seed(start)).to(backbone.device)
+        for rows, text in by_length([read_plain(backbone, words) for words in part]):
+            latents = sample(backbone, text, nothing.expand(len(rows)), noise[rows], steps=steps, guidance=guidance)
+            painted |= {start + row: picture for row, picture in zip(rows, backbone.decode_latent(latents).cpu(), strict=True)}
+    return torch.stack([painted[i] for i in range(len(captions))])
+
+
+def by_length(texts: Sequence[Text]) -> list[tuple[list[int], Text]]:
+    """Texts of one length as one batch, and which of all they are."""
+    rows: dict[int, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(text.states.shape[2], []).append(row)
+    return [(some, join([texts[row] for row in some])) for some in rows.values()]
 
 
 def judge(options: argparse.Namespace) -> None:
@@ -56,7 +68,7 @@ def judge(options: argparse.Namespace) -> None:
     learn_judge(classifier, rendered(options.folder, options.pictures, options.workers)[0], Session(options.folder), steps=options.steps)
     scenes = [scene_to_paint(seed, 1 + seed % 2) for seed in range(options.captions)]
     held_out = from_pixels(np.stack([render(s)[0] for s in scenes]))
-    pictures = paint_captions(load(options.base), [caption(s, np.random.default_rng(i)) for i, s in enumerate(scenes)])
+    pictures = paint_captions(load_any(options.base), [caption(s, np.random.default_rng(i)) for i, s in enumerate(scenes)])
     figures = {
         "captions": options.captions,
         "sampled": asdict(verdict(classifier, pictures, scenes)),
