@@ -46,9 +46,8 @@ SETTINGS = (
     "middle", "things", "align", "latent_batch", "latent_noise", "edge", "perceptual", "seer", "begin_with",
 )  # fmt: skip
 SPREAD = 0.05  # weight of unit spread of the latents
-LAST_NOISE = (
-    0.2  # the most that latents bear in the decoder's last training, which is to be sharp: those that were painted have errors enough
-)
+# The most that latents bear in the decoder's last training, which is to be sharp: those that were painted have errors enough.
+LAST_NOISE = 0.2
 PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
 log = logging.getLogger("cidm.doodle")
 
