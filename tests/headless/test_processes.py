@@ -54,9 +54,12 @@ def contents(file: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def check_alike(bank: Path, alone: Bank) -> None:
-    """What two banks have of <rex> differs by no more than the order of sums in fp32, and is said to be of the same task."""
+    """What two banks have of <rex> differs by no more than the order of sums in fp32, and is said to be of the same task.
+
+    Kernels for one picture and for two add in orders of their own: factors have differed by 1e-5 on one kind of processor, 1.4e-5 on another.
+    """
     (mine, told), (other, said) = contents(bank / "rex.safetensors"), contents(alone.file("rex"))
-    assert mine.keys() == other.keys() and max((mine[key] - other[key]).abs().max().item() for key in mine) <= 1e-5
+    assert mine.keys() == other.keys() and max((mine[key] - other[key]).abs().max().item() for key in mine) <= 2e-5
     assert max(abs(a - b) for a, b in zip(told.pop("losses"), said.pop("losses"), strict=True)) <= 2e-5
     assert told.pop("loss") == pytest.approx(said.pop("loss"), abs=1e-5) and told == said
 
