@@ -1,6 +1,7 @@
 """Arguments that several commands share, and their types."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,22 @@ def whole(least: int, multiple: int = 1) -> Callable[[str], int]:
             of = f", a multiple of {multiple}" if multiple > 1 else ""
             raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}{of}")
         return int(text)
+
+    return number
+
+
+def between(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """Makes an argument type: a number from ``least`` to ``most``."""
+
+    def number(text: str) -> float:
+        span = f"a number of at least {least:g}" if math.isinf(most) else f"a number from {least:g} to {most:g}"
+        try:
+            given = float(text)
+        except ValueError:
+            given = math.nan
+        if not (least <= given <= most and math.isfinite(given)):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {span}")
+        return given
 
     return number
 

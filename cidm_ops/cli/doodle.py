@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..doodle.training.stages import MARKED_DEFAULT, MARKED_STAGES, MARKED_STEPS, MEASURES, PREDICTIONS, SEERS, STAGES, STARTS, STEPS
-from .arguments import whole
+from .arguments import between, whole
 
 
 def add_commands(into: Any) -> None:
@@ -85,15 +85,17 @@ def add_marks(into: Any) -> None:
     marks.add_argument("--lr", type=float, default=3e-3, help="largest learning rate of either (default: %(default)s)")
     marks.add_argument("--text-lr", type=float, default=8e-4, help="that of the text encoder (default: %(default)s)")
     marks.add_argument(
-        "--middle", type=float, default=0.75, help="share of pictures at the noise that settles marks (default: %(default)s)"
+        "--middle", type=between(0, 1), default=0.75, help="share of pictures at the noise that settles marks (default: %(default)s)"
     )
-    marks.add_argument("--things", type=float, default=6.0, help="how often cells with things count (default: %(default)s)")
-    marks.add_argument("--align", type=float, default=0.5, help="weight of what the judge sees (default: %(default)s)")
+    marks.add_argument("--things", type=between(1), default=6.0, help="how often cells with things count (default: %(default)s)")
+    marks.add_argument("--align", type=between(0), default=0.5, help="weight of what the judge sees (default: %(default)s)")
     marks.add_argument(
         "--painted", type=whole(0), default=4000, help="latents painted for the decoder's last training (default: %(default)s)"
     )
     marks.add_argument("--latent-batch", type=whole(2), default=16, help="crops of a step of the autoencoder (default: %(default)s)")
-    marks.add_argument("--latent-noise", type=float, default=0.8, help="the most that latents bear, of their spread (default: %(default)s)")
+    marks.add_argument(
+        "--latent-noise", type=between(0), default=0.8, help="the most that latents bear, of their spread (default: %(default)s)"
+    )
     marks.add_argument("--edge", type=float, default=1.0, help="weight of edges when pictures are compared (default: %(default)s)")
     marks.add_argument("--seer", choices=SEERS, default=SEERS[0], help="whose layers compare pictures too (default: %(default)s)")
     marks.add_argument("--perceptual", type=float, default=0.1, help="weight of those layers (default: %(default)s)")

@@ -90,6 +90,21 @@ def test_a_folder_that_was_begun_before_a_stage_was_known_goes_on(trained):
     assert json.loads((trained / "settings.json").read_text()) == settings
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "expected"),
+    [
+        ("--middle", "1.5", "a number from 0 to 1"),
+        ("--things", "0", "a number of at least 1"),
+        ("--align", "x", "a number of at least 0"),
+        ("--latent-noise", "nan", "a number of at least 0"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_before_anything_is_drawn(tmp_path, capsys, option, given, expected):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "none", option, given)
+    assert f"argument {option}: {given!r}: expected {expected}" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 def test_what_comes_of_it_is_a_base_of_its_own(trained):
     base = load(trained / "base")
     assert base.family is MARKED and base.architecture == "sd1-7x160" and base.size == 128 and base.schedule.prediction == "v"
