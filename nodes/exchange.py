@@ -9,6 +9,7 @@ from ..cidm_ops.bank.bank import Bank
 from ..cidm_ops.bank.exchange import EXISTING, import_into
 from ..cidm_ops.bank.export import export_concept, export_merged, remarks_on_export
 from ..cidm_ops.bank.header import check_name
+from ..cidm_ops.models.earlier import EARLIER
 from ..cidm_ops.models.registry import families
 from . import say
 from .bank import ConceptBank
@@ -70,10 +71,10 @@ class CIDMImportConcept(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "architecture",
-                    options=[AUTO, *(f.architecture for f in families())],
+                    options=[AUTO, *(f.architecture for f in families()), *EARLIER],
                     default=AUTO,
                     optional=True,
-                    tooltip="The base that the file is for, where its layers do not say: SD 1.x (sd1-16x768), SDXL, or Doodle (sd1-7x128).",
+                    tooltip="The base that the file is for, where its layers do not say: SD 1.x (sd1-16x768), SDXL, or Doodle (sd1-7x160).",
                 ),
             ],
             outputs=[

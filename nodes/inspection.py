@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..cidm_ops.bank.header import NAME
 from ..cidm_ops.bank.index import stamp
 from ..cidm_ops.inspection import inspect, lines_of
+from ..cidm_ops.models.earlier import EARLIER
 from ..cidm_ops.models.registry import families
 from . import say
 from .bank import bank_folder
@@ -54,7 +55,7 @@ class CIDMInspectFile(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "architecture",
-                    options=[AUTO, *(f.architecture for f in families())],
+                    options=[AUTO, *(f.architecture for f in families()), *EARLIER],
                     default=AUTO,
                     tooltip="The base that a LoRA is for, where its layers do not say.",
                 ),

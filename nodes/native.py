@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.clip_vision
 import comfy.latent_formats
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -24,8 +25,8 @@ UNET: dict[str, Any] = {
     "image_size": 32,
     "in_channels": DOODLE.latent_channels,
     "out_channels": DOODLE.latent_channels,
-    "model_channels": 64,
-    "channel_mult": [1, 2, 3],
+    "model_channels": 128,
+    "channel_mult": [1, 1, 1],
     "num_res_blocks": [1, 1, 1],
     "transformer_depth": [0, 1, 1],
     "transformer_depth_output": [0, 0, 1, 1, 1, 1],
@@ -60,17 +61,26 @@ class Doodle(comfy.supported_models.SD15):
     unet_config: dict[str, Any] = {}
     latent_format = DoodleLatent
 
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return comfy.model_base.ModelType.V_PREDICTION
+
     def inpaint_model(self) -> bool:
-        """The host takes a U-Net of more than four input channels for one; Doodle's may have latents of more."""
+        """The host takes a U-Net of more than four input channels for one; Doodle's has latents of more."""
         return False
 
 
 class DoodleTokenizer(comfy.sd1_clip.SDTokenizer):
-    """CLIP's, for rows of embeddings as wide as Doodle's."""
+    """CLIP's, for rows of embeddings as wide as the text encoder's."""
+
+    config = files.TEXT_CONFIG
 
     def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict[str, Any] | None = None):
-        size = files.TEXT_CONFIG["hidden_size"]
+        size = self.config["hidden_size"]
         super().__init__(embedding_directory=embedding_directory, embedding_size=size, tokenizer_data=tokenizer_data or {})
+
+
+class ReaderTokenizer(DoodleTokenizer):
+    config = files.READER_TEXT
 
 
 class DoodleClip:
@@ -103,7 +113,7 @@ def clip() -> comfy.sd.CLIP:
 
 def captions() -> comfy.sd.CLIP:
     """The reader's caption side, with its projection."""
-    return text_encoder(files.caption_state(), files.TEXT_CONFIG, DoodleTokenizer)
+    return text_encoder(files.caption_state(), files.READER_TEXT, ReaderTokenizer)
 
 
 def text_encoder(
@@ -134,22 +144,23 @@ def vae() -> comfy.sd.VAE:
 
 def vision() -> comfy.clip_vision.ClipVisionModel:
     """The image tower, which tells individuals apart."""
-    return _vision(files.vision_state())
+    return image_tower(files.vision_state())
 
 
 def reader() -> comfy.clip_vision.ClipVisionModel:
     """The reader's image side, in the space of ``captions``."""
-    return _vision(files.reader_state())
+    return image_tower(files.reader_state())
 
 
-def _vision(state: dict[str, Tensor]) -> comfy.clip_vision.ClipVisionModel:
-    """0.3.64 reads a tower's description from a file only."""
+def image_tower(state: Mapping[str, Tensor]) -> comfy.clip_vision.ClipVisionModel:
+    """An image tower of the host from weights; 0.3.64 reads its description from a file only."""
     description = {
         "model_type": "clip_vision_model",
         "num_channels": 3,
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
-        **files.VISION_CONFIG,
+        **files.vision_config(state),
+        "projection_dim": len(state["visual_projection.weight"]),
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vision.json"

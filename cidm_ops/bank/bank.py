@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..grammar import article
+from ..models.earlier import EARLIER
 from .concept import Concept
 from .concept_file import load_concept, save_concept
 from .files import clear_parts
@@ -177,7 +178,10 @@ def claims(words: Sequence[str], triggers: Sequence[str]) -> set[str]:
 def check_base(header: Header, architecture: str, fingerprint: str) -> str | None:
     """Whether a concept fits a base: a warning for another checkpoint, ``ValueError`` for another architecture."""
     if header["architecture"] != architecture:
-        raise ValueError(f"concept {header['name']!r} was learned on {header['architecture']}, this model is {architecture}: load its base")
+        learned = f"concept {header['name']!r} was learned on {header['architecture']}"
+        if said := EARLIER.get(header["architecture"]):
+            raise ValueError(f"{learned}, {said}: learn it again; Doodle's own ten come anew in a bank of another name")
+        raise ValueError(f"{learned}, this model is {architecture}: load its base")
     if header["fingerprint"] and header["fingerprint"] != fingerprint:
         return f"concept {header['name']!r} was learned on another checkpoint of {architecture}: likeness may suffer"
     return None

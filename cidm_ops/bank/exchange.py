@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..models.earlier import check_present
 from ..models.foreign import foreign_family
 from ..models.registry import families, family_of
 from ..printable import one_line
@@ -32,7 +33,7 @@ OURS = "a concept of this pack"
 @dataclass(frozen=True)
 class Labels:
     """Whoever imports a file says this of it: all of it may be empty, and the file then says it. ``rank`` is that of layers which are no
-    LoRA of two factors (LoHa, LoKr, full deltas).
+    LoRA of two factors (LoHa, LoKr, full deltas). Raises ``ValueError`` for the architecture of a model that no longer ships.
     """
 
     name: str = ""
@@ -40,6 +41,9 @@ class Labels:
     class_word: str = ""
     triggers: Sequence[str] = ()
     rank: int = 16
+
+    def __post_init__(self) -> None:
+        check_present(self.architecture)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scenes", type=whole(3), help="for editing, overlap, scenes and weave (default: 84, 40, 200 and 60)")
     parser.add_argument("--wishes", type=whole(1), help="for wish (default: 100)")
-    parser.add_argument("--judge", type=Path, help="for scenes: a judge of parts, as of `cidm evaluate`")
+    parser.add_argument("--judge", help="for scenes: a judge of parts, as of `cidm evaluate` (default: the one that ships)")
     parser.add_argument("--pixels", type=whole(64, 64), help="for regions: the picture's side (default: 512 with a GPU, 256 without)")
     parser.add_argument("--family", choices=("flux", "nextdit", "qwen"), help="for regions and train: a transformer, not SD1.5 and Doodle")
     parser.add_argument("--counts", type=whole(1), nargs="+", help="for bank: how many concepts (default: 1000 10000 100000)")

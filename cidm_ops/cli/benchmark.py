@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=whole(1), help="pictures painted together (default: 20 on Doodle, else 4)")
     parser.add_argument("--bf16", action="store_true", help="paint in bf16, where the machine is made for it")
     parser.add_argument("--vision", default="doodle", help="image tower, as of `cidm evaluate` (default: %(default)s)")
-    parser.add_argument("--judge", type=Path, help="a judge of parts, as of `cidm evaluate`: identity by parts of Doodle's own concepts")
+    parser.add_argument("--judge", help="a judge of parts, as of `cidm evaluate` (default: on the suite doodle the one that ships)")
     parser.add_argument("--weight", action="append", default=[], metavar="TRAINING=NUMBER", help="of what a baseline adds to the loss")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the recipe, for all methods but Infusion"

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", default="doodle", help="'doodle', or the folder of another Doodle (default: %(default)s)")
     parser.add_argument("--vision", help="image tower, as of `cidm evaluate` (default: the one that ships)")
-    parser.add_argument("--judge", type=Path, help="a judge of parts, as of `cidm evaluate`: identity by parts beside image alignment")
+    parser.add_argument("--judge", default="doodle", help="a judge of parts, as of `cidm evaluate` (default: the one that ships)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
     from ..evaluation.doodle import DoodleBench
 
     tower = load_tower(options.vision) if options.vision else None
-    bench = DoodleBench(options.base, tower, load_judge(options.judge) if options.judge else None)
+    bench = DoodleBench(options.base, tower, load_judge(options.judge))
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cidm").setLevel(logging.INFO)
     run_demo(options.folder, bench)

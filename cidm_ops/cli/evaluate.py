@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vision", default="doodle", help="image tower: 'doodle', a transformers folder, a .safetensors of CLIP (default: %(default)s)"
     )
     parser.add_argument(
-        "--judge", type=Path, help="a judge of parts, as `cidm doodle marks` writes it: identity by parts of Doodle's own concepts"
+        "--judge",
+        help="a judge of parts, for identity by parts of Doodle's own concepts: 'doodle', or a file of `cidm doodle train` (default: none)",
     )
     parser.add_argument("--samples", type=whole(1), default=50, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=50, help="sampling steps (default: %(default)s)")

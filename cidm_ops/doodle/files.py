@@ -1,5 +1,6 @@
-"""The weights that ship: six small fp16 files, and the sizes of the models they fill."""
+"""The weights that ship: seven small fp16 files, and the sizes of the models they fill."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ VISION_CONFIG: dict[str, Any] = dict(
     num_hidden_layers=4,
     num_attention_heads=4,
     image_size=128,
-    patch_size=16,
+    patch_size=8,  # of a tower that is trained now: small enough for a mark
     projection_dim=128,
     hidden_act="quick_gelu",
 )
+# The reader compares pictures with captions, for which a small text side does.
+READER_TEXT: dict[str, Any] = {**TEXT_CONFIG, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "projection_dim": 128}
+JUDGE = WEIGHTS / "parts.safetensors"  # the judge of parts
 RARE_STD = 0.02
 SCALE = 20.0  # of cosines in the spaces of both towers: they learned captions at the temperature 0.05
 
@@ -67,6 +71,11 @@ def text_state() -> dict[str, Tensor]:
 def vae_state() -> dict[str, Tensor]:
     """Names of diffusers' ``AutoencoderTiny``."""
     return _load("vae")
+
+
+def vision_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The sizes of an image tower with such weights, which say how large a patch is."""
+    return {**VISION_CONFIG, "patch_size": state["vision_model.embeddings.patch_embedding.weight"].shape[-1]}
 
 
 def vision_state() -> dict[str, Tensor]:

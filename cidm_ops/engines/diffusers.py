@@ -17,11 +17,10 @@ from ..causal import end_states, pooled_state, text_states
 from ..doodle import files
 from ..fingerprint import architecture, fingerprint
 from ..hub import read_layerwise
-from ..models import marked as marked  # makes its family known
-from ..models import marked_transformer as marked_transformer  # the same
+from ..models import doodle_transformer as doodle_transformer  # makes its family known
 from ..models.family import Family
 from ..models.registry import families, family_of
-from ..models.sd import DOODLE, SD1
+from ..models.sd import DOODLE
 from ..schedule import Schedule
 from .checkpoint import Modules, filled, read_checkpoint, text_model
 from .folder import read_config, variant
@@ -166,9 +165,8 @@ def load(base: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     Raises FileNotFoundError if there is nothing of that name, ValueError if it is not a complete model of that kind.
     """
     path = Path(base).expanduser()
-    schedule: Mapping[str, Any] = SD1.diffusers.schedule
     if str(base) == "doodle":
-        modules = doodle()
+        modules, schedule = doodle(), dict(DOODLE.diffusers.schedule)
     elif (path / "transformer").is_dir():
         raise ValueError(
             f"{path} is a transformer, on which concepts are learned and painted: this command works on Stable Diffusion 1 and SDXL"
@@ -211,7 +209,7 @@ def read_folder(folder: Path) -> tuple[Modules, dict[str, Any]]:
     other_text = texts[first].get("hidden_act") != own.texts[first]["hidden_act"]
     if other_text or (unet.get("use_linear_projection") and not own.model.get("use_linear_projection")):
         raise ValueError(f"{folder} is a Stable Diffusion 2 model: {wanted}")
-    sized = next((f for f in families() if f.name == family.name and f.width == read), family)  # Doodles may have latents of more channels
+    sized = next((f for f in families() if f.name == family.name and f.width == read), family)  # Doodle has latents of more channels
     if width != read or channels != sized.latent_channels:
         raise ValueError(
             f"{folder} has a U-Net of {channels} input channels that reads a text of width {read}, and text encoders of width {width}: "

@@ -27,7 +27,7 @@ class DoodleReader:
 
     def __init__(self) -> None:
         self.model = _vision(files.reader_state())
-        config = CLIPTextConfig(**files.TEXT_CONFIG, vocab_size=clip.VOCABULARY, eos_token_id=clip.END)
+        config = CLIPTextConfig(**files.READER_TEXT, vocab_size=clip.VOCABULARY, eos_token_id=clip.END)
         self.text = CLIPTextModelWithProjection(config).eval()
         names = self.text.state_dict()
         state = {k if k in names else k.removeprefix("text_model."): v for k, v in files.caption_state().items()}
@@ -42,7 +42,7 @@ class DoodleReader:
 
 
 def _vision(state: dict[str, Tensor]) -> CLIPVisionModelWithProjection:
-    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**files.VISION_CONFIG)).eval()
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**files.vision_config(state))).eval()
     model.load_state_dict(state)
     return model
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..doodle.draw import RGB
 from ..doodle.figures import ACCESSORIES, COLOURS, FIGURES, MARKINGS, UNNAMED, Look
+from ..doodle.files import JUDGE
 from ..doodle.world import Scene, Thing, render
 from ..printable import brief
 
@@ -35,6 +36,7 @@ SEEN = 20  # pixels of a colour that must show, of an individual that fills the 
 FLAGS: dict[str, RGB] = {"accent": (1, 2, 3), "marking": (3, 2, 1)}  # colours that nothing wears
 SIDE = 128  # pixels of a picture that the judge reads
 MARK = "cidm.parts"  # in the metadata of its file
+SHIPPED = "doodle"  # in the place of a file: the judge that ships
 
 
 def labels_of(look: Look) -> np.ndarray:
@@ -157,17 +159,17 @@ def fingerprint_of(judge: PartsJudge) -> str:
 
 
 def load_judge(file: Path | str, device: torch.device | str = "cpu") -> PartsJudge:
-    """The judge in a file of `cidm doodle marks`.
+    """The judge that ships ("doodle"), or the one in a file of `cidm doodle train`.
 
     Raises ``FileNotFoundError`` if there is none, ``ValueError`` for a file of anything else.
     """
-    file = Path(file).expanduser()
+    file = JUDGE if str(file) == SHIPPED else Path(file).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such judge of parts: expected parts.safetensors, as `cidm doodle marks` writes it")
+        raise FileNotFoundError(f"{file}: no such judge of parts: expected parts.safetensors, as `cidm doodle train` writes it")
     try:
         with safe_open(file, "pt") as f:
             if MARK not in (f.metadata() or {}):
-                raise ValueError(f"{file} is no judge of parts: expected parts.safetensors, as `cidm doodle marks` writes it")
+                raise ValueError(f"{file} is no judge of parts: expected parts.safetensors, as `cidm doodle train` writes it")
             state = {key: f.get_tensor(key).float() for key in f.keys()}  # noqa: SIM118
         judge = PartsJudge(len(state["stages.0.0.weight"]))
         judge.load_state_dict(state)

@@ -148,13 +148,13 @@ SDXL = register(
     )
 )
 
-DOODLE_CHANNELS = 4  # of its latents; the weights that ship have as many
+DOODLE_WIDTH, DOODLE_CHANNELS = 160, 16  # of its texts and of its latents, which have as many as those of Flux.1 and SD 3
 DOODLE = register(
     replace(
         SD1,
         title="Doodle",
-        architecture="sd1-7x128",
-        encoders=(replace(CLIP_L, width=128),),
+        architecture=f"sd1-7x{DOODLE_WIDTH}",
+        encoders=(replace(CLIP_L, width=DOODLE_WIDTH),),
         latent_channels=DOODLE_CHANNELS,
         size=128,
         recipes={
@@ -173,26 +173,26 @@ DOODLE = register(
                 "in_channels": DOODLE_CHANNELS,
                 "out_channels": DOODLE_CHANNELS,
                 "sample_size": 16,
-                "block_out_channels": (64, 128, 192),
+                "block_out_channels": (128, 128, 128),
                 "layers_per_block": 1,
                 "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                 "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
                 "attention_head_dim": 8,
-                "cross_attention_dim": 128,
+                "cross_attention_dim": DOODLE_WIDTH,
             },
             texts={
                 "clip_l": {
-                    "hidden_size": 128,
-                    "intermediate_size": 512,
-                    "num_hidden_layers": 2,
+                    "hidden_size": DOODLE_WIDTH,
+                    "intermediate_size": 4 * DOODLE_WIDTH,
+                    "num_hidden_layers": 3,
                     "num_attention_heads": 4,
                     "max_position_embeddings": clip.CHUNK,
-                    "projection_dim": 128,
+                    "projection_dim": DOODLE_WIDTH,
                     "hidden_act": "quick_gelu",
                 }
             },
             vae={"latent_channels": DOODLE_CHANNELS},
-            schedule=SCHEDULE,
+            schedule=SCHEDULE | {"prediction_type": "v_prediction"},
         ),
         files=LoraFiles(roots=ROOTS, read_layer=layers_of(resnets=1), modelspec="stable-diffusion-v1/lora"),
     )

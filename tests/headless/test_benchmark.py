@@ -110,7 +110,7 @@ class TestRuns:
     def test_c_lora_starts_from_the_base_and_all_earlier_changes(self, bench, learned):
         run, backbone = self.begun(bench, learned, SelfRegularizedLora()), bench.suite.backbone
         draw = torch.Generator().manual_seed(0)
-        x, context = torch.randn(1, 4, 16, 16, generator=draw), torch.randn(1, 77, 128, generator=draw)
+        x, context = torch.randn(1, 16, 16, 16, generator=draw), torch.randn(1, 77, 160, generator=draw)
         with torch.no_grad():
             with run.attach():
                 got = backbone.predict(x, torch.tensor([500]), context)

@@ -1,11 +1,9 @@
-"""The bridge from Doodle's text encoder to its image tower: what the one that ships finds, and the stage that makes it."""
+"""The bridge from Doodle's text encoder to its image tower: what the one that ships finds, and where it begins."""
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from cidm_ops.__main__ import main
 from cidm_ops.doodle import files
 from cidm_ops.doodle.training.bridge import least_squares, new_bridge, retrieval
 from cidm_ops.doodle.world import caption, random_scene, render
@@ -25,18 +23,6 @@ def test_the_bridge_that_ships_finds_captions_of_scenes_that_nobody_trained_on(b
     said = CaptionSide(backbone, space)([caption(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes)], {})
     nearest = (torch.nn.functional.normalize(seen, dim=-1) @ said.T).argmax(1)
     assert float((nearest == torch.arange(64)).float().mean()) > 0.5, "chance is 0.016"
-
-
-def test_the_stage_makes_a_bridge_of_the_models_that_ship_and_goes_on(tmp_path, capsys):
-    stage = ["doodle", "train", "--folder", str(tmp_path), "--stages", "bridge", "--pictures", "8", "--workers", "1", "--device", "cpu"]
-    assert main([*stage, "--bridge-steps", "2"]) == 0
-    first = load_file(tmp_path / "caption-bridge.safetensors")["weight"]
-    assert first.shape == files.bridge_weight().shape == (128, 128) and first.isfinite().all()
-    assert (tmp_path / "bridge.safetensors").exists() and (tmp_path / "bridged-0.safetensors").exists()
-    assert main([*stage, "--bridge-steps", "4"]) == 0
-    assert not torch.equal(load_file(tmp_path / "caption-bridge.safetensors")["weight"], first)
-    assert main([*stage[:5], "ship", *stage[6:], "--folder", str(tmp_path / "none")]) == 2
-    assert "has no part of a Doodle" in capsys.readouterr().err
 
 
 def test_where_captions_are_a_linear_map_of_pictures_least_squares_is_that_map():

@@ -55,7 +55,7 @@ def test_rows_of_no_other_word_change_and_nothing_of_the_model(backbone, by, tmp
     for name in ("dog", "dog2"):
         concept = told.bank.get(name)
         assert concept.words == (f"<{name}.1>", f"<{name}.2>") and not concept.all_factors and not concept.residuals
-        assert concept.tokens["clip_l"].shape == (2, 1, 128) and set(concept.token_layers) == {0}
+        assert concept.tokens["clip_l"].shape == (2, 1, 160) and set(concept.token_layers) == {0}
         assert concept.training["method"] == "contrast" and concept.training["losses"] == [round(x, 5) for x in told.losses]
     begun = contrast(backbone, by, lessons("dog", "dog2"), [], replace(SHORT, lr=0.0))
     learned = contrast(backbone, by, lessons("dog", "dog2"), [], SHORT)

@@ -19,7 +19,7 @@ PROMPT = "a <dog> in the snow"
 
 @pytest.fixture
 def latents(backbone, bank):
-    clean = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    clean = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(5))
 
     def made(mask, prompt=PROMPT, regions=(), denoise=1.0, steps=3):
         composition = compose_regions(backbone, bank, prompt, regions)
@@ -71,7 +71,7 @@ class TestLatents:
 
 def test_a_level_of_noise_is_where_the_sampler_is():
     """Of every kind of prediction: with the first level of pure noise and no noise at the end."""
-    clean, noise = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    clean, noise = torch.randn(1, 16, 2, 2), torch.randn(1, 16, 2, 2)
     for schedule in (Schedule.of_alphas(torch.linspace(0.999, 0.001, 1000), "eps"), Schedule.straight(3.0)):
         levels, _ = schedule.levels(5)
         assert torch.equal(schedule.noised(clean, noise, 0.0), clean)

@@ -12,7 +12,7 @@ from cidm_ops.painting.composition import compose_regions
 from cidm_ops.painting.config import PLACE
 from cidm_ops.painting.paint import SamplingConfig, paint, paint_latents, unit_noise
 
-DOG = "a <dog:0.9> next to a red cup"
+DOG = "a <dog:0.9> in the snow"
 LEFT = RegionMask(torch.tensor([[1.0, 0.0]]))
 
 
@@ -52,7 +52,7 @@ class TestGuidance:
 class TestLateStart:
     def test_from_the_beginning_it_is_the_default_and_never_it_is_the_base(self, latents):
         assert torch.equal(latents(DOG, start=0.0), latents(DOG))
-        assert torch.equal(latents(DOG, start=1.0), latents("a dog next to a red cup"))
+        assert torch.equal(latents(DOG, start=1.0), latents("a dog in the snow"))
 
     def test_it_begins_where_it_says(self, latents):
         """Of three steps, the second is at half of the sampling, the third at its end."""
@@ -94,8 +94,8 @@ class TestWhereItStands:
         apart(latents(DOG, scope=PLACE, steps=8, side=128), latents(DOG, steps=8, side=128))  # 64 pixels are too few for a place
         composition = compose_regions(backbone, bank, DOG, (), AggregationConfig(scope=PLACE))
         (region,) = composition.regions
-        assert composition.whole.text == "a dog next to a red cup" and not composition.whole.concepts
-        assert region.mix.text == "a <dog.1> <dog.2> next to a red cup" and region.mask.sought == 0.25 and region.mask.mask.all()
+        assert composition.whole.text == "a dog in the snow" and not composition.whole.concepts
+        assert region.mix.text == "a <dog.1> <dog.2> in the snow" and region.mask.sought == 0.25 and region.mask.mask.all()
         weights = composition.scene().stacks[0].weights  # [P, elsewhere and the place, L, G]
         assert not weights[:, 0].any() and torch.allclose(weights[:, 1], torch.tensor(0.9))
 

@@ -86,7 +86,7 @@ def test_the_template_is_what_the_plain_model_sees_whatever_is_woven_into_it(bac
     level = schedule.trained_levels()[300]
     own = schedule.scale_input(picture.trajectory.at(float(level)), level)
     plainly = backbone.predict(own, torch.tensor([300]), picture.text)
-    rows, x = [], torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    rows, x = [], torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(3))
     for names in ("dog cat", "cat2 duck"):
         left, right = names.split()
         places = [(f"a <{name}> in the snow", place) for name, (_, place) in zip((left, right), HALVES, strict=True)]
@@ -162,7 +162,7 @@ def test_what_cannot_be_woven_is_refused_by_name(backbone, bank, picture):
     with pytest.raises(ValueError, match="the latent is 8 x 8 and the template 16 x 16"):
         paint(backbone, bank, "a dog", unit_noise(DOODLE, 1, 1, 64, 64), SamplingConfig(1, template=into))
     other = replace(picture, text=picture.text[..., :96])
-    with pytest.raises(ValueError, match="inverted by a model that reads texts of width 96, and Doodle reads 128"):
+    with pytest.raises(ValueError, match=f"inverted by a model that reads texts of width 96, and Doodle reads {DOODLE.width}"):
         template(backbone, other)
     with pytest.raises(ValueError, match="expected one of the two"):
         SamplingConfig(template=into, estimation=NoiseEstimation())

@@ -27,7 +27,7 @@ def nothing(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean():
-    return torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    return torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def predicted(backbone, scene, x, texts, step=300):
 
 def test_a_picture_that_refers_to_itself_stays_as_it_is(backbone):
     """Keys and values that are there twice change no attention."""
-    schedule, clean = backbone.schedule, torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    schedule, clean = backbone.schedule, torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(5))
     text = encode(backbone, ParsedPrompt(PROMPT)).rows
     reference = reference_of(backbone, clean, text)
     level = schedule.trained_levels()[300]

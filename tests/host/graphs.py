@@ -103,7 +103,7 @@ def photos(folder, captions=("a dog on the grass", "a dog at home")):
 def community_lora(server, file="loras/my_lora.safetensors", **more):
     """A LoRA of Doodle as kohya's tools name it, alpha half the rank, in the server's folder; and what it adds to one layer."""
     generator, state = torch.Generator().manual_seed(0), {}
-    for module, out, read in ((ATTENTION.format("to_k"), 128, 128), (ATTENTION.format("to_v"), 128, 128)):
+    for module, out, read in ((ATTENTION.format("to_k"), 128, 160), (ATTENTION.format("to_v"), 128, 160)):
         state[f"{module}.lora_up.weight"] = torch.randn(out, 4, generator=generator)
         state[f"{module}.lora_down.weight"] = torch.randn(4, read, generator=generator)
         state[f"{module}.alpha"] = torch.tensor(2.0)

@@ -104,7 +104,7 @@ def random_factors(backbone, seed=0):
 
 
 def sample(model, positive, negative, seed=1, steps=2):
-    latent = torch.zeros(1, 4, 16, 16)
+    latent = torch.zeros(1, 16, 16, 16)
     noise = comfy.sample.prepare_noise(latent, seed)
     return comfy.sample.sample(model, noise, steps, 4.0, "euler", "normal", positive, negative, latent, seed=seed)
 
@@ -126,8 +126,8 @@ def the_layers_have_the_names_and_the_order_of_diffusers():
             "up_blocks.0.attentions.0", "up_blocks.0.attentions.1", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1",
         )
     ]  # fmt: skip
-    assert backbone.architecture == "sd1-7x128"
-    assert backbone.schedule.prediction == "eps"
+    assert backbone.architecture == "sd1-7x160"
+    assert backbone.schedule.prediction == "v"
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     near(backbone.schedule.signal.square(), torch.cumprod(1 - betas, 0))
 
@@ -177,12 +177,12 @@ def the_prediction_is_that_of_the_host():
     model, clip, vae = doodle()
     backbone = host.ComfyBackbone(doubled(model), clip, vae)
     generator = torch.Generator().manual_seed(0)
-    x, context = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 128, generator=generator)
+    x, context = torch.randn(2, 16, 16, 16, generator=generator), torch.randn(2, 77, 160, generator=generator)
     t = torch.tensor([20, 900])
     sigma = model.model.model_sampling.sigmas[t]
     scale = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
     denoised = model.model.apply_model(x * scale, sigma, c_crossattn=context)
-    near(backbone.predict(x, t, context), (x * scale - denoised) / sigma.view(-1, 1, 1, 1))
+    near(backbone.predict(x, t, context), (x / scale - denoised) * scale / sigma.view(-1, 1, 1, 1))
     near(backbone.predict(x, t, context[:, None].expand(-1, 7, -1, -1)), backbone.predict(x, t, context))
 
 
@@ -191,7 +191,7 @@ def the_pictures_come_back_from_the_latents():
     backbone = host.ComfyBackbone(model, clip, vae)
     pictures = torch.stack(list(data_of("dog").pictures)) * 2 - 1
     latents = backbone.encode_image(pictures)
-    assert latents.shape == (3, 4, 16, 16)
+    assert latents.shape == (3, 16, 16, 16)
     equal(latents, model.model.process_latent_in(vae.encode((pictures.movedim(1, -1) + 1) / 2)))
     assert backbone.decode_latent(latents).shape == pictures.shape
     assert float((backbone.decode_latent(latents) - pictures).abs().mean()) < 0.2
@@ -310,16 +310,16 @@ def the_sampling_that_a_node_has_set_is_the_one_that_is_learned():
     model, clip, vae = doodle()
     doubled(model)
     generator = torch.Generator().manual_seed(0)
-    x, context = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 128, generator=generator)
+    x, context = torch.randn(2, 16, 16, 16, generator=generator), torch.randn(2, 77, 160, generator=generator)
     t = torch.tensor([100, 800])
     nodes = nodes_model_advanced.ModelSamplingSD3(), nodes_model_advanced.ModelSamplingDiscrete()
-    for kind, patched in (("flow", nodes[0].patch(model, 3.0)[0]), ("v", nodes[1].patch(model, "v_prediction", False)[0])):
+    for kind, patched in (("flow", nodes[0].patch(model, 3.0)[0]), ("eps", nodes[1].patch(model, "eps", False)[0])):
         with torch.inference_mode(False):
             backbone = host.ComfyBackbone(patched, clip, vae)
             assert backbone.schedule.prediction == kind
             answer = backbone.predict(x, t, context)
         signal, noise = (v[t].view(-1, 1, 1, 1) for v in (backbone.schedule.signal, backbone.schedule.sigma))
-        clean = x - noise * answer if kind == "flow" else signal * x - noise * answer
+        clean = x - noise * answer if kind == "flow" else (x - noise * answer) / signal
         patched.patch_model()
         try:
             level = backbone.schedule.sigma[t] if kind == "flow" else (noise / signal).flatten()
@@ -338,18 +338,18 @@ def the_text_encoder_learns_too():
         with torch.inference_mode(False):
             backbone = host.ComfyBackbone(model, clip, vae)
             bank, concept, *_ = learn(Bank(folder), backbone, steps=2, lr_text=1e-2)
-        assert len(concept.text_factors) == 8 and all(f.up.abs().max() > 0 for f in concept.text_factors.values())
+        assert len(concept.text_factors) == 12 and all(f.up.abs().max() > 0 for f in concept.text_factors.values())
         mixture = mix(backbone, bank, "a <dog> on the beach")
         changed, same = (patches.conditioning(clip, [m])[0][0].plans[0].layers for m in (mixture, replace(mixture, strengths={})))
         assert float((changed - same).abs().max()) > 1e-3
         lora = safetensors.torch.load_file(bank.file("dog"))
         loaded = comfy.lora.load_lora(lora, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
-        assert len(loaded) == 8, "the host's loader finds the text factors"
+        assert len(loaded) == 12, "the host's loader finds the text factors"
 
 
 def the_room_for_a_step_can_grow():
     backbone = host.ComfyBackbone(*doodle())
-    x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
+    x, context = torch.randn(1, 16, 16, 16), torch.randn(1, 77, 160)
     before = backbone.predict(x, torch.tensor([500]), context)
     backbone.free_memory()
     equal(backbone.predict(x, torch.tensor([500]), context), before)
@@ -365,14 +365,14 @@ def the_model_of_another_kind_is_refused():
     else:
         raise AssertionError("an inpainting model was accepted")
     finally:
-        model.model.model_config.unet_config["in_channels"] = 4
+        model.model.model_config.unet_config["in_channels"] = DOODLE.latent_channels
 
 
 def the_names_of_the_original_layout_are_those_of_the_host():
     shapes = (
         (SD1, 2, [1, 2, 4, 4], [1] * 6 + [0, 0], [1] * 9 + [0] * 3, 1),
         (SDXL, 2, [1, 2, 4], [0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10),
-        (DOODLE, 1, [1, 2, 3], [0, 1, 1], [0, 0, 1, 1, 1, 1], 1),
+        (DOODLE, 1, [1, 1, 1], [0, 1, 1], [0, 0, 1, 1, 1, 1], 1),
     )
     for family, resnets, channels, down, up, middle in shapes:
         config = dict(num_res_blocks=[resnets] * len(channels), channel_mult=channels)

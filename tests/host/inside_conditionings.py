@@ -31,6 +31,7 @@ import comfy.sd
 import numpy as np
 import torch
 from inside_painting import control_net
+from pack.cidm_ops.models.sd import DOODLE
 from safetensors import safe_open
 
 from nodes import NODE_CLASS_MAPPINGS
@@ -44,7 +45,7 @@ HALF[:, :, :8] = 1
 
 def style_model() -> Any:
     """A style model of random weights that says as many tokens as a text has."""
-    layer = torch.nn.Linear(1, 128, bias=False)
+    layer = torch.nn.Linear(1, DOODLE.width, bias=False)
     torch.nn.init.normal_(layer.weight, std=0.5, generator=torch.Generator().manual_seed(0))
     return comfy.sd.StyleModel(lambda states: layer(states.mean((1, 2), keepdim=True).expand(-1, 77, 1)).detach())
 

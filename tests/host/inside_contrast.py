@@ -10,7 +10,9 @@ from inside import RESULTS, data_of, doodle, equal, host, native, near
 
 import torch
 from pack.cidm_ops.bank.bank import Bank
+from pack.cidm_ops.doodle import files
 from pack.cidm_ops.doodle.concepts import CONCEPTS, common_things, examples
+from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.training.canvases import Lesson, cut_drawn
 from pack.cidm_ops.training.contrasting import ContrastConfig, contrast, contrast_into
 from pack.cidm_ops.training.dataset import Dataset
@@ -110,14 +112,30 @@ def the_pictures_and_the_names_of_the_node_go_together():
 
 
 def the_tower_that_the_text_encoder_does_not_lead_to_is_refused():
+    space = f"the image tower's space of width {files.VISION_CONFIG['projection_dim']}"
     backbone = host.ComfyBackbone(*doodle())
-    backbone.architecture = "sd1-16x128"  # of the family, and not the Doodle that has a bridge
-    for told, text_side in (("leads into the image tower's space of width 128", None), ("never loaded", native.clip())):
+    backbone.architecture = "sd1-16x160"  # of the family, and not the Doodle that has a bridge
+    for tower, told, text_side in (
+        (native.vision(), f"leads into {space}", None),
+        (native.vision(), f"no text encoder of this CLIP reads into {space}", native.clip()),
+        (native.reader(), "the text projection reads states of width 128, and", native.captions()),
+    ):
         try:
-            space_of(backbone, native.vision(), text_side)
+            space_of(backbone, tower, text_side)
         except ValueError as error:
             assert told in str(error), error
         else:
             raise AssertionError(f"it was not said: {told}")
-    read = space_of(backbone, native.reader(), native.captions())
-    assert read.encoder == "clip_l" and read.scale == 100.0, "the projection of a whole CLIP is taken"
+
+
+def the_projection_of_a_whole_clip_leads_into_its_tower():
+    """A CLIP of one's own: the text encoder of the base, and a tower as wide, with projections that are random."""
+    draw, width = torch.Generator().manual_seed(0), DOODLE.width
+    backbone = host.ComfyBackbone(*doodle())
+    backbone.architecture = "sd1-16x160"
+    projection = torch.randn(width, width, generator=draw) / width**0.5
+    text_side = native.text_encoder(files.text_state() | {"text_projection.weight": projection}, files.TEXT_CONFIG, native.DoodleTokenizer)
+    seen = files.vision_state()
+    seen["visual_projection.weight"] = torch.randn(width, seen["visual_projection.weight"].shape[1], generator=draw)
+    read = space_of(backbone, native.image_tower(seen), text_side)
+    assert read.encoder == "clip_l" and read.scale == 100.0

@@ -15,6 +15,7 @@ import torch
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from pack.cidm_ops.doodle import files
 from pack.cidm_ops.method.regions import RegionMask
+from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.painting.composition import compose_regions
 from pack.cidm_ops.painting.paint import Photo, SamplingConfig, paint_latents
 from pack.nodes import native, patches, pictures
@@ -28,22 +29,23 @@ class Inpainting(native.Doodle):
 
 
 def inpainting(weights=0.0):
-    """Doodle with nine channels, whose ``weights`` on those of photo and mask are all alike."""
-    config = native.UNET | {"in_channels": 9}
+    """Doodle that reads a photo and its mask too, with ``weights`` on them that are all alike."""
+    more = DOODLE.latent_channels + 1
+    config = native.UNET | {"in_channels": DOODLE.latent_channels + more}
     names, kind = comfy.utils.unet_to_diffusers(config), Inpainting(config)
     kind.set_inference_dtype(torch.float32, None)
     offload = comfy.model_management.unet_offload_device()
     base = kind.get_model({}, "", device=offload)
     state = {key: weight.float() for key, weight in files.unet_state().items()}
     first = state["conv_in.weight"]
-    state["conv_in.weight"] = torch.cat([first, torch.full((len(first), 5, *first.shape[2:]), weights)], 1)
+    state["conv_in.weight"] = torch.cat([first, torch.full((len(first), more, *first.shape[2:]), weights)], 1)
     base.load_model_weights({names[key]: weight for key, weight in state.items()}, "")
     base.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(base, load_device=comfy.model_management.get_torch_device(), offload_device=offload)
 
 
 def photo():
-    return torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    return torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(3))
 
 
 def painted(model, positive, negative, latent, mask=None, denoise=1.0, steps=4):
@@ -53,7 +55,7 @@ def painted(model, positive, negative, latent, mask=None, denoise=1.0, steps=4):
     )
 
 
-def the_inpainting_model_of_nine_channels_paints_concepts():
+def the_inpainting_model_paints_concepts():
     """With weights of 0 on what it reads besides, it is the ordinary model; with others it reads the photo."""
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(folder)

@@ -208,7 +208,7 @@ def the_sampler_nodes_are_one():
     """KSampler, KSamplerAdvanced, SamplerCustom and SamplerCustomAdvanced paint one picture."""
     s = scene()
     sigmas = call("BasicScheduler", model=s.model, scheduler="normal", steps=2, denoise=1.0)
-    latent, sampler = {"samples": torch.zeros(1, 4, 16, 16)}, call("KSamplerSelect", sampler_name="euler")
+    latent, sampler = {"samples": torch.zeros(1, 16, 16, 16)}, call("KSamplerSelect", sampler_name="euler")
     for name in ("regions", "Infusion"):
         model, positive = SUBJECTS[name].lively(s, s.model)
         want, found = s.paint(model, positive, steps=2), {}

@@ -183,7 +183,7 @@ def the_infusion_keeps_to_its_region_and_its_word():
         near(scene.paint("a <rex> and a <ted>", regions=everywhere), whole)
         half = scene.paint("a <rex> and a teddy bear", regions=[("<rex>", RegionMask(left))])
         assert float((half - base).abs()[..., :8].mean()) > float((half - base).abs()[..., 8:].mean())
-        for shape in ((2, 4, 24, 16), (1, 4, 20, 28)):
+        for shape in ((2, 16, 24, 16), (1, 16, 20, 28)):
             latent = torch.zeros(shape)
             model, text = scene.applied("a <rex> and a <ted>", regions=[("<rex>", RegionMask(left))])
             noise = comfy.sample.prepare_noise(latent, 1)
@@ -231,7 +231,7 @@ def the_infusion_learns_and_both_engines_paint_it():
             equal(a, b)
         scene.bank, scene.backbone = bank, host.ComfyBackbone(doubled(scene.model), scene.clip, scene.vae)
         model, text = scene.applied("a <dog:2> on the beach")
-        latent = torch.zeros(1, 4, 16, 16)
+        latent = torch.zeros(1, 16, 16, 16)
         noise = comfy.sample.prepare_noise(latent, 1)
         picture = comfy.sample.sample(model, noise, 10, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1)
         scaled = scene.model.model.process_latent_in(picture)

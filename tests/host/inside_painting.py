@@ -59,18 +59,12 @@ def the_layers_read_their_own_text_in_a_batch_as_alone():
         "diffusion_model", "count", lambda executor, x, *args, **kwargs: batches.append(len(x)) or executor(x, *args, **kwargs)
     )
     generator = torch.Generator().manual_seed(0)
-    context = torch.randn(7, 77, 128, generator=generator)
-    x, sigma = torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([5.0])
+    context = torch.randn(7, 77, DOODLE.width, generator=generator)
+    x = torch.randn(1, 16, 16, 16, generator=generator)
     negative = plain(clip, "")
 
     backbone = host.ComfyBackbone(model, clip)
     sigmas = model.model.model_sampling
-    t = sigmas.timestep(sigma).long()
-    scale = (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
-
-    def denoised(text):
-        return x - sigma * backbone.predict(x / scale, t, text)
-
     sampled = []
     painted.set_model_sampler_post_cfg_function(
         lambda args: sampled.append((args["cond_denoised"], args["uncond_denoised"], args["input"])) or args["denoised"]
@@ -83,13 +77,14 @@ def the_layers_read_their_own_text_in_a_batch_as_alone():
     ):
         batches.clear()
         sampled.clear()
-        comfy.sample.sample(painted, x, 1, 4.0, "euler", "normal", cond, uncond, torch.zeros(1, 4, 16, 16), seed=1)
+        comfy.sample.sample(painted, x, 1, 4.0, "euler", "normal", cond, uncond, torch.zeros(1, 16, 16, 16), seed=1)
         got = sampled[0]
         assert batches[0] == 2, f"cond and uncond ran apart: batches {batches}"
         noisy, level = got[2], sigmas.sigma_max
         scale = (1 + level**2).sqrt()
         for result, text in zip(got, (cond, uncond), strict=False):
-            near(result, noisy - level * backbone.predict(noisy / scale, torch.tensor([999]), text[0][0]))
+            velocity = backbone.predict(noisy / scale, torch.tensor([999]), text[0][0])
+            near(result, (noisy / scale - level * velocity) / scale)
     # several conds with areas of their own run too
     both = [[wise(context)[0][0], {**wise(context)[0][1], "area": (8, 16, 0, 0), "strength": 1.0}], negative[0]]
     assert sample(painted, both, negative).isfinite().all()
@@ -97,7 +92,7 @@ def the_layers_read_their_own_text_in_a_batch_as_alone():
 
 def the_plain_model_takes_layerwise_text_as_its_mean():
     model, clip, _ = doodle()
-    context = torch.randn(7, 77, 128, generator=torch.Generator().manual_seed(0))
+    context = torch.randn(7, 77, DOODLE.width, generator=torch.Generator().manual_seed(0))
     equal(sample(model, wise(context), plain(clip, "")), sample(model, [[context.mean(0, keepdim=True), {}]], plain(clip, "")))
 
 
@@ -113,7 +108,7 @@ def the_prompt_reaches_the_picture():
             factors = mixture.factors(backbone)
             assert mixture.weights.shape == (7, 1) and not mixture.warnings and len(factors) == 28
         conditioning = patches.conditioning(clip, [mixture])
-        assert conditioning[0][0].plans[0].layers.shape == (7, 77, 128)
+        assert conditioning[0][0].plans[0].layers.shape == (7, 77, 160)
         assert sample(patches.merge(model, factors), conditioning, plain(clip, "")).isfinite().all()
 
 
@@ -143,7 +138,7 @@ def the_lora_is_one_for_the_host():
 
 def concept(backbone, name, seed, **extra):
     """A concept of random factors and words."""
-    rows = torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(seed)) * 0.02
+    rows = torch.randn(2, 7, DOODLE.width, generator=torch.Generator().manual_seed(seed)) * 0.02
     words = (f"<{name}.1>", f"<{name}.2>")
     factors = random_factors(backbone, seed)
     return Concept(
@@ -227,8 +222,8 @@ def the_routed_model_paints_what_the_merged_one_does():
         for mixture, text, want in zip(mixtures, texts, merged, strict=True):
             near(sample(patches.with_concepts(backbone, [mixture], AggregationConfig(routed=True)), text, negative), want)
         batch = patches.with_concepts(backbone, mixtures)
-        latent = torch.zeros(4, 4, 16, 16)
-        noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(4, 1, 1, 1)
+        latent = torch.zeros(4, 16, 16, 16)
+        noise = comfy.sample.prepare_noise(torch.zeros(1, 16, 16, 16), 1).repeat(4, 1, 1, 1)
         text = patches.conditioning(clip, mixtures)
         got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", text, negative, latent, seed=1)
         near(got, torch.cat(merged))
@@ -277,9 +272,9 @@ def the_concepts_act_only_where_they_are_named():
         mixtures = [mixture, mix(backbone, bank, "a <tom> " + "in the deep snow " * 20), mix(backbone, bank, "a dog")]
         how = AggregationConfig(scope=WORDS)
         alone = [sample(patches.with_concepts(backbone, [m], how), patches.conditioning(clip, [m]), negative) for m in mixtures]
-        noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 1).repeat(3, 1, 1, 1)
+        noise = comfy.sample.prepare_noise(torch.zeros(1, 16, 16, 16), 1).repeat(3, 1, 1, 1)
         batch, texts = patches.with_concepts(backbone, mixtures, how), patches.conditioning(clip, mixtures)
-        got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", texts, negative, torch.zeros(3, 4, 16, 16), seed=1)
+        got = comfy.sample.sample(batch, noise, 2, 4.0, "euler", "normal", texts, negative, torch.zeros(3, 16, 16, 16), seed=1)
         near(got, torch.cat(alone))
 
 
@@ -299,7 +294,7 @@ def the_convolutions_and_the_text_encoder_of_a_lora_act_as_with_the_core_loader(
 
     lora = Concept(name="far", class_word="", factors=factors_of(backbone.layers), architecture=backbone.architecture, triggers=("ohwx",))
     lora = replace(lora, text_factors=factors_of(linear_layers(backbone.texts)))
-    assert any(f.kernel == (3, 3) for f in lora.factors.values()) and len(lora.text_factors) == 12
+    assert any(f.kernel == (3, 3) for f in lora.factors.values()) and len(lora.text_factors) == 18
     with tempfile.TemporaryDirectory() as folder:
         bank = Bank(folder).add(lora)
         core, core_clip = with_core(model, bank, "far", clip=clip)
@@ -406,11 +401,11 @@ def the_other_parts_of_the_host_work_beside_concepts():
         low = ours.clone()
         comfy.model_management.unload_all_models()
         low.load(torch.device("cpu"), lowvram_model_memory=1)
-        picture = low.model.apply_model(torch.ones(1, 4, 16, 16), torch.tensor([5.0]), c_crossattn=positive[0][0])
+        picture = low.model.apply_model(torch.ones(1, 16, 16, 16), torch.tensor([5.0]), c_crossattn=positive[0][0])
         low.detach()
         full = ours.clone()
         full.load(torch.device("cpu"))
-        near(picture, full.model.apply_model(torch.ones(1, 4, 16, 16), torch.tensor([5.0]), c_crossattn=positive[0][0]))
+        near(picture, full.model.apply_model(torch.ones(1, 16, 16, 16), torch.tensor([5.0]), c_crossattn=positive[0][0]))
         full.detach()
 
 

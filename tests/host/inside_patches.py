@@ -43,7 +43,7 @@ TIMES = {"self_structural": 1.1, "self_temporal": 1.0, "cross_structural": 0.9, 
 CACHE = {"reuse_threshold": 0.5, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
 WINDOWS = {"context_overlap": 2, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid"}
 LONG = {"steps": 12}
-BATCH = {"shape": (3, 4, 16, 16)}
+BATCH = {"shape": (3, 16, 16, 16)}
 SOFT = {"latent": {"noise_mask": torch.linspace(0, 1, 16).expand(1, 1, 16, 16)}, "steps": 3}
 
 PATCHES = [
@@ -458,7 +458,7 @@ def the_concept_of_a_region_keeps_to_its_place_in_hypertile():
 def the_context_windows_read_the_regions_that_they_show():
     """Two windows side by side, no overlap, one region in each: each is painted as a picture of its own, or the node is refused."""
     s, because = scene(), ("window",)
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     windows = {"context_length": 8, "context_overlap": 0, "context_schedule": "standard_static", "context_stride": 1, "closed_loop": False}
     windows |= {"fuse_method": "flat", "dim": 3}
     if "causal_window_fix" in NODE_CLASS_MAPPINGS["ContextWindowsManual"].INPUT_TYPES()["required"]:

@@ -114,7 +114,7 @@ def the_samplers_all_paint_regions():
         patched = scene.regions("in the snow", ("a <rex>", half()), ("a <tom>", half(False)))
         text = scene.text("in the snow")
         for name in comfy.samplers.SAMPLER_NAMES:
-            latent = torch.zeros(1, 4, 16, 16)
+            latent = torch.zeros(1, 16, 16, 16)
             noise = comfy.sample.prepare_noise(latent, 1)
             picture = comfy.sample.sample(patched, noise, 2, 4.0, name, "normal", text, scene.nothing, latent, seed=1)
             assert picture.isfinite().all(), name
@@ -125,7 +125,7 @@ def the_region_in_another_shape_and_batch():
         scene = Scene(folder)
         patched = scene.regions("in the snow", ("a <rex>", half()), ("a <tom>", half(False), 0.5))
         text = scene.text("in the snow")
-        for shape in ((3, 4, 16, 16), (2, 4, 24, 16), (1, 4, 20, 28), (1, 4, 10, 14)):
+        for shape in ((3, 16, 16, 16), (2, 16, 24, 16), (1, 16, 20, 28), (1, 16, 10, 14)):
             latent = torch.zeros(shape)
             noise = comfy.sample.prepare_noise(latent, 1)
             picture = comfy.sample.sample(patched, noise, 2, 4.0, "euler", "normal", text, scene.nothing, latent, seed=1)
@@ -154,7 +154,7 @@ def the_rows_of_a_batch_read_their_own_negative_texts_in_regions():
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(folder)
         patched = scene.regions("in the snow", ("a <rex>", half()), ("a <tom> " + "in the snow " * 40, half(False)))
-        text, noise = scene.text("in the snow"), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        text, noise = scene.text("in the snow"), torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
         texts = [plain(scene.clip, prompt)[0][0] for prompt in ("a red boat", "a dog")]
 
         def painted(noise, negative):
@@ -259,7 +259,7 @@ def the_region_works_beside_other_parts_of_the_host():
         assert pushed.isfinite().all() and float((pushed - bare).abs().max()) > 1e-3
 
         # an inpainting mask: what it leaves out stays
-        latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        latent = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
         noise, mask = comfy.sample.prepare_noise(latent, 1), torch.zeros(1, 1, 16, 16)
         mask[..., 4:12, 4:12] = 1
         filled = comfy.sample.sample(
@@ -296,7 +296,7 @@ def the_places_of_concepts_are_found_while_the_picture_is_laid_out():
         sought = [(prompt, NOWHERE, 1.0, 0, 0.0, 0.3) for prompt in ("a <rex> and a cat", "a dog and a <tom>")]
         (patched, text), placed, place = scene.composed("a dog and a cat", *sought), [], RunState.place
         RunState.place = lambda self, here: placed.append(here) or place(self, here)
-        latent = torch.zeros(2, 4, 16, 16)
+        latent = torch.zeros(2, 16, 16, 16)
         noise = comfy.sample.prepare_noise(latent, 1)
 
         def paint(model):
@@ -319,7 +319,7 @@ def the_concepts_of_both_kinds_have_a_region_each_and_both_engines_paint_them():
     """A low-rank concept on the left, one of Infusion on the right, in one pass; test_two_engines.py paints the same headless."""
     scene = Scene(RESULTS.parent / "both")
     scene.bank = scene.bank.add(infusion_concept(scene.backbone, "spot"))
-    latent = torch.zeros(1, 4, 16, 16)
+    latent = torch.zeros(1, 16, 16, 16)
     noise = comfy.sample.prepare_noise(latent, 1)
 
     def painted(model, text):
@@ -380,7 +380,7 @@ def the_guiders_that_ask_in_another_order_paint_the_same_regions():
                 seen.append(dict(zip(self.order, comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options))))  # noqa: B905
                 return seen[-1]["negative"]
 
-        latent = torch.zeros(1, 4, 16, 16)
+        latent = torch.zeros(1, 16, 16, 16)
         for order in (("positive", "negative"), ("negative", "positive"), ("negative",), ("negative", "negative", "positive")):
             guider = Asking(model)
             guider.order = order
@@ -408,7 +408,7 @@ def the_guidance_of_regions_is_a_multiple_of_the_samplers():
 
         def painted(mask, cfg, steps=2, **how):
             model, text = scene.composed("in the snow", ("a <rex>", mask), **how)
-            latent = torch.zeros(1, 4, 16, 16)
+            latent = torch.zeros(1, 16, 16, 16)
             noise = comfy.sample.prepare_noise(latent, 1)
             return comfy.sample.sample(model, noise, steps, cfg, "euler", "normal", text, scene.nothing, latent, seed=1)
 

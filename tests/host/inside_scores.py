@@ -13,6 +13,7 @@ from pack.cidm_ops.doodle.concepts import CONCEPTS, examples
 from pack.cidm_ops.measure.divergence import divergence
 from pack.cidm_ops.measure.scores import embed
 from pack.cidm_ops.measure.sifting import grow_sifted
+from pack.cidm_ops.models.sd import DOODLE
 from pack.cidm_ops.training.dataset import Dataset
 from pack.nodes import encoders, fisher, native
 from subjects import call
@@ -55,7 +56,7 @@ def the_other_features_are_the_towers_tokens():
 
 
 def the_text_encoder_without_its_projection_is_refused():
-    for clip, width, what in ((native.clip(), 128, "never loaded"), (native.captions(), 768, "width 768")):
+    for clip, width, what in ((native.clip(), DOODLE.width, "never loaded"), (native.captions(), 768, "width 768")):
         try:
             encoders.encode_captions(clip, ["a dog"], width)
         except ValueError as error:
@@ -68,8 +69,8 @@ def probed(first, second, text="a dog", count=6):
     model, clip, _ = doodle()
     doubled(model)
     levels, sigmas = fisher.levels_of(model, count)
-    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     asked = plain(clip, text)
     return divergence(*(fisher.clean(change(model), asked, latents, noise, levels, sigmas) for change in (first, second)), levels), levels
 
@@ -89,7 +90,7 @@ def the_noises_that_differ_by_a_constant_diverge_by_its_square():
 
     found, levels = probed(lambda m: m, moved)
     near(found.eps, torch.full((2,), 0.09).double())
-    near(found.likelihood, torch.full((2,), 0.09 * 4 * 16 * 16 * levels.span).double())
+    near(found.likelihood, torch.full((2,), 0.09 * 16 * 16 * 16 * levels.span).double())
 
 
 def the_probe_asks_the_model_what_a_sampler_asks():
@@ -100,8 +101,8 @@ def the_probe_asks_the_model_what_a_sampler_asks():
     model, clip, _ = doodle()
     doubled(model)
     levels, sigmas = fisher.levels_of(model, 4)
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     asked, kept = plain(clip, "a cat"), []
     own = fisher.clean(model, asked, latents, noise, levels, sigmas)
     sampler = comfy.samplers.ksampler("euler")

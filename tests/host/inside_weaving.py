@@ -52,7 +52,7 @@ class Scene:
         self.bank = bank_of(self.backbone, folder, "rex", "tom")
         self.nothing = plain(self.clip, "")
         self.sigmas = sigmas_of(self.model)
-        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+        noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(5))
         self.latent = sampled(self.model, plain(self.clip, SOURCE), self.nothing, torch.zeros_like(noise), self.sigmas, noise)
         self.picture = self.inverted(self.latent)
         self.places = [("a <rex> in the snow", half()), ("a <tom> in the snow", half(False))]
@@ -151,7 +151,7 @@ def the_batch_is_woven_each_picture_into_its_own():
         for number in range(2):
             own = scene.inverted(two[number : number + 1])
             near(both[number : number + 1], sampled(*scene.woven(picture=own), scene.nothing, scene.start(own), scene.sigmas))
-        noise = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(2))  # fresh noise, one template for all
+        noise = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(2))  # fresh noise, one template for all
         many = sampled(*scene.woven(), scene.nothing, torch.zeros_like(noise), scene.sigmas, noise)
         equal(many[..., :3, :], scene.latent[..., :3, :].expand(3, -1, -1, -1))
 
@@ -170,8 +170,8 @@ def the_weaving_that_cannot_be_is_refused_by_name():
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(folder)
         model, text = scene.woven()
-        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
-        sigmas, small = scene.sigmas, torch.zeros(1, 4, 8, 8)
+        noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+        sigmas, small = scene.sigmas, torch.zeros(1, 16, 8, 8)
         flat = plain(scene.clip, SOURCE)
         places = [(text, RegionMask(mask)) for text, mask in scene.places]
         regions, _ = patches.in_regions(scene.backbone, compose_regions(scene.backbone, scene.bank, "in the snow", places))

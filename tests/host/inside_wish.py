@@ -37,8 +37,8 @@ class Scene:
         doubled(self.model)
         self.backbone = host.ComfyBackbone(self.model, self.clip)
         self.prompt, self.nothing = plain(self.clip, PROMPT), plain(self.clip, "")
-        self.latent = torch.zeros(1, 4, 16, 16)
-        self.clean = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+        self.latent = torch.zeros(1, 16, 16, 16)
+        self.clean = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(5))
 
     def beside(self, count=1, masks=None, model=None, **how):
         model = model or self.model
@@ -81,7 +81,7 @@ def the_picture_that_refers_to_itself_stays_as_it_is():
     for one, text in ((model, scene.marked()), (scene.model, scene.prompt)):
         guider = comfy.samplers.CFGGuider(one)
         guider.inner_set_conds({"positive": text})
-        guider.sample(torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16), Once(), torch.tensor([2.0, 0.0]), disable_pbar=True, seed=0)
+        guider.sample(torch.zeros(1, 16, 16, 16), torch.zeros(1, 16, 16, 16), Once(), torch.tensor([2.0, 0.0]), disable_pbar=True, seed=0)
     near(*seen)
 
 
@@ -90,8 +90,8 @@ def the_picture_is_followed_with_every_sampler_and_batch_by_batch():
     model = scene.beside()
     for sampler in ("euler", "dpmpp_2m", "heun", "uni_pc", "lcm"):
         assert scene.paint(model, sampler=sampler).isfinite().all(), sampler
-    both = scene.paint(model, latent=torch.zeros(2, 4, 16, 16))
-    near(both[:1], scene.paint(model, latent=torch.zeros(2, 4, 16, 16), seed=1)[:1])
+    both = scene.paint(model, latent=torch.zeros(2, 16, 16, 16))
+    near(both[:1], scene.paint(model, latent=torch.zeros(2, 16, 16, 16), seed=1)[:1])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in scene.backbone.unet.modules())
 
 
@@ -136,7 +136,7 @@ def the_nodes_of_a_wish_do_what_is_under_them():
         ("again is 64 x 64 pixels and images 128 x 128", lambda: check_size(torch.zeros(1, 64, 64, 3), torch.zeros(1, 128, 128, 3))),
         ("refers to pictures already", lambda: reference.follow(model, *given)),
         ("16 x 16 and the reference 8 x 8", lambda: scene.paint(
-            reference.follow(scene.model, *given[:4], torch.zeros(1, 4, 8, 8), ReferenceConfig())[0]
+            reference.follow(scene.model, *given[:4], torch.zeros(1, 16, 8, 8), ReferenceConfig())[0]
         )),
     ):  # fmt: skip
         try:

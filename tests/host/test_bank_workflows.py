@@ -29,7 +29,7 @@ def fill(folder: Path, *names: str) -> Bank:
                 words=(f"<{name}.1>", f"<{name}.2>"),
                 factors=factors,
                 tokens=tokens,
-                architecture="sd1-7x128",
+                architecture="sd1-7x160",
                 fingerprint="545bc68b97d0",
             )
         )

@@ -29,7 +29,7 @@ def picture(server, prompt):
 def test_an_imported_lora_paints_as_in_the_hosts_own_loader(server):
     file, delta = community_lora(server)
     said = server.run(take_in("taken", "loras/my_lora.safetensors", triggers="zzz"))["3"]["text"][0]
-    assert "sd1-7x128" in said and "<my_lora>, zzz" in said
+    assert "sd1-7x160" in said and "<my_lora>, zzz" in said
     concept = load_concept(server.bank("taken") / "my_lora.safetensors")
     assert any(torch.allclose(f.delta(), delta, atol=1e-6) for f in concept.factors.values())
     ours, theirs = picture(server, paint("taken", "a dog, zzz")), picture(server, paint("", "a dog, zzz", lora=file.name))
@@ -51,7 +51,7 @@ def test_an_import_queued_again_changes_nothing_and_another_is_refused(server):
 
 def test_an_imported_embedding_is_a_word(server):
     (server.folder / "models" / "embeddings").mkdir(exist_ok=True)
-    rows = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(2, 160, generator=torch.Generator().manual_seed(0))
     save_file({"clip_l": rows}, server.folder / "models" / "embeddings" / "toy.safetensors")
     server.run(take_in("words", "embeddings/toy.safetensors", class_word="toy"))
     ours = picture(server, paint("words", "a <toy> on the grass"))
@@ -70,9 +70,9 @@ def look(path="", file="none, the path below"):
 
 
 def test_a_file_is_told_by_what_import_would_make_of_it(server):
-    community_lora(server, "loras/seen.safetensors", **{"lora_unet_conv_in.diff_b": torch.ones(64)})
+    community_lora(server, "loras/seen.safetensors", **{"lora_unet_conv_in.diff_b": torch.ones(128)})
     (said,) = server.run(look(file="loras/seen.safetensors"))["1"]["text"]
-    assert "a LoRA for Doodle (sd1-7x128)" in said and "2 layers of the model, rank 4" in said and "6 of 7 tensors" in said
+    assert "a LoRA for Doodle (sd1-7x160)" in said and "2 layers of the model, rank 4" in said and "6 of 7 tensors" in said
     assert "not used: 1, a bias: lora_unet_conv_in.diff_b" in said
     (server.folder / "models" / "loras" / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
     for how in (look(file="loras/pointer.safetensors"), look(server.folder / "models" / "loras" / "pointer.safetensors")):

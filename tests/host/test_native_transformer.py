@@ -11,8 +11,8 @@ from torch import nn
 
 from cidm_ops.engines.checkpoint import text_model
 from cidm_ops.engines.transformer import DiffusersTransformer
-from cidm_ops.models.marked import MARKED
-from cidm_ops.models.marked_transformer import MARKED_TRANSFORMER
+from cidm_ops.models.doodle_transformer import DOODLE_TRANSFORMER
+from cidm_ops.models.sd import DOODLE
 
 
 def test_the_hosts_small_lumina_is_that_of_diffusers(results, inside):
@@ -25,15 +25,15 @@ def compare(file: Path) -> None:
     left = load_file(file)
     with safe_open(file, "pt") as opened:
         facts = opened.metadata()
-    kind = MARKED.encoder()
-    assert json.loads(facts["model"]) == json.loads(json.dumps(MARKED_TRANSFORMER.diffusers.model)), "the check has the family's sizes"
-    assert json.loads(facts["text"]) == dict(MARKED.diffusers.texts[kind.name])
-    unet = Lumina2Transformer2DModel(**MARKED_TRANSFORMER.diffusers.model)
+    kind = DOODLE.encoder()
+    assert json.loads(facts["model"]) == json.loads(json.dumps(DOODLE_TRANSFORMER.diffusers.model)), "the check has the family's sizes"
+    assert json.loads(facts["text"]) == dict(DOODLE.diffusers.texts[kind.name])
+    unet = Lumina2Transformer2DModel(**DOODLE_TRANSFORMER.diffusers.model)
     unet.load_state_dict({key[6:]: value for key, value in left.items() if key.startswith("model.")})
     unet.register_to_config(_class_name=type(unet).__name__)
     words = {key[5:]: value for key, value in left.items() if key.startswith("text.")}
     backbone = DiffusersTransformer(Path(), unet, nn.Identity(), 1.0, torch.device("cpu"), torch.float32)
-    backbone.encoders_loaded[kind.diffusers] = text_model(kind, MARKED.diffusers.texts[kind.name], words, file).eval()
+    backbone.encoders_loaded[kind.diffusers] = text_model(kind, DOODLE.diffusers.texts[kind.name], words, file).eval()
     torch.testing.assert_close(left["sigma"], backbone.schedule.sigma)
     for name in ("short", "long"):
         states, _ = backbone.read(facts[name])

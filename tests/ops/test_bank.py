@@ -18,7 +18,7 @@ from cidm_ops.lowrank import LowRank
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
 
 
-def concept(name: str, architecture: str = "sd1-7x128") -> Concept:
+def concept(name: str, architecture: str = "sd1-7x160") -> Concept:
     torch.manual_seed(len(name))
     factors = {LAYER: LowRank(torch.randn(8, 4), torch.randn(4, 6))}
     return Concept(
@@ -93,13 +93,13 @@ def test_a_damaged_file_is_named_and_the_rest_stays_usable(tmp_path, damage):
 
 def test_architectures_do_not_mix_and_another_checkpoint_is_told(tmp_path):
     bank = Bank(tmp_path).add(concept("dog"))
-    with pytest.raises(ValueError, match="sd1-16x768.*sd1-7x128"):
+    with pytest.raises(ValueError, match="sd1-16x768.*sd1-7x160"):
         bank.add(concept("cat", "sd1-16x768"))
     assert bank.names == ["dog"]
-    with pytest.raises(ValueError, match="learned on sd1-7x128"):
+    with pytest.raises(ValueError, match="learned on sd1-7x160"):
         check_base(bank.headers["dog"], "sd1-16x768", "abc")
-    assert "another checkpoint" in (check_base(bank.headers["dog"], "sd1-7x128", "xyz") or "")
-    assert check_base(bank.headers["dog"], "sd1-7x128", "abc") is None
+    assert "another checkpoint" in (check_base(bank.headers["dog"], "sd1-7x160", "xyz") or "")
+    assert check_base(bank.headers["dog"], "sd1-7x160", "abc") is None
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", "x" * 65, "<dog>", "-dog"])

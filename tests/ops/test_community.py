@@ -177,7 +177,7 @@ def test_sdxl_is_known_by_its_text_and_its_layers_by_kohyas_names():
 
 
 def test_doodles_original_layout_has_one_resnet_to_a_block():
-    state = kohya("x", torch.randn(128, 2), torch.randn(2, 128))
+    state = kohya("x", torch.randn(128, 2), torch.randn(2, 160))
     state = {key.replace("unet_x", "unet_input_blocks_3_1_transformer_blocks_0_attn2_to_k"): t for key, t in state.items()}
     read = read_lora(state)
     assert read.architecture == DOODLE and set(read.factors) == {f"{BLOCK}.attn2.to_k"}

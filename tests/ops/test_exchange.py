@@ -57,7 +57,7 @@ EMBEDDINGS = {
     "diffusers": ({"<cat-toy>": randn(768)}, SD1),
     "automatic1111": ({"string_to_param": {"*": torch.nn.Parameter(randn(3, 768))}, "string_to_token": {"*": 265}, "name": "cat"}, SD1),
     "sdxl": ({"clip_l": randn(2, 768), "clip_g": randn(2, 1280)}, SDXL),
-    "doodle": ({"clip_l": randn(2, 128)}, DOODLE),
+    "doodle": ({"clip_l": randn(2, 160)}, DOODLE),
 }
 
 
@@ -69,7 +69,7 @@ def test_an_embedding_becomes_words_that_all_layers_read_alike(kind, tmp_path):
     else:
         save_file(content, file := tmp_path / "cat.safetensors")
     (concept,), _ = import_file(file, class_word="cat")
-    rows = next(iter(content.get("string_to_param", content).values())).reshape(-1, 128 if kind == "doodle" else 768)
+    rows = next(iter(content.get("string_to_param", content).values())).reshape(-1, 160 if kind == "doodle" else 768)
     assert concept.architecture == architecture and not concept.all_factors
     assert concept.words == tuple(f"<cat.{i + 1}>" for i in range(len(rows)))
     assert torch.equal(concept.tokens["clip_l"][:, 0], rows)
@@ -91,7 +91,7 @@ def ours(name="dog", rank=2, seed=0):
     pairs = {k: (torch.randn(8, rank, generator=generator), torch.randn(rank, 6, generator=generator)) for k in (KEY, f"{BLOCK}.ff.net.2")}
     conv = LowRank(torch.randn(4, rank, generator=generator), torch.randn(rank, 45, generator=generator), (3, 3))
     layers = {layer: LowRank(*pair) for layer, pair in pairs.items()} | {"conv_in": conv}
-    tokens = {"clip_l": torch.randn(2, 3, 128, generator=generator)}
+    tokens = {"clip_l": torch.randn(2, 3, 160, generator=generator)}
     words = (f"<{name}.1>", f"<{name}.2>")
     return Concept(
         name=name,
@@ -110,7 +110,7 @@ def test_an_export_is_a_lora_and_an_embedding_and_comes_back(tmp_path):
     concept = ours()
     lora, words = export_concept(concept, tmp_path)
     assert [file.name for file in (lora, words)] == ["dog.safetensors", "dog_words.safetensors"]
-    (back,), _ = import_file(lora, architecture=DOODLE.replace("128", "6"))
+    (back,), _ = import_file(lora, architecture=DOODLE.replace("160", "6"))
     for layer, f in concept.factors.items():
         assert torch.equal(back.factors[layer].delta(), f.delta()) and back.factors[layer].kernel == f.kernel
     assert back.about == {"author": "me"}
@@ -123,7 +123,7 @@ def test_our_own_file_is_imported_whole_under_any_name(tmp_path):
     odd = Bank(tmp_path / "odd").add(ours())
     with pytest.raises(ValueError, match=rf"^dog\.safetensors: a change of a weight \[8, 6\], which does not fit {DOODLE}: "):
         import_file(odd.file("dog"))
-    bank = Bank(tmp_path).add(replace(ours(), architecture=DOODLE.replace("128", "127")))  # a size whose layers are not known
+    bank = Bank(tmp_path).add(replace(ours(), architecture=DOODLE.replace("160", "127")))  # a size whose layers are not known
     (back,), warnings = import_file(bank.file("dog"), name="rex")
     assert back.words == ("<rex.1>", "<rex.2>") and not warnings
     assert replace(back, name="dog", words=ours().words, factors={}, tokens={}) == replace(
@@ -146,5 +146,5 @@ def test_several_concepts_as_one_lora_and_its_error(tmp_path):
     assert error == pytest.approx(math.sqrt(lost / sum(float(d.norm() ** 2) for d in whole.values())), rel=1e-4)
     with pytest.raises(ValueError, match="1 strengths for 2 concepts"):
         export_merged(concepts, [1.0], 2, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="sd1-16x768 and for sd1-7x128"):
+    with pytest.raises(ValueError, match="sd1-16x768 and for sd1-7x160"):
         export_merged([ours(), replace(ours("cat"), architecture=SD1)], weights, 2, tmp_path / "x.safetensors")

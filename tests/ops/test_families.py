@@ -163,7 +163,7 @@ def concept(backbone, name: str = "rex", kind: str = "") -> Concept:
 
 
 def test_an_architecture_is_written_and_read_in_one_place():
-    for text in ("sd1-16x768", "sdxl-70x2048", "sd1-7x128", "flux1-19+38x3072"):
+    for text in ("sd1-16x768", "sdxl-70x2048", "sd1-7x160", "flux1-19+38x3072"):
         assert str(Architecture.parse(text)) == text
     assert Architecture.parse("flux1-19+38x3072").count == 57
     for wrong in ("sd1", "sd1-16", "16x768", "sd1-x768", ""):
@@ -172,7 +172,7 @@ def test_an_architecture_is_written_and_read_in_one_place():
 
 
 def test_a_family_is_told_by_its_size_and_else_by_its_name(made):
-    assert family_of("sd1-7x128") is DOODLE and family_of("sd1-16x768") is SD1 and family_of("sdxl-70x2048") is SDXL
+    assert family_of("sd1-7x160") is DOODLE and family_of("sd1-16x768") is SD1 and family_of("sdxl-70x2048") is SDXL
     assert family_of("sd1-4x32") is SD1, "another size of the same kind"
     assert family_of("made-9x99") is made
     with pytest.raises(ValueError, match="strange-19x3072 is a model family that this version does not know"):

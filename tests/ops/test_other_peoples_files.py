@@ -248,7 +248,7 @@ WORDS = {
     "diffusers, a word without brackets": ({"cat-toy": L}, SD1),
     "one encoder by number": ({"text_encoders_0": L}, SD1),
     "two words": ({"<s0>": L[0], "<s1>": L[1]}, SD1),
-    "doodle": ({"clip_l": randn(2, 128)}, DOODLE),
+    "doodle": ({"clip_l": randn(2, 160)}, DOODLE),
 }
 
 
@@ -264,7 +264,7 @@ def test_words_are_read_by_name_for_all_encoders(layout, ending, tmp_path):
         reading = read(content, tmp_path, f"x.{ending}" if flat else "x.pt")
     concept = reading.concept
     assert concept.architecture == architecture and not concept.all_factors and concept.words == ("<x.1>", "<x.2>") and not reading.unused
-    given = {"clip_l": randn(2, 128) if architecture == DOODLE else L} | ({"clip_g": G} if architecture == SDXL else {})
+    given = {"clip_l": randn(2, 160) if architecture == DOODLE else L} | ({"clip_g": G} if architecture == SDXL else {})
     assert {*concept.tokens} == {*given} and all(torch.equal(concept.tokens[e][:, 0], rows) for e, rows in given.items())
 
 
@@ -336,7 +336,7 @@ def test_factors_that_no_layer_of_the_base_has_are_refused_with_layer_and_shapes
     argv = ["bank", "import", str(tmp_path / "x.safetensors"), "--bank", str(tmp_path / "b"), "--architecture", DOODLE, "--trigger", "zz"]
     assert main(argv) == 2 and not Bank(tmp_path / "b").names
     said = capsys.readouterr().err
-    assert all(part in said for part in (MIDDLE, "[333, 777]", "[192, 192]", "x.safetensors")) and said.count("\n") == 1
+    assert all(part in said for part in (MIDDLE, "[333, 777]", "[128, 128]", "x.safetensors")) and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("family", [sd.SD1, sd.SDXL, sd.DOODLE], ids=lambda f: f.name + f.architecture)
@@ -369,7 +369,7 @@ def test_a_concept_and_a_model_of_other_sizes_are_told_before_anything_is_painte
     Bank(tmp_path).add(Concept(name="odd", class_word="", architecture=DOODLE, factors={MIDDLE: odd}, triggers=("zz",)))
     assert main(["generate", "--bank", str(tmp_path), "--prompt", "zz dog", "--out", str(tmp_path / "out"), "--steps", "1"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert all(part in said for part in ("'odd'", MIDDLE, "[333, 777]", "[192, 192]")) and not list(tmp_path.glob("out/*.png"))
+    assert all(part in said for part in ("'odd'", MIDDLE, "[333, 777]", "[128, 128]")) and not list(tmp_path.glob("out/*.png"))
 
 
 # -- what is no file of tensors -------------------------------------------------------------------------------------------------------

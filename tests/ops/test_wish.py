@@ -11,7 +11,7 @@ from cidm_ops.painting.wish_answer import MOST, question
 from cidm_ops.painting.wish_reading import read_wish, wish_in
 
 HEADERS = {
-    name: {"name": name, "class_word": word, "words": [f"<{name}.1>"], "triggers": [], "method": "cidm", "architecture": "sd1-7x128",
+    name: {"name": name, "class_word": word, "words": [f"<{name}.1>"], "triggers": [], "method": "cidm", "architecture": "sd1-7x160",
            "training": {"kind": "style" if name in ("ink", "wash") else "thing"}}
     for name, word in (("dog", "dog"), ("rex", "dog"), ("cat", "cat"), ("ted", "teddy bear"), ("ink", "ink painting"), ("wash", "painting"))
 }  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...engines.diffusers import DiffusersBackbone
-from ...engines.parts import load_judge
+from ...engines.parts import SHIPPED, load_judge
 from ...engines.towers import load_tower
 from .methods import ABLATIONS, METHODS, TRAININGS, Method, Training
 from .protocol import Bench
@@ -28,7 +28,7 @@ class Wanted:
     batch: int | None = None
     bf16: bool = False
     vision: str = "doodle"
-    judge: Path | None = None
+    judge: str | None = None
     weights: Sequence[str] = ()
     settings: Sequence[str] = ()
     infusion: Sequence[str] = ()
@@ -36,7 +36,7 @@ class Wanted:
     def bench(self, backbone: DiffusersBackbone) -> Bench:
         """Returns the benchmark on a base. Raises ``ValueError`` for what cannot be."""
         batch = self.batch or (20 if self.suite == "doodle" else 4)
-        judge = load_judge(self.judge) if self.judge else None
+        judge = load_judge(self.judge or SHIPPED) if self.suite == "doodle" else None
         return Bench(self.folder, self.suite_on(backbone), self.samples, batch, self.bf16, self.trainings(), judge)
 
     def suite_on(self, backbone: DiffusersBackbone) -> Suite:

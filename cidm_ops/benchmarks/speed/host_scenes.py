@@ -1,7 +1,7 @@
-"""Doodle scenes painted and scored inside a ComfyUI: ``python host_scenes.py PACK OUT FOLDER SCENES SEEDS WAYS [JUDGE]``.
+"""Doodle scenes painted and scored inside a ComfyUI: ``python host_scenes.py PACK OUT FOLDER SCENES SEEDS WAYS JUDGE``.
 
-FOLDER has the captions' embeddings and keeps every score, and pictures of the first scenes; what is there is not painted again, unless a
-judge of parts is given that has not read it.
+FOLDER has the captions' embeddings and keeps every score, and pictures of the first scenes; what is there is not painted again, unless the
+judge of parts has not read it.
 """
 
 import json
@@ -40,8 +40,8 @@ from safetensors.torch import load_file
 
 FOLDER, WAYS = Path(ARGUMENTS[0]), ARGUMENTS[3].split(",")
 SCENES, SEEDS = map(int, ARGUMENTS[1:3])
-JUDGE = load_judge(ARGUMENTS[4]) if len(ARGUMENTS) > 4 else None
-READ_BY = fingerprint_of(JUDGE) if JUDGE else None
+JUDGE = load_judge(ARGUMENTS[4])
+READ_BY = fingerprint_of(JUDGE)
 SAMPLER, SCHEDULER, STEPS, GUIDANCE = "dpmpp_2m", "karras", 8, 3.0
 BANK = Path(PACK) / "cidm_ops" / "doodle" / "ten"
 NOTHING = "nothing"
@@ -109,18 +109,17 @@ class Studio:
         return self.vae.decode(latent).clamp(0, 1).permute(0, 3, 1, 2).cpu() * 2 - 1, seconds
 
     def score(self, scene, picture, caption):
-        """Score each concept: whether it is found in its box, in how many others, and the likeness in its own, and with a judge identity
-        by parts there; and the whole: text alignment.
+        """Score each concept: whether it is found in its box, in how many others, and the likeness in its own and identity by parts
+        there; and the whole: text alignment.
         """
         cut = [crop(picture, box_mask(*box))[None] for box in scene.boxes]
         seen = torch.cat([embed(self.tower, part) for part in cut])
         found, like = self.presence.found(seen), self.presence.cosines(seen)
         whole = embed(self.reader, picture[None])
-        read = {}
-        if JUDGE:
-            right = [identity_by_parts(JUDGE, look_of(name), part) for name, part in zip(scene.names, cut, strict=True)]
-            read = {"parts": [round(float(one.nanmean()), 4) for one in right], "judge": READ_BY}
-        return read | {
+        right = [identity_by_parts(JUDGE, look_of(name), part) for name, part in zip(scene.names, cut, strict=True)]
+        return {
+            "parts": [round(float(one.nanmean()), 4) for one in right],
+            "judge": READ_BY,
             "present": [f == name for f, name in zip(found, scene.names, strict=True)],
             "bleed": [sum(f == name for f in found[:u] + found[u + 1 :]) for u, name in enumerate(scene.names)],
             "ia": [round(float(row[self.presence.names.index(name)]), 4) for row, name in zip(like, scene.names, strict=True)],
@@ -136,7 +135,7 @@ def main():
     for i, scene in enumerate(compositions(SCENES)):
         for way in WAYS:
             known = scores.get(f"{way} {i}", ())
-            if len(known) >= SEEDS and (READ_BY is None or all(score.get("judge") == READ_BY for score in known[:SEEDS])):
+            if len(known) >= SEEDS and all(score.get("judge") == READ_BY for score in known[:SEEDS]):
                 continue
             with torch.inference_mode():  # as the executor does
                 pictures, seconds = studio.paint(way, scene)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
 from ...engines.doodle import DoodleReader
-from ...engines.parts import load_judge
+from ...engines.parts import SHIPPED, load_judge
 from ...measure.pictures import INK, PAPER, font
 from .comfy import run_inside
 from .compositions import ALIKE, compositions
@@ -33,12 +33,12 @@ def run(
     scenes: int = 200,
     seeds: int = 3,
     rows: Sequence[str] = WAYS,
-    judge: Path | None = None,
+    judge: str = SHIPPED,
 ) -> dict[str, Any]:
     """Paint scenes and score each way by the number of concepts: ``present`` is the share of concepts that are the nearest of the ten, and
     of empty places, to what is in their box; ``bleed``, the share of foreign boxes in which a concept is the nearest; ``ia``, the likeness
     in its box; ``collapsed``, the share of concepts whose likeness is below the bound of the collapse rate; ``ta``, the text alignment of
-    the whole picture; with a ``judge`` ``parts``, identity by parts in its box; ``_alike``: of scenes with two of one class;
+    the whole picture; ``parts``, identity by parts in its box as the ``judge`` reads it; ``_alike``: of scenes with two of one class;
     ``_interval``: half the 95 % interval of the mean over scenes. ``time`` is the median over scenes of the seconds of sampling by those of
     the plain prompt, of scenes that were painted since that is kept; ``frontier`` has the ways that no other one beats in both
     ``present_4`` and ``time_4``, and ``aim`` those that reach ``PRESENT`` in at most ``TIME``. Raises ``ValueError`` for a way that there
@@ -52,11 +52,9 @@ def run(
     with torch.no_grad():
         captions = F.normalize(DoodleReader().captions([scene.plain for scene in composed]), dim=-1)
     write_atomically(save({"captions": captions}), folder / CAPTIONS)
-    read_by: list[Path] = []
-    if judge:
-        load_judge(judge)  # what is no judge is refused before anything is painted
-        read_by.append(judge.expanduser().resolve())
-    told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways), *read_by)
+    load_judge(judge)  # what is no judge is refused before anything is painted
+    read_by = judge if judge == SHIPPED else Path(judge).expanduser().resolve()
+    told = run_inside(comfy, "host_scenes.py", folder.resolve(), scenes, seeds, ",".join(ways), read_by)
     scores = json.loads((folder / "scores.json").read_text())
     figures: dict[str, Any] = {}
     alike = [any({*pair} <= {*scene.names} for pair in ALIKE) for scene in composed]
@@ -64,7 +62,7 @@ def run(
         own = [scores[f"{way} {i}"][:seeds] for i in range(len(composed))]  # by scene and seed
         for count in (2, 3, 4):
             some = [each for each, scene in zip(own, composed, strict=True) if len(scene.names) == count]
-            for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1), *([("parts", 1)] if judge else [])):
+            for key, foreign in (("present", 1), ("bleed", count - 1), ("ia", 1), ("parts", 1)):
                 add(figures, f"{way}_{key}_{count}", [mean_in(scene, key) / foreign for scene in some])
             fallen = [statistics.mean(ia < told["collapse_bound"] for s in scene for ia in s["ia"]) for scene in some]
             add(figures, f"{way}_collapsed_{count}", fallen)

@@ -14,6 +14,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...measure.report import from_pixels
 from ...models.sd import DOODLE
 from .loop import Optimisation, Session, in_fast_precision, train
 
@@ -175,7 +176,7 @@ def encode(vae: AutoencoderTiny, pictures: np.ndarray, batch: int = 64) -> Tenso
     out = []
     for start in range(0, len(pictures), batch):
         part = pictures[start : start + batch]
-        picture = torch.from_numpy(np.asarray(part)).to(vae.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        picture = from_pixels(part, vae.device)
         with in_fast_precision(vae.device):
             out.append(vae.encode(picture.contiguous(memory_format=torch.channels_last)).latents)
     return torch.cat(out)

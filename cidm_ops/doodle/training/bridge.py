@@ -20,10 +20,8 @@ from ...engines.tokenizer import tokenize
 from ...measure.report import from_pixels
 from ...method.contrast import contrast_loss, found_right
 from ...models.clip import END
-from ..files import SCALE
-from .diffusion import CONTEXT
+from ..files import SCALE, TEXT_CONFIG, VISION_CONFIG
 from .loop import Optimisation, Session, save_tensors, train
-from .vision import EMBEDDING
 
 log = logging.getLogger("cidm.doodle")
 BATCH, LR = 256, 1e-3
@@ -35,7 +33,7 @@ OF = 64  # pictures that the right one is found among
 
 def new_bridge() -> nn.Linear:
     """Makes a bridge ``[E, D]``, without a bias, as CLIP's text projections are."""
-    return nn.Linear(CONTEXT, EMBEDDING, bias=False)
+    return nn.Linear(TEXT_CONFIG["hidden_size"], VISION_CONFIG["projection_dim"], bias=False)
 
 
 @torch.no_grad()

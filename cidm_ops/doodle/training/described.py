@@ -66,7 +66,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def described_scene(seed: int) -> Scene:
-    """A scene that the base of marks learns: in a third of them the world's own, else individuals among plain things, most of them flat."""
+    """A scene that the base learns: in a third of them the world's own, else individuals among plain things, most of them flat."""
     rng = np.random.default_rng((seed, 163))
     if rng.random() < 0.33:
         return random_scene(seed)

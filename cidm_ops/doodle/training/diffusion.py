@@ -1,7 +1,8 @@
 """The U-Net and its text encoder: Stable Diffusion 1 in small, trained from scratch on the latents of the world."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,37 +11,25 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ...models.clip import END, START, VOCABULARY
-from ...models.family import Family
+from ...models.clip import END, VOCABULARY
 from ...models.sd import DOODLE
 from ...schedule import Schedule
-from ..files import ENCODER, TEXT_CONFIG
 from .alignment import align_unet
 from .loop import LossAt, Optimisation, Session, in_fast_precision, train
+from .tokens import Tokens
 
-CONTEXT = TEXT_CONFIG["hidden_size"]
-RARE = 1024
-BATCH, LR = 64, 1e-3
 MIDDLE, SPREAD = 0.5, 1.0  # of the logarithm of noise over signal
 Guess = Callable[[Tensor, Tensor, Tensor], Tensor]  # of noised latents [B, C, h, w], at timesteps [B], by token ids [B, N]: their target
 
 
-def new_unet(family: Family = DOODLE) -> UNet2DConditionModel:
-    """Three levels, cross-attention on the lower two; 10.9 M parameters of Doodle, 8.6 M of the Doodle of marks."""
-    return UNet2DConditionModel(**family.diffusers.model)
+def new_unet() -> UNet2DConditionModel:
+    """Three levels, cross-attention on the lower two; 8.6 M parameters."""
+    return UNet2DConditionModel(**DOODLE.diffusers.model)
 
 
-def new_text_encoder(vocabulary: int = VOCABULARY, end: int = END, family: Family = DOODLE) -> CLIPTextModel:
+def text_encoder(config: Mapping[str, Any], vocabulary: int = VOCABULARY, end: int = END) -> CLIPTextModel:
     """A CLIP text model of a few layers; ``vocabulary`` rows in its token table."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            **family.diffusers.texts[family.encoder().name],
-            vocab_size=vocabulary,
-            bos_token_id=0,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
-    )
+    return CLIPTextModel(CLIPTextConfig(**config, vocab_size=vocabulary, bos_token_id=0, eos_token_id=end, pad_token_id=end))
 
 
 def alphas_cumprod() -> Tensor:
@@ -62,14 +51,14 @@ class DiffusionRecipe:
     timesteps. Cells with things count ``things`` times, and the distance from what a judge sees ``align`` times.
     """
 
-    prediction: str = "eps"
-    gamma: float = 5.0
-    batch: int = BATCH
-    lr: float = LR
-    text_lr: float = LR
-    middle: float = 0.0
-    things: float = 1.0
-    align: float = 0.0
+    prediction: str = "v"
+    gamma: float = 0.0
+    batch: int = 128
+    lr: float = 3e-3
+    text_lr: float = 8e-4
+    middle: float = 0.75
+    things: float = 6.0
+    align: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -81,35 +70,6 @@ class Pictures:
     latents: Tensor
     things: np.ndarray | None = None
     sights: Tensor | None = None
-
-
-class Tokens:
-    """Caption token ids in a compact table: the words of the world, then ``RARE`` rows that stand for all others.
-
-    Rare rows are never trained. They turn up in captions as words without meaning, so that a word the world does not
-    use stays neutral, whatever its random row in the shipped table.
-    """
-
-    def __init__(self, ids: list[list[int]]):
-        used = sorted({START, END}.union(*map(set, ids)))
-        self.used = torch.tensor(used)
-        compact = {t: i for i, t in enumerate(used)}
-        self.bos, self.end = compact[START], compact[END]
-        self.captions = [np.array([compact[t] for t in row]) for row in ids]
-        self.vocabulary = len(used) + RARE
-
-    def batch(self, which: np.ndarray, rng: np.random.Generator, dropout: float = 0.1, rare: float = 0.12) -> Tensor:
-        """Padded ids ``[B, N]``: some captions dropped, some with meaningless words in between."""
-        out = np.full((len(which), ENCODER.chunk), self.end)
-        out[:, 0] = self.bos
-        for row, n in zip(out, which, strict=True):
-            words = self.captions[n]
-            if rng.random() < dropout:
-                continue
-            if rng.random() < rare:
-                words = np.insert(words, rng.integers(len(words)), rng.integers(len(self.used), self.vocabulary, rng.integers(1, 4)))
-            row[1 : 1 + len(words)] = words[: ENCODER.room]
-        return torch.from_numpy(out)
 
 
 def learn_diffusion(

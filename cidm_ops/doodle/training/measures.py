@@ -1,4 +1,4 @@
-"""The figures of a Doodle of marks: what its latents keep, how sure its judge is, what its tower tells apart, and what its base paints."""
+"""The figures of a Doodle: what its latents keep, how sure its judge is, what its tower tells apart, and what its base paints."""
 
 import argparse
 import json
@@ -17,7 +17,6 @@ from ...engines.diffusers import fastest_device, load_any
 from ...engines.parts import PARTS, Reading, labels_of, load_judge, right_parts
 from ...engines.towers import load_tower
 from ...measure.report import contact_sheet, from_pixels
-from ...models.marked import MARKED
 from ..concepts import CONCEPTS, examples
 from ..files import vae_state
 from ..world import Scene, render
@@ -89,7 +88,7 @@ def _psnr(options: argparse.Namespace) -> dict[str, object]:
 
 def trained_vae(options: argparse.Namespace) -> AutoencoderTiny:
     """The autoencoder of a training; with ``--shipped`` the one that ships."""
-    vae = pass_through() if options.shipped else pass_through(MARKED.latent_channels)
+    vae = pass_through()
     state = vae_state() if options.shipped else load_file(autoencoder_file(options.folder))
     vae.load_state_dict({k: v.float() for k, v in state.items()})
     return vae.to(fastest_device()).eval()

@@ -36,7 +36,7 @@ def join(pieces: Path, into: Path, known: Iterable[str]) -> list[Path]:
     found = pieces_in(pieces)
     if not found:
         raise FileNotFoundError(
-            f"{pieces}: no pieces in it: expected {NAME.format(1, 'N')} and so on, as `cidm doodle marks --pieces` writes"
+            f"{pieces}: no pieces in it: expected {NAME.format(1, 'N')} and so on, as `cidm doodle train --pieces` writes"
         )
     count = int(found[0].stem.rpartition("-")[2])
     if missing := [name for i in range(count) if not (pieces / (name := NAME.format(i + 1, count))).is_file()]:

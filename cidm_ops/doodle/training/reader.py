@@ -13,22 +13,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ...bank.files import write_atomically
 from ...bank.formats import write_array
 from ...measure.report import from_pixels
 from ..figures import individual
+from ..files import READER_TEXT, VISION_CONFIG
 from ..style import Style, common_style
 from ..world import Scene, caption, random_scene, render
-from .diffusion import Tokens
+from .diffusion import text_encoder
 from .loop import Optimisation, Session, in_fast_precision, train
-from .vision import TextTower
+from .tokens import Tokens
 from .wear import worn
 
 PERSONAL = 10_000_000  # seeds of scenes with somebody's own things begin here
 WORDINGS = 4
 BATCH, LR = 96, 1e-3
+
+
+def new_reader() -> CLIPVisionModelWithProjection:
+    """A ViT of four layers on 16 px patches of 128 px pictures, embeddings of 128."""
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**{**VISION_CONFIG, "patch_size": 16}))
+
+
+class TextTower(nn.Module):
+    """The caption side: a text encoder of its own and a projection of its last token."""
+
+    def __init__(self, vocabulary: int, end: int):
+        super().__init__()
+        self.encoder: CLIPTextModel = text_encoder(READER_TEXT, vocabulary, end)
+        self.projection = nn.Linear(READER_TEXT["hidden_size"], VISION_CONFIG["projection_dim"], bias=False)
+        self.end = end
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states = self.encoder(ids).last_hidden_state
+        last = (ids == self.end).int().argmax(1)
+        return self.projection(states[torch.arange(len(ids)), last])
 
 
 def personal_style(name: str, rng: np.random.Generator) -> Style:
@@ -95,7 +116,7 @@ def learn_reader(
     """Train both sides on equal parts of the ``sets``: pictures, and where their captions begin in ``tokens``; temperature 0.05."""
     device = vision.device
     both = nn.ModuleDict({"vision": vision, "text": text})
-    part = BATCH // len(sets)
+    part = min(BATCH // len(sets), *(len(pictures) for pictures, _ in sets))
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = [np.sort(rng.choice(len(pictures), part, replace=False)) for pictures, _ in sets]

@@ -1,4 +1,4 @@
-"""The transformer of the Doodle of marks: Lumina 2 in small, trained as a rectified flow on the latents and the texts of its U-Net."""
+"""Doodle as a transformer: Lumina 2 in small, trained as a rectified flow on the latents and the texts of its U-Net."""
 
 from pathlib import Path
 
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from ...engines.checkpoint import text_model
-from ...models.marked import MARKED
-from ...models.marked_transformer import MARKED_TRANSFORMER
+from ...models.doodle_transformer import DOODLE_TRANSFORMER
+from ...models.sd import DOODLE
 from ..files import with_table
 from .alignment import align_transformer
-from .diffusion import RARE, DiffusionRecipe, Pictures, Tokens, loss_of, schedule_of
+from .diffusion import DiffusionRecipe, Pictures, loss_of, schedule_of
 from .loop import Optimisation, Session, train
+from .tokens import RARE, Tokens
 
 CHECKPOINT = "transformer"
 
@@ -23,7 +24,7 @@ def new_transformer() -> Lumina2Transformer2DModel:
     """A transformer of 4.2 M parameters whose blocks pass on what they are given, and whose answer is 0 (adaLN-Zero, Peebles and Xie
     2023).
     """
-    model = Lumina2Transformer2DModel(**MARKED_TRANSFORMER.diffusers.model)
+    model = Lumina2Transformer2DModel(**DOODLE_TRANSFORMER.diffusers.model)
     for name, module in model.named_modules():
         if name.endswith("norm1.linear") or name == "norm_out.linear_2":
             for parameter in module.parameters():
@@ -36,8 +37,8 @@ def trained_text(file: Path) -> CLIPTextModel:
     missing.
     """
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
-    kind = MARKED.encoder()
-    return text_model(kind, MARKED.diffusers.texts[kind.name], with_table(state), file).eval().requires_grad_(False)
+    kind = DOODLE.encoder()
+    return text_model(kind, DOODLE.diffusers.texts[kind.name], with_table(state), file).eval().requires_grad_(False)
 
 
 def table_rows(tokens: Tokens) -> Tensor:
@@ -58,7 +59,7 @@ def learn_transformer(
     recipe: DiffusionRecipe,
 ) -> None:
     """Train the model by the recipe, which predicts a flow, on texts of a frozen encoder, each cut to its end: see ``loss_of``."""
-    device, rows, end = model.device, table_rows(tokens), MARKED.encoder().end
+    device, rows, end = model.device, table_rows(tokens), DOODLE.encoder().end
     rows, sigma = rows.to(device), schedule_of(recipe.prediction).sigma.to(device)
 
     def guess(noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:

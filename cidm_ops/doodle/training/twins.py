@@ -1,11 +1,11 @@
-"""The tower of marks: a small CLIP vision model with patches of 8 pixels, trained so that individuals that differ in one mark lie apart.
+"""The image tower: a small CLIP vision model with patches of 8 pixels, trained so that individuals that differ in one mark lie apart.
 
 Two pictures of one individual must lie closer than a picture of its *twin*, who is like it but for one mark, wherever they stand (InfoNCE,
 van den Oord et al. 2018, with a hard negative for everyone).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ...measure.presence import area_under_curve
 from ...measure.report import from_pixels
 from ...measure.scores import embed
 from ..figures import ACCESSORIES, COLOURS, FIGURES, MARKINGS, UNNAMED, Look, individual, plain
-from ..files import VISION_CONFIG
+from ..files import VISION_CONFIG, vision_config
 from ..style import PLACES, STYLES, Style
 from ..world import Scene, arrange, render
 from .loop import Optimisation, Session, in_fast_precision, save_tensors, train
@@ -30,7 +30,6 @@ from .parts import HELD_OUT
 from .reader import personal_style
 from .wear import worn
 
-TOWER_CONFIG: dict[str, Any] = {**VISION_CONFIG, "patch_size": 8}
 MARKS = ("marking", "marking_colour", "accessory", "accessory_colour", "accent")
 BATCH, LR, TEMPERATURE = 48, 2e-3, 0.07
 STYLED = 0.15  # how often it is a style that two pictures share, whose twin has other colours
@@ -38,7 +37,14 @@ STYLED = 0.15  # how often it is a style that two pictures share, whose twin has
 
 def new_tower() -> CLIPVisionModelWithProjection:
     """A ViT of four layers on 8 px patches of 128 px pictures, embeddings of 128."""
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER_CONFIG))
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION_CONFIG))
+
+
+def tower_of(state: Mapping[str, Tensor]) -> CLIPVisionModelWithProjection:
+    """A tower with such weights, in full precision."""
+    tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision_config(state)))
+    tower.load_state_dict({k: v.float() for k, v in state.items()})
+    return tower.eval()
 
 
 def twin(look: Look, rng: np.random.Generator) -> Look:
@@ -187,9 +193,9 @@ def told_apart(tower: Callable[[Tensor], Tensor], count: int) -> dict[str, float
 def write_tower(state: dict[str, Tensor], folder: Path) -> None:
     """Writes a tower as a folder of transformers in single precision, which every ``--vision`` takes."""
     save_tensors({k: v.float() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
-    description = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModelWithProjection"], **TOWER_CONFIG}
+    description = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModelWithProjection"], **vision_config(state)}
     write_atomically(json.dumps(description, indent=1).encode(), folder / "config.json")
-    side = TOWER_CONFIG["image_size"]
+    side = VISION_CONFIG["image_size"]
     seen = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "crop_size": {"height": side, "width": side}}
     write_atomically(json.dumps(seen, indent=1).encode(), folder / "preprocessor_config.json")
 
@@ -197,7 +203,7 @@ def write_tower(state: dict[str, Tensor], folder: Path) -> None:
 def layers_of(tower: CLIPVisionModelWithProjection) -> Callable[[Tensor], list[Tensor]]:
     """What each layer of a frozen tower makes of pictures ``[B, 3, H, W]`` in [-1, 1], resized to its own: ``[B, C, N]``."""
     tower.requires_grad_(False).eval()
-    side = TOWER_CONFIG["image_size"]
+    side = VISION_CONFIG["image_size"]
 
     def features(pictures: Tensor) -> list[Tensor]:
         if pictures.shape[-2:] != (side, side):

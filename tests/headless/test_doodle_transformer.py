@@ -1,4 +1,4 @@
-"""The transformer of the Doodle of marks: what it learns on, and the base that comes of it, with weights that are random and lively."""
+"""Doodle as a transformer: what it learns on, and the base that comes of it, with weights that are random and lively."""
 
 from typing import Any
 
@@ -12,19 +12,20 @@ from torch import nn
 from cidm_ops.__main__ import main
 from cidm_ops.adapters import joint_linears
 from cidm_ops.bank.bank import Bank
+from cidm_ops.doodle.files import TEXT_CONFIG
 from cidm_ops.doodle.training.alignment import align_transformer
 from cidm_ops.doodle.training.autoencoder import pass_through
 from cidm_ops.doodle.training.base import result_file, write_transformer
-from cidm_ops.doodle.training.diffusion import DiffusionRecipe, Pictures, Tokens, loss_of, new_text_encoder
+from cidm_ops.doodle.training.diffusion import DiffusionRecipe, Pictures, loss_of, text_encoder
 from cidm_ops.doodle.training.loop import Session, save_tensors
-from cidm_ops.doodle.training.train import shipped_text, token_ids
+from cidm_ops.doodle.training.tokens import Tokens, shipped_text, token_ids
 from cidm_ops.doodle.training.transformer import learn_transformer, new_transformer, table_rows, trained_text
 from cidm_ops.engines.diffusers import load_any
 from cidm_ops.engines.transformer import family_in
 from cidm_ops.models.clip import CHUNK, END, START
-from cidm_ops.models.marked import MARKED
-from cidm_ops.models.marked_transformer import MARKED_TRANSFORMER
+from cidm_ops.models.doodle_transformer import DOODLE_TRANSFORMER
 from cidm_ops.models.nextdit import LUMINA
+from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.compose import ConceptMix
 from cidm_ops.painting.joint_paint import read_region
 
@@ -46,10 +47,10 @@ def folder(tmp_path_factory):
     """What the stages before it make, and a transformer."""
     folder = tmp_path_factory.mktemp("marks")
     torch.manual_seed(0)
-    text = new_text_encoder(TOKENS.vocabulary, TOKENS.end, MARKED)
+    text = text_encoder(TEXT_CONFIG, TOKENS.vocabulary, TOKENS.end)
     for name, state in {
         "text": shipped_text(text.state_dict(), TOKENS),
-        "vae": pass_through(MARKED.latent_channels).state_dict(),
+        "vae": pass_through(DOODLE.latent_channels).state_dict(),
         "transformer": lively().state_dict(),
     }.items():
         save_tensors({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, result_file(folder, name))
@@ -71,7 +72,7 @@ def test_it_begins_with_an_answer_of_nothing_and_has_the_sizes_of_its_family():
     model = new_transformer()
     assert 4.2e6 < sum(p.numel() for p in model.parameters()) < 4.3e6
     linears = {name: (m.out_features, m.in_features) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    assert linears == dict(MARKED_TRANSFORMER.shapes)
+    assert linears == dict(DOODLE_TRANSFORMER.shapes)
     mask = torch.ones(2, 3, dtype=torch.bool)
     assert not model(torch.randn(2, 16, 16, 16), torch.tensor([0.1, 0.8]), torch.randn(2, 3, 160), mask).sample.any()
 
@@ -130,7 +131,7 @@ def test_a_few_steps_lower_the_loss_and_leave_the_text_encoder(text, tmp_path):
 
 
 def test_what_comes_of_it_is_a_base_of_its_own(folder, base):
-    assert base.family is MARKED_TRANSFORMER and base.architecture == "lumina2-7x192" and base.size == 128
+    assert base.family is DOODLE_TRANSFORMER and base.architecture == "lumina2-7x192" and base.size == 128
     assert base.schedule.prediction == "flow" and float(base.schedule.sigma[499]) == 0.5
     for name, part in {"transformer": base.unet, "vae": base.vae}.items():
         weights = load_file(result_file(folder, name))
@@ -139,7 +140,7 @@ def test_what_comes_of_it_is_a_base_of_its_own(folder, base):
     table = base.part("text_encoder").get_input_embeddings().weight
     assert torch.equal(table[words["token_ids"].long()], words["token_rows"].float())
     picture = torch.rand(1, 3, 128, 128) * 2 - 1
-    assert base.encode_image(picture).shape == (1, *MARKED_TRANSFORMER.latent_shape(128, 128))
+    assert base.encode_image(picture).shape == (1, *DOODLE_TRANSFORMER.latent_shape(128, 128))
     lumina = {"_class_name": "Lumina2Transformer2DModel", "hidden_size": 2304}
     assert family_in(lumina) is LUMINA, "the whole Lumina 2 stays what it was"
 

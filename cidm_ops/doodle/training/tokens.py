@@ -1,0 +1,60 @@
+"""Captions as token ids in a compact table, and the table as it ships."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...engines.tokenizer import tokenize
+from ...models.clip import END, START
+from ..files import ENCODER
+
+RARE = 1024
+
+
+class Tokens:
+    """Caption token ids in a compact table: the words of the world, then ``RARE`` rows that stand for all others.
+
+    Rare rows are never trained. They turn up in captions as words without meaning, so that a word the world does not
+    use stays neutral, whatever its random row in the shipped table.
+    """
+
+    def __init__(self, ids: list[list[int]]):
+        used = sorted({START, END}.union(*map(set, ids)))
+        self.used = torch.tensor(used)
+        compact = {t: i for i, t in enumerate(used)}
+        self.bos, self.end = compact[START], compact[END]
+        self.captions = [np.array([compact[t] for t in row]) for row in ids]
+        self.vocabulary = len(used) + RARE
+
+    def batch(self, which: np.ndarray, rng: np.random.Generator, dropout: float = 0.1, rare: float = 0.12) -> Tensor:
+        """Padded ids ``[B, N]``: some captions dropped, some with meaningless words in between."""
+        out = np.full((len(which), ENCODER.chunk), self.end)
+        out[:, 0] = self.bos
+        for row, n in zip(out, which, strict=True):
+            words = self.captions[n]
+            if rng.random() < dropout:
+                continue
+            if rng.random() < rare:
+                words = np.insert(words, rng.integers(len(words)), rng.integers(len(self.used), self.vocabulary, rng.integers(1, 4)))
+            row[1 : 1 + len(words)] = words[: ENCODER.room]
+        return torch.from_numpy(out)
+
+
+def token_ids(captions: list[list[str]]) -> list[list[int]]:
+    """Ids of all wordings in order, without start and end; captions repeat, so words are looked up once."""
+    known: dict[str, list[int]] = {}
+
+    def ids(word: str) -> list[int]:
+        if word not in known:
+            row = tokenize(word)[0].tolist()
+            known[word] = row[1 : row.index(row[-1])]
+        return known[word]
+
+    return [[i for word in text.replace(",", " ,").split() for i in ids(word)] for wordings in captions for text in wordings]
+
+
+def shipped_text(state: dict[str, Tensor], tokens: Tokens) -> dict[str, Tensor]:
+    """A text encoder in CLIP's names with its trained token rows only; the rest of the table is filled from a seed."""
+    state = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in state.items() if "position_ids" not in k}
+    rows = state.pop("text_model.embeddings.token_embedding.weight")
+    return state | {"token_ids": tokens.used.int(), "token_rows": rows[: len(tokens.used)]}
