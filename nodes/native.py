@@ -80,6 +80,8 @@ class DoodleTokenizer(comfy.sd1_clip.SDTokenizer):
 
 
 class ReaderTokenizer(DoodleTokenizer):
+    """The same for the narrower rows of the reader."""
+
     config = files.READER_TEXT
 
 

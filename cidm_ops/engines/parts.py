@@ -158,12 +158,17 @@ def fingerprint_of(judge: PartsJudge) -> str:
     return digest.hexdigest()[:12]
 
 
+def judge_file(judge: Path | str) -> Path:
+    """The file of the judge that ships ("doodle"), or of the one that is named."""
+    return JUDGE if str(judge) == SHIPPED else Path(judge).expanduser()
+
+
 def load_judge(file: Path | str, device: torch.device | str = "cpu") -> PartsJudge:
     """The judge that ships ("doodle"), or the one in a file of `cidm doodle train`.
 
     Raises ``FileNotFoundError`` if there is none, ``ValueError`` for a file of anything else.
     """
-    file = JUDGE if str(file) == SHIPPED else Path(file).expanduser()
+    file = judge_file(file)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such judge of parts: expected parts.safetensors, as `cidm doodle train` writes it")
     try:

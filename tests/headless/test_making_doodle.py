@@ -17,14 +17,14 @@ from cidm_ops.__main__ import main
 from cidm_ops.bank.bank import Bank
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.figures import FIGURES, individual
-from cidm_ops.doodle.files import TEXT_CONFIG, WEIGHTS, full_token_table
+from cidm_ops.doodle.files import TEXT_CONFIG, WEIGHTS, full_token_table, vae_state
 from cidm_ops.doodle.training import train as making
 from cidm_ops.doodle.training.alignment import align_unet, sights_of
 from cidm_ops.doodle.training.autoencoder import Comparison, LatentRecipe, Painted, pass_through
 from cidm_ops.doodle.training.base import RESULT, result_file, write_base
 from cidm_ops.doodle.training.described import described_scene, described_wordings, draw_described, draw_things, marks_of, one_described
 from cidm_ops.doodle.training.diffusion import draw_timesteps, new_unet, repaint, schedule_of, text_encoder
-from cidm_ops.doodle.training.loop import Optimisation, OutOfTime, Session, train
+from cidm_ops.doodle.training.loop import Optimisation, OutOfTime, Session, save_tensors, train
 from cidm_ops.doodle.training.measures import linear_bound, psnr, reconstruct
 from cidm_ops.doodle.training.muon import orthogonalise
 from cidm_ops.doodle.training.pieces import cut, join
@@ -142,6 +142,15 @@ def test_the_tower_and_the_judge_are_taken_by_other_commands(trained):
     pictures = torch.rand(2, 3, 128, 128) * 2 - 1
     assert load_tower(str(trained / "tower"))(pictures).shape == (2, 128)
     assert load_judge(result_file(trained, "parts")).read(pictures).there.shape == (2, len(FIGURES))
+
+
+def test_what_ships_is_measured_without_a_folder_and_no_judge_is_passed_over_in_silence(tmp_path, capsys, caplog):
+    nothing = ("doodle", "measure", "psnr", "--folder", str(tmp_path), "--shipped", "--count", "2")
+    assert main([*nothing]) == 0 and "parts_right_in_reconstructions" in json.loads(capsys.readouterr().out)
+    assert main([*nothing, "--judge", str(tmp_path / "none")]) == 2 and "none: no such judge of parts" in capsys.readouterr().err
+    save_tensors({k: v.float() for k, v in vae_state().items()}, result_file(tmp_path, "latents"))
+    assert main(["doodle", "measure", "psnr", "--folder", str(tmp_path), "--count", "2"]) == 0
+    assert "no parts are read" in caplog.text and "parts_right" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["psnr", "parts", "tower", "captions"])

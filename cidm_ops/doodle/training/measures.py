@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ...bank.files import write_atomically
 from ...bank.formats import write_picture
 from ...engines.diffusers import fastest_device, load_any
-from ...engines.parts import PARTS, Reading, labels_of, load_judge, right_parts
+from ...engines.parts import PARTS, SHIPPED, Reading, judge_file, labels_of, load_judge, right_parts
 from ...engines.towers import load_tower
 from ...measure.report import contact_sheet, from_pixels
 from ..concepts import CONCEPTS, examples
@@ -26,6 +27,8 @@ from .described import described_scene, one_described
 from .obedience import paint_captions
 from .parts import HELD_OUT, accuracy, held_out_accuracy, lone_individual
 from .twins import told_apart
+
+log = logging.getLogger("cidm.doodle")
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -77,8 +80,11 @@ def _psnr(options: argparse.Namespace) -> dict[str, object]:
     channels = int(vae.config.latent_channels)
     known = from_pixels(np.stack([render(described_scene(i))[0] for i in range(options.count)]))
     found[f"linear_code_of_{channels}"] = round(float(linear_bound(known, held_out, channels).mean()), 2)
-    if judge_file(options).is_file():
-        judge = load_judge(judge_file(options), fastest_device())
+    file = judge_of(options)
+    if not file.is_file() and not options.judge:
+        log.warning("no parts are read: %s is not there, which the stage parts makes; --judge names another", file)
+    else:
+        judge = load_judge(file, fastest_device())
         scenes = [lone_individual(HELD_OUT + i) for i in range(options.count)]
         pictures = from_pixels(np.stack([render(scene)[0] for scene in scenes]))
         found["parts_right_in_renderings"] = accuracy(judge, pictures, scenes)
@@ -94,27 +100,27 @@ def trained_vae(options: argparse.Namespace) -> AutoencoderTiny:
     return vae.to(fastest_device()).eval()
 
 
-def judge_file(options: argparse.Namespace) -> Path:
-    """The judge that was given, else the training's own."""
-    return options.judge or result_file(options.folder, "parts")
+def judge_of(options: argparse.Namespace) -> Path:
+    """The file of the judge that was given, else the one that ships or the training's own."""
+    return judge_file(options.judge or (SHIPPED if options.shipped else result_file(options.folder, "parts")))
 
 
 def _parts(options: argparse.Namespace) -> Mapping[str, object]:
-    file = judge_file(options)
+    file = judge_of(options)
     found = held_out_accuracy(load_judge(file, fastest_device()), options.count)
     return {name: round(value, 4) for name, value in found.items()} | {"bytes": file.stat().st_size}
 
 
 def _tower(options: argparse.Namespace) -> Mapping[str, object]:
-    vision = options.vision or str(options.folder / "tower")
+    vision = options.vision or (SHIPPED if options.shipped else str(options.folder / "tower"))
     return {name: round(value, 4) for name, value in told_apart(load_tower(vision, fastest_device()), options.count).items()}
 
 
 def _captions(options: argparse.Namespace) -> dict[str, object]:
     scenes, captions = zip(*(one_described(HELD_OUT + i) for i in range(options.count)), strict=True)
-    backbone = load_any(options.base or options.folder / "base", fastest_device())
+    backbone = load_any(options.base or (SHIPPED if options.shipped else options.folder / "base"), fastest_device())
     pictures = paint_captions(backbone, list(captions), options.steps, options.guidance, options.batch)
-    judge = load_judge(judge_file(options), fastest_device())
+    judge = load_judge(judge_of(options), fastest_device())
     exact = from_pixels(np.stack([render(scene)[0] for scene in scenes]))
     shown = {name: named_right(judge.read(seen), scenes) for name, seen in (("painted", pictures), ("renderings", exact))}
     if options.sheet:

@@ -8,8 +8,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...bank.files import write_atomically
-from ...engines.checkpoint import text_model
 from ...engines.parts import PartsJudge, load_judge
 from ...models.sd import DOODLE
 from ...text_file import read_json
-from ..files import ENCODER, TEXT_CONFIG, WEIGHTS, vae_state, with_table
-from .alignment import sights_of
-from .autoencoder import Comparison, Features, LatentRecipe, Painted, encode, learn_latents, pass_through, sharpen_decoder
+from ..files import TEXT_CONFIG, WEIGHTS, vae_state
+from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
 from .base import RESULT, result_file, write_base, write_transformer
 from .bridge import embed_scenes, learn_bridge, least_squares, new_bridge, retrieval
 from .data import rendered
 from .described import described_wordings, draw_described, draw_things
-from .diffusion import DiffusionRecipe, Pictures, learn_diffusion, new_unet, repaint, text_encoder
+from .diffusion import DiffusionRecipe, learn_diffusion, new_unet, repaint, text_encoder
+from .folder import Training
 from .loop import OutOfTime, Session, save_tensors
 from .parts import draw_labels, draw_parts, learn_parts, save_judge
 from .pieces import cut, join
 from .processes import join_processes, make_once, share_of
 from .reader import TextTower, learn_reader, new_reader, personal, plain_wordings
-from .renderings import kept, kept_captions, sharded
+from .renderings import kept, kept_captions
 from .stages import FITTED, SHARES, STAGES, STEPS
 from .tokens import Tokens, shipped_text, token_ids
 from .transformer import learn_transformer, new_transformer, trained_text
@@ -56,28 +54,6 @@ SPREAD = 0.05  # weight of unit spread of the latents
 LAST_NOISE = 0.2
 PAINTED = "painted.safetensors"  # latents of the first pictures, as the U-Net paints them
 log = logging.getLogger("cidm.doodle")
-
-
-@dataclass(frozen=True)
-class Training:
-    """A training of Doodle: its options, the folder with all that it makes, where it computes, and for how long."""
-
-    options: argparse.Namespace
-    folder: Path
-    device: str
-    session: Session
-
-    def result(self, name: str) -> Path:
-        """The file of what a stage made."""
-        return result_file(self.folder, name)
-
-    def write(self, name: str, state: Mapping[str, Tensor], half: bool = True) -> None:
-        """Keep what a stage made."""
-        save_tensors({k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}, self.result(name))
-
-    def pictures(self) -> np.ndarray:
-        """The renderings ``[N, 128, 128, 3]`` that autoencoder, U-Net and transformer learn from."""
-        return kept(self.folder, "described", draw_described, self.options.pictures, self.options.workers)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -160,7 +136,7 @@ def _tower(training: Training) -> None:
             kept(folder, name, draw, options.individuals, options.workers)
             for name, draw in (("twins", draw_twins), ("twins-labels", draw_twin_labels))
         )
-        sights = _sights(training, "twins", pictures.reshape(-1, *pictures.shape[2:]))
+        sights = training.sights("twins", pictures.reshape(-1, *pictures.shape[2:]))
         learn_tower(tower, Twins(pictures, np.array(labels), sights), training.session, steps=options.tower_steps)
         training.write("tower", tower.state_dict())
     write_tower(load_file(training.result("tower")), training.folder / "tower")
@@ -194,51 +170,19 @@ def seer(training: Training) -> Features | None:
     if kind == "none":
         return None
     if kind == "judge":
-        return load_judge(needed(training, "parts"), training.device).features
-    return layers_of(tower_of(load_file(needed(training, "tower"))).to(training.device))
-
-
-MADE_BY = {"latents": "autoencoder", "vae": "decoder", "unet": "diffusion", "text": "diffusion"}  # where it is not the stage of the name
-
-
-def needed(training: Training, name: str) -> Path:
-    """The file of what an earlier stage made. Raises ``FileNotFoundError`` that says which stage is missing."""
-    file = training.result(name)
-    if not file.exists():
-        stage = MADE_BY.get(name, name)
-        raise FileNotFoundError(f"{file} is not there: the stage {stage} comes first")
-    return file
-
-
-def latents_of(folder: Path, pictures: np.ndarray, load_vae: Callable[[], AutoencoderTiny]) -> Tensor:
-    """Latents ``[N, C, 16, 16]`` fp16 of all pictures, kept in shards, which processes share out; the autoencoder is loaded where one is
-    missing.
-    """
-
-    def load() -> AutoencoderTiny:
-        return load_vae().to(memory_format=torch.channels_last)
-
-    def make(vae: AutoencoderTiny, some: np.ndarray) -> Tensor:
-        return encode(vae, some, 16 if vae.device.type == "cpu" else 256).half()
-
-    return sharded(folder, "latents", pictures, load, make)
-
-
-def _latent_vae(training: Training) -> AutoencoderTiny:
-    vae = pass_through()
-    vae.load_state_dict(load_file(needed(training, "latents")))
-    return vae.to(training.device)
+        return load_judge(training.needed("parts"), training.device).features
+    return layers_of(tower_of(load_file(training.needed("tower"))).to(training.device))
 
 
 def _diffusion(training: Training) -> None:
     if training.result("unet").exists():
         return
     options = training.options
-    tokens = _words(training)
+    tokens = training.words()
     text = text_encoder(TEXT_CONFIG, tokens.vocabulary, tokens.end).to(training.device)
     unet = new_unet()
     unet.to(training.device)
-    pictures = _lessons(training)  # after the networks, so that these begin alike whether the latents are there or not
+    pictures = training.lessons()  # after the networks, so that these begin alike whether the latents are there or not
     recipe = diffusion_recipe(options, options.prediction)
     learn_diffusion(unet, text, pictures, tokens, training.session, steps=options.diffusion_steps, recipe=recipe)
     if count := min(options.painted, len(pictures.latents)):
@@ -250,21 +194,6 @@ def _diffusion(training: Training) -> None:
     training.write("unet", unet.state_dict())
 
 
-def _words(training: Training) -> Tokens:
-    options = training.options
-    return Tokens(token_ids(kept_captions(training.folder, "described", described_wordings, options.pictures, options.workers)))
-
-
-def _lessons(training: Training) -> Pictures:
-    """The latents of all pictures, small enough to stay on the device, and what the recipe asks for beside them."""
-    options, folder = training.options, training.folder
-    return Pictures(
-        latents_of(folder, training.pictures(), lambda: _latent_vae(training)).to(training.device),
-        np.array(kept(folder, "things", draw_things, options.pictures, options.workers)),
-        _sights(training, "described", training.pictures()),
-    )
-
-
 def diffusion_recipe(options: argparse.Namespace, prediction: str) -> DiffusionRecipe:
     """How a model that predicts so is trained, by the options."""
     return DiffusionRecipe(
@@ -272,23 +201,16 @@ def diffusion_recipe(options: argparse.Namespace, prediction: str) -> DiffusionR
     )
 
 
-def _sights(training: Training, name: str, pictures: np.ndarray) -> Tensor | None:
-    """What the judge sees in the pictures of that name, where it is asked for."""
-    if not training.options.align:
-        return None
-    return sights_of(training.folder, name, pictures, lambda: load_judge(needed(training, "parts"), training.device))
-
-
 def _decoder(training: Training) -> None:
     if training.result("vae").exists():
         return
-    needed(training, "unet")
+    training.needed("unet")
     pictures, file = training.pictures(), training.folder / PAINTED
     painted = None
     if file.exists():
         latents = load_file(file)["latents"]
         painted = Painted(latents, pictures[: len(latents)])
-    vae, recipe = _latent_vae(training), latent_recipe(training, 1e-3, min(LAST_NOISE, training.options.latent_noise))
+    vae, recipe = training.latent_vae(), latent_recipe(training, 1e-3, min(LAST_NOISE, training.options.latent_noise))
     sharpen_decoder(vae, pictures, training.session, steps=training.options.decoder_steps, recipe=recipe, painted=painted)
     training.write("vae", vae.state_dict())
 
@@ -314,13 +236,12 @@ def caption_side(tower: TextTower, tokens: Tokens) -> dict[str, Tensor]:
 
 
 def _bridge(training: Training) -> None:
-    """Reads the text encoder and the tower of the folder."""
+    """Learn to lead from the text encoder of the folder to its tower."""
     if training.result("bridge").exists():
         return
     options, folder = training.options, training.folder
-    tower = tower_of(load_file(needed(training, "tower"))).to(training.device)
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(needed(training, "text")).items()}
-    text = text_model(ENCODER, TEXT_CONFIG, with_table(state), folder).eval().to(training.device)
+    tower = tower_of(load_file(training.needed("tower"))).to(training.device)
+    text = trained_text(training.needed("text")).to(training.device)
     said = kept_captions(folder, "described", described_wordings, options.pictures, options.workers)
     pictures, captions = embed_scenes(tower, text, training.pictures(), said, folder)
     held_out = min(HELD_OUT, len(pictures) // 2)
@@ -349,21 +270,21 @@ def _ship(training: Training) -> None:
 
 def _base(training: Training) -> None:
     for name in ("unet", "text", "vae"):
-        needed(training, name)
+        training.needed(name)
     write_base(training.folder)
 
 
 def _transformer(training: Training) -> None:
     """Learn on the U-Net's text encoder, whose words are known by then, whatever the U-Net predicts."""
-    text = needed(training, "text")
+    text = training.needed("text")
     if not training.result("transformer").exists():
         options, model = training.options, new_transformer()
         model.to(training.device)
         learn_transformer(
             model,
             trained_text(text).to(training.device),
-            _lessons(training),
-            _words(training),
+            training.lessons(),
+            training.words(),
             training.session,
             steps=options.transformer_steps,
             recipe=diffusion_recipe(options, "flow"),
