@@ -19,7 +19,7 @@ from cidm_ops.doodle.training.base import result_file, write_transformer
 from cidm_ops.doodle.training.diffusion import DiffusionRecipe, Pictures, loss_of, text_encoder
 from cidm_ops.doodle.training.loop import Session, save_tensors
 from cidm_ops.doodle.training.tokens import Tokens, shipped_text, token_ids
-from cidm_ops.doodle.training.transformer import learn_transformer, new_transformer, table_rows, trained_text
+from cidm_ops.doodle.training.transformer import AtOnce, learn_transformer, new_transformer, table_rows, trained_text
 from cidm_ops.engines.diffusers import load_any
 from cidm_ops.engines.transformer import family_in
 from cidm_ops.models.clip import CHUNK, END, START
@@ -94,17 +94,17 @@ def test_texts_of_different_length_are_learned_as_each_alone():
     model = lively()
     alignment = align_transformer(model, 4)
     x, sigma = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.9])
-    states, lengths = torch.randn(2, 11, 160, generator=torch.Generator().manual_seed(1)), (4, 11)
-    mask = torch.arange(11) < torch.tensor(lengths)[:, None]
+    states, lengths = torch.randn(2, 11, 160, generator=torch.Generator().manual_seed(1)), torch.tensor([4, 11])
     with torch.no_grad():
-        both = model(x, sigma, states, mask).sample
+        both = AtOnce(model)(x, sigma, states, lengths)
         features = alignment.features
         assert features is not None and features.shape == (2, 192, 8, 8)
         assert float(alignment(torch.ones(2, 4, 16, 16))) > 0
-        for row, length in enumerate(lengths):
-            alone = model(x[row, None], sigma[row, None], states[row, None, :length], mask[row, None, :length]).sample
-            torch.testing.assert_close(both[row, None], alone, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(features[row, None], alignment.features, atol=1e-4, rtol=1e-4)
+        for row, length in enumerate(lengths.tolist()):
+            mask = torch.ones(1, length, dtype=torch.bool)
+            alone = model(x[row, None], sigma[row, None], states[row, None, :length], mask).sample
+            torch.testing.assert_close(both[row, None], alone, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(features[row, None], alignment.features, atol=1e-5, rtol=1e-5)
 
 
 def test_a_few_steps_lower_the_loss_and_leave_the_text_encoder(text, tmp_path):

@@ -29,7 +29,7 @@ from cidm_ops.doodle.training.measures import linear_bound, psnr, reconstruct
 from cidm_ops.doodle.training.muon import orthogonalise
 from cidm_ops.doodle.training.pieces import cut, join
 from cidm_ops.doodle.training.stages import STEPS
-from cidm_ops.doodle.training.tokens import token_ids
+from cidm_ops.doodle.training.tokens import Tokens, token_ids
 from cidm_ops.doodle.training.train import SHIPPED
 from cidm_ops.doodle.training.twins import MARKS, draw_pair, draw_twin_labels, draw_twins, twin
 from cidm_ops.doodle.world import render
@@ -37,6 +37,7 @@ from cidm_ops.engines.diffusers import load, load_any
 from cidm_ops.engines.parts import UNTOLD, PartsJudge, labels_of, load_judge
 from cidm_ops.engines.towers import load_tower
 from cidm_ops.measure.report import from_pixels
+from cidm_ops.models.clip import CHUNK
 from cidm_ops.models.sd import DOODLE
 from cidm_ops.painting.paint import SamplingConfig, paint, unit_noise
 
@@ -381,7 +382,7 @@ def test_a_unet_that_sees_what_the_judge_sees_has_nothing_to_align():
 def test_sights_have_one_spread_and_are_kept(tmp_path):
     pictures = np.stack([draw_described(seed) for seed in range(6)])
     judge = PartsJudge().eval()
-    sights = sights_of(tmp_path, "six", pictures, lambda: judge)
+    sights = sights_of(tmp_path, "six", pictures, lambda: judge, torch.device("cpu"))
     assert sights.shape == (6, 128, 16, 16) and sights.dtype == torch.float16
     assert float(sights.float().mean((0, 2, 3)).abs().max()) < 0.01
     assert float((sights.float().std((0, 2, 3)) - 1).abs().max()) < 0.01
@@ -389,7 +390,23 @@ def test_sights_have_one_spread_and_are_kept(tmp_path):
     def missing() -> PartsJudge:
         raise AssertionError("they are kept")
 
-    assert torch.equal(sights_of(tmp_path, "six", pictures, missing), sights)
+    assert torch.equal(sights_of(tmp_path, "six", pictures, missing, torch.device("cpu")), sights)
+
+
+def test_captions_are_dropped_or_bear_words_without_meaning():
+    tokens = Tokens(token_ids([["a dog, on the grass", "a cat"]]))
+    plain = tokens.batch(np.array([1, 0]), np.random.default_rng(0), dropout=0.0, rare=0.0)
+    assert plain[0].tolist() == [tokens.bos, *tokens.captions[1], *(CHUNK - 3) * [tokens.end]]
+    dropped = tokens.batch(np.array([1, 0]), np.random.default_rng(0), dropout=1.0, rare=1.0)
+    assert dropped.tolist() == 2 * [[tokens.bos, *(CHUNK - 1) * [tokens.end]]]
+    strange = tokens.batch(np.array(50 * [1, 0]), np.random.default_rng(0), dropout=0.0, rare=1.0)
+    added = (strange >= len(tokens.used)).sum(1)
+    assert {*added.tolist()} == {1, 2, 3}, "at most three, and in every one"
+    for row, which in zip(strange.tolist(), 50 * [1, 0], strict=True):
+        known = [i for i in row[1:] if i < len(tokens.used) and i != tokens.end]
+        assert known == [*tokens.captions[which]], "the caption is there in order"
+    lengths = (strange == tokens.end).int().argmax(1) + 1
+    assert int(lengths.max()) <= tokens.longest
 
 
 def test_a_linear_code_of_all_numbers_keeps_everything():

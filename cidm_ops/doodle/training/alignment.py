@@ -53,36 +53,33 @@ def align_unet(unet: UNet2DConditionModel, sights: int) -> Alignment:
 
 
 def align_transformer(model: Lumina2Transformer2DModel, sights: int) -> Alignment:
-    """An alignment in the middle of the blocks that text and image go through together. An image token stands for several cells."""
+    """An alignment in the middle of the blocks that text and image go through together, the image's tokens last, each of several cells."""
     side = int(model.config.sample_size // model.config.patch_size)
 
     def as_map(given: tuple[Any, ...], tokens: Tensor) -> Tensor:
-        """The image's tokens of ``[B, N, C]``, which end each row where its mask does, as ``[B, C, side, side]``."""
-        mask = given[1]
-        ends = torch.full((len(tokens), 1), tokens.shape[1], device=tokens.device) if mask is None else mask.sum(1, keepdim=True)
-        places = ends - side**2 + torch.arange(side**2, device=tokens.device)
-        image = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
-        return image.mT.unflatten(2, (side, side))
+        """The last tokens of ``[B, N, C]`` as ``[B, C, side, side]``."""
+        return tokens[:, -(side**2) :].mT.unflatten(2, (side, side))
 
     middle = model.layers[len(model.layers) // 2]
     return Alignment(middle, int(model.config.hidden_size), sights, int(model.config.patch_size), as_map)
 
 
-def sights_of(folder: Path, name: str, pictures: np.ndarray, load: Callable[[], PartsJudge]) -> Tensor:
+def sights_of(folder: Path, name: str, pictures: np.ndarray, load: Callable[[], PartsJudge], device: torch.device) -> Tensor:
     """What the judge's trunk makes of all pictures of that name at an eighth of their side ``[N, C, h, w]`` fp16, every channel to mean 0
-    and spread 1; kept in shards, which processes share out.
+    and spread 1; see ``sharded``.
     """
+    batch = 64 if device.type == "cpu" else 1024
 
     @torch.no_grad()
     def see(judge: PartsJudge, some: np.ndarray) -> Tensor:
         found = []
-        for start in range(0, len(some), 64):
-            part = from_pixels(some[start : start + 64], next(judge.parameters()).device)
-            with in_fast_precision(part.device):
-                found.append(judge.features(part.contiguous(memory_format=torch.channels_last))[-1].half().cpu())
+        for start in range(0, len(some), batch):
+            part = from_pixels(some[start : start + batch], device)
+            with in_fast_precision(device):
+                found.append(judge.features(part.contiguous(memory_format=torch.channels_last))[-1].half())
         return torch.cat(found)
 
-    sights = sharded(folder, f"{name}-sights", pictures, load, see)
+    sights = sharded(folder, f"{name}-sights", pictures, load, see, device)
     some = sights[:: max(1, len(sights) // 1000)].float()
     mean, spread = some.mean((0, 2, 3), keepdim=True), some.std((0, 2, 3), keepdim=True)
     for part in sights.split(1000):

@@ -18,6 +18,7 @@ from .alignment import align_unet
 from .loop import LossAt, Optimisation, Session, in_fast_precision, train
 from .tokens import Tokens
 
+COMPILED = "reduce-overhead"  # with CUDA graphs: these networks are so small that launching their kernels takes as long as the kernels
 MIDDLE, SPREAD = 0.5, 1.0  # of the logarithm of noise over signal
 Guess = Callable[[Tensor, Tensor, Tensor], Tensor]  # of noised latents [B, C, h, w], at timesteps [B], by token ids [B, N]: their target
 
@@ -112,32 +113,41 @@ def loss_of(
 
     ``tokens.captions`` holds the same number of wordings for each picture, in order.
     """
-    latents, things, sights = pictures.latents, pictures.things, pictures.sights
+    latents, things = pictures.latents.to(device), pictures.things
+    sights = None if pictures.sights is None else pictures.sights.to(device)
     wordings, batch = len(tokens.captions) // len(latents), recipe.batch
+    cells = None if things is None else 1 + (recipe.things - 1) * torch.from_numpy(things).to(device)
     schedule = schedule_of(recipe.prediction)
     everything = torch.arange(len(schedule.times))
     weight = (schedule.min_snr_weight(everything, recipe.gamma) if recipe.gamma else torch.ones(len(everything))).to(device)
 
     def loss_at(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         which = rng.integers(len(latents), size=batch)
-        ids = tokens.batch(which * wordings + rng.integers(wordings, size=batch), rng).to(device)
-        clean = latents[torch.from_numpy(which).to(latents.device)].to(device).float()
-        t = torch.from_numpy(draw_timesteps(schedule, batch, recipe.middle, rng)).to(device)
+        ids = sent(tokens.batch(which * wordings + rng.integers(wordings, size=batch), rng), device)
+        t = sent(torch.from_numpy(draw_timesteps(schedule, batch, recipe.middle, rng)), device)
+        chosen = sent(torch.from_numpy(which), device)
+        clean = latents[chosen].float()
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        noisy = schedule.add_noise(clean, noise, t)
+        target = schedule.target(clean, noise, t)
+        counts = torch.ones_like(target[:, 0]) if cells is None else cells[chosen]
+        each = weight[t].view(-1, 1, 1) * counts / counts.mean()
+        seen = None if sights is None else sights[chosen]
         with in_fast_precision(device):
-            found = guess(noisy, t, ids)
-        error = (found.float() - schedule.target(clean, noise, t)).square().mean(1)
-        cells = torch.ones_like(error)
-        if things is not None:
-            cells = cells + (recipe.things - 1) * torch.from_numpy(things[which]).to(device)
-        loss = (weight[t] * (error * cells).mean((1, 2))).mean() / cells.mean()
-        if sights is not None:
-            with in_fast_precision(device):
-                loss = loss + recipe.align * parts["alignment"](sights[torch.from_numpy(which)].to(device))
-        return loss
+            return score(schedule.add_noise(clean, noise, t), t, ids, target, each, seen)
 
+    def score(noisy: Tensor, t: Tensor, ids: Tensor, target: Tensor, each: Tensor, seen: Tensor | None) -> Tensor:
+        error = (guess(noisy, t, ids).float() - target).square().mean(1)
+        loss = (error * each).mean()
+        return loss if seen is None else loss + recipe.align * parts["alignment"](seen)
+
+    if device.type == "cuda":
+        score = torch.compile(score, mode=COMPILED)
     return loss_at
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; the CPU does not wait until a GPU has them."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def draw_timesteps(schedule: Schedule, count: int, middle: float, rng: np.random.Generator) -> np.ndarray:

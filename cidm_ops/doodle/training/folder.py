@@ -59,7 +59,7 @@ class Training:
     def lessons(self) -> Pictures:
         """Their latents, small enough to stay on the device, and what the recipe asks for beside them."""
         return Pictures(
-            latents_of(self.folder, self.pictures(), self.latent_vae).to(self.device),
+            latents_of(self.folder, self.pictures(), self.latent_vae, torch.device(self.device)),
             np.array(kept(self.folder, "things", draw_things, self.options.pictures, self.options.workers)),
             self.sights("described", self.pictures()),
         )
@@ -74,13 +74,11 @@ class Training:
         """What the judge sees in the pictures of that name, where it is asked for."""
         if not self.options.align:
             return None
-        return sights_of(self.folder, name, pictures, lambda: load_judge(self.needed("parts"), self.device))
+        return sights_of(self.folder, name, pictures, lambda: load_judge(self.needed("parts"), self.device), torch.device(self.device))
 
 
-def latents_of(folder: Path, pictures: np.ndarray, load_vae: Callable[[], AutoencoderTiny]) -> Tensor:
-    """Latents ``[N, C, 16, 16]`` fp16 of all pictures, kept in shards, which processes share out; the autoencoder is loaded where one is
-    missing.
-    """
+def latents_of(folder: Path, pictures: np.ndarray, load_vae: Callable[[], AutoencoderTiny], device: torch.device) -> Tensor:
+    """Latents ``[N, C, 16, 16]`` fp16 of all pictures on the device; see ``sharded``."""
 
     def load() -> AutoencoderTiny:
         return load_vae().to(memory_format=torch.channels_last)
@@ -88,4 +86,4 @@ def latents_of(folder: Path, pictures: np.ndarray, load_vae: Callable[[], Autoen
     def make(vae: AutoencoderTiny, some: np.ndarray) -> Tensor:
         return encode(vae, some, 16 if vae.device.type == "cpu" else 256).half()
 
-    return sharded(folder, "latents", pictures, load, make)
+    return sharded(folder, "latents", pictures, load, make, device)

@@ -7,6 +7,7 @@ All randomness of a step comes from ``(seed, step)``, so a run that was stopped 
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,7 +118,8 @@ def train(
     average = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = how.optimiser(parameters)
     start = _restore(file, parameters, average, optimiser) if file.exists() else 0
-    began, recent = time.monotonic(), []
+    began, recent = time.monotonic(), deque[Tensor](maxlen=100)
+    device = next(iter(parameters.values())).device
     rank, world = rank_and_count()
     done = start
 
@@ -137,14 +139,17 @@ def train(
                 keep = min(how.ema, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
                 done = step + 1
-            recent.append(float(loss.detach()))
-            if not np.isfinite(recent[-1]):
-                raise FloatingPointError(f"{name}: loss is {recent[-1]} at step {step}; the last checkpoint is {file}")
-            if (step + 1) % 50 == 0:
-                pace = (time.monotonic() - began) / (step + 1 - start)
-                log.info("%s %d/%d loss %.4f, %.3f s per step", name, step + 1, how.steps, np.mean(recent[-100:]), pace)
+            recent.append(loss.detach().clone())  # a CUDA graph writes the next one into the same place
             late = world == 1 and (time.monotonic() - began > session.stop_after or time.monotonic() > session.deadline)
-            if rank == 0 and ((step + 1) % how.save_every == 0 or step + 1 == how.steps or late):
+            saves = done % how.save_every == 0 or done == how.steps or late
+            if device.type == "cpu" or done % 50 == 0 or saves:  # reading a loss waits for a device, which then waits for the next step
+                losses = torch.stack([*recent]).float().cpu().numpy()
+                if not np.isfinite(losses).all():
+                    raise FloatingPointError(f"{name}: loss is {losses[-1]} before step {done}; the last checkpoint is {file}")
+                if done % 50 == 0:
+                    pace = (time.monotonic() - began) / (done - start)
+                    log.info("%s %d/%d loss %.4f, %.3f s per step", name, done, how.steps, losses.mean(), pace)
+            if rank == 0 and saves:
                 keep_state()
             if late:
                 break
@@ -192,8 +197,8 @@ def _gradients(
     world: int,
 ) -> Tensor:
     """Return the loss of the random numbers ``draw``, with its gradients, averaged over all processes, in the parameters."""
-    loss = loss_at(np.random.default_rng(draw), torch.Generator(parameters[0].device).manual_seed(draw))
     optimiser.zero_grad(set_to_none=True)
+    loss = loss_at(np.random.default_rng(draw), torch.Generator(parameters[0].device).manual_seed(draw))
     loss.backward()
     if world > 1:
         _average([p.grad for p in parameters if p.grad is not None], world)

@@ -5,6 +5,7 @@ The update of a matrix is its momentum with all singular values pushed to 1, sca
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -38,28 +39,30 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure=None):
         groups = self.param_groups
-        matrices = [(p, group) for group in groups if group["muon"] for p in group["params"]]
+        matrices = [p for group in groups if group["muon"] for p in group["params"]]
         rank, world = rank_and_count()
-        sizes = [p.numel() for p, _ in matrices]
-        updates = torch.zeros(sum(sizes), device=matrices[0][0].device)
+        sizes = [p.numel() for p in matrices]
+        updates = torch.zeros(sum(sizes), device=matrices[0].device)
         parts = updates.split(sizes)
+        for p in matrices:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momenta, gradients = [self.state[p]["momentum"] for p in matrices], [p.grad for p in matrices]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # directions [m, n] of one shape, and where their updates go
-        for (p, _), part in zip(matrices, parts, strict=True):
-            state = self.state[p]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(p)
-            state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            direction = p.grad.lerp(state["momentum"], self.momentum).flatten(1)
-            alike.setdefault(direction.shape, []).append((direction, part))
+        for direction, part in zip(torch._foreach_lerp(gradients, momenta, self.momentum), parts, strict=True):
+            alike.setdefault(direction.flatten(1).shape, []).append((direction.flatten(1), part))
         for i, (shape, some) in enumerate(alike.items()):
             if i % world == rank:  # processes share the work
                 made = orthogonalise(torch.stack([direction for direction, _ in some]))
-                for (_, part), update in zip(some, made, strict=True):
-                    part.copy_(update.flatten()).mul_(0.2 * max(shape) ** 0.5)
+                for (_, part), update in zip(some, made.float().mul_(0.2 * max(shape) ** 0.5), strict=True):
+                    part.copy_(update.flatten())
         if world > 1:
             dist.all_reduce(updates)
-        for (p, group), part in zip(matrices, parts, strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(part.view_as(p), alpha=-group["lr"])
+        changes = iter(part.view_as(p) for p, part in zip(matrices, parts, strict=True))
+        for group in (group for group in groups if group["muon"]):
+            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(group["params"], [*islice(changes, len(group["params"]))], alpha=-group["lr"])
         self.param_groups = [group for group in groups if not group["muon"]]
         try:
             return super().step(closure)

@@ -74,16 +74,29 @@ def kept_captions(folder: Path, name: str, words: Words, count: int, workers: in
 
 
 def sharded(
-    folder: Path, name: str, pictures: np.ndarray, load: Callable[[], Network], make: Callable[[Network, np.ndarray], Tensor]
+    folder: Path,
+    name: str,
+    pictures: np.ndarray,
+    load: Callable[[], Network],
+    make: Callable[[Network, np.ndarray], Tensor],
+    device: torch.device,
 ) -> Tensor:
-    """What a network makes of all pictures ``[N, ...]``, kept in shards, which processes share out; it is loaded where one is missing."""
+    """What a network makes of all pictures ``[N, ...]``.
+
+    A CPU keeps it in shards, which processes share out, and loads the network where one is missing. A GPU makes it sooner than a disk gives
+    it, so there it is made each time, and stays there.
+    """
+    shards = range(0, len(pictures), SHARD)
+    if device.type != "cpu":
+        here = load()
+        return torch.cat([make(here, pictures[start : start + SHARD]) for start in shards])
     network = None
     rank, count = rank_and_count()
-    files = [folder / f"{name}-{i}.safetensors" for i in range(-(-len(pictures) // SHARD))]
-    for i, file in enumerate(files):
+    files = [folder / f"{name}-{i}.safetensors" for i in range(len(shards))]
+    for i, (start, file) in enumerate(zip(shards, files, strict=True)):
         if i % count == rank and not file.exists():
             network = network or load()
-            save_tensors({name: make(network, pictures[i * SHARD : (i + 1) * SHARD])}, file)
+            save_tensors({name: make(network, pictures[start : start + SHARD])}, file)
     wait_for_all()
     return torch.cat([load_file(file)[name] for file in files])
 

@@ -9,6 +9,7 @@ from ...models.clip import END, START
 from ..files import ENCODER
 
 RARE = 1024
+STRANGERS = 3  # at most so many words without meaning come into a caption
 
 
 class Tokens:
@@ -25,18 +26,23 @@ class Tokens:
         self.bos, self.end = compact[START], compact[END]
         self.captions = [np.array([compact[t] for t in row]) for row in ids]
         self.vocabulary = len(used) + RARE
+        lengths = np.array([len(words) for words in self.captions])
+        self._filled = np.full((len(ids), ENCODER.chunk), self.end, np.int16)
+        self._filled[:, 0] = self.bos
+        inside = np.arange(ENCODER.room) < lengths[:, None]
+        self._filled[:, 1 : 1 + ENCODER.room][inside] = np.concatenate([words[: ENCODER.room] for words in self.captions])
+        self.longest = min(ENCODER.chunk, int(lengths.max()) + 2 + STRANGERS)
 
     def batch(self, which: np.ndarray, rng: np.random.Generator, dropout: float = 0.1, rare: float = 0.12) -> Tensor:
         """Padded ids ``[B, N]``: some captions dropped, some with meaningless words in between."""
-        out = np.full((len(which), ENCODER.chunk), self.end)
-        out[:, 0] = self.bos
-        for row, n in zip(out, which, strict=True):
-            words = self.captions[n]
-            if rng.random() < dropout:
-                continue
-            if rng.random() < rare:
-                words = np.insert(words, rng.integers(len(words)), rng.integers(len(self.used), self.vocabulary, rng.integers(1, 4)))
-            row[1 : 1 + len(words)] = words[: ENCODER.room]
+        out = self._filled[which].astype(np.int64)
+        dropped, strange = rng.random((2, len(which))) < [[dropout], [rare]]
+        for i in np.flatnonzero(strange):
+            words = self.captions[which[i]]
+            strangers = rng.integers(len(self.used), self.vocabulary, rng.integers(1, 1 + STRANGERS))
+            words = np.insert(words, rng.integers(len(words)), strangers)[: ENCODER.room]
+            out[i, 1 : 1 + len(words)] = words
+        out[dropped, 1:] = self.end
         return torch.from_numpy(out)
 
 

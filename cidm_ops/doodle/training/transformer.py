@@ -32,6 +32,42 @@ def new_transformer() -> Lumina2Transformer2DModel:
     return model
 
 
+class AtOnce:
+    """A Lumina 2 that answers pictures with texts of different length at once; its own forward takes them one by one.
+
+    A text is filled up to the longest, which nothing reads, and the image's tokens come behind all that; each has the place in its text's
+    order that it has there.
+    """
+
+    def __init__(self, model: Lumina2Transformer2DModel):
+        self.model = model
+        self.places = [table.to(model.device, torch.complex64) for table in model.rope_embedder.freqs_cis]  # of text, rows, columns
+
+    def __call__(self, noisy: Tensor, t: Tensor, states: Tensor, lengths: Tensor) -> Tensor:
+        """The answer to ``noisy [B, C, h, w]`` at times ``t [B]`` by texts ``states [B, N, E]``, each as long as ``lengths [B]`` says."""
+        model, (order, down, right) = self.model, self.places
+        batch, channels, height, width = noisy.shape
+        longest, p = states.shape[1], int(model.config.patch_size)
+        rows, columns = height // p, width // p
+        time, text = model.time_caption_embed(noisy, t, states)
+        image = noisy.view(batch, channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        image = model.x_embedder(image)
+        inside = torch.arange(longest, device=noisy.device) < lengths[:, None]
+        of_text = torch.cat([order[:longest], down[:1].expand(longest, -1), right[:1].expand(longest, -1)], 1).expand(batch, -1, -1)
+        grid = torch.cat([down[:rows].repeat_interleave(columns, 0), right[:columns].repeat(rows, 1)], 1)
+        of_image = torch.cat([order[lengths][:, None].expand(-1, len(grid), -1), grid.expand(batch, -1, -1)], 2)
+        for block in model.context_refiner:
+            text = block(text, inside, of_text)
+        for block in model.noise_refiner:
+            image = block(image, None, of_image, time)
+        tokens, places = torch.cat([text, image], 1), torch.cat([of_text, of_image], 1)
+        seen = torch.cat([inside, inside.new_ones(batch, rows * columns)], 1)
+        for block in model.layers:
+            tokens = block(tokens, seen, places, time)
+        made = model.norm_out(tokens[:, longest:], time).unflatten(1, (rows, columns)).unflatten(3, (p, p, -1))
+        return made.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
 def trained_text(file: Path) -> CLIPTextModel:
     """The text encoder in a ``file`` of the U-Net's stage, with its whole token table, frozen. Raises ``ValueError`` where weights are
     missing.
@@ -59,18 +95,17 @@ def learn_transformer(
     recipe: DiffusionRecipe,
 ) -> None:
     """Train the model by the recipe, which predicts a flow, on texts of a frozen encoder, each cut to its end: see ``loss_of``."""
-    device, rows, end = model.device, table_rows(tokens), DOODLE.encoder().end
-    rows, sigma = rows.to(device), schedule_of(recipe.prediction).sigma.to(device)
+    device, longest, end = model.device, tokens.longest, DOODLE.encoder().end
+    rows, sigma = table_rows(tokens).to(device), schedule_of(recipe.prediction).sigma.to(device)
+    answer = AtOnce(model)
 
     def guess(noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """The model counts time from noise to picture and answers the way back."""
         ids = rows[ids]
         lengths = (ids == end).int().argmax(1) + 1
-        longest = int(lengths.max())
         with torch.no_grad():
             states = text(ids[:, :longest]).last_hidden_state
-        mask = torch.arange(longest, device=device) < lengths[:, None]
-        return -model(noisy, 1 - sigma[t], states, mask).sample
+        return -answer(noisy, 1 - sigma[t], states, lengths)
 
     parts = nn.ModuleDict({"model": model})
     if pictures.sights is not None:
