@@ -88,8 +88,8 @@ def add_training(into: Any) -> None:
     train.add_argument("--seer", choices=SEERS, default=SEERS[0], help="whose layers compare pictures too (default: %(default)s)")
     train.add_argument("--perceptual", type=float, default=0.1, help="weight of those layers (default: %(default)s)")
     train.add_argument(
-        "--begin-with", choices=STARTS, default=STARTS[0], help="what the autoencoder begins with: nothing, or the one that ships "
-        "(default: %(default)s)"
+        "--begin-with", choices=STARTS, default=STARTS[0], help="what autoencoder, U-Net and text encoder begin with: nothing, or those "
+        "that ship (default: %(default)s)"
     )  # fmt: skip
     for stage, steps in STEPS.items():
         train.add_argument(f"--{stage}-steps", type=whole(1), default=steps, help="default: %(default)s")

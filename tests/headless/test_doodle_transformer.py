@@ -18,8 +18,8 @@ from cidm_ops.doodle.training.autoencoder import pass_through
 from cidm_ops.doodle.training.base import result_file, write_transformer
 from cidm_ops.doodle.training.diffusion import DiffusionRecipe, Pictures, loss_of, text_encoder
 from cidm_ops.doodle.training.loop import Session, save_tensors
-from cidm_ops.doodle.training.tokens import Tokens, shipped_text, token_ids
-from cidm_ops.doodle.training.transformer import AtOnce, learn_transformer, new_transformer, table_rows, trained_text
+from cidm_ops.doodle.training.tokens import Tokens, shipped_text, table_rows, token_ids
+from cidm_ops.doodle.training.transformer import AtOnce, learn_transformer, new_transformer, trained_text
 from cidm_ops.engines.diffusers import load_any
 from cidm_ops.engines.transformer import family_in
 from cidm_ops.models.clip import CHUNK, END, START

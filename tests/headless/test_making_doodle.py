@@ -17,7 +17,7 @@ from cidm_ops.__main__ import main
 from cidm_ops.bank.bank import Bank
 from cidm_ops.doodle.concepts import CONCEPTS
 from cidm_ops.doodle.figures import FIGURES, individual
-from cidm_ops.doodle.files import TEXT_CONFIG, WEIGHTS, full_token_table, vae_state
+from cidm_ops.doodle.files import TEXT_CONFIG, WEIGHTS, full_token_table, text_state, unet_state, vae_state
 from cidm_ops.doodle.training import train as making
 from cidm_ops.doodle.training.alignment import align_unet, sights_of
 from cidm_ops.doodle.training.autoencoder import Comparison, LatentRecipe, Painted, pass_through
@@ -321,6 +321,17 @@ def test_latents_begin_near_those_that_ship(tmp_path):
         pictures = from_pixels(np.stack([draw_described(seed) for seed in range(100, 108)]))
         found.append(float(psnr(reconstruct(vae.eval(), pictures), pictures).mean()))
     assert found[0] > found[1] + 1
+
+
+@pytest.mark.parametrize(("start", "near"), [("shipped", True), ("nothing", False)])
+def test_a_base_begins_with_what_ships(tmp_path, start, near):
+    asked = ("--begin-with", start, "--stages", "autoencoder", "diffusion", "--seer", "none", "--align", "0")
+    assert run(tmp_path, *asked) == 0
+    unet, text = (load_file(result_file(tmp_path, name)) for name in ("unet", "text"))
+    shipped = text_state()
+    known = shipped.pop("text_model.embeddings.token_embedding.weight")[text["token_ids"].long()]
+    pairs = [(text["token_rows"], known), *((text[k], w) for k, w in shipped.items()), *((unet[k], w) for k, w in unet_state().items())]
+    assert (max(float((made.float() - weight).abs().max()) for made, weight in pairs) < 2e-3) is near
 
 
 def test_processes_share_a_batch_and_keep_no_time(tmp_path):

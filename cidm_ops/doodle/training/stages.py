@@ -38,4 +38,4 @@ SHARES = {
 PREDICTIONS = ("v", "flow", "eps")
 SEERS = ("judge", "tower", "none")  # whose layers compare reconstructions
 MEASURES = ("psnr", "parts", "tower", "captions")
-STARTS = ("nothing", "shipped")  # which weights the autoencoder begins with
+STARTS = ("nothing", "shipped")  # which weights autoencoder, U-Net and text encoder begin with

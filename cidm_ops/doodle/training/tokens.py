@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...engines.tokenizer import tokenize
 from ...models.clip import END, START
@@ -57,6 +57,21 @@ def token_ids(captions: list[list[str]]) -> list[list[int]]:
         return known[word]
 
     return [[i for word in text.replace(",", " ,").split() for i in ids(word)] for wordings in captions for text in wordings]
+
+
+def table_rows(tokens: Tokens) -> Tensor:
+    """Which rows of the whole token table compact ids stand for, ``[vocabulary]``: words of captions, then words without meaning."""
+    used = {*tokens.used.tolist()}
+    rare = [row for row in range(len(used) + RARE) if row not in used][:RARE]
+    return torch.cat([tokens.used, torch.tensor(rare)])
+
+
+def fill(text: nn.Module, state: dict[str, Tensor], tokens: Tokens) -> None:
+    """Give a text encoder of the compact table weights, in CLIP's names, that have the whole one."""
+    weights = {k.removeprefix("text_model."): v for k, v in state.items()}
+    table = "embeddings.token_embedding.weight"
+    weights[table] = weights[table][table_rows(tokens)]
+    text.load_state_dict({k: weights[k.removeprefix("text_model.")] for k in text.state_dict()})
 
 
 def shipped_text(state: dict[str, Tensor], tokens: Tokens) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from ...bank.files import write_atomically
 from ...engines.parts import PartsJudge, load_judge
 from ...models.sd import DOODLE
 from ...text_file import read_json
-from ..files import TEXT_CONFIG, WEIGHTS, vae_state
+from ..files import TEXT_CONFIG, WEIGHTS, text_state, unet_state, vae_state
 from .autoencoder import Comparison, Features, LatentRecipe, Painted, learn_latents, pass_through, sharpen_decoder
 from .base import RESULT, result_file, write_base, write_transformer
 from .bridge import embed_scenes, learn_bridge, least_squares, new_bridge, retrieval
@@ -37,7 +37,7 @@ from .processes import join_processes, make_once, share_of
 from .reader import TextTower, learn_reader, new_reader, personal, plain_wordings
 from .renderings import kept, kept_captions
 from .stages import FITTED, SHARES, STAGES, STEPS
-from .tokens import Tokens, shipped_text, token_ids
+from .tokens import Tokens, fill, shipped_text, token_ids
 from .transformer import learn_transformer, new_transformer, trained_text
 from .twins import Twins, draw_twin_labels, draw_twins, layers_of, learn_tower, new_tower, tower_of, write_tower
 
@@ -181,6 +181,9 @@ def _diffusion(training: Training) -> None:
     tokens = training.words()
     text = text_encoder(TEXT_CONFIG, tokens.vocabulary, tokens.end).to(training.device)
     unet = new_unet()
+    if options.begin_with == "shipped":
+        unet.load_state_dict(unet_state())
+        fill(text, text_state(), tokens)
     unet.to(training.device)
     pictures = training.lessons()  # after the networks, so that these begin alike whether the latents are there or not
     recipe = diffusion_recipe(options, options.prediction)

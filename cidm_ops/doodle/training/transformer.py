@@ -15,7 +15,7 @@ from ..files import with_table
 from .alignment import align_transformer
 from .diffusion import DiffusionRecipe, Pictures, loss_of, schedule_of
 from .loop import Optimisation, Session, train
-from .tokens import RARE, Tokens
+from .tokens import Tokens, table_rows
 
 CHECKPOINT = "transformer"
 
@@ -75,13 +75,6 @@ def trained_text(file: Path) -> CLIPTextModel:
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
     kind = DOODLE.encoder()
     return text_model(kind, DOODLE.diffusers.texts[kind.name], with_table(state), file).eval().requires_grad_(False)
-
-
-def table_rows(tokens: Tokens) -> Tensor:
-    """Which rows of the whole token table compact ids stand for, ``[vocabulary]``: words of captions, then words without meaning."""
-    used = {*tokens.used.tolist()}
-    rare = [row for row in range(len(used) + RARE) if row not in used][:RARE]
-    return torch.cat([tokens.used, torch.tensor(rare)])
 
 
 def learn_transformer(
