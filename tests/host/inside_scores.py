@@ -50,7 +50,7 @@ def the_hosts_captions_are_ours():
 def the_other_features_are_the_towers_tokens():
     tower, pictures = native.vision(), list(drawn("cat", 2))
     hidden = tower.encode_image(torch.stack(pictures).movedim(1, -1) / 2 + 0.5)["last_hidden_state"].float()
-    assert hidden.shape[1] == 65  # a class token and 8 x 8 patches
+    assert hidden.shape[1] == 257  # a class token and 16 x 16 patches
     near(encoders.encode_images(tower, pictures, "mean of patches"), torch.nn.functional.normalize(hidden[:, 1:].mean(1), dim=-1))
     near(encoders.encode_images(tower, pictures, "class token"), torch.nn.functional.normalize(hidden[:, 0], dim=-1))
 
