@@ -18,7 +18,7 @@ from PIL import Image  # noqa: E402
 
 TEMPLATE = "02 Two in one picture - draw boxes"
 WIDTH, FRAME = 840, 120  # pixels; milliseconds
-DRAWN = (((0.03, 0.06), (0.47, 0.97), "a <dog2> in the snow"), ((0.53, 0.06), (0.97, 0.97), "a <cat> in the snow"))
+DRAWN = (((0.03, 0.06), (0.47, 0.97), "a <dog2> on the left in the snow"), ((0.53, 0.06), (0.97, 0.97), "a <cat> on the right in the snow"))
 # The box editor without boxes beside what is saved, one picture; the other nodes below, out of sight.
 STAGE = """() => {
     const find = type => app.graph._nodes.find(n => n.type === type), drawn = find('CIDMRegionBoxes'), saved = find('SaveImage');
