@@ -19,8 +19,9 @@ from cidm_ops.doodle.training.base import result_file, write_transformer
 from cidm_ops.doodle.training.diffusion import DiffusionRecipe, Pictures, loss_of, text_encoder
 from cidm_ops.doodle.training.loop import Session, save_tensors
 from cidm_ops.doodle.training.tokens import Tokens, shipped_text, table_rows, token_ids
-from cidm_ops.doodle.training.transformer import AtOnce, learn_transformer, new_transformer, trained_text
+from cidm_ops.doodle.training.transformer import learn_transformer, new_transformer, trained_text
 from cidm_ops.engines.diffusers import load_any
+from cidm_ops.engines.lumina_at_once import AtOnce
 from cidm_ops.engines.transformer import family_in
 from cidm_ops.models.clip import CHUNK, END, START
 from cidm_ops.models.doodle_transformer import DOODLE_TRANSFORMER
