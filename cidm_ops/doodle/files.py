@@ -23,7 +23,7 @@ VISION_CONFIG: dict[str, Any] = dict(
     num_hidden_layers=4,
     num_attention_heads=4,
     image_size=128,
-    patch_size=8,  # of a tower that is trained now: small enough for a mark
+    patch_size=8,  # small enough for a mark; the reader has 16
     projection_dim=128,
     hidden_act="quick_gelu",
 )

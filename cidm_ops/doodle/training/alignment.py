@@ -19,17 +19,17 @@ from ...measure.report import from_pixels
 from .loop import in_fast_precision
 from .renderings import sharded
 
-AsMap = Callable[[tuple[Any, ...], Tensor], Tensor]  # of what a block was given and of its output, to [B, C, h, w]
+AsMap = Callable[[Tensor], Tensor]  # of a block's output, to [B, C, h, w]
 
 
 class Alignment(nn.Module):
     """Projects features of a block, which it holds after each call of that, to ``sights`` channels.
 
-    ``as_map`` makes features ``[B, width, h, w]`` of what the block was given and of its output; each of their cells stands for ``patch``
-    times as many rows and columns of sights.
+    ``as_map`` makes features ``[B, width, h, w]`` of the block's output; each of their cells stands for ``patch`` times as many rows and
+    columns of sights.
     """
 
-    def __init__(self, block: nn.Module, width: int, sights: int, patch: int = 1, as_map: AsMap = lambda given, output: output):
+    def __init__(self, block: nn.Module, width: int, sights: int, patch: int = 1, as_map: AsMap = lambda output: output):
         super().__init__()
         self.project = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.SiLU(), nn.Conv2d(2 * width, sights * patch**2, 1))
         self.patch, self.as_map = patch, as_map
@@ -37,7 +37,7 @@ class Alignment(nn.Module):
         block.register_forward_hook(self._hold)
 
     def _hold(self, block: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        self.features = self.as_map(given, output)
+        self.features = self.as_map(output)
 
     def forward(self, sights: Tensor) -> Tensor:
         """One minus the mean cosine of what the block saw last and the ``sights [B, C, h, w]`` of the same pictures."""
@@ -56,7 +56,7 @@ def align_transformer(model: Lumina2Transformer2DModel, sights: int) -> Alignmen
     """An alignment in the middle of the blocks that text and image go through together, the image's tokens last, each of several cells."""
     side = int(model.config.sample_size // model.config.patch_size)
 
-    def as_map(given: tuple[Any, ...], tokens: Tensor) -> Tensor:
+    def as_map(tokens: Tensor) -> Tensor:
         """The last tokens of ``[B, N, C]`` as ``[B, C, side, side]``."""
         return tokens[:, -(side**2) :].mT.unflatten(2, (side, side))
 

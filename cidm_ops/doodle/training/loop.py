@@ -144,8 +144,9 @@ def train(
             saves = done % how.save_every == 0 or done == how.steps or late
             if device.type == "cpu" or done % 50 == 0 or saves:  # reading a loss waits for a device, which then waits for the next step
                 losses = torch.stack([*recent]).float().cpu().numpy()
-                if not np.isfinite(losses).all():
-                    raise FloatingPointError(f"{name}: loss is {losses[-1]} before step {done}; the last checkpoint is {file}")
+                if (wrong := np.flatnonzero(~np.isfinite(losses))).size:
+                    at = done - len(losses) + int(wrong[0])
+                    raise FloatingPointError(f"{name}: loss is {losses[wrong[0]]} at step {at}; the last checkpoint is {file}")
                 if done % 50 == 0:
                     pace = (time.monotonic() - began) / (done - start)
                     log.info("%s %d/%d loss %.4f, %.3f s per step", name, done, how.steps, losses.mean(), pace)

@@ -27,6 +27,7 @@ class Tokens:
         self.captions = [np.array([compact[t] for t in row]) for row in ids]
         self.vocabulary = len(used) + RARE
         lengths = np.array([len(words) for words in self.captions])
+        # Every caption between its start and what fills it up, so that a batch is one look-up.
         self._filled = np.full((len(ids), ENCODER.chunk), self.end, np.int16)
         self._filled[:, 0] = self.bos
         inside = np.arange(ENCODER.room) < lengths[:, None]
