@@ -25,7 +25,7 @@ def test_the_bench_of_scenes_goes_on_where_it_was(comfy_hosts, tmp_path):
     for way in ("hooks", "fast"):
         for count in (2, 3, 4):
             assert all(0 <= figures[f"{way}_{key}_{count}"] <= 1 for key in ("present", "bleed", "ia"))
-    assert figures["fast_present_2"] == 1 and (tmp_path / "sheet.png").is_file()
+    assert figures["fast_present_2"] >= 0.5 and (tmp_path / "sheet.png").is_file()
     kept = json.loads((tmp_path / "scores.json").read_text())
     kept["fast 0"][0]["ia"] = [0.5, 0.7]
     (tmp_path / "scores.json").write_text(json.dumps(kept))
