@@ -21,7 +21,7 @@ from .module import Module, Slice, flat, layers_at, module_of, slices_of
 
 @dataclass(frozen=True)
 class Objective:
-    """How a rectified flow is learned and painted where nothing else is set.
+    """How a model is learned and painted where nothing else is set; most of it is of rectified flows.
 
     Noise levels are drawn by a ``density``, "uniform" or "sigmoid" (logit-normal, Esser et al. 2024), and moved by a ``shift``, 0 for that
     of the picture's size. ``guidance`` is what a model that was distilled by guidance is told while it learns, ``painted`` while it paints;
@@ -63,7 +63,7 @@ class Family:
     abbreviations: Sequence[str] = ()  # what is left out of a layer's name for reading
     host: Host = Host()
     diffusers: Diffusers = Diffusers()
-    objective: Objective = Objective()  # of a transformer
+    objective: Objective = Objective()
     files: LoraFiles = LoraFiles()
     modules: Sequence[Module] = ()  # its linear layers as the host has them, where that has no table of its own for diffusers' names
     weigh: Callable[["Family"], Mapping[str, tuple[int, int]]] = lambda family: {}  # the shapes of its weights, where they are known

@@ -7,7 +7,7 @@ from . import clip
 from .clip import clip_shapes
 from .diffusers import Diffusers
 from .encoder import Encoder
-from .family import Family
+from .family import Family, Objective
 from .host import Host
 from .lora_files import LoraFiles
 from .registry import register
@@ -89,6 +89,7 @@ SD1 = register(
             vae=VAE | {"latent_channels": 4, "sample_size": 512, "scaling_factor": 0.18215},
             schedule=SCHEDULE,
         ),
+        objective=Objective(density="uniform"),
         files=LoraFiles(
             roots=ROOTS,
             read_layer=layers_of(resnets=2),
@@ -138,6 +139,7 @@ SDXL = register(
             vae=VAE | {"latent_channels": 4, "sample_size": 1024, "scaling_factor": 0.13025},
             schedule=SCHEDULE,
         ),
+        objective=Objective(density="uniform"),
         files=LoraFiles(
             roots=ROOTS,
             read_layer=layers_of(resnets=2),

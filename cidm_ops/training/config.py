@@ -9,6 +9,8 @@ from .captions import OBJECT_TEMPLATES, TEMPLATES, Wording
 PRECISIONS = ("auto", "as_model", "bf16")
 MEMORY = ("auto", "as_set")
 KINDS = tuple(TEMPLATES)
+OWN = "of the family"
+DENSITIES = (OWN, "uniform", "sigmoid")  # of noise levels: objective.py
 FITS = ("centre", "buckets", "random", "as_given")  # how pictures of other shapes are fitted: crops.py
 PER_ORIGINAL = 2  # pictures of an edit model that are learned beside each original, at most: measure/sifting.py
 EXISTING = ("replace", "refuse", "continue")  # what to do if the bank has a concept of that name
@@ -30,7 +32,8 @@ class TrainingConfig:
 
     A step takes ``accumulate`` times ``batch`` pictures and averages their gradients; ``batch`` is the effective one of the paper's two
     GPUs. ``prior`` weighs the loss of pictures of the plain class, ``prior_pictures`` of them if the base has to paint them. ``min_snr`` is
-    gamma of min-SNR weighting, 0 for none. ``precision`` is what a model in fp32 computes in (what is trained is always fp32): ``auto`` is
+    gamma of min-SNR weighting, 0 for none. ``density`` and ``shift`` say which noise levels are learned at; the shift 0 stands for that of
+    the family. ``precision`` is what a model in fp32 computes in (what is trained is always fp32): ``auto`` is
     bf16 where the hardware is made for it and the model large. ``memory``: ``auto`` turns to ways that need less when memory runs out.
     ``checkpointing`` trades a third more time for much less memory. ``kind`` is written into the file: it says how the concept acts when
     it paints (``method.reach``) and changes nothing of what is learned. Raises ``ValueError`` naming the setting that cannot work.
@@ -45,6 +48,8 @@ class TrainingConfig:
     prior_pictures: int = 20
     noise_offset: float = 0.01
     min_snr: float = 0.0
+    density: str = OWN
+    shift: float = 0.0
     templates: tuple[str, ...] = OBJECT_TEMPLATES
     shuffle: bool = False
     dropout: float = 0.0
@@ -56,8 +61,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_least(self, 1, ("steps", "batch", "accumulate", "prior_pictures"))
-        check_least(self, 0, ("weight_decay", "prior", "noise_offset", "min_snr"))
-        check_choices(self, precision=PRECISIONS, memory=MEMORY, kind=KINDS)
+        check_least(self, 0, ("weight_decay", "prior", "noise_offset", "min_snr", "shift"))
+        check_choices(self, density=DENSITIES, precision=PRECISIONS, memory=MEMORY, kind=KINDS)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected a share of captions from 0 to below 1")
         _ = self.wording

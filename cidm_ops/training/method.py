@@ -21,7 +21,7 @@ from ..painting.sampling import Predict
 from ..tokens import Table, Text, concept_words, encode_layerwise, join, of_one_length
 from .batches import Sample, masks_of
 from .captions import TEMPLATES
-from .config import EXISTING, MethodConfig, TrainingConfig
+from .config import EXISTING, OWN, MethodConfig, TrainingConfig
 from .dataset import Dataset
 from .objective import Noised, draw_timesteps, error
 from .processes import ALONE, Processes
@@ -179,9 +179,15 @@ class Learner(nn.Module):
     def read_all(self, texts: Sequence[str]) -> None:
         """Acts before the first step of a run, with all texts that it will read, or none if they cannot be listed."""
 
+    @property
+    def noise_levels(self) -> tuple[str, float]:
+        """The density and the shift of the noise levels that are learned at; the shift 0 is that of the picture's size."""
+        config, own = self.task.config, self.backbone.family.objective
+        return own.density if config.density == OWN else config.density, config.shift or own.shift
+
     def draw_timesteps(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Draws the timesteps ``[B]`` that latents ``clean [B, C, h, w]`` are noised to, on the CPU."""
-        return draw_timesteps(len(clean), self.backbone.schedule, generator)
+        return draw_timesteps(len(clean), self.backbone.schedule, generator, *self.noise_levels)
 
     def loss(self, batch: Batch, during: ExitStack) -> tuple[Tensor, Tensor]:
         """Returns two sums over the batch: the loss that is told, and what is added to it. What has to be open in the backward pass too

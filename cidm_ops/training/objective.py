@@ -23,9 +23,19 @@ class Noised:
         return Noised(self.x[which], self.t[which], self.target[which], self.weight[which])
 
 
-def draw_timesteps(count: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
-    """Draws timesteps ``[count]`` evenly."""
-    return torch.randint(0, len(schedule.sigma), (count,), generator=generator)
+def draw_timesteps(count: int, schedule: Schedule, generator: torch.Generator, density: str = "uniform", shift: float = 1.0) -> Tensor:
+    """Draws timesteps ``[count]`` of a diffusion model: evenly or ("sigmoid") log-normally in noise over signal (Karras et al. 2022, table
+    1), which a flow's logit-normal levels are too. Then noise over signal is multiplied by ``shift``, as ``draw_levels`` does in effect.
+    """
+    logs = schedule.ratios().log()
+    if density == "uniform":
+        t = torch.randint(0, len(logs), (count,), generator=generator)
+        if shift == 1:
+            return t
+        drawn = logs[t]
+    else:
+        drawn = torch.randn(count, generator=generator)
+    return (drawn[:, None] + math.log(shift) - logs).abs().argmin(1)
 
 
 def draw_levels(count: int, density: str, shift: float, generator: torch.Generator) -> Tensor:

@@ -58,5 +58,5 @@ def counting_settings(config: TrainingConfig, method: Method) -> dict[str, Any]:
     """Returns the settings that a task's digest counts: those that are not at their defaults, so that a setting that is new changes no old
     task, and without ``kind``, which follows the templates.
     """
-    defaults = {f.name: f.default for f in fields(MethodConfig)} | {f.name: f.default for f in fields(config.method)} | FIRST
+    defaults = {f.name: f.default for part in (TrainingConfig, MethodConfig, type(config.method)) for f in fields(part)} | FIRST
     return {n: v for n, v in flat_settings(config, method).items() if n != "kind" and v != defaults.get(n)}

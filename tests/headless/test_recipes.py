@@ -1,6 +1,7 @@
 """The options of a recipe do what they say: text encoder factors, prior, attention, flow, precision, memory, continuing."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -292,3 +293,23 @@ def full_disk(tmp_path):
         pytest.skip("a small disk can only be mounted as root")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+def test_noise_levels_are_drawn_evenly_or_around_the_middle(backbone):
+    clean, logs = torch.zeros(4000, 4, 8, 8), backbone.schedule.ratios().log()
+
+    def draw(**recipe):
+        return new_run(backbone, **recipe).learner.draw_timesteps(clean, torch.Generator().manual_seed(0))
+
+    even = torch.randint(0, 1000, (4000,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(), even), "as they always were where nothing is set"
+    inside = even[(even > 200) & (even < 800)]
+    moved = draw(density="uniform", shift=2.0)[(even > 200) & (even < 800)]
+    torch.testing.assert_close(logs[moved] - logs[inside], torch.full(inside.shape, math.log(2)), atol=0.01, rtol=0)
+    quantiles = torch.tensor([0.1587, 0.5, 0.8413])
+    drawn = logs[draw(density="sigmoid", shift=2.0)].quantile(quantiles)
+    torch.testing.assert_close(drawn, torch.tensor([-1.0, 0.0, 1.0]) + math.log(2), atol=0.05, rtol=0)
+    with pytest.raises(ValueError, match="density 'middle': expected one of of the family, uniform, sigmoid"):
+        RECIPE.update(density="middle")
+    with pytest.raises(ValueError, match=r"shift -1: expected 0 or more"):
+        RECIPE.update(shift=-1)

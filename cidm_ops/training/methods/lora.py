@@ -28,18 +28,14 @@ from ..method import Learner, Method, Task
 from ..objective import draw_levels, nearest_timesteps, shift_of_size
 from .factors import begin_factors, check_rank
 
-OWN = "of the family"
-DENSITIES = (OWN, "uniform", "sigmoid")
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(MethodConfig):
     """Rates decay linearly to zero. ``targets`` names the layers that get factors (``adapters.JOINT_TARGETS``, or a regular expression on
     their canonical names), ``alpha`` scales the factors by ``alpha / rank`` while they learn, 0 stands for the rank.
 
-    ``consolidation`` is gamma_1 of Eq. 2 and weighs the regularizer ``mode``. ``density`` and ``shift`` say which noise levels are learned
-    at, ``guidance`` what a model that was distilled by guidance is told meanwhile; the shift 0 and the guidance -1 stand for what suits the
-    family. Raises ``ValueError`` naming the setting that cannot work.
+    ``consolidation`` is gamma_1 of Eq. 2 and weighs the regularizer ``mode``. ``guidance`` is what a model that was distilled by guidance
+    is told meanwhile; -1 stands for what suits the family. Raises ``ValueError`` naming the setting that cannot work.
     """
 
     targets: str = MEETING
@@ -47,14 +43,12 @@ class LoraConfig(MethodConfig):
     alpha: float = 0.0
     mode: str = MODES[0]
     consolidation: float = 0.1
-    density: str = OWN
-    shift: float = 0.0
     guidance: float = -1.0
 
     def __post_init__(self) -> None:
         check_least(self, 1, ("rank",))
-        check_least(self, 0, ("alpha", "lr", "consolidation", "shift"))
-        check_choices(self, mode=MODES, density=DENSITIES)
+        check_least(self, 0, ("alpha", "lr", "consolidation"))
+        check_choices(self, mode=MODES)
 
     @property
     def scale(self) -> float:
@@ -112,10 +106,9 @@ class LoraLearner(Learner):
         return 1.0 if self.assistant else self.backbone.family.objective.cfg
 
     def draw_timesteps(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        config, own = self.settings, self.backbone.family.objective
+        density, shift = self.noise_levels
         height, width = self.backbone.family.grids(*clean.shape[-2:])[0]
-        shift = config.shift or own.shift or shift_of_size(height * width)
-        density = own.density if config.density == OWN else config.density
+        shift = shift or shift_of_size(height * width)
         return nearest_timesteps(draw_levels(len(clean), density, shift, generator), self.backbone.schedule)
 
     def begin(self, concept: Concept) -> None:
