@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,11 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Learn and score what is not there yet, print the table, write figures and report."""
-    from ..benchmarks.quality.wanted import methods_named
+    from ..benchmarks.quality.wanted import methods_named, methods_on
 
     wanted, methods = wanted_of(options), methods_named(options.methods, options.ablations, options.suite)
     wanted.check()
-    finish(options, wanted.bench(load_base(options, on_cuda="float16")), methods)
+    backbone = load_base(options, on_cuda="float16", transformers=True)
+    methods, left_out = methods_on(backbone.family, methods, options.methods is not None)
+    if left_out:
+        print(f"not on {backbone.family.title}: {', '.join(left_out)}", file=sys.stderr)
+    finish(options, wanted.bench(backbone), methods)
 
 
 def wanted_of(options: argparse.Namespace) -> "Wanted":

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=whole(1), default=50, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=50, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance (default: 7.5, of Doodle 2)")
+    parser.add_argument(
+        "--guidance", type=float, help="classifier-free guidance (default: 7.5, of Doodle 2, on transformers what suits the base)"
+    )
     parser.add_argument("--negative", default="", help="what the pictures should not be; <name> stands for a concept there too")
     parser.add_argument("--mode", choices=MODES, default=MODES[0], help="of the weights (default: %(default)s)")
     parser.add_argument("--strength", type=float, default=1.0, help="of the concepts (default: %(default)s)")
@@ -66,11 +68,13 @@ class Prepared:
 
 def run(options: argparse.Namespace) -> None:
     """Paints what is missing, embeds what was not seen before, writes the report and prints the table."""
-    finish(options, prepare(options))
+    finish(options, prepare(options, transformers=True))
 
 
-def prepare(options: argparse.Namespace) -> Prepared:
-    """Reads and loads what an evaluation takes. Raises ``ValueError`` where it cannot be, before anything is painted."""
+def prepare(options: argparse.Namespace, transformers: bool = False) -> Prepared:
+    """Reads and loads what an evaluation takes, the base of ``transformers`` too. Raises ``ValueError`` where it cannot be, before anything
+    is painted.
+    """
     from ..bank.bank import Bank
     from ..engines.parts import load_judge
     from ..engines.towers import load_tower
@@ -84,7 +88,9 @@ def prepare(options: argparse.Namespace) -> Prepared:
     tower = load_tower(options.vision)
     with_parts = tasks_with_parts(options, tasks) if options.judge else []
     judge = load_judge(options.judge) if options.judge else None
-    backbone = load_base(options, on_cuda="float16")
+    backbone = load_base(options, on_cuda="float16", transformers=transformers)
+    if options.fisher and not backbone.family.layerwise:
+        raise ValueError(f"--fisher compares what layers read, and all layers of {backbone.family.title} read one text: leave it out")
     sampling = sampling_of(options, backbone)
     seeds = range(sampling.seed, sampling.seed + options.samples)
     claim(options.out, backbone, sampling, bank, [task.name for task in tasks])

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbone import Backbone
+from ..backbone import Backbone, TransformerBackbone
 from ..bank.bank import Bank
 from ..bank.files import write_atomically
 from ..bank.formats import packed, write_picture
@@ -77,7 +77,9 @@ class EvaluationTask:
 
 
 def usual_guidance(family: Family) -> float:
-    """The guidance that images are scored with: the paper's, and less for Doodle, whose world is simple."""
+    """The guidance that images are scored with: the paper's, and less for Doodle, whose world is simple; of transformers their own."""
+    if not family.layerwise:
+        return family.objective.cfg
     return 2.0 if family.size == DOODLE.size else 7.5
 
 
@@ -115,7 +117,7 @@ def doodle_references(name: str) -> list[Tensor]:
     return list(pictured(examples(CONCEPTS[name], HELD_OUT, seed=1)))
 
 
-def claim(folder: Path, backbone: Backbone, sampling: SampleSettings, bank: Bank, names: Sequence[str]) -> None:
+def claim(folder: Path, backbone: Backbone | TransformerBackbone, sampling: SampleSettings, bank: Bank, names: Sequence[str]) -> None:
     """Write down what the samples of this folder are. Raises ``ValueError`` where it holds samples of anything else."""
     file = folder / "settings.json"
     now: dict[str, Any] = {"base": [backbone.architecture, backbone.fingerprint], **vars(sampling)}
@@ -157,7 +159,7 @@ def missing(
 
 def paint_missing(
     folder: Path,
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     bank: Bank,
     todo: Sequence[tuple[EvaluationTask, str, list[int]]],
     sampling: SampleSettings,

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import torch
 
-from ...backbone import Backbone
+from ...backbone import Backbone, TransformerBackbone
 from ...bank.concept import Concept
+from ...method.aggregation import spoken_as
+from ...models.family import Family
 from ...painting.compose import ConceptMix
 from ...painting.config import BY_KIND, EVERYWHERE, MODES, PLACE, WORDS_AND_END
 from ...painting.weights import weights
 from ...training.config import TrainingConfig
 from ...training.method import Method as LearningMethod
-from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialLora
+from ...training.methods import configure
+from ...training.methods.baselines import DistilledLora, ElasticLora, SelfRegularizedLora, SequentialJointLora, SequentialLora
 from ...training.methods.nearest import NEAREST
 from .suite import Suite
 
@@ -24,17 +27,29 @@ EWC_WEIGHT, LWF_WEIGHT, C_LORA_WEIGHT = 1e4, 1.0, 1.0
 @dataclass(frozen=True)
 class Training:
     """A way to learn: what it changes in the suite's settings, of ``things`` alone too, and the method, given the bank's folder, if it is
-    not their own.
+    not their own, ``joint`` that on transformers in which all layers read one text.
     """
 
     change: Mapping[str, object]
     method: Callable[[Path], LearningMethod] | None = None
+    joint: Callable[[Path], LearningMethod] | None = None
     infusion: bool = False
     things: Mapping[str, object] = field(default_factory=dict)
 
     def config(self, suite: Suite, kind: str) -> TrainingConfig:
         config = (suite.infusion if self.infusion else suite.recipe).update(**self.change)
         return config.update(**self.things) if kind == "thing" else config
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether transformers in which all layers read one text can be trained so."""
+        known = {*self.change, *self.things} <= configure("lora").settings().keys()
+        return known and not self.infusion and (self.joint is not None or self.method is None)
+
+    def method_on(self, family: Family, folder: Path) -> LearningMethod | None:
+        """Returns what learns on a family, given the bank's folder; ``None`` stands for the method of the settings."""
+        make = self.method if family.layerwise else self.joint
+        return make(folder) if make else None
 
     @property
     def settings(self) -> dict[str, object]:
@@ -44,7 +59,7 @@ class Training:
 
 TRAININGS = {
     "apart": Training({"mode": "off"}),
-    "finetune": Training({"mode": "off"}, lambda folder: SequentialLora()),
+    "finetune": Training({"mode": "off"}, lambda folder: SequentialLora(), lambda folder: SequentialJointLora()),
     "ewc": Training({"mode": "off", "consolidation": EWC_WEIGHT}, lambda folder: ElasticLora(folder / "fisher")),
     "lwf": Training({"mode": "off", "consolidation": LWF_WEIGHT}, lambda folder: DistilledLora()),
     "c_lora": Training({"mode": "off", "consolidation": C_LORA_WEIGHT}, lambda folder: SelfRegularizedLora()),
@@ -61,6 +76,7 @@ TRAININGS = {
     "infusion": Training({}, infusion=True),
 }
 MERGES = ("drawn", "plain", *MODES, "uniform", "sum", "last", "composite", "infusion")
+JOINT_MERGES = ("drawn", "plain", "exact", "uniform", "sum", "last")  # on transformers in which all layers read one text
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,12 @@ class Method:
     strengths: Sequence[float] = (0.4, 0.6, 0.8, 1.2)
     reach: str = EVERYWHERE
     start: float = 0.0
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it can be painted and trained on transformers in which all layers read one text."""
+        everywhere = self.reach in (EVERYWHERE, BY_KIND) and not self.start
+        return everywhere and self.merge in JOINT_MERGES and TRAININGS[self.training].is_joint
 
     @property
     def as_a_user(self) -> bool:
@@ -110,6 +132,7 @@ ABLATIONS = {
     "soft_everywhere": Method("corrected, soft routing, acting everywhere", "corrected", "soft", ()),
     "no_consolidation_soft": Method("without consolidation, soft routing", "apart", "soft", (), BY_KIND),
     "no_consolidation_released": Method("without consolidation, the code's routing", "apart", "released", ()),
+    "no_consolidation_sum": Method("without consolidation, all at full weight", "apart", "sum", ()),
     "corrected_released": Method("corrected, the code's routing", "corrected", "released", ()),
     "corrected_paper": Method("corrected, the paper's routing", "corrected", "paper", ()),
     "corrected_uniform": Method("corrected, uniform weights", "corrected", "uniform", ()),
@@ -128,20 +151,24 @@ ABLATIONS = {
 }
 
 
-def mixture(merge: str, backbone: Backbone, learned: Mapping[str, Concept], name: str, prompt: str, strength: float = 1.0) -> ConceptMix:
-    """Return what a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for the concept's words.
+def mixture(
+    merge: str, backbone: Backbone | TransformerBackbone, learned: Mapping[str, Concept], name: str, prompt: str, strength: float = 1.0
+) -> ConceptMix:
+    """Return what a prompt of concept ``name`` gets of those ``learned`` so far; ``<name>`` in it stands for what means the concept.
 
-    Raises ``ValueError`` for a merge that is not one of one pass.
+    Raises ``ValueError`` for a merge that is not one of one pass, and on transformers for one that compares what each layer reads.
     """
     concepts = [learned[name]] if merge == "exact" else list(learned.values())
-    text, count = prompt.replace(f"<{name}>", " ".join(learned[name].words)), len(concepts)
-    if merge in MODES:
+    text, count = prompt.replace(f"<{name}>", spoken_as(learned[name])), len(concepts)
+    ones = torch.ones(count)
+    last = torch.zeros(count)
+    last[-1] = 1.0
+    each = {"exact": ones, "uniform": ones / count, "sum": ones, "composite": ones, "last": last}
+    if merge in each:
+        found = each[merge].expand(len(backbone.cross_attention), -1)
+    elif merge in MODES and not isinstance(backbone, TransformerBackbone):
         found = weights(merge, backbone, text, concepts, {name: 1.0}).cpu()
     else:
-        last = torch.zeros(count)
-        last[-1] = 1.0
-        each = {"uniform": torch.full((count,), 1 / count), "sum": torch.ones(count), "composite": torch.ones(count), "last": last}
-        if merge not in each:
-            raise ValueError(f"merge {merge!r}: expected one of {', '.join(MERGES)}")
-        found = each[merge].expand(len(backbone.cross_attention), -1)
+        able = each if isinstance(backbone, TransformerBackbone) else MERGES
+        raise ValueError(f"merge {merge!r}: expected one of {', '.join(able)}")
     return ConceptMix(text, concepts, {name: strength}, strength * found)

@@ -6,17 +6,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...backbone import Backbone
+from ...backbone import Backbone, TransformerBackbone
 from ...evaluation.protocol import SampleSettings
 from ...painting.compose import AggregationConfig, ConceptMix, ParsedPrompt, encode, scene_beside
+from ...painting.composition import Composition
 from ...painting.config import BY_KIND
-from ...painting.paint import predictor
+from ...painting.paint import paint_latents, predictor
 from ...painting.sampling import Predict, sample
 from ...tokens import join
 
 
 def paint_mixtures(
-    backbone: Backbone,
+    backbone: Backbone | TransformerBackbone,
     mixtures: Sequence[ConceptMix],
     noise: Tensor,
     sampling: SampleSettings,
@@ -26,8 +27,12 @@ def paint_mixtures(
     """Pictures ``[B, 3, H, W]`` in [-1, 1] of B mixtures of the same concepts from unit Gaussian ``noise [B, C, h, w]``.
 
     ``reach`` says where on their texts the concepts act. ``composite``: a forward pass for each concept, and the mean of what they
-    predict (LoRA-Composite, Zhong et al. 2024, Eq. 3).
+    predict (LoRA-Composite, Zhong et al. 2024, Eq. 3). On transformers in which all layers read one text each is painted by itself.
     """
+    if isinstance(backbone, TransformerBackbone):
+        alone = [Composition(mixture, (), AggregationConfig(scope=reach)) for mixture in mixtures]
+        pairs = zip(alone, noise.split(1), strict=True)
+        return backbone.decode_latent(torch.cat([paint_latents(backbone, one, own, sampling.config) for one, own in pairs]))
     known = {mixture.text: encode(backbone, mixture) for mixture in mixtures}
     wanted = join([known[mixture.text] for mixture in mixtures])
     negative = encode(backbone, ParsedPrompt(sampling.negative)).expand(len(mixtures))

@@ -98,7 +98,8 @@ class Bench:
         folder, way = self.folder / "banks" / f"{training}-{seed}", self.trainings[training]
         bank, suite = Bank(folder), self.suite
         for lesson in suite.lessons:
-            config, method = suite.config_of(lesson, way.config(suite, lesson.kind), seed), way.method and way.method(folder)
+            config = suite.config_of(lesson, way.config(suite, lesson.kind), seed)
+            method = way.method_on(suite.backbone.family, folder)
             beside = self.beside(training, lesson)
             task = Task(name=lesson.name, class_word=lesson.class_word, config=config, method=method, beside=beside)
             new = lesson.name not in bank.names

@@ -8,20 +8,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...backbone import Backbone
+from ...backbone import Backbone, TransformerBackbone
 from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.world import render
 from ...engines.towers import Tower
 from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
-from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_references, read_prompts, references_in
+from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_references, read_prompts, references_in, usual_guidance
 from ...grammar import article
 from ...measure.report import from_pixels
 from ...measure.scores import embed_all, mean_length
+from ...models.family import Family
 from ...text_file import read_text
 from ...training.config import TrainingConfig
 from ...training.dataset import Dataset
 from ...training.folder import LARGEST_CAPTION, from_folder
-from ...training.methods import configure, method_of
+from ...training.methods import configure, configure_for, method_of
 from .asked import scene_of
 
 THINGS = (
@@ -65,7 +66,7 @@ class Suite:
     """Lessons in order, the model and the tower, and how the concepts are learned and painted."""
 
     name: str
-    backbone: Backbone
+    backbone: Backbone | TransformerBackbone
     tower: Tower
     lessons: Sequence[BenchmarkTask]
     recipe: TrainingConfig
@@ -83,10 +84,16 @@ class Suite:
         return config.update(seed=seed, kind=lesson.kind, templates=method_of(config).templates(lesson.kind))
 
 
-def doodle_suite(backbone: Backbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
+def recipe_on(family: Family, otherwise: TrainingConfig) -> TrainingConfig:
+    """Returns what learns concepts on a family: ``otherwise`` where layers each read a text, else LoRA as suits it."""
+    return otherwise if family.layerwise else configure_for(family, "lora")
+
+
+def doodle_suite(backbone: Backbone | TransformerBackbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
     """Doodle's ten concepts, each from six renderings; references are renderings that no training sees."""
     lessons = [doodle_task(concept) for concept in list(CONCEPTS.values())[:tasks]]
-    return Suite("doodle", backbone, tower, lessons, RECIPE, INFUSED, SampleSettings(128, steps, GUIDANCE))
+    sampling = SampleSettings(128, steps, GUIDANCE if backbone.family.layerwise else usual_guidance(backbone.family))
+    return Suite("doodle", backbone, tower, lessons, recipe_on(backbone.family, RECIPE), INFUSED, sampling)
 
 
 def doodle_task(concept: DoodleConcept) -> BenchmarkTask:
@@ -102,7 +109,9 @@ def doodle_task(concept: DoodleConcept) -> BenchmarkTask:
     return BenchmarkTask(concept.name, concept.class_word, prompts, doodle_references(concept.name), data, concept.kind, drawn)
 
 
-def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, tasks: int = 10, steps: int = 50) -> Suite:
+def folder_suite(
+    folder: Path, backbone: Backbone | TransformerBackbone, tower: Tower, size: int, tasks: int = 10, steps: int = 50
+) -> Suite:
     """CIFC as its authors lay it out: ``images/<task>``, ``caption/<task>``, ``evaluation_prompts/test_<kind>.txt``.
 
     Raises ``FileNotFoundError`` naming what is not there.
@@ -120,8 +129,9 @@ def folder_suite(folder: Path, backbone: Backbone, tower: Tower, size: int, task
         )
         for name, class_word, kind in CIFC[:tasks]
     ]
-    sampling = SampleSettings(size, steps, 7.5, seed=2024)
-    return Suite("cifc", backbone, tower, lessons, configure("cidm"), configure("infusion"), sampling)
+    guidance = 7.5 if backbone.family.layerwise else usual_guidance(backbone.family)
+    sampling = SampleSettings(size, steps, guidance, seed=2024)
+    return Suite("cifc", backbone, tower, lessons, recipe_on(backbone.family, configure("cidm")), configure("infusion"), sampling)
 
 
 def captioned(folder: Path, name: str, size: int) -> Dataset:

@@ -8,6 +8,8 @@ from pathlib import Path
 from ...engines.diffusers import DiffusersBackbone
 from ...engines.parts import SHIPPED, load_judge
 from ...engines.towers import load_tower
+from ...engines.transformer import DiffusersTransformer
+from ...models.family import Family
 from .methods import ABLATIONS, METHODS, TRAININGS, Method, Training
 from .protocol import Bench
 from .suite import Suite, doodle_suite, folder_suite
@@ -33,13 +35,13 @@ class Wanted:
     settings: Sequence[str] = ()
     infusion: Sequence[str] = ()
 
-    def bench(self, backbone: DiffusersBackbone) -> Bench:
+    def bench(self, backbone: DiffusersBackbone | DiffusersTransformer) -> Bench:
         """Returns the benchmark on a base. Raises ``ValueError`` for what cannot be."""
         batch = self.batch or (20 if self.suite == "doodle" else 4)
         judge = load_judge(self.judge or SHIPPED) if self.suite == "doodle" else None
         return Bench(self.folder, self.suite_on(backbone), self.samples, batch, self.bf16, self.trainings(), judge)
 
-    def suite_on(self, backbone: DiffusersBackbone) -> Suite:
+    def suite_on(self, backbone: DiffusersBackbone | DiffusersTransformer) -> Suite:
         """Returns what methods are tried on, with the settings that were given."""
         tower = load_tower(self.vision)
         if self.suite == "doodle":
@@ -75,3 +77,14 @@ def methods_named(names: Sequence[str] | None, ablations: bool, suite: str) -> M
     if unknown := [name for name in wanted if name not in everything]:
         raise ValueError(f"method {unknown[0]!r}: expected some of {', '.join(everything)}")
     return {name: everything[name] for name in wanted}
+
+
+def methods_on(family: Family, methods: Mapping[str, Method], chosen: bool) -> tuple[Mapping[str, Method], list[str]]:
+    """Returns those of the methods that can be on a family, and the names of the others. Raises ``ValueError`` for one of those that was
+    ``chosen``.
+    """
+    others = [] if family.layerwise else [name for name, method in methods.items() if not method.is_joint]
+    if others and chosen:
+        able = ", ".join(name for name, method in (METHODS | ABLATIONS).items() if method.is_joint)
+        raise ValueError(f"method {others[0]!r} is none for {family.title}, all layers of which read one text: expected some of {able}")
+    return {name: method for name, method in methods.items() if name not in others}, others

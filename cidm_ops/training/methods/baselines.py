@@ -27,6 +27,7 @@ from ...tokens import Text, encode_layerwise
 from ..method import Batch, Task
 from ..trainer import Trainer
 from .cidm import Cidm, CidmLearner
+from .lora import Lora, LoraLearner
 
 FISHER_DRAWS = 64  # pictures that the Fisher information of a task is measured on
 
@@ -52,6 +53,16 @@ class SequentialLora(Cidm):
     def make_learner(self, backbone: Backbone, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> CidmLearner:
         words = self.words_by_name(task)
         return continue_from(CidmLearner(backbone, task, words, [], generator, Consolidation()), earlier)
+
+
+class SequentialJointLora(Lora):
+    """Sequential fine-tuning on transformers in which all layers read one text."""
+
+    def make_learner(self, backbone: Any, task: Task, earlier: Sequence[Concept], generator: torch.Generator) -> LoraLearner:
+        learner = super().make_learner(backbone, task, [], generator)
+        if earlier:
+            learner.begin(earlier[-1])
+        return learner
 
 
 class ElasticLora(Cidm):
