@@ -18,6 +18,20 @@ def whole(least: int, multiple: int = 1) -> Callable[[str], int]:
     return number
 
 
+def sides(least: int, multiple: int = 1) -> Callable[[str], tuple[int, int]]:
+    """Makes an argument type: width and height of a picture, as in 768x512, or both as one whole number."""
+    side = whole(least, multiple)
+
+    def both(text: str) -> tuple[int, int]:
+        width, wide, height = text.partition("x")
+        try:
+            return side(width), side(height if wide else width)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or two of them as in 768x512") from error
+
+    return both
+
+
 def between(least: float, most: float = math.inf) -> Callable[[str], float]:
     """Makes an argument type: a number from ``least`` to ``most``."""
 
@@ -34,8 +48,8 @@ def between(least: float, most: float = math.inf) -> Callable[[str], float]:
     return number
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds which base model a command works on, and where."""
+def add_model(parser: argparse.ArgumentParser, wide: bool = False) -> None:
+    """Adds which base model a command works on, and where; ``wide``: its pictures may have two sides."""
     parser.add_argument(
         "--base",
         "--model",
@@ -43,7 +57,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="'doodle', a diffusers folder, or a .safetensors or .ckpt file of Stable Diffusion 1 or SDXL; to learn and to paint also a "
         "diffusers folder of Flux.1, Chroma, Lumina 2, Z-Image, Qwen-Image, Stable Diffusion 3.5 or Flux.2 Klein (default: %(default)s)",
     )
-    parser.add_argument("--size", type=whole(64, 8), help="pixels of a picture's side (default: what the base was made for)")
+    size = "pixels of a picture's side, or WIDTHxHEIGHT" if wide else "pixels of a picture's side"
+    parser.add_argument("--size", type=(sides if wide else whole)(64, 8), help=f"{size} (default: what the base was made for)")
     parser.add_argument("--device", help="torch device (default: the fastest there is)")
     parser.add_argument(
         "--dtype",
@@ -52,8 +67,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_and_bank(parser: argparse.ArgumentParser) -> None:
-    """Adds the base model, the bank and the seed."""
-    add_model(parser)
+def add_model_and_bank(parser: argparse.ArgumentParser, wide: bool = False) -> None:
+    """Adds the base model, the bank and the seed; ``wide`` as in ``add_model``."""
+    add_model(parser, wide)
     parser.add_argument("--bank", type=Path, required=True, help="folder of the concept bank")
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of all that is random (default: %(default)s)")

@@ -68,10 +68,12 @@ def add_training(into: Any) -> None:
     train.add_argument("--pictures", type=whole(1), default=40_000, help="renderings for all stages but the tower (default: %(default)s)")
     train.add_argument("--individuals", type=whole(1), default=8000, help="pairs of twins for the tower (default: %(default)s)")
     train.add_argument("--prediction", choices=PREDICTIONS, default=PREDICTIONS[0], help="of the U-Net (default: %(default)s)")
-    train.add_argument("--gamma", type=float, default=0.0, help="of min-SNR weights; 0: every timestep counts alike (default: %(default)s)")
+    train.add_argument(
+        "--gamma", type=between(0), default=0.0, help="of min-SNR weights; 0: every timestep counts alike (default: %(default)s)"
+    )
     train.add_argument("--batch", type=whole(1), default=128, help="pictures of a step of U-Net or transformer (default: %(default)s)")
-    train.add_argument("--lr", type=float, default=3e-3, help="largest learning rate of either (default: %(default)s)")
-    train.add_argument("--text-lr", type=float, default=8e-4, help="that of the text encoder (default: %(default)s)")
+    train.add_argument("--lr", type=between(1e-9), default=3e-3, help="largest learning rate of either (default: %(default)s)")
+    train.add_argument("--text-lr", type=between(0), default=8e-4, help="that of the text encoder (default: %(default)s)")
     train.add_argument(
         "--middle", type=between(0, 1), default=0.75, help="share of pictures at the noise that settles marks (default: %(default)s)"
     )
@@ -84,9 +86,9 @@ def add_training(into: Any) -> None:
     train.add_argument(
         "--latent-noise", type=between(0), default=0.8, help="the most that latents bear, of their spread (default: %(default)s)"
     )
-    train.add_argument("--edge", type=float, default=1.0, help="weight of edges when pictures are compared (default: %(default)s)")
+    train.add_argument("--edge", type=between(0), default=1.0, help="weight of edges when pictures are compared (default: %(default)s)")
     train.add_argument("--seer", choices=SEERS, default=SEERS[0], help="whose layers compare pictures too (default: %(default)s)")
-    train.add_argument("--perceptual", type=float, default=0.1, help="weight of those layers (default: %(default)s)")
+    train.add_argument("--perceptual", type=between(0), default=0.1, help="weight of those layers (default: %(default)s)")
     train.add_argument(
         "--begin-with", choices=STARTS, default=STARTS[0], help="what autoencoder, U-Net and text encoder begin with: nothing, or those "
         "that ship (default: %(default)s)"

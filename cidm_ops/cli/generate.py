@@ -13,7 +13,7 @@ from .progress import counting_bar, warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_and_bank(parser)
+    add_model_and_bank(parser, wide=True)
     parser.add_argument("--prompt", action="append", required=True, help="may be repeated; <name> stands for a concept")
     parser.add_argument("--negative", default="", help="what the pictures should not be; <name> stands for a concept there too")
     parser.add_argument(
@@ -114,13 +114,13 @@ def run(options: argparse.Namespace) -> None:
     for prompt in (*options.prompt, options.negative, *(text for text, _ in regions)):
         bank.read(prompt)
     backbone = load_base(options, on_cuda="float16", transformers=True)
-    size = options.size or backbone.size
+    width, height = options.size or (backbone.size, backbone.size)
     guidance = guidance_for(backbone.family) if options.guidance is None else options.guidance
     config = SamplingConfig(options.steps, guidance, options.negative, how, infusion, passes)
     options.out.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(options.prompt, 1):
         for seed in range(options.seed, options.seed + options.count):
-            noise = unit_noise(backbone.family, seed, 1, size, size)
+            noise = unit_noise(backbone.family, seed, 1, height, width)
             with counting_bar("encoding", "part", delay=1) as show, show_encoding(show):
                 pictures, warnings = paint(backbone, bank, prompt, noise, config, regions)
             warn(warnings)

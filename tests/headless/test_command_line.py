@@ -83,6 +83,14 @@ def test_prompts_become_pictures_that_depend_on_concept_and_seed(cidm, bank, tin
     assert (np.asarray(Image.open(again[0])) == pictures[1]).all()
 
 
+def test_a_picture_may_be_wider_than_high(cidm, bank, tiny_sd1, tmp_path):
+    argv = ["generate", "--base", tiny_sd1, "--bank", bank, "--steps", 1, "--prompt", "a <rex>", "--out", tmp_path / "out", "--size"]
+    code, out, _ = cidm(*argv, "128x64")
+    assert code == 0 and Image.open(out[0]).size == (128, 64)
+    for wrong in ("128x", "128x60", "x64", "64x64x64"):
+        assert "expected a whole number of at least 64, a multiple of 8, or two of them" in refused(cidm(*argv, wrong))
+
+
 @pytest.mark.parametrize("mode", ["released", "paper"])
 def test_the_soft_modes_paint_too(cidm, bank, tiny_sd1, tmp_path, mode):
     argv = ["generate", "--base", tiny_sd1, "--bank", bank, "--size", 64, "--steps", 1, "--mode", mode, "--out", tmp_path]
