@@ -67,6 +67,12 @@ def add_model(parser: argparse.ArgumentParser, wide: bool = False) -> None:
     )
 
 
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """Adds the sampler's guidance; ``guidance_of`` in model.py says what stands for none."""
+    about = "classifier-free guidance (default: what suits the base: 5, of Doodle 2, of Flux.1 1, of other transformers 4 or 4.5)"
+    parser.add_argument("--guidance", type=float, help=about)
+
+
 def add_model_and_bank(parser: argparse.ArgumentParser, wide: bool = False) -> None:
     """Adds the base model, the bank and the seed; ``wide`` as in ``add_model``."""
     add_model(parser, wide)

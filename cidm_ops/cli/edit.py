@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..painting.config import SCOPES
-from .arguments import add_model_and_bank, whole
-from .model import load_base
+from .arguments import add_guidance, add_model_and_bank, whole
+from .model import guidance_of, load_base
 from .progress import warn
 
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reach", choices=SCOPES, default=SCOPES[0], help="which words concepts change, as of `cidm generate`")
     parser.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
+    add_guidance(parser)
     parser.add_argument("--out", type=Path, required=True, help="the edited photo, a PNG")
 
 
@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> None:
         options.size or backbone.size,
         options.feather,
     )
-    edited, warnings = edit(backbone, bank, wanted, SamplingConfig(options.steps, options.guidance, options.negative, how), options.seed)
+    config = SamplingConfig(options.steps, guidance_of(options, backbone), options.negative, how)
+    edited, warnings = edit(backbone, bank, wanted, config, options.seed)
     warn(warnings)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_picture(Image.fromarray(to_pixels(edited[None])[0]), options.out)

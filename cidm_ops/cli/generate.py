@@ -7,8 +7,8 @@ from typing import Any
 
 from ..painting.config import MODES, PADDED, PLACE, PRESETS, REGION_OVERLAPS, REGION_TEXTS, SCOPES, STREAMS, ResidualConfig
 from ..text_file import read_text
-from .arguments import add_model_and_bank, whole
-from .model import load_base
+from .arguments import add_guidance, add_model_and_bank, whole
+from .model import guidance_of, load_base
 from .progress import counting_bar, warn
 
 
@@ -73,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strength", type=float, default=1.0, help="of the concepts; 0 is the plain base (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
-    parser.add_argument(
-        "--guidance", type=float, help="classifier-free guidance (default: 5; on transformers what suits the base, 1 for Flux.1, else 4)"
-    )
+    add_guidance(parser)
     parser.add_argument("--count", type=whole(1), default=1, help="pictures per prompt, seeds counting up (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
 
@@ -96,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
     """Paints every prompt as often as asked, and prints the files."""
     from ..bank.bank import Bank
     from ..painting.compose import AggregationConfig
-    from ..painting.paint import SamplingConfig, guidance_for, paint, unit_noise
+    from ..painting.paint import SamplingConfig, paint, unit_noise
     from ..painting.texts import show_encoding
 
     bank, regions = Bank(options.bank), regions_of(options)
@@ -115,8 +113,7 @@ def run(options: argparse.Namespace) -> None:
         bank.read(prompt)
     backbone = load_base(options, on_cuda="float16", transformers=True)
     width, height = options.size or (backbone.size, backbone.size)
-    guidance = guidance_for(backbone.family) if options.guidance is None else options.guidance
-    config = SamplingConfig(options.steps, guidance, options.negative, how, infusion, passes)
+    config = SamplingConfig(options.steps, guidance_of(options, backbone), options.negative, how, infusion, passes)
     options.out.mkdir(parents=True, exist_ok=True)
     for number, prompt in enumerate(options.prompt, 1):
         for seed in range(options.seed, options.seed + options.count):

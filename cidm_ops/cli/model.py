@@ -4,6 +4,11 @@ import argparse
 from typing import Any
 
 
+def guidance_of(options: argparse.Namespace, backbone: Any) -> float:
+    """Returns the guidance that was given, or what suits the base."""
+    return backbone.family.objective.cfg if options.guidance is None else options.guidance
+
+
 def load_base(options: argparse.Namespace, on_cuda: str, transformers: bool = False) -> Any:
     """Loads the backbone, on the fastest device there is unless told; half precision is the default on CUDA only. A command that works on
     ``transformers`` too takes a folder of one.

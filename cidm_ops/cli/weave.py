@@ -1,12 +1,13 @@
 """`cidm weave`: concepts of a bank woven into a template picture, whose layout and background stay."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_model_and_bank, whole
+from .arguments import add_guidance, add_model_and_bank, whole
 from .generate import add_regions, regions_of, write_painted
-from .model import load_base
+from .model import guidance_of, load_base
 from .progress import counting_bar, warn
 
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corrections", type=whole(0), default=1, help="of each step to noise; each costs one more pass (default: %(default)s)"
     )
-    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
+    add_guidance(parser)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the template and the picture (default: this one)")
 
 
@@ -47,13 +48,14 @@ def run(options: argparse.Namespace) -> None:
 
     bank, regions = Bank(options.bank), regions_of(options)
     how = WeaveConfig(options.suppression, options.keep_attention, options.keep_residual, not options.unlock, options.grow)
-    config = SamplingConfig(guidance=options.guidance, negative=options.negative, aggregation=AggregationConfig(strength=options.strength))
     for prompt in (options.prompt, options.negative, *(text for text, _ in regions)):
         bank.read(prompt)
     if named := [*bank.read(options.source).strengths]:
         raise ValueError(f"--source {options.source!r} has the concept {named[0]}: expected plain words, as the base knows no concepts")
     backbone = load_base(options, on_cuda="float16")
-    latents = template_latents(backbone, options)
+    guided = SamplingConfig(guidance=guidance_of(options, backbone))
+    config = replace(guided, negative=options.negative, aggregation=AggregationConfig(strength=options.strength))
+    latents = template_latents(backbone, options, guided)
     with counting_bar("to noise", "step") as show:
         text = encode(backbone, ParsedPrompt(options.source))
         picture = invert_picture(backbone, text, latents, options.steps, options.corrections, show)
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     print(write_painted(pictures[0], options.out, "woven", options.prompt, options.seed))
 
 
-def template_latents(backbone: Any, options: argparse.Namespace) -> Any:
+def template_latents(backbone: Any, options: argparse.Namespace, guided: Any) -> Any:
     """The latents ``[1, C, h, w]`` of the picture that was given, in the shape nearest to its own that the base paints well, or of what the
     base paints of its text.
     """
@@ -76,13 +78,13 @@ def template_latents(backbone: Any, options: argparse.Namespace) -> Any:
 
     from ..painting.compose import ConceptMix
     from ..painting.composition import Composition
-    from ..painting.paint import SamplingConfig, paint_latents, unit_noise
+    from ..painting.paint import paint_latents, unit_noise
     from ..training.crops import fit
 
     size = options.size or backbone.size
     if options.image is None:
         noise = unit_noise(backbone.family, options.seed, 1, size, size)
-        return paint_latents(backbone, Composition(ConceptMix(options.source), ()), noise, SamplingConfig(guidance=options.guidance))
+        return paint_latents(backbone, Composition(ConceptMix(options.source), ()), noise, guided)
     pixels = torch.from_numpy(np.array(read_image(options.image))).permute(2, 0, 1).float() / 255
     picture, _ = fit(pixels, None, "buckets", size, random.Random(0), backbone.family.cell)
     return backbone.encode_image(picture[None].to(backbone.device) * 2 - 1)

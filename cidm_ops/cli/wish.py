@@ -1,12 +1,13 @@
 """`cidm wish`: a wish in plain words, with a picture of what it is about, or a bank that has it, painted and checked."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..text_file import read_text
-from .arguments import add_model, whole
-from .model import load_base
+from .arguments import add_guidance, add_model, whole
+from .model import guidance_of, load_base
 from .progress import counting_bar, warn
 
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--likeness", type=float, default=0.5, help="the part of likeness in a score, the rest is the words (default: 0.5)")
     parser.add_argument("--bound", type=float, default=0.2, help="try once more below this cosine with the words (default: %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=25, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance (default: %(default)s)")
+    add_guidance(parser)
     parser.add_argument("--all", action="store_true", help="write every candidate")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)")
 
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
     order, tower = order_of(options, wish), tower_of(options)
     print("\n".join(told))
     backbone = load_base(options, on_cuda="float16")
+    order = replace(order, guidance=guidance_of(options, backbone))
     with counting_bar("painting", "step") as show:
         granted, warnings = grant(backbone, bank, order, tower, options.size or backbone.size, options.seed, show)
     warn(warnings)
@@ -64,8 +66,6 @@ def run(options: argparse.Namespace) -> None:
 
 def understood(options: argparse.Namespace, bank: Any) -> tuple[Any, list[str]]:
     """The wish as it was read, and what is told of it: guesses, and the prompt. Raises ``ValueError`` for one that names nothing."""
-    from dataclasses import replace
-
     from ..painting.wish_reading import read_wish
 
     wish, notes = None, []
@@ -95,9 +95,8 @@ def order_of(options: argparse.Namespace, wish: Any) -> Any:
         raise ValueError(f"{len(options.mask)} masks for {len(options.image)} pictures: give one --mask for each --image, or none")
     images = [torch.from_numpy(np.array(read_image(file))).permute(2, 0, 1).float() / 127.5 - 1 for file in options.image]
     masks = [read_mask(file, image) for file, image in zip(options.mask, images, strict=False)]
-    return Order(
-        wish, images, masks, options.count, options.steps, options.guidance, options.text_guidance, options.likeness, options.bound
-    )
+    how = {"text_guidance": options.text_guidance, "likeness": options.likeness, "bound": options.bound}
+    return Order(wish, images, masks, options.count, options.steps, **how)
 
 
 def tower_of(options: argparse.Namespace) -> Any:

@@ -77,10 +77,8 @@ class EvaluationTask:
 
 
 def usual_guidance(family: Family) -> float:
-    """The guidance that images are scored with: the paper's, and less for Doodle, whose world is simple; of transformers their own."""
-    if not family.layerwise:
-        return family.objective.cfg
-    return 2.0 if family.size == DOODLE.size else 7.5
+    """The guidance that images are scored with: the paper's on the models that it has, else what suits the family."""
+    return 7.5 if family.layerwise and family.size != DOODLE.size else family.objective.cfg
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -25,7 +25,7 @@ class Objective:
 
     Noise levels are drawn by a ``density``, "uniform" or "sigmoid" (logit-normal, Esser et al. 2024), and moved by a ``shift``, 0 for that
     of the picture's size. ``guidance`` is what a model that was distilled by guidance is told while it learns, ``painted`` while it paints;
-    ``cfg`` weighs classifier-free guidance in previews.
+    ``cfg`` weighs classifier-free guidance, in previews too.
     """
 
     density: str = "sigmoid"

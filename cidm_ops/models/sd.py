@@ -89,7 +89,7 @@ SD1 = register(
             vae=VAE | {"latent_channels": 4, "sample_size": 512, "scaling_factor": 0.18215},
             schedule=SCHEDULE,
         ),
-        objective=Objective(density="uniform"),
+        objective=Objective(density="uniform", cfg=5.0),
         files=LoraFiles(
             roots=ROOTS,
             read_layer=layers_of(resnets=2),
@@ -139,7 +139,7 @@ SDXL = register(
             vae=VAE | {"latent_channels": 4, "sample_size": 1024, "scaling_factor": 0.13025},
             schedule=SCHEDULE,
         ),
-        objective=Objective(density="uniform"),
+        objective=Objective(density="uniform", cfg=5.0),
         files=LoraFiles(
             roots=ROOTS,
             read_layer=layers_of(resnets=2),
@@ -167,6 +167,7 @@ DOODLE = register(
             "clif": {"steps": 350, "batch": 4, "lr": 4e-3, "lr_tokens": 1e-2, "norm_stop": 2.0},
             "contrast": {"lr": 1e-2, "norm_stop": 2.0},
         },
+        objective=Objective(density="uniform", cfg=2.0),  # its world is simple
         layout_attention=r"^up_blocks\.[01]\.",
         layout_residual=r"^up_blocks\.0\.resnets\.0\.conv2$",
         halvings=2,

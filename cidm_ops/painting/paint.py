@@ -213,11 +213,6 @@ def paint_joint(
     return sample(backbone, wanted, negative, noise, predict=predict_joint(backbone, run), weigh=weigh, **how)
 
 
-def guidance_for(family: Family) -> float:
-    """Classifier-free guidance that suits a family."""
-    return SamplingConfig.guidance if family.layerwise else family.objective.cfg
-
-
 def predictor(backbone: Backbone, scene: Scene) -> Predict:
     """The model with a scene beside its layers. What is kept belongs to one run: take another predictor for another one."""
     return predict_in(backbone, begin_run(backbone, scene))

@@ -224,7 +224,7 @@ class Learner(nn.Module):
     @property
     def preview_guidance(self) -> float:
         """Classifier-free guidance of previews."""
-        return 5.0
+        return self.backbone.family.objective.cfg
 
     def preview(self, prompt: str) -> tuple[Text, Text, Predict | None]:
         """Returns the prompt, in which ``<name>`` stands for a concept, and the empty text as the model reads them, and what stands in

@@ -13,7 +13,7 @@ from .canvases import CutOut, cut_common
 from .crops import resize
 from .dataset import Dataset
 
-STEPS, GUIDANCE = 25, 5.0  # of a U-Net
+STEPS = 25
 COMMON = ("dog", "cat", "chair", "car", "cup", "tree")  # things that every base knows
 
 
@@ -29,12 +29,11 @@ def imagine(
     """Has the base itself paint ``count`` pictures of ``class_word``, of ``size`` (height, width) in pixels."""
     caption = f"a {class_word}"
     wanted, nothing = (read_plain(backbone, text) for text in (caption, ""))
-    guidance = GUIDANCE if backbone.family.layerwise else backbone.family.objective.cfg
     pictures = []
     for number in range(count):
         shape = backbone.family.latent_shape(*size)
         noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed + number)).to(backbone.device)
-        latent = sample(backbone, wanted, nothing, noise, steps=STEPS, guidance=guidance)
+        latent = sample(backbone, wanted, nothing, noise, steps=STEPS, guidance=backbone.family.objective.cfg)
         pictures.append(backbone.decode_latent(latent)[0].float().cpu() / 2 + 0.5)
         on_picture(number + 1, count)
     return Dataset(pictures, [class_word] * count)

@@ -28,7 +28,7 @@ from cidm_ops.painting.compose import AggregationConfig, ConceptMix
 from cidm_ops.painting.composition import Composition, RegionPrompt, compose_regions
 from cidm_ops.painting.config import PRESETS, NoiseEstimation
 from cidm_ops.painting.joint_paint import begin_joint, predict_joint, read_region
-from cidm_ops.painting.paint import Photo, SamplingConfig, guidance_for, paint, paint_latents, unit_noise
+from cidm_ops.painting.paint import Photo, SamplingConfig, paint, paint_latents, unit_noise
 from cidm_ops.painting.sampling import sample
 from cidm_ops.painting.scene import ConceptStack, Scene
 from cidm_ops.row_plan import RowPlan
@@ -372,6 +372,6 @@ def test_the_command_line_and_a_notebook_paint_regions(base, tmp_path, capsys):
     assert (found["words"] == found["file"]).all()
     assert (found["words"] != found["plain"]).any() and (found["words"] != found["passes"]).any()
     placed = {(0, 0, 0.5, 1): "a <rex> in the snow", (0.5, 0, 1, 1): "a <tom>"}
-    config = SamplingConfig(2, guidance_for(base.family))
+    config = SamplingConfig(2, base.family.objective.cfg)
     (image,) = cidm_ops.generate(cidm_ops.load(base.folder, "cpu"), bank, "snow", placed, config, size=64)
     assert abs(np.asarray(image).astype(int) - found["words"]).max() <= 1

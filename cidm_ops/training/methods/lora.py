@@ -103,7 +103,7 @@ class LoraLearner(Learner):
     @property
     def preview_guidance(self) -> float:
         """Classifier-free guidance of previews; a base that needs an assistant is distilled, and paints without."""
-        return 1.0 if self.assistant else self.backbone.family.objective.cfg
+        return 1.0 if self.assistant else super().preview_guidance
 
     def draw_timesteps(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         density, shift = self.noise_levels
