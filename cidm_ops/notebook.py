@@ -76,14 +76,15 @@ def generate(
     regions: Mapping[Box, str] | None = None,
     config: SamplingConfig | None = None,
     seeds: Sequence[int] = (0,),
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> list[Image.Image]:
-    """Paints a prompt with the concepts of a bank, an image for each seed; ``regions`` are prompts by their boxes.
+    """Paints a prompt with the concepts of a bank, an image for each seed; ``regions`` are prompts by their boxes, ``size`` is an image's
+    side in pixels, or width and height.
 
     Raises ``ValueError`` for a word that no concept has and for a box that is none.
     """
-    side = size or base.family.size
-    noise = torch.cat([unit_noise(base.family, seed, 1, side, side) for seed in seeds])
+    width, height = size if isinstance(size, tuple) else (size or base.family.size,) * 2
+    noise = torch.cat([unit_noise(base.family, seed, 1, height, width) for seed in seeds])
     placed = [(text, RegionMask(box_mask(*box))) for box, text in (regions or {}).items()]
     images, remarks = paint(base, bank, prompt, noise, config, placed)
     for remark in remarks:

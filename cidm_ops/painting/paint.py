@@ -91,7 +91,7 @@ def paint(
     ``regions`` are prompts and their places. The negative prompt is read like the others: handles are written out. Raises ``ValueError``
     for a word that no concept of the bank has and for a concept of another architecture.
     """
-    config = config or SamplingConfig()
+    config = config or SamplingConfig(guidance=backbone.family.objective.cfg)
     unwanted = read(bank, config.negative)
     other = [check_base(bank.headers[name], backbone.architecture, backbone.fingerprint) for name in unwanted.strengths]
     if regions or config.aggregation.scope == PLACE:
@@ -115,7 +115,8 @@ def weave(
 ) -> tuple[Tensor, list[str]]:
     """``paint`` into a template, from the noise that it was inverted to, in as many steps."""
     trajectory = template.picture.trajectory
-    config = replace(config or SamplingConfig(), steps=len(trajectory.levels) - 1, template=template)
+    config = config or SamplingConfig(guidance=backbone.family.objective.cfg)
+    config = replace(config, steps=len(trajectory.levels) - 1, template=template)
     return paint(backbone, bank, prompt, noise_of(trajectory, backbone.schedule), config, regions, on_step)
 
 

@@ -26,7 +26,7 @@ def photos(tmp_path, monkeypatch):
 def test_the_page_on_notebooks_runs(photos):
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S).group(1)
     exec(code.replace("steps=350", "steps=2").replace("guidance=3.0", "steps=2, guidance=3.0"), names := {})
-    assert names["bank"].names == ["rex", "toy"] and Image.open("both.png").size == (128, 128) and len(names["images"]) == 2
+    assert names["bank"].names == ["rex", "toy"] and Image.open("both.png").size == (256, 128) and len(names["images"]) == 2
     assert names["scores"]["concepts"].keys() == {"rex", "toy"} and Path("scores/report.html").exists()
 
 
