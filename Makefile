@@ -2,7 +2,7 @@
 # constraints.txt, and with no more than it needs; later runs reuse it. PyTorch is the one for the CPU unless TORCH says otherwise.
 PYTHON ?= python3
 TORCH ?=
-PYTEST = -m pytest -n auto --maxprocesses 4 # each worker holds a PyTorch: about 1 GB
+PYTEST = -m pytest -n auto --maxprocesses 4 --durations 15 # each worker holds a PyTorch: about 1 GB
 .PHONY: demo test check release lock floor canary again
 .NOTPARALLEL:
 

@@ -12,7 +12,7 @@ from ...backbone import Backbone, TransformerBackbone
 from ...doodle.concepts import CONCEPTS, DoodleConcept
 from ...doodle.world import render
 from ...engines.towers import Tower
-from ...evaluation.doodle import GUIDANCE, INFUSED, RECIPE, training_pictures
+from ...evaluation.doodle import INFUSED, RECIPE, training_pictures
 from ...evaluation.protocol import EvaluationTask, SampleSettings, doodle_references, read_prompts, references_in, usual_guidance
 from ...grammar import article
 from ...measure.report import from_pixels
@@ -92,7 +92,7 @@ def recipe_on(family: Family, otherwise: TrainingConfig) -> TrainingConfig:
 def doodle_suite(backbone: Backbone | TransformerBackbone, tower: Tower, tasks: int = 10, steps: int = 12) -> Suite:
     """Doodle's ten concepts, each from six renderings; references are renderings that no training sees."""
     lessons = [doodle_task(concept) for concept in list(CONCEPTS.values())[:tasks]]
-    sampling = SampleSettings(128, steps, GUIDANCE if backbone.family.layerwise else usual_guidance(backbone.family))
+    sampling = SampleSettings(128, steps, usual_guidance(backbone.family))
     return Suite("doodle", backbone, tower, lessons, recipe_on(backbone.family, RECIPE), INFUSED, sampling)
 
 
@@ -129,8 +129,7 @@ def folder_suite(
         )
         for name, class_word, kind in CIFC[:tasks]
     ]
-    guidance = 7.5 if backbone.family.layerwise else usual_guidance(backbone.family)
-    sampling = SampleSettings(size, steps, guidance, seed=2024)
+    sampling = SampleSettings(size, steps, usual_guidance(backbone.family), seed=2024)
     return Suite("cifc", backbone, tower, lessons, recipe_on(backbone.family, configure("cidm")), configure("infusion"), sampling)
 
 
