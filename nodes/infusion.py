@@ -33,10 +33,7 @@ from .train import (
 )
 
 DEFAULTS = configure("infusion").settings()
-SHARED = (
-    "weight_decay", "noise_offset", "min_snr", "density", "shift", "dropout", "shuffle", "templates", "checkpointing", "precision",
-    "memory",
-)  # fmt: skip
+SHARED = ("weight_decay", "noise_offset", "min_snr", "dropout", "shuffle", "templates", "checkpointing", "precision", "memory")
 STREAM = "dual: the attention maps of the plain model beside it, as in the paper. single: its own, in half the time. "
 LAYERS = f"all, decoder, or a regular expression on names such as {EXAMPLE}."
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cidm_ops.method.consolidation import MODES
 from ..cidm_ops.models.sd import EXAMPLE
-from ..cidm_ops.training.config import DENSITIES, EXISTING, MEMORY, PRECISIONS
+from ..cidm_ops.training.config import EXISTING, MEMORY, PRECISIONS
 from ..cidm_ops.training.methods import configure
 from ..cidm_ops.training.methods.cidm import GROUPS, REACHES
 from ..cidm_ops.training.methods.nearest import STARTS
@@ -149,21 +149,6 @@ class CIDMTrainingSettings(io.ComfyNode):
                     step=0.001,
                     optional=True,
                     tooltip="Weight of that, where contrast is connected. 0: plain training.",
-                ),
-                io.Combo.Input(
-                    "density",
-                    options=list(DENSITIES),
-                    default=DEFAULTS["density"],
-                    optional=True,
-                    tooltip="Which noise levels are learned at. uniform: all alike. sigmoid: most in the middle, where shapes and marks "
-                    "are settled. of the family: as suits the model.",
-                ),
-                amount(
-                    "shift",
-                    20.0,
-                    0.05,
-                    "Multiplies noise over signal: above 1 for layout, below for texture. 0: as suits the model.",
-                    True,
                 ),
             ],
             outputs=[TrainingSettings.Output(display_name="settings", tooltip="For Train Concept.")],
