@@ -83,7 +83,7 @@ def understood(options: argparse.Namespace, bank: Any) -> tuple[Any, list[str]]:
 
 
 def order_of(options: argparse.Namespace, wish: Any) -> Any:
-    """What is to be painted, from the command line."""
+    """What is to be painted, from the command line; its guidance is known once there is a base."""
     import numpy as np
     import torch
 
@@ -95,8 +95,16 @@ def order_of(options: argparse.Namespace, wish: Any) -> Any:
         raise ValueError(f"{len(options.mask)} masks for {len(options.image)} pictures: give one --mask for each --image, or none")
     images = [torch.from_numpy(np.array(read_image(file))).permute(2, 0, 1).float() / 127.5 - 1 for file in options.image]
     masks = [read_mask(file, image) for file, image in zip(options.mask, images, strict=False)]
-    how = {"text_guidance": options.text_guidance, "likeness": options.likeness, "bound": options.bound}
-    return Order(wish, images, masks, options.count, options.steps, **how)
+    return Order(
+        wish,
+        images,
+        masks,
+        options.count,
+        options.steps,
+        text_guidance=options.text_guidance,
+        likeness=options.likeness,
+        bound=options.bound,
+    )
 
 
 def tower_of(options: argparse.Namespace) -> Any:

@@ -28,8 +28,12 @@ def paint_mixtures(
 
     ``reach`` says where on their texts the concepts act. ``composite``: a forward pass for each concept, and the mean of what they
     predict (LoRA-Composite, Zhong et al. 2024, Eq. 3). On transformers in which all layers read one text each is painted by itself.
+
+    Raises ``ValueError`` for ``composite`` there.
     """
     if isinstance(backbone, TransformerBackbone):
+        if composite:
+            raise ValueError(f"a pass for each concept is not painted on {backbone.family.title}: take another merge")
         alone = [Composition(mixture, (), AggregationConfig(scope=reach)) for mixture in mixtures]
         pairs = zip(alone, noise.split(1), strict=True)
         return backbone.decode_latent(torch.cat([paint_latents(backbone, one, own, sampling.config) for one, own in pairs]))
